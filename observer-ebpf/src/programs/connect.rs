@@ -1,0 +1,79 @@
+//! connect4, connect6: which process opens a socket towards the application.
+//!
+//! Envoy and pilot-agent share cgroup, user and source address; only here does a program run in the task that opens the
+//! socket.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use observer_ebpf::{
+    IGNORED, MODE_GATEWAY, MODE_TPROXY, PORT_EXCLUDED,
+    socket::{self, DESTINATION},
+};
+
+use super::{
+    context::{dialled, local_of, read},
+    maps,
+};
+
+const STREAM: u32 = 1;
+
+/// IPv4.
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn mesh_connect4(ctx: SockAddrContext) -> i32 {
+    connecting(ctx.sock_addr, false);
+    1
+}
+
+/// IPv6.
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn mesh_connect6(ctx: SockAddrContext) -> i32 {
+    connecting(ctx.sock_addr, true);
+    1
+}
+
+#[inline(always)]
+fn connecting(context: *mut bpf_sock_addr, ipv6: bool) {
+    if read!(context, type_) != STREAM {
+        return;
+    }
+    let sk = read!(context, __bindgen_anon_1.sk);
+    if sk.is_null() {
+        return;
+    }
+    let remote = dialled(context, ipv6);
+    let local = local_of(sk);
+    let magic = socket::is_magic(&local);
+    if !magic && !to_application(&remote) {
+        return;
+    }
+    let port = u16::from_be(read!(context, user_port) as u16);
+    let excluded = maps::port_flags(port) & PORT_EXCLUDED != 0;
+    if excluded && !magic {
+        return;
+    }
+    // SAFETY: the helper takes nothing and cannot fail.
+    let process = unsafe { bpf_get_current_pid_tgid() } >> 32;
+    let Some(c) = maps::new_connection(sk) else { return };
+    c.process = process as u32;
+    c.sidecar = maps::sidecar_of(c.process);
+    c.leg = if excluded || c.sidecar == IGNORED { socket::IGNORED } else { DESTINATION };
+}
+
+/// Without the magic source address: does a sidecar that connects to `remote` mean its application?
+#[inline(always)]
+fn to_application(remote: &[u8; 16]) -> bool {
+    // SAFETY: the helper takes nothing and cannot fail.
+    let Some(cgroup) = maps::cgroup(unsafe { bpf_get_current_cgroup_id() }) else { return false };
+    if cgroup.mode == MODE_GATEWAY {
+        return false;
+    }
+    if socket::is_loopback(remote) {
+        return true;
+    }
+    cgroup.mode == MODE_TPROXY
+        && (socket::same(&cgroup.addresses[0], remote) || socket::same(&cgroup.addresses[1], remote))
+}

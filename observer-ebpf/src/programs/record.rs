@@ -1,0 +1,174 @@
+//! Where finished exchanges and TCP bytes go: from a connection to its series.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use observer_ebpf::{
+    DURATION, GRPC_NONE, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_HTTP, PROTOCOL_TCP,
+    REQUEST_BYTES, RESPONSE_BYTES, SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN, Series, SeriesKey,
+    health::Counter,
+    latency, shared,
+    socket::{Connection, DESTINATION, ENCRYPTED, Finished, LISTED, REQUEST},
+};
+
+use super::{context::opaque, maps};
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(super) fn now() -> u64 {
+    // SAFETY: the helper takes nothing and cannot fail.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Counts a request.
+#[inline(always)]
+pub(super) fn finished(c: &mut Connection, finished: &Finished) {
+    let Some(series) = series(c, PROTOCOL_HTTP, finished.status, finished.security) else {
+        maps::count(Counter::RequestUnattributed, 1);
+        return;
+    };
+    let microseconds = finished.duration_ns / 1_000;
+    observe(&mut series.histograms[DURATION], microseconds, microseconds / 1_000);
+    observe(&mut series.histograms[REQUEST_BYTES], finished.request_bytes, finished.request_bytes);
+    observe(&mut series.histograms[RESPONSE_BYTES], finished.response_bytes, finished.response_bytes);
+    maps::count(if finished.early { Counter::RequestEndedEarly } else { Counter::RequestOk }, 1);
+}
+
+/// Adds to a connection's TCP counters.
+#[inline(never)]
+pub(super) fn transferred(c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
+    let protocol = if shared::load(&c.protocol) == ENCRYPTED { PROTOCOL_ENCRYPTED } else { PROTOCOL_TCP };
+    let security = security(c);
+    let Some(series) = series(c, protocol, 0, security) else {
+        maps::count(Counter::LossUnattributed, 1);
+        return;
+    };
+    if opened != 0 {
+        shared::add(&mut series.opened, opened);
+    }
+    if closed != 0 {
+        shared::add(&mut series.closed, closed);
+    }
+    if bytes != 0 {
+        shared::add(if direction == REQUEST { &mut series.received } else { &mut series.sent }, bytes);
+    }
+}
+
+/// How clients are now connected to the application behind a destination leg.
+///
+/// Connections to the application are pooled, so no client's connection belongs to one of them. If clients of one kind
+/// only are connected, the request is of that kind; if both are, it is of the kind that sent something last, provided
+/// that the other has been silent for a while.
+#[inline(always)]
+pub(super) fn security(c: &mut Connection) -> u8 {
+    if c.leg != DESTINATION {
+        return SECURITY_UNKNOWN;
+    }
+    if c.door == 0 {
+        c.door = maps::door_of(&InboundKey { sidecar: c.sidecar, port: u32::from(c.destination.port) });
+    }
+    let Some(door) = maps::door(c.door) else { return SECURITY_UNKNOWN };
+    // SAFETY: references are valid; volatile, since other processors write them.
+    let (tls_ns, plain_ns) =
+        unsafe { (core::ptr::read_volatile(&door.mutual_tls_ns), core::ptr::read_volatile(&door.plain_ns)) };
+    let (tls, plain) = (door.mutual_tls != 0, door.plain != 0);
+    if tls && (!plain || tls_ns > plain_ns + SILENCE_NS) {
+        SECURITY_MUTUAL_TLS
+    } else if plain && (!tls || plain_ns > tls_ns + SILENCE_NS) {
+        SECURITY_NONE
+    } else {
+        SECURITY_UNKNOWN
+    }
+}
+
+/// Silence of one kind of clients after which a request is the other kind's.
+const SILENCE_NS: u64 = 100_000_000;
+
+/// Books an inbound connection as open, once it is known what it came with and for which port.
+#[inline(always)]
+pub(super) fn list(c: &mut Connection) {
+    if c.opening == 0 || c.destination.port == 0 || c.sidecar == 0 || shared::set(&mut c.flags, LISTED) & LISTED != 0 {
+        return;
+    }
+    c.door = maps::new_door(&InboundKey { sidecar: c.sidecar, port: u32::from(c.destination.port) });
+    relist(c, 1);
+    received(c);
+}
+
+/// Books an inbound connection as closed, if it was booked as open.
+#[inline(always)]
+pub(super) fn unlist(c: &mut Connection) {
+    if c.flags & LISTED != 0 {
+        relist(c, u64::MAX);
+    }
+}
+
+/// Notes that an inbound connection has received something.
+#[inline(always)]
+pub(super) fn received(c: &mut Connection) {
+    let Some(door) = maps::door(c.door) else { return };
+    let last = if is_tls(c) { &mut door.mutual_tls_ns } else { &mut door.plain_ns };
+    // SAFETY: a reference is valid; volatile, since other processors read it.
+    unsafe { core::ptr::write_volatile(last, now()) };
+}
+
+#[inline(always)]
+fn relist(c: &mut Connection, by: u64) {
+    let Some(door) = maps::door(c.door) else { return };
+    shared::add(if is_tls(c) { &mut door.mutual_tls } else { &mut door.plain }, by);
+}
+
+#[inline(always)]
+fn is_tls(c: &Connection) -> bool {
+    c.opening == u32::from(SECURITY_MUTUAL_TLS) + 1
+}
+
+/// The series of a connection; none if it belongs to no known sidecar.
+#[inline(never)]
+fn series(c: &mut Connection, protocol: u8, status: u16, security: u8) -> Option<&'static mut Series> {
+    if c.sidecar == 0 && c.process != 0 {
+        c.sidecar = maps::sidecar_of(c.process);
+    }
+    if c.sidecar == 0 || c.sidecar == IGNORED {
+        return None;
+    }
+    let short = u64::from(protocol) << 56 | u64::from(security) << 48 | u64::from(status) << 32;
+    // SAFETY: a reference is valid; volatile, since the other direction may be writing.
+    let cached = unsafe { core::ptr::read_volatile(&c.cached) };
+    if cached >> 32 << 32 == short {
+        return maps::series(cached as u32);
+    }
+    let key = SeriesKey {
+        sidecar: c.sidecar,
+        destination: c.destination,
+        status,
+        grpc_status: GRPC_NONE,
+        leg: c.leg as u8,
+        protocol,
+        security,
+        padding: 0,
+    };
+    let slot = maps::slot_of(&key);
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&mut c.cached, short | u64::from(slot)) };
+    maps::series(slot)
+}
+
+/// Puts `value` (microseconds or bytes) into a histogram; `exposed` is the same in whole milliseconds or bytes.
+#[inline(never)]
+fn observe(histogram: &mut Histogram, value: u64, exposed: u64) {
+    let bucket = opaque(latency::bucket(exposed)) as usize;
+    if bucket < latency::BUCKETS {
+        // SAFETY: checked just here.
+        shared::add(unsafe { histogram.buckets.get_unchecked_mut(bucket) }, 1);
+    }
+    shared::add(&mut histogram.sum, value);
+    let (block, cell) = latency::cell(value);
+    let (block, cell) = (opaque(block) as usize, opaque(cell) as usize);
+    if block < latency::BLOCKS && cell < latency::CELLS {
+        // SAFETY: checked just here.
+        let word = unsafe { histogram.blocks.get_unchecked_mut(block) };
+        if let Some(block) = maps::block(word) {
+            // SAFETY: as above.
+            shared::bump(unsafe { block.cells.get_unchecked_mut(cell) });
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! sock_ops: connections established and closed, and where their sequence numbers begin.
+
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_ops},
+    helpers::generated::bpf_sock_ops_cb_flags_set,
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use observer_ebpf::{
+    Endpoint, PORT_EXCLUDED, PORT_TCP,
+    health::Counter,
+    shared,
+    socket::{
+        self, ANCHORED, Connection, DECLARED_TCP, DESTINATION, Env, Finished, INBOUND, LATE, REQUEST, RESPONSE, SOURCE,
+        UNDECIDED,
+    },
+    stream::Stream,
+};
+
+use super::{
+    context::{read, remote_of_event},
+    maps, record,
+};
+
+const ACTIVE_ESTABLISHED: u32 = 4;
+const PASSIVE_ESTABLISHED: u32 = 5;
+const STATE: u32 = 10;
+const STATE_FLAG: i32 = 1 << 2;
+const CLOSE: u32 = 7;
+pub(super) const OUTBOUND_PORT: u32 = 15001;
+const INBOUND_PORT: u32 = 15006;
+const TUNNEL_PORT: u32 = 15008;
+
+/// Established and closed.
+#[sock_ops]
+pub(crate) fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
+    let ops = ctx.ops;
+    let op = read!(ops, op);
+    if op == ACTIVE_ESTABLISHED || op == PASSIVE_ESTABLISHED {
+        note!(&ctx, "established, operation {}, local port {}", op, read!(ops, local_port));
+    }
+    match op {
+        ACTIVE_ESTABLISHED => connected(ops),
+        PASSIVE_ESTABLISHED => accepted(ops),
+        STATE if read!(ops, __bindgen_anon_1.args[1]) == CLOSE => closed(ops),
+        _ => None,
+    };
+    1
+}
+
+#[inline(always)]
+fn connected(ops: *mut bpf_sock_ops) -> Option<()> {
+    let c = maps::connection(socket_of(ops)?)?;
+    if c.leg != DESTINATION {
+        return None;
+    }
+    let port = u32::from_be(read!(ops, remote_port)) as u16;
+    c.destination = Endpoint { address: remote_of_event(ops), port, padding: 0 };
+    anchor(c, read!(ops, snd_nxt), read!(ops, rcv_nxt));
+    watch(ops);
+    if maps::port_flags(port) & PORT_TCP != 0 {
+        shared::set(&mut c.flags, DECLARED_TCP);
+        socket::is_tcp(c, &mut Event);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn accepted(ops: *mut bpf_sock_ops) -> Option<()> {
+    let port = read!(ops, local_port);
+    if maps::port_flags(port as u16) & PORT_EXCLUDED != 0 {
+        return None;
+    }
+    let c = maps::new_connection(socket_of(ops)?)?;
+    c.leg = match port {
+        OUTBOUND_PORT => SOURCE,
+        INBOUND_PORT | TUNNEL_PORT => INBOUND,
+        // A gateway's door, a transparent listener or neither: its cgroup tells, with the first packet.
+        _ => UNDECIDED,
+    };
+    anchor(c, read!(ops, rcv_nxt), read!(ops, snd_nxt));
+    watch(ops);
+    Some(())
+}
+
+#[inline(always)]
+fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
+    let (received, acknowledged) = (read!(ops, bytes_received), read!(ops, bytes_acked));
+    let c = maps::connection(socket_of(ops)?)?;
+    if c.leg == INBOUND {
+        record::unlist(c);
+        return None;
+    }
+    if c.leg != SOURCE && c.leg != DESTINATION {
+        return None;
+    }
+    socket::ended(c, &mut Event);
+    if c.flags & LATE == 0 && c.flags & ANCHORED != 0 && c.protocol != socket::ENCRYPTED {
+        let (ingress, egress) = if c.leg == SOURCE { (REQUEST, RESPONSE) } else { (RESPONSE, REQUEST) };
+        audit(c.streams[ingress].seen, received, 1, c.streams[egress].seen, acknowledged);
+    }
+    Some(())
+}
+
+/// Compares what was seen with what the kernel counted; its figures include FIN and, of the opener, SYN.
+#[inline(always)]
+fn audit(seen_in: u64, received: u64, fin: u64, seen_out: u64, acknowledged: u64) {
+    maps::count(Counter::AuditConnections, 1);
+    let mut unseen = 0;
+    if received > seen_in + fin {
+        unseen += received - seen_in - fin;
+    }
+    if acknowledged > seen_out + fin + 1 {
+        unseen += acknowledged - seen_out - fin - 1;
+    }
+    if unseen > 0 {
+        maps::count(Counter::AuditUnseen, unseen);
+    }
+    if seen_out > acknowledged {
+        maps::count(Counter::AuditUnacknowledged, seen_out - acknowledged);
+    }
+}
+
+#[inline(always)]
+fn socket_of(ops: *mut bpf_sock_ops) -> Option<*mut bpf_sock> {
+    if read!(ops, is_fullsock) == 0 {
+        return None;
+    }
+    let sk = read!(ops, __bindgen_anon_2.sk);
+    if sk.is_null() { None } else { Some(sk) }
+}
+
+/// The first payload byte of each direction has the next sequence number.
+#[inline(always)]
+fn anchor(c: &mut Connection, request: u32, response: u32) {
+    c.streams[REQUEST].next = request;
+    c.streams[REQUEST].anchored = 1;
+    c.streams[RESPONSE].next = response;
+    c.streams[RESPONSE].anchored = 1;
+    shared::set(&mut c.flags, ANCHORED);
+}
+
+/// Asks for the state callback, which tells of the close.
+#[inline(always)]
+fn watch(ops: *mut bpf_sock_ops) {
+    // SAFETY: the context is valid.
+    unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_FLAG) };
+}
+
+/// An event without a packet.
+pub(super) struct Event;
+
+impl Env for Event {
+    #[inline(always)]
+    fn now(&mut self) -> u64 {
+        record::now()
+    }
+    #[inline(always)]
+    fn load(&mut self, _: &mut Stream, _: u32, _: u32, _: u32) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn turns(&mut self, _: &mut Connection, _: usize) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn count(&mut self, counter: Counter, by: u64) {
+        maps::count(counter, by);
+    }
+    #[inline(always)]
+    fn finished(&mut self, c: &mut Connection, finished: &Finished) {
+        record::finished(c, finished);
+    }
+    #[inline(always)]
+    fn transferred(&mut self, c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
+        record::transferred(c, opened, closed, direction, bytes);
+    }
+    #[inline(always)]
+    fn security(&mut self, c: &mut Connection) -> u8 {
+        record::security(c)
+    }
+}

@@ -1,0 +1,903 @@
+//! One observed connection: which leg it is, what it speaks, and the exchanges open on it.
+//!
+//! The request direction writes an exchange, the response direction answers it; each may run on a processor of its own.
+//! They meet only in [`crate::shared`] words, and whichever finishes an exchange last counts it.
+
+use crate::{
+    Endpoint, LEG_DESTINATION, LEG_SOURCE, STATUS_UNKNOWN,
+    health::Counter,
+    http1::{self, Malformed, Opening},
+    shared,
+    stream::{CARRY, PARKED, Stream, Token},
+};
+
+/// Direction client to server: index into [`Connection::streams`].
+pub const REQUEST: usize = 0;
+/// Direction server to client: index into [`Connection::streams`].
+pub const RESPONSE: usize = 1;
+/// Exchanges that can be open at once: requests pipelined behind each other.
+pub const EXCHANGES: usize = 32;
+
+/// [`Connection::leg`]: not decided yet.
+pub const UNDECIDED: u32 = 0;
+/// [`Connection::leg`]: the application's connection to its sidecar, or a client's to a gateway.
+pub const SOURCE: u32 = LEG_SOURCE as u32;
+/// [`Connection::leg`]: the sidecar's connection to its application.
+pub const DESTINATION: u32 = LEG_DESTINATION as u32;
+/// [`Connection::leg`]: a peer's connection to the sidecar; only its opening is read.
+pub const INBOUND: u32 = 3;
+/// [`Connection::leg`]: not to be counted.
+pub const IGNORED: u32 = 4;
+
+/// [`Connection::protocol`]: raw TCP.
+pub const TCP: u32 = 1;
+/// [`Connection::protocol`]: HTTP/1.
+pub const HTTP1: u32 = 2;
+/// [`Connection::protocol`]: HTTP/2.
+pub const HTTP2: u32 = 3;
+/// [`Connection::protocol`]: encrypted, at a gateway's door.
+pub const ENCRYPTED: u32 = 4;
+
+/// Flag: open before the programs were attached.
+pub const LATE: u32 = 1;
+/// Flag: accepted by a gateway.
+pub const GATEWAY: u32 = 1 << 1;
+/// Flag: the configuration says that the destination port is TCP.
+pub const DECLARED_TCP: u32 = 1 << 2;
+/// Flag: the end has been dealt with.
+pub const ENDED: u32 = 1 << 3;
+/// Flag: counted in the table of open inbound connections.
+pub const LISTED: u32 = 1 << 4;
+/// Flag: counted as an opened TCP connection.
+pub const OPENED: u32 = 1 << 5;
+/// Flag: the establishment was seen, so the first sequence numbers are known.
+pub const ANCHORED: u32 = 1 << 6;
+
+/// Bit of [`Exchange::state`]: the request is complete.
+pub const REQUEST_DONE: u32 = 1;
+/// Bit of [`Exchange::state`]: counted.
+pub const FINISHED: u32 = 1 << 2;
+/// Bit of [`Exchange::state`]: a HEAD request.
+const IS_HEAD: u32 = 1 << 3;
+/// Bit of [`Exchange::state`]: a CONNECT request.
+const IS_CONNECT: u32 = 1 << 4;
+/// Bit of [`Exchange::state`]: a request with an Upgrade header.
+const IS_UPGRADE: u32 = 1 << 5;
+/// Bit of [`Exchange::state`]: the connection became a tunnel.
+const IS_TUNNEL: u32 = 1 << 6;
+/// Position of the security in [`Exchange::state`].
+const SECURITY_SHIFT: u32 = 8;
+
+/// A request and its response.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange {
+    /// First byte of the request, nanoseconds of `CLOCK_MONOTONIC`.
+    pub start_ns: u64,
+    /// Wire bytes of the request, once it is complete.
+    pub request_bytes: u64,
+    /// Bits above; shared.
+    pub state: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// One observed connection: the value of its socket's storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// Both directions.
+    pub streams: [Stream; 2],
+    /// Open exchanges; a ring.
+    pub exchanges: [Exchange; EXCHANGES],
+    /// First FIN or RST, nanoseconds of `CLOCK_MONOTONIC`.
+    pub ended_ns: u64,
+    /// Number of the oldest unanswered exchange; written by the response direction.
+    pub head: u32,
+    /// Number of the next exchange; written by the request direction.
+    pub tail: u32,
+    /// Flags above; shared.
+    pub flags: u32,
+    /// Odd while the position in HTTP/1 is lost; shared.
+    pub sync: u32,
+    /// Direction of the last payload, plus one.
+    pub turn: u32,
+    /// Direction of the first FIN or RST, plus one; shared.
+    pub first_end: u32,
+    /// Which leg.
+    pub leg: u32,
+    /// What it speaks; shared.
+    pub protocol: u32,
+    /// Sidecar id, or 0 while unknown.
+    pub sidecar: u32,
+    /// Process (thread-group id) that opened or accepted it, or 0.
+    pub process: u32,
+    /// What the peer came with: one of the `SECURITY_` constants plus one, 0 while unknown. Inbound leg only.
+    pub opening: u32,
+    /// Where clients' connections to this leg's application are booked, plus one; 0 while unknown.
+    pub door: u32,
+    /// Series last used and its slot in one word, so that the next request like it needs no look-up; 0 is none.
+    pub cached: u64,
+    /// Original destination (source leg), application (destination leg), original destination (inbound leg).
+    pub destination: Endpoint,
+    /// Zero.
+    pub padding_end: u32,
+}
+
+const _: () = assert!(size_of::<Connection>() <= 2048);
+const _: () = assert!(size_of::<Connection>().is_multiple_of(8));
+
+/// A request to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// HTTP status, or 0.
+    pub status: u16,
+    /// One of the `SECURITY_` constants.
+    pub security: u8,
+    /// The connection ended before the exchange did.
+    pub early: bool,
+    /// First request byte to last response byte, nanoseconds.
+    pub duration_ns: u64,
+    /// Wire bytes.
+    pub request_bytes: u64,
+    /// Wire bytes.
+    pub response_bytes: u64,
+}
+
+/// What a connection needs from where it runs: the kernel, or a test.
+pub trait Env {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    fn now(&mut self) -> u64;
+    /// Copies packet bytes `[offset, offset + length)` to byte `at` of the window; `length` is 1 to 256.
+    fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool;
+    /// Takes turns until one says that it was the last; false if there were too many.
+    fn turns(&mut self, c: &mut Connection, direction: usize) -> bool;
+    /// Adds to a health counter.
+    fn count(&mut self, counter: Counter, by: u64);
+    /// Counts a request.
+    fn finished(&mut self, c: &mut Connection, finished: &Finished);
+    /// Adds to the connection's TCP counters: opened, closed, and bytes of a direction.
+    fn transferred(&mut self, c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64);
+    /// How clients are now connected to the application behind this destination leg: one of the `SECURITY_` constants.
+    fn security(&mut self, c: &mut Connection) -> u8;
+}
+
+/// An IPv4 address in network order as it stands in memory, mapped into IPv6.
+#[inline(always)]
+#[must_use]
+pub fn mapped(ip4: u32) -> [u8; 16] {
+    address([0, 0, 0xffff_0000_u32.to_le(), ip4])
+}
+
+/// An IPv6 address given as four words in network order as they stand in memory.
+#[inline(always)]
+#[must_use]
+pub fn address(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: both are 16 bytes without padding.
+    unsafe { core::mem::transmute(words) }
+}
+
+/// Are these the same address?
+#[inline(always)]
+#[must_use]
+pub fn same(a: &[u8; 16], b: &[u8; 16]) -> bool {
+    u128::from_ne_bytes(*a) == u128::from_ne_bytes(*b)
+}
+
+/// Is this 127.0.0.6 or ::6, the source address of an inbound sidecar's connections to its application?
+/// Source: istio `pilot/pkg/networking/core/cluster.go`.
+#[inline(always)]
+#[must_use]
+pub fn is_magic(a: &[u8; 16]) -> bool {
+    same(a, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 6])
+        || same(a, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6])
+}
+
+/// Is this 127.0.0.1 or ::1?
+#[inline(always)]
+#[must_use]
+pub fn is_loopback(a: &[u8; 16]) -> bool {
+    same(a, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1])
+        || same(a, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+}
+
+/// Takes payload `[seq, seq + length)` that lies at packet offset `offset`.
+#[inline(always)]
+pub fn payload<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, offset: u32, length: u32) {
+    let Some((gap, known)) = c.streams[direction].place(seq, length) else { return };
+    if gap > 0 && needs_order(c, direction, gap) {
+        if c.streams[direction].park(seq, seq.wrapping_add(length)) {
+            return;
+        }
+        lose(c, env, Counter::SyncGap);
+    }
+    let turned = shared::load(&c.turn) != direction as u32 + 1;
+    shared::store(&mut c.turn, direction as u32 + 1);
+    let s = &mut c.streams[direction];
+    s.advance(seq.wrapping_add(length));
+    s.offset = offset + known;
+    s.end = offset + length;
+    if shared::load(&c.protocol) == UNDECIDED {
+        decide_without_parsing(c, env, direction);
+    }
+    match shared::load(&c.protocol) {
+        TCP if is_addressed(c) => transfer(c, env, direction),
+        UNDECIDED | HTTP1 => {
+            if gap > 0 {
+                bridge(c, env, direction, gap);
+            }
+            if !in_sync(c, env, direction, turned) {
+                return;
+            }
+            if !env.turns(c, direction) {
+                lose(c, env, Counter::SyncSteps);
+            }
+            if c.streams[direction].waiting != 0 {
+                rejoin(c, env, direction);
+            }
+            if shared::load(&c.protocol) == TCP && is_addressed(c) {
+                transfer(c, env, direction);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Takes one turn through the packet; true if it was the last.
+#[inline(always)]
+pub fn turn<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
+    match c.streams[direction].step() {
+        Token::Again => false,
+        Token::Load(offset, length) => {
+            let s = &mut c.streams[direction];
+            let at = s.have;
+            if !env.load(s, offset, length, at) {
+                lose(c, env, Counter::SyncUnreadable);
+                return true;
+            }
+            s.loaded(length);
+            false
+        }
+        Token::Passed => {
+            passed(c, env, direction);
+            false
+        }
+        Token::Line(at, length) => {
+            let s = &mut c.streams[direction];
+            s.message += u64::from(length) + 1;
+            if s.facts & http1::LONG != 0 {
+                s.facts &= !http1::LONG;
+                if s.phase == http1::CHUNK {
+                    http1::chunk_begins(s);
+                }
+                return false;
+            }
+            let length = http1::trimmed(s, at, length);
+            read(c, env, direction, at, length, true)
+        }
+        Token::Head(at, length) => {
+            let s = &mut c.streams[direction];
+            if s.facts & http1::LONG != 0 {
+                return false;
+            }
+            s.facts |= http1::LONG;
+            read(c, env, direction, at, length, false)
+        }
+        Token::Empty => {
+            suspended(c, env, direction);
+            true
+        }
+    }
+}
+
+/// Notes a FIN or RST at the end of what `direction` sends; `reset` says which.
+#[inline(always)]
+pub fn ending<E: Env>(c: &mut Connection, env: &mut E, direction: usize, reset: bool) {
+    if shared::claim(&mut c.first_end, 0, direction as u32 + 1) {
+        c.ended_ns = env.now();
+    }
+    let s = &c.streams[direction];
+    let answered = direction == RESPONSE && c.protocol == HTTP1 && s.phase == http1::UNTIL_CLOSE && !reset;
+    if answered && shared::load(&c.sync) & 1 == 0 {
+        response_complete(c, env);
+    }
+}
+
+/// Deals with the end of the connection; the second call does nothing.
+#[inline(never)]
+pub fn ended<E: Env>(c: &mut Connection, env: &mut E) {
+    if shared::set(&mut c.flags, ENDED) & ENDED != 0 {
+        return;
+    }
+    if shared::load(&c.protocol) == UNDECIDED && shared::load(&c.tail) != 0 {
+        is_http1(c, env);
+    }
+    match shared::load(&c.protocol) {
+        HTTP1 if shared::load(&c.sync) & 1 == 0 => leave_exchanges(c, env),
+        TCP => {
+            transfer(c, env, REQUEST);
+            transfer(c, env, RESPONSE);
+            if c.flags & OPENED != 0 {
+                env.transferred(c, 0, 1, REQUEST, 0);
+            }
+        }
+        ENCRYPTED if c.flags & OPENED != 0 => env.transferred(c, 0, 1, REQUEST, 0),
+        UNDECIDED if c.leg == SOURCE || c.leg == DESTINATION => env.count(Counter::ConnectionSilent, 1),
+        _ => {}
+    }
+}
+
+/// Makes the connection TCP, if nothing else was decided.
+#[inline(never)]
+pub fn is_tcp<E: Env>(c: &mut Connection, env: &mut E) {
+    if !shared::claim(&mut c.protocol, UNDECIDED, TCP) {
+        return;
+    }
+    env.count(Counter::ConnectionTcp, 1);
+    if is_addressed(c) {
+        open(c, env);
+    }
+}
+
+/// The connection's destination has become known, and with it whether its port is declared TCP.
+#[inline(always)]
+pub fn addressed<E: Env>(c: &mut Connection, env: &mut E) {
+    if c.flags & DECLARED_TCP != 0 {
+        is_tcp(c, env);
+    }
+    if shared::load(&c.protocol) == TCP {
+        transfer(c, env, REQUEST);
+        transfer(c, env, RESPONSE);
+    }
+}
+
+/// Counts the connection as opened, once; an older one was opened before counting began.
+#[inline(always)]
+fn open<E: Env>(c: &mut Connection, env: &mut E) {
+    if c.flags & (LATE | OPENED) == 0 && shared::set(&mut c.flags, OPENED) & OPENED == 0 {
+        env.transferred(c, 1, 0, REQUEST, 0);
+    }
+}
+
+/// Is it known where this connection goes? At the source it is once Envoy has accepted it and asked.
+#[inline(always)]
+fn is_addressed(c: &Connection) -> bool {
+    c.leg != SOURCE || c.destination.port != 0
+}
+
+/// Decides what can be decided before the bytes are read.
+#[inline(always)]
+fn decide_without_parsing<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+    let declared = c.flags & DECLARED_TCP != 0;
+    // A server that speaks first, or before a request line could be recognised, is no HTTP server.
+    let server_first = direction == RESPONSE && c.flags & LATE == 0 && shared::load(&c.tail) == 0;
+    if declared || server_first {
+        is_tcp(c, env);
+    }
+}
+
+/// Books the bytes of a direction that the TCP counters do not have yet.
+#[inline(never)]
+fn transfer<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+    open(c, env);
+    let s = &mut c.streams[direction];
+    let seen = s.seen;
+    let bytes = seen.wrapping_sub(shared::swap(&mut s.reported, seen));
+    if bytes != 0 {
+        env.transferred(c, 0, 0, direction, bytes);
+    }
+}
+
+/// Must missing bytes come before what follows them can be read? In a body being passed over they need not.
+#[inline(always)]
+fn needs_order(c: &mut Connection, direction: usize, gap: u32) -> bool {
+    let protocol = shared::load(&c.protocol);
+    let s = &c.streams[direction];
+    (protocol == UNDECIDED && c.flags & DECLARED_TCP == 0 || protocol == HTTP1)
+        && shared::load(&c.sync) & 1 == 0
+        && s.skip < u64::from(gap) + u64::from(s.pending())
+}
+
+/// Passes over bytes whose content does not matter.
+#[inline(always)]
+fn bridge<E: Env>(c: &mut Connection, env: &mut E, direction: usize, gap: u32) {
+    let s = &mut c.streams[direction];
+    let gap = u64::from(gap);
+    if s.skip < gap + u64::from(s.pending()) {
+        return;
+    }
+    s.message += gap;
+    if s.phase != http1::UNTIL_CLOSE && s.phase != http1::TUNNEL {
+        s.skip -= gap;
+        if s.skip == 0 {
+            passed(c, env, direction);
+        }
+    }
+}
+
+/// Goes on behind segments that came early, now that the bytes in front of them are here. Their own bytes are gone: they
+/// must lie in a body.
+#[inline(never)]
+fn rejoin<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+    let mut i = 0;
+    while i < PARKED {
+        let brought = c.streams[direction].unpark();
+        if brought != 0 {
+            if needs_order(c, direction, brought) {
+                lose(c, env, Counter::SyncGap);
+            }
+            bridge(c, env, direction, brought);
+            let s = &mut c.streams[direction];
+            let end = s.next.wrapping_add(brought);
+            s.advance(end);
+            s.offset = s.end;
+        }
+        i += 1;
+    }
+}
+
+/// Is the position in this direction known? If it was lost, tries to find it again.
+#[inline(never)]
+fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bool) -> bool {
+    let sync = shared::load(&c.sync);
+    let s = &mut c.streams[direction];
+    if sync & 1 == 0 {
+        if s.sync != sync {
+            restart(s, sync);
+        }
+        if direction == REQUEST && s.phase == http1::TUNNEL {
+            let asked = shared::load(&c.tail).wrapping_sub(1);
+            if shared::load(&exchange(c, asked).state) & FINISHED != 0 {
+                // The tunnel was refused; the connection goes on with HTTP.
+                restart(&mut c.streams[REQUEST], sync);
+            }
+        }
+        return true;
+    }
+    if !turned {
+        return false;
+    }
+    // The direction has just changed: with HTTP/1 a message begins here, or the connection speaks something else.
+    s.clear();
+    let left = s.end.wrapping_sub(s.offset);
+    let length = if left < CARRY { left } else { CARRY };
+    let offset = s.offset;
+    if length < 8 || !env.load(s, offset, length, 0) {
+        return false;
+    }
+    if direction == RESPONSE {
+        if s.word(0) << 8 == u64::from_le_bytes(*b"HTTP/1.\0") << 8 {
+            is_http1(c, env);
+        }
+        return false;
+    }
+    match http1::opening(s, 0, length) {
+        Opening::Http1 => {
+            is_http1(c, env);
+            if shared::load(&c.protocol) != HTTP1 {
+                return false;
+            }
+            let head = shared::load(&c.tail);
+            shared::store(&mut c.head, head);
+            restart(&mut c.streams[REQUEST], sync.wrapping_add(1));
+            shared::store(&mut c.sync, sync.wrapping_add(1));
+            true
+        }
+        Opening::Http2 => false,
+        Opening::Other => {
+            if c.protocol == UNDECIDED && shared::load(&c.turn) != 0 {
+                late_and_no_http1(c, env);
+            }
+            false
+        }
+    }
+}
+
+/// An older connection whose client does not begin a message where HTTP/1 would: HTTP/2 by the look of a frame, or TCP.
+#[inline(always)]
+fn late_and_no_http1<E: Env>(c: &mut Connection, env: &mut E) {
+    if http1::frame_head(&c.streams[REQUEST]) {
+        if shared::claim(&mut c.protocol, UNDECIDED, HTTP2) {
+            env.count(Counter::ConnectionHttp2, 1);
+        }
+    } else if c.streams[RESPONSE].seen > 0 {
+        is_tcp(c, env);
+        transfer(c, env, REQUEST);
+        transfer(c, env, RESPONSE);
+    }
+}
+
+/// Puts a stream between messages, at the next byte it sees.
+#[inline(always)]
+fn restart(s: &mut Stream, sync: u32) {
+    s.clear();
+    if s.waiting != 0 {
+        s.waiting = 0;
+        s.parked = [(0, 0); PARKED];
+    }
+    s.phase = http1::START;
+    s.skip = 0;
+    s.message = 0;
+    s.facts = 0;
+    s.sync = sync;
+}
+
+/// Gives up the position in the connection and counts what was open.
+#[inline(never)]
+fn lose<E: Env>(c: &mut Connection, env: &mut E, reason: Counter) {
+    if shared::set(&mut c.sync, 1) & 1 != 0 {
+        return;
+    }
+    env.count(reason, 1);
+    let open = shared::load(&c.tail).wrapping_sub(shared::load(&c.head));
+    env.count(Counter::RequestLostSync, u64::from(open));
+}
+
+/// Reads a line (`whole`) or the head of one; true if the packet is not to be read further.
+#[inline(always)]
+fn read<E: Env>(c: &mut Connection, env: &mut E, direction: usize, at: u32, length: u32, whole: bool) -> bool {
+    let s = &mut c.streams[direction];
+    let phase = s.phase;
+    let result = if phase == http1::START {
+        if length == 0 {
+            // Empty lines before a message (RFC 9112 section 2.2); the proxy's meter has their bytes with it.
+            return false;
+        }
+        return if direction == REQUEST {
+            request_start(c, env, at, length, whole)
+        } else {
+            response_start(c, env, at, length)
+        };
+    } else if phase == http1::HEADERS {
+        if length == 0 && whole {
+            return if direction == REQUEST { request_headers(c, env) } else { response_headers(c, env) };
+        }
+        http1::header_line(s, at, length, whole)
+    } else if phase == http1::CHUNK {
+        let result = http1::chunk_line(s, at, length);
+        if whole {
+            http1::chunk_begins(s);
+        }
+        result
+    } else if phase == http1::TRAILERS {
+        if length == 0 && whole {
+            complete(c, env, direction);
+        }
+        Ok(())
+    } else {
+        Err(Malformed)
+    };
+    if result.is_err() { lost(c, env, Counter::SyncMalformed) } else { false }
+}
+
+#[inline(always)]
+fn lost<E: Env>(c: &mut Connection, env: &mut E, reason: Counter) -> bool {
+    lose(c, env, reason);
+    true
+}
+
+/// Reads a status line; true if the packet is not to be read further.
+#[inline(never)]
+fn response_start<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32) -> bool {
+    if shared::load(&c.head) == shared::load(&c.tail) {
+        return lost(c, env, Counter::SyncUnasked);
+    }
+    let s = &mut c.streams[RESPONSE];
+    s.facts |= http1::BEGUN;
+    s.phase = http1::HEADERS;
+    let valid = http1::status_line(s, at, length).is_ok();
+    if shared::load(&c.protocol) == UNDECIDED {
+        if !valid {
+            is_tcp(c, env);
+            return true;
+        }
+        is_http1(c, env);
+    }
+    if valid { false } else { lost(c, env, Counter::SyncMalformed) }
+}
+
+/// Reads a request line; true if the packet is not to be read further.
+#[inline(never)]
+fn request_start<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32, whole: bool) -> bool {
+    let s = &mut c.streams[REQUEST];
+    let facts = s.facts;
+    let valid = http1::request_line(s, at, length, whole).is_ok();
+    if c.protocol == UNDECIDED && !recognise(c, env, at, length, valid) {
+        return true;
+    }
+    let s = &mut c.streams[REQUEST];
+    let read = s.facts;
+    s.facts = facts;
+    if !begin(c, env) {
+        return true;
+    }
+    let s = &mut c.streams[REQUEST];
+    s.facts |= read;
+    s.phase = http1::HEADERS;
+    if valid { false } else { lost(c, env, Counter::SyncMalformed) }
+}
+
+/// Makes the connection HTTP/1, if nothing else was decided.
+#[inline(always)]
+fn is_http1<E: Env>(c: &mut Connection, env: &mut E) {
+    if shared::claim(&mut c.protocol, UNDECIDED, HTTP1) {
+        env.count(Counter::ConnectionHttp1, 1);
+    }
+}
+
+/// Decides an undecided connection by the client's first bytes, which may or may not be a valid request line; false if
+/// it is not HTTP/1.
+#[inline(never)]
+fn recognise<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32, valid: bool) -> bool {
+    match http1::opening(&c.streams[REQUEST], at, length) {
+        Opening::Http1 if valid => {
+            // Before the original destination is known its port may yet turn out to be declared TCP.
+            if is_addressed(c) {
+                is_http1(c, env);
+            }
+            true
+        }
+        Opening::Http2 => {
+            if shared::claim(&mut c.protocol, UNDECIDED, HTTP2) {
+                env.count(Counter::ConnectionHttp2, 1);
+            }
+            false
+        }
+        Opening::Http1 | Opening::Other => {
+            if c.flags & GATEWAY != 0 && c.streams[REQUEST].word(at) as u16 == 0x0316 {
+                if shared::claim(&mut c.protocol, UNDECIDED, ENCRYPTED) {
+                    env.count(Counter::ConnectionEncrypted, 1);
+                    open(c, env);
+                }
+            } else {
+                is_tcp(c, env);
+            }
+            false
+        }
+    }
+}
+
+/// Opens an exchange for the request that begins here, unless that is done; false if there is no room.
+#[inline(never)]
+fn begin<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+    if c.streams[REQUEST].facts & http1::BEGUN != 0 {
+        return true;
+    }
+    let tail = c.tail;
+    if tail.wrapping_sub(shared::load(&c.head)) >= EXCHANGES as u32 {
+        lose(c, env, Counter::SyncPipeline);
+        return false;
+    }
+    let security = u32::from(env.security(c));
+    let now = env.now();
+    c.streams[REQUEST].facts |= http1::BEGUN;
+    let exchange = exchange(c, tail);
+    exchange.start_ns = now;
+    exchange.request_bytes = 0;
+    shared::store(&mut exchange.state, security << SECURITY_SHIFT);
+    shared::store(&mut c.tail, tail.wrapping_add(1));
+    true
+}
+
+/// The packet ended inside a line, a body or between messages.
+#[inline(never)]
+fn suspended<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+    let s = &c.streams[direction];
+    if direction != REQUEST || s.phase != http1::START {
+        return;
+    }
+    let length = s.pending();
+    let first = s.byte(s.line);
+    if length == 0 || first == b'\r' {
+        return;
+    }
+    let at = s.line;
+    if c.protocol == UNDECIDED {
+        if http1::opening(&c.streams[REQUEST], at, length) == Opening::Http1 {
+            // Not certain yet, but what may become a request has begun now.
+            begin(c, env);
+        } else {
+            recognise(c, env, at, length, false);
+        }
+        return;
+    }
+    begin(c, env);
+}
+
+/// The request's header has ended.
+#[inline(never)]
+fn request_headers<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+    let tail = c.tail;
+    let s = &mut c.streams[REQUEST];
+    let facts = s.facts;
+    let mut kind = 0;
+    if facts & http1::HEAD != 0 {
+        kind |= IS_HEAD;
+    }
+    if facts & http1::CONNECT != 0 {
+        kind |= IS_CONNECT;
+    }
+    if facts & http1::UPGRADE != 0 {
+        kind |= IS_UPGRADE;
+    }
+    let length = s.length;
+    if facts & http1::CHUNKED != 0 {
+        s.phase = http1::CHUNK;
+    } else if facts & http1::CODED != 0 {
+        return lost(c, env, Counter::SyncMalformed);
+    } else if facts & http1::LENGTH != 0 && length > 0 && facts & http1::CONNECT == 0 {
+        s.phase = http1::BODY;
+        s.skip = length;
+    } else {
+        shared::set(&mut exchange(c, tail.wrapping_sub(1)).state, kind);
+        request_complete(c);
+        return false;
+    }
+    shared::set(&mut exchange(c, tail.wrapping_sub(1)).state, kind);
+    false
+}
+
+/// The response's header has ended: how long is its body (RFC 9112 section 6.3)?
+#[inline(never)]
+fn response_headers<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+    let head = c.head;
+    let kind = shared::load(&exchange(c, head).state);
+    let s = &mut c.streams[RESPONSE];
+    let facts = s.facts;
+    let status = s.status;
+    let tunnel = (status == 101 && kind & IS_UPGRADE != 0) || (kind & IS_CONNECT != 0 && (200..300).contains(&status));
+    if tunnel {
+        s.phase = http1::TUNNEL;
+        s.skip = u64::MAX;
+        shared::set(&mut exchange(c, head).state, IS_TUNNEL);
+    } else if status < 200 {
+        // An interim response: the final one follows, and its bytes are added to these.
+        s.phase = http1::START;
+        s.facts = http1::BEGUN;
+    } else if kind & IS_HEAD != 0 || status == 204 || status == 304 {
+        response_complete(c, env);
+    } else if facts & http1::CHUNKED != 0 {
+        s.phase = http1::CHUNK;
+    } else if facts & http1::LENGTH != 0 && facts & http1::CODED == 0 {
+        if s.length == 0 {
+            response_complete(c, env);
+        } else {
+            s.phase = http1::BODY;
+            s.skip = s.length;
+        }
+    } else {
+        s.phase = http1::UNTIL_CLOSE;
+        s.skip = u64::MAX;
+    }
+    false
+}
+
+/// The bytes to skip are passed: what comes next?
+#[inline(always)]
+fn passed<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+    let s = &mut c.streams[direction];
+    if s.phase == http1::CHUNK_DATA {
+        s.phase = http1::CHUNK;
+    } else if s.phase == http1::BODY {
+        complete(c, env, direction);
+    }
+}
+
+#[inline(always)]
+fn complete<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+    if direction == REQUEST { request_complete(c) } else { response_complete(c, env) }
+}
+
+/// The request has ended.
+#[inline(never)]
+fn request_complete(c: &mut Connection) {
+    let tail = c.tail;
+    let s = &mut c.streams[REQUEST];
+    let bytes = s.message;
+    s.message = 0;
+    s.facts = 0;
+    s.phase = http1::START;
+    let exchange = exchange(c, tail.wrapping_sub(1));
+    exchange.request_bytes = bytes;
+    let state = shared::set(&mut exchange.state, REQUEST_DONE);
+    if state & (IS_CONNECT | IS_UPGRADE) != 0 && state & FINISHED == 0 {
+        let s = &mut c.streams[REQUEST];
+        s.phase = http1::TUNNEL;
+        s.skip = u64::MAX;
+    }
+}
+
+/// The response has ended.
+#[inline(never)]
+fn response_complete<E: Env>(c: &mut Connection, env: &mut E) {
+    let head = c.head;
+    let now = env.now();
+    let s = &mut c.streams[RESPONSE];
+    let (status, bytes) = (s.status, s.message);
+    s.message = 0;
+    s.facts = 0;
+    s.skip = 0;
+    s.phase = http1::START;
+    shared::store(&mut c.head, head.wrapping_add(1));
+    // An answer may come before its request is complete; the proxy then counts what it has of it.
+    let sent = c.streams[REQUEST].message + unread(&c.streams[REQUEST]);
+    let exchange = exchange(c, head);
+    if shared::load(&exchange.state) & REQUEST_DONE == 0 {
+        exchange.request_bytes = sent;
+    }
+    finish(c, env, head, &Answer { status, early: false, bytes, at_ns: now });
+}
+
+/// How a request was answered.
+struct Answer {
+    status: u32,
+    early: bool,
+    bytes: u64,
+    at_ns: u64,
+}
+
+/// Counts an exchange once.
+#[inline(never)]
+fn finish<E: Env>(c: &mut Connection, env: &mut E, number: u32, answer: &Answer) {
+    let exchange = exchange(c, number);
+    let state = shared::set(&mut exchange.state, FINISHED);
+    if state & FINISHED != 0 {
+        return;
+    }
+    let start = exchange.start_ns;
+    let finished = Finished {
+        status: if answer.status < 1000 { answer.status as u16 } else { STATUS_UNKNOWN },
+        security: (state >> SECURITY_SHIFT) as u8,
+        early: answer.early,
+        duration_ns: answer.at_ns.saturating_sub(start),
+        request_bytes: exchange.request_bytes,
+        response_bytes: answer.bytes,
+    };
+    env.finished(c, &finished);
+}
+
+/// The connection has ended: the exchange it was in is counted, those behind it never began for the proxy.
+#[inline(never)]
+fn leave_exchanges<E: Env>(c: &mut Connection, env: &mut E) {
+    let (head, tail) = (shared::load(&c.head), shared::load(&c.tail));
+    let at = if c.ended_ns != 0 { c.ended_ns } else { env.now() };
+    let written = c.streams[REQUEST].message + unread(&c.streams[REQUEST]);
+    if tail != 0 {
+        let last = exchange(c, tail.wrapping_sub(1));
+        let state = shared::load(&last.state);
+        if state & (REQUEST_DONE | FINISHED) == 0 || state & IS_TUNNEL != 0 {
+            last.request_bytes += written;
+        }
+    }
+    if head == tail {
+        return;
+    }
+    let s = &c.streams[RESPONSE];
+    let phase = s.phase;
+    let status = if s.facts & http1::FINAL != 0 && phase != http1::START {
+        s.status
+    } else if c.leg == DESTINATION && c.first_end == RESPONSE as u32 + 1 {
+        503
+    } else {
+        0
+    };
+    let bytes = s.message + unread(s);
+    let early = phase != http1::UNTIL_CLOSE && phase != http1::TUNNEL;
+    finish(c, env, head, &Answer { status, early, bytes, at_ns: at });
+    let behind = tail.wrapping_sub(head).wrapping_sub(1);
+    if behind != 0 {
+        env.count(Counter::RequestAbandoned, u64::from(behind));
+    }
+}
+
+/// Bytes of an unfinished line, if a message has begun.
+#[inline(always)]
+fn unread(s: &Stream) -> u64 {
+    if s.facts & http1::BEGUN != 0 { u64::from(s.pending()) } else { 0 }
+}
+
+#[inline(always)]
+fn exchange(c: &mut Connection, number: u32) -> &mut Exchange {
+    // SAFETY: the ring's length is a power of two.
+    unsafe { c.exchanges.get_unchecked_mut(number as usize & (EXCHANGES - 1)) }
+}

@@ -1,0 +1,308 @@
+//! One direction of a connection: a cursor by sequence number, and a window over the bytes being read.
+//!
+//! Bytes are read in *turns*: a turn passes over a body, marks the newlines of 64 bytes, hands one line on, or loads
+//! more. All state lives here, in the socket's storage, and none on the stack: the verifier follows every scalar it sees
+//! on the stack and would give up; what it loads from a map value is unknown to it and its states converge.
+
+use crate::shared;
+
+/// Bytes loaded at a time.
+pub const FILL: u32 = 256;
+/// Bytes of an unfinished line that are kept for the next packet; a longer line is judged by its head.
+pub const CARRY: u32 = 128;
+/// Bytes the window can hold.
+pub const WINDOW: u32 = FILL + CARRY;
+
+/// Segments that can wait for the bytes in front of them.
+pub const PARKED: usize = 4;
+
+const WORDS: usize = WINDOW as usize / 8 + 2;
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGH: u64 = ONES << 7;
+
+/// One direction of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Stream {
+    /// 1 while a processor reads a packet of this direction.
+    pub busy: u32,
+    /// 1 once `next` is known.
+    pub anchored: u32,
+    /// Sequence number of the first byte not yet seen.
+    pub next: u32,
+    /// Where in a message the next byte lies: one of the phases of [`crate::http1`].
+    pub phase: u32,
+    /// Payload bytes seen, by sequence number.
+    pub seen: u64,
+    /// Those of them that the TCP counters already have.
+    pub reported: u64,
+    /// Bytes to pass over without reading.
+    pub skip: u64,
+    /// Wire bytes of the message so far.
+    pub message: u64,
+    /// Body length announced by the message's header.
+    pub length: u64,
+    /// What the message's header said: bits of [`crate::http1`].
+    pub facts: u32,
+    /// Status of the response being read.
+    pub status: u32,
+    /// The connection's sync count that this stream's phase belongs to.
+    pub sync: u32,
+    /// Packet offset of the next byte to load.
+    pub offset: u32,
+    /// Packet offset behind the last payload byte.
+    pub end: u32,
+    /// Valid bytes in the window.
+    pub have: u32,
+    /// Window index where the current line begins.
+    pub line: u32,
+    /// Window index up to which newlines are marked.
+    pub scan: u32,
+    /// Newlines not yet handed on, one bit a byte of the 64 from `marked` on.
+    pub marks: u64,
+    /// Window index of the first bit of `marks`.
+    pub marked: u32,
+    /// Segments in `parked`.
+    pub waiting: u32,
+    /// Segments that came before the bytes in front of them, as sequence numbers of begin and end; equal where unused.
+    pub parked: [(u32, u32); PARKED],
+    /// The bytes, first byte lowest.
+    pub window: [u64; WORDS],
+}
+
+/// What a turn found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// Nothing to act on; take another turn.
+    Again,
+    /// The bytes to skip are all passed.
+    Passed,
+    /// A line begins at window index `.0` and has `.1` bytes without its newline.
+    Line(u32, u32),
+    /// The line at window index `.0` has at least `.1` bytes and its end is not in sight.
+    Head(u32, u32),
+    /// Load `.1` bytes from packet offset `.0` to the end of the window.
+    Load(u32, u32),
+    /// The packet is read to its end.
+    Empty,
+}
+
+impl Stream {
+    /// The eight bytes from window index `at` on, the first one lowest.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(&self, at: u32) -> u64 {
+        let at = if at > WINDOW { WINDOW } else { at };
+        let index = (at >> 3) as usize;
+        let shift = (at & 7) * 8;
+        // SAFETY: `at` is at most WINDOW, and WORDS has two words more than that needs.
+        let (low, high) = unsafe { (*self.window.get_unchecked(index), *self.window.get_unchecked(index + 1)) };
+        (low >> shift) | ((high << 1) << (63 - shift))
+    }
+
+    /// The byte at window index `at`.
+    #[inline(always)]
+    #[must_use]
+    pub fn byte(&self, at: u32) -> u8 {
+        self.word(at) as u8
+    }
+
+    /// Bytes in the window that belong to a line not yet ended.
+    #[inline(always)]
+    #[must_use]
+    pub fn pending(&self) -> u32 {
+        self.have.wrapping_sub(self.line)
+    }
+
+    /// Where a packet's bytes `[seq, seq + length)` lie: the number of bytes missing before them, and the number at the
+    /// packet's front that were seen already; or nothing for a packet without new bytes (a retransmission, a keep-alive
+    /// or zero-window probe).
+    #[inline(always)]
+    pub fn place(&mut self, seq: u32, length: u32) -> Option<(u32, u32)> {
+        if self.anchored == 0 {
+            self.anchored = 1;
+            self.next = seq;
+        }
+        let ahead = self.next.wrapping_sub(seq) as i32;
+        if ahead >= length as i32 {
+            return None;
+        }
+        Some(if ahead < 0 { (ahead.unsigned_abs(), 0) } else { (0, ahead as u32) })
+    }
+
+    /// Books everything up to `end` as seen.
+    #[inline(always)]
+    pub fn advance(&mut self, end: u32) {
+        self.seen += u64::from(end.wrapping_sub(self.next));
+        self.next = end;
+    }
+
+    /// Remembers a segment that came before the bytes in front of it; false if too many wait already.
+    #[inline(never)]
+    pub fn park(&mut self, seq: u32, end: u32) -> bool {
+        let mut i = 0;
+        while i < PARKED {
+            let (from, to) = self.parked[i];
+            let joins = from != to && (seq.wrapping_sub(to) as i32) <= 0 && (from.wrapping_sub(end) as i32) <= 0;
+            if joins {
+                if (seq.wrapping_sub(from) as i32) < 0 {
+                    self.parked[i].0 = seq;
+                }
+                if (end.wrapping_sub(to) as i32) > 0 {
+                    self.parked[i].1 = end;
+                }
+                return true;
+            }
+            i += 1;
+        }
+        let mut i = 0;
+        while i < PARKED {
+            let (from, to) = self.parked[i];
+            if from == to {
+                self.parked[i] = (seq, end);
+                self.waiting += 1;
+                return true;
+            }
+            i += 1;
+        }
+        false
+    }
+
+    /// The number of bytes, next in order, that a parked segment has brought already; 0 if there is none.
+    #[inline(never)]
+    pub fn unpark(&mut self) -> u32 {
+        let mut i = 0;
+        while i < PARKED {
+            let (from, to) = self.parked[i];
+            if from != to && (from.wrapping_sub(self.next) as i32) <= 0 {
+                self.parked[i] = (0, 0);
+                self.waiting = self.waiting.wrapping_sub(1);
+                let brought = to.wrapping_sub(self.next);
+                if brought as i32 > 0 {
+                    return brought;
+                }
+            }
+            i += 1;
+        }
+        0
+    }
+
+    /// Forgets what the window holds.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        // Stored one by one: left to itself the compiler calls a routine that clears byte by byte.
+        shared::store(&mut self.have, 0);
+        shared::store(&mut self.line, 0);
+        shared::store(&mut self.scan, 0);
+        self.marks = 0;
+    }
+
+    /// Takes the next step through the packet.
+    #[inline(always)]
+    pub fn step(&mut self) -> Token {
+        if self.skip > 0 {
+            return self.pass();
+        }
+        if self.marks != 0 {
+            let newline = self.marked.wrapping_add(self.marks.trailing_zeros());
+            self.marks &= self.marks - 1;
+            let line = self.line;
+            self.line = newline + 1;
+            return Token::Line(line, newline.wrapping_sub(line));
+        }
+        if self.scan < self.have {
+            self.mark();
+            return Token::Again;
+        }
+        self.refill()
+    }
+
+    #[inline(always)]
+    fn pass(&mut self) -> Token {
+        let inside = u64::from(self.pending());
+        if inside > 0 {
+            let passed = if self.skip < inside { self.skip } else { inside };
+            self.line = self.line.wrapping_add(passed as u32);
+            self.skip -= passed;
+            self.message += passed;
+            self.scan = self.line;
+            self.marks = 0;
+        }
+        if self.skip > 0 {
+            let outside = u64::from(self.end.wrapping_sub(self.offset));
+            let passed = if self.skip < outside { self.skip } else { outside };
+            self.offset = self.offset.wrapping_add(passed as u32);
+            self.skip -= passed;
+            self.message += passed;
+            self.clear();
+            if self.skip > 0 {
+                return Token::Empty;
+            }
+        }
+        Token::Passed
+    }
+
+    /// Marks the newlines between `scan` and the end of its block of 64 bytes.
+    #[inline(always)]
+    fn mark(&mut self) {
+        let block = (self.scan >> 6) & 7;
+        let mut marks = 0u64;
+        let mut i = 0;
+        while i < 8 {
+            let index = (block * 8 + i) as usize;
+            // SAFETY: checked just here; WINDOW / 8 words are always there.
+            let word = if index < WORDS { unsafe { *self.window.get_unchecked(index) } } else { 0 };
+            marks |= (bytes_equal(word, b'\n') >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56 << (8 * i);
+            i += 1;
+        }
+        let below = self.scan & 63;
+        marks = marks >> below << below;
+        let start = block * 64;
+        let valid = self.have.wrapping_sub(start);
+        if valid < 64 {
+            marks &= (1u64 << (valid & 63)).wrapping_sub(1);
+            self.scan = self.have;
+        } else {
+            self.scan = start + 64;
+        }
+        self.marked = start;
+        self.marks = marks;
+    }
+
+    /// The window holds no further newline: keep what is unfinished and ask for more.
+    #[inline(always)]
+    fn refill(&mut self) -> Token {
+        let pending = self.pending();
+        if pending >= CARRY {
+            let line = self.line;
+            self.message += u64::from(pending);
+            self.clear();
+            return Token::Head(line, pending);
+        }
+        if self.line > 0 {
+            // A line that begins after the window's start lies in this packet whole: read it again from its start.
+            self.offset = self.offset.wrapping_sub(pending);
+            self.clear();
+        }
+        let left = self.end.wrapping_sub(self.offset);
+        if left == 0 {
+            return Token::Empty;
+        }
+        Token::Load(self.offset, if left < FILL { left } else { FILL })
+    }
+
+    /// Books bytes that were loaded behind the window's end.
+    #[inline(always)]
+    pub fn loaded(&mut self, length: u32) {
+        self.offset = self.offset.wrapping_add(length);
+        self.have = self.have.wrapping_add(length);
+    }
+}
+
+/// 0x80 in each byte of `word` that equals `byte`.
+#[inline(always)]
+#[must_use]
+pub fn bytes_equal(word: u64, byte: u8) -> u64 {
+    let different = word ^ (ONES * byte as u64);
+    !(((different & !HIGH) + !HIGH) | different | !HIGH)
+}

@@ -1,0 +1,315 @@
+//! The wiring and the one loop: changes on the node, the interval's tick and the signals that end it.
+
+use std::{
+    future::Future,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    time::MissedTickBehavior,
+};
+
+use crate::{
+    collect::{Outcome, Reading, kernel::Kernel, own},
+    config::Config,
+    discovery::{Change, Sidecar, watch::Watcher},
+    emit::{Emitter, Limits, Target, wavefront},
+    model::{Model, Own, Snapshot, cardinality, labels::Peers},
+    readiness::Readiness,
+    serve,
+};
+
+/// Longest that the emitters' last reports may take at the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Time-out of one push.
+const PUSH: Duration = Duration::from_secs(10);
+/// How long programs stay attached for an ended sidecar's sockets, which its kernel closes after up to a minute
+/// (`tcp_fin_timeout`).
+const LINGER: Duration = Duration::from_secs(75);
+/// Ended sidecars whose figures and addresses are remembered.
+const REMEMBERED: usize = 1024;
+
+/// Observes until SIGINT or SIGTERM.
+///
+/// # Errors
+/// What keeps it from beginning: kernel, privileges, cgroups, a taken address. Later failures are logged and counted.
+pub async fn run(config: &Config) -> Result<()> {
+    let readiness = Readiness::new();
+    let attaching = readiness.block("first look for sidecars");
+    let node = Node::start(config, !config.emit.is_empty())?;
+    let mut watcher = Watcher::new(config.discovery())?;
+    let server = serve::start(config.listen, node.clone(), readiness.pending()).await?;
+    let emitters = start_emitters(config)?;
+    {
+        let mut state = node.state();
+        state.scrapes = Some(Box::new(server.reader()));
+        state.emitters = emitters;
+    }
+    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    node.state().apply(watcher.scan());
+    drop(attaching);
+    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + config.interval, config.interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            changes = watcher.next() => node.state().apply(changes),
+            _ = tick.tick() => node.report(),
+            _ = interrupted.recv() => break,
+            _ = terminated.recv() => break,
+        }
+    }
+    tracing::info!("stopping");
+    node.report();
+    let emitters = std::mem::take(&mut node.state().emitters);
+    for emitter in emitters {
+        emitter.finish(FAREWELL).await;
+    }
+    server.task.abort();
+    Ok(())
+}
+
+/// Observes for a while and yields what was counted.
+///
+/// # Errors
+/// As [`run`].
+pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>> {
+    let node = Node::start(config, true)?;
+    let mut watcher = Watcher::new(config.discovery())?;
+    node.state().apply(watcher.scan());
+    tracing::info!("observing for {length:?}");
+    let end = tokio::time::sleep(length);
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            changes = watcher.next() => node.state().apply(changes),
+            () = &mut end => break,
+        }
+    }
+    Ok(node.state().round(true))
+}
+
+/// The node as it is observed, shared between the loop and the scrapes.
+#[derive(Clone)]
+struct Node(Arc<Mutex<State>>);
+
+struct State {
+    kernel: Kernel,
+    model: Model,
+    peers: Arc<Peers>,
+    running: Vec<Arc<Sidecar>>,
+    ended: Vec<Arc<Sidecar>>,
+    unattached: Vec<u64>,
+    lingering: Vec<(Instant, u64)>,
+    emitters: Vec<Emitter>,
+    scrapes: Option<Box<dyn Fn() -> crate::model::ScrapeFigures + Send + Sync>>,
+    percentiles: bool,
+}
+
+impl Node {
+    /// Loads the programs; nothing is attached yet. Percentiles cost reading the log-linear cells.
+    fn start(config: &Config, percentiles: bool) -> Result<Self> {
+        let started = SystemTime::now();
+        let mut kernel = Kernel::load(&config.kernel())?;
+        forward_log(&mut kernel);
+        Ok(Self(Arc::new(Mutex::new(State {
+            kernel,
+            model: Model::new(started, cardinality::DEFAULT_RETENTION),
+            peers: Arc::new(config.peers()),
+            running: Vec::new(),
+            ended: Vec::new(),
+            unattached: Vec::new(),
+            lingering: Vec::new(),
+            emitters: Vec::new(),
+            scrapes: None,
+            percentiles,
+        }))))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends an interval: one snapshot for every emitter.
+    fn report(&self) {
+        let mut state = self.state();
+        state.detach_left();
+        let snapshot = state.round(true);
+        for emitter in &state.emitters {
+            emitter.offer(snapshot.clone());
+        }
+    }
+}
+
+impl serve::Source for Node {
+    fn snapshot(&self) -> Pin<Box<dyn Future<Output = Option<Arc<Snapshot>>> + Send + '_>> {
+        Box::pin(async { Some(self.state().round(false)) })
+    }
+}
+
+impl State {
+    /// Attaches to what came, detaches from what went.
+    fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Found(sidecar) | Change::Updated(sidecar) => self.observe(sidecar),
+                Change::Gone(sidecar) => self.leave(&sidecar),
+            }
+        }
+    }
+
+    fn observe(&mut self, sidecar: Arc<Sidecar>) {
+        let known = self.running.iter().position(|other| other.process == sidecar.process);
+        let before = known.map(|at| self.running.swap_remove(at));
+        if let Some(before) = before.filter(|before| before.cgroup_id != sidecar.cgroup_id) {
+            self.linger(before.cgroup_id);
+        }
+        let started = Instant::now();
+        let path = sidecar.cgroup.display();
+        match self.kernel.attach(&sidecar) {
+            Ok(true) => {
+                let took = started.elapsed();
+                self.unattached.retain(|&id| id != sidecar.cgroup_id);
+                tracing::info!(pid = sidecar.process.pid, role = ?sidecar.role, "observing {} in {path}, attached in {took:.1?}", name_of(&sidecar));
+            }
+            Ok(false) => {}
+            Err(error) => {
+                if !self.unattached.contains(&sidecar.cgroup_id) {
+                    self.unattached.push(sidecar.cgroup_id);
+                }
+                tracing::error!(
+                    pid = sidecar.process.pid,
+                    "not observing {}: {:#}",
+                    name_of(&sidecar),
+                    anyhow::Error::from(error)
+                );
+            }
+        }
+        self.running.push(sidecar);
+        self.name_cgroups();
+    }
+
+    fn leave(&mut self, sidecar: &Arc<Sidecar>) {
+        self.running.retain(|other| other.process != sidecar.process);
+        self.kernel.forget_process(sidecar.process);
+        self.linger(sidecar.cgroup_id);
+        self.name_cgroups();
+        self.ended.retain(|other| other.id != sidecar.id);
+        // Its successor in the same pod may be there already.
+        if self.running.iter().all(|other| other.id != sidecar.id) {
+            self.ended.insert(0, sidecar.clone());
+            self.ended.truncate(REMEMBERED);
+        }
+        tracing::info!(pid = sidecar.process.pid, "{} has ended", name_of(sidecar));
+    }
+
+    fn linger(&mut self, cgroup_id: u64) {
+        self.lingering.retain(|&(_, other)| other != cgroup_id);
+        self.lingering.push((Instant::now() + LINGER, cgroup_id));
+        self.unattached.retain(|&id| id != cgroup_id);
+    }
+
+    /// Detaches from cgroups whose sidecars ended long enough ago, unless others have come.
+    fn detach_left(&mut self) {
+        let now = Instant::now();
+        let (due, later): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(|&(at, _)| at <= now);
+        self.lingering = later;
+        for (_, cgroup_id) in due {
+            if self.running.iter().all(|other| other.cgroup_id != cgroup_id) {
+                self.kernel.detach(cgroup_id);
+            }
+        }
+    }
+
+    /// Where several sidecars share a cgroup, the programs take the oldest for the owner of what no process was seen on.
+    fn name_cgroups(&mut self) {
+        for sidecar in crate::discovery::cgroup_defaults(&self.running).into_values() {
+            if let Err(error) = self.kernel.know_cgroup(sidecar) {
+                tracing::error!("{}: {:#}", name_of(sidecar), anyhow::Error::from(error));
+            }
+        }
+    }
+
+    /// Reads everything once.
+    fn round(&mut self, closes_interval: bool) -> Arc<Snapshot> {
+        let at = SystemTime::now();
+        let start = Instant::now();
+        let wants_cells = closes_interval && self.percentiles;
+        let mut round = self.model.begin(at, &self.running, &self.ended, &self.peers, closes_interval);
+        let (kernel, error) = match self.kernel.read(wants_cells, |series| round.series(series)) {
+            Ok(reading) => (Some(reading), None),
+            Err(error) => (None, Some(format!("{:#}", anyhow::Error::from(error)))),
+        };
+        if let Some(error) = &error {
+            tracing::error!("reading the kernel's maps: {error}");
+        }
+        let outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
+        let usage = own::usage();
+        let own = Own {
+            cpu: usage.cpu,
+            resident_bytes: usage.resident_bytes,
+            unattached: Some(self.unattached.len() as u64),
+            emitters: self.emitters.iter().map(Emitter::figures).collect(),
+            scrapes: self.scrapes.as_ref().map(|figures| figures()),
+        };
+        round.finish(&Reading { at, kernel, outcomes }, &own)
+    }
+}
+
+fn name_of(sidecar: &Sidecar) -> String {
+    let workload = &sidecar.workload;
+    match (&workload.namespace, workload.pod.as_ref().or(workload.name.as_ref())) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        (None, Some(name)) => name.clone(),
+        _ if sidecar.process.is_process() => format!("process {}", sidecar.process.pid),
+        _ => "a named cgroup".to_owned(),
+    }
+}
+
+/// Hands the programs' log lines on, in a build that has any.
+fn forward_log(kernel: &mut Kernel) {
+    let Some(lines) = kernel.log() else { return };
+    // SAFETY: the logger owns its file descriptor for as long as it lives, and nothing else closes it.
+    let Ok(mut lines) = (unsafe { AsyncFd::register_with_interest(lines, Interest::READABLE) }) else { return };
+    tokio::spawn(async move {
+        while let Ok(mut ready) = lines.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+}
+
+fn start_emitters(config: &Config) -> Result<Vec<Emitter>> {
+    let start = |target: &Target| {
+        let encoder = wavefront::Lines::new(config.wavefront_names, &node_name())?;
+        let emitter = match target {
+            Target::WavefrontFile(path) => {
+                let sink = wavefront::FileSink::new(path);
+                Emitter::start(format!("wavefront+file:{path}"), Box::new(encoder), Box::new(sink), Limits::default())
+            }
+            Target::WavefrontHttp(url) => {
+                let sink = wavefront::HttpSink::new(url.clone(), PUSH)?;
+                Emitter::start(format!("wavefront+{url}"), Box::new(encoder), Box::new(sink), Limits::default())
+            }
+        };
+        Ok::<_, anyhow::Error>(emitter)
+    };
+    config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target:?}"))).collect()
+}
+
+/// The node's name: what Kubernetes says, or the host's.
+#[must_use]
+pub fn node_name() -> String {
+    let given = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+    given.or_else(|| host_name(Path::new("/proc/sys/kernel/hostname"))).unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn host_name(path: &Path) -> Option<String> {
+    let name = std::fs::read_to_string(path).ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}

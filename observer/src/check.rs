@@ -1,0 +1,462 @@
+//! `observer check`: one page that says what this kernel, these privileges and this node allow.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use procfs::{FromBufRead, process::Status};
+
+use crate::{
+    collect::kernel::{self, ProgramProbe},
+    config::Config,
+    discovery::{Finding, Role, Sidecar, events::ExecEvents, scan::Scanner},
+    model::catalogue,
+};
+
+/// What `observer check` has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// For people, ended by a line feed.
+    pub page: String,
+    /// Whether `observer run` could work.
+    pub works: bool,
+}
+
+/// Looks at everything.
+#[must_use]
+pub fn run(config: &Config) -> Report {
+    let facts = gather(config);
+    Report { page: page(&facts), works: obstacles(&facts).is_empty() }
+}
+
+/// What the page is made of.
+#[derive(Clone, Debug)]
+struct Facts {
+    /// Of the observer.
+    version: &'static str,
+    /// Kernel release and machine, as uname(2) has them.
+    kernel: String,
+    /// Mode in force, where the kernel has lockdown.
+    lockdown: Option<String>,
+    /// Security modules in force, where the kernel tells.
+    security_modules: Option<String>,
+    user: u32,
+    /// Effective capabilities as a bit set; `None` if they cannot be read.
+    capabilities: Option<u64>,
+    programs: Result<Vec<ProgramProbe>, String>,
+    /// Why the kernel does not announce new processes, if it does not.
+    announced: Result<(), String>,
+    node: Result<Node, String>,
+}
+
+/// What was found on the node.
+#[derive(Clone, Debug)]
+struct Node {
+    cgroup_mount: PathBuf,
+    hidepid: Option<String>,
+    findings: Vec<Finding>,
+}
+
+fn gather(config: &Config) -> Facts {
+    let uname = rustix::system::uname();
+    let status = fs::read(config.proc_root.join("self/status")).ok();
+    let programs = kernel::probe().map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+    Facts {
+        version: env!("CARGO_PKG_VERSION"),
+        kernel: format!("{} {}", uname.release().to_string_lossy(), uname.machine().to_string_lossy()),
+        lockdown: security_file("lockdown").map(|modes| chosen(&modes).to_owned()),
+        security_modules: security_file("lsm"),
+        user: rustix::process::geteuid().as_raw(),
+        capabilities: status.and_then(|status| Status::from_buf_read(&*status).ok()).map(|status| status.capeff),
+        programs,
+        announced: ExecEvents::subscribe().map(drop),
+        node: look(config),
+    }
+}
+
+fn look(config: &Config) -> Result<Node, String> {
+    let mut scanner = Scanner::new(config.discovery()).map_err(|error| error.to_string())?;
+    scanner.scan().map_err(|error| error.to_string())?;
+    Ok(Node {
+        cgroup_mount: scanner.hierarchy().mount_point().to_owned(),
+        hidepid: scanner.hidepid().map(str::to_owned),
+        findings: scanner.findings(),
+    })
+}
+
+fn security_file(name: &str) -> Option<String> {
+    let text = fs::read_to_string(Path::new("/sys/kernel/security").join(name)).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The word in brackets, as in `none [integrity] confidentiality`.
+fn chosen(modes: &str) -> &str {
+    modes.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or(modes, |(mode, _)| mode)
+}
+
+/// A capability that matters here, by its number [linux/capability.h].
+struct Capability {
+    name: &'static str,
+    number: u32,
+    /// A capability that includes it.
+    or: Option<u32>,
+    needed: bool,
+    purpose: &'static str,
+}
+
+const SYS_ADMIN: u32 = 21;
+const CAPABILITIES: [Capability; 5] = [
+    Capability { name: "CAP_BPF", number: 39, or: Some(SYS_ADMIN), needed: true, purpose: "to load the programs" },
+    Capability {
+        name: "CAP_PERFMON",
+        number: 38,
+        or: Some(SYS_ADMIN),
+        needed: true,
+        purpose: "to have the verifier follow only branches that can be taken",
+    },
+    Capability {
+        name: "CAP_NET_ADMIN",
+        number: 12,
+        or: Some(SYS_ADMIN),
+        needed: true,
+        purpose: "to attach them to cgroups, and to hear of new processes at once",
+    },
+    Capability {
+        name: "CAP_SYS_PTRACE",
+        number: 19,
+        or: None,
+        needed: false,
+        purpose: "to read the program and environment of other users' processes",
+    },
+    Capability {
+        name: "CAP_DAC_READ_SEARCH",
+        number: 2,
+        or: Some(1),
+        needed: false,
+        purpose: "to read what file permissions hide below /proc",
+    },
+];
+
+impl Capability {
+    fn is_held(&self, held: u64) -> bool {
+        [Some(self.number), self.or].into_iter().flatten().any(|number| held & 1 << number != 0)
+    }
+}
+
+/// Why `observer run` could not work; empty if it could.
+fn obstacles(facts: &Facts) -> Vec<String> {
+    let mut obstacles = Vec::new();
+    let missing =
+        CAPABILITIES.iter().filter(|it| it.needed && facts.capabilities.is_some_and(|held| !it.is_held(held)));
+    let missing: Vec<&str> = missing.map(|capability| capability.name).collect();
+    if !missing.is_empty() {
+        obstacles.push(format!("{} missing (run as root or grant what is missing)", missing.join(", ")));
+    }
+    match &facts.programs {
+        Err(_) => obstacles.push("the kernel programs cannot be tried".to_owned()),
+        Ok(programs) => {
+            let refused = programs.iter().filter(|program| program.result.is_err()).count();
+            if refused > 0 {
+                obstacles.push(format!("the kernel refuses {refused} of {} programs", programs.len()));
+            }
+        }
+    }
+    if facts.node.is_err() {
+        obstacles.push("the node's sidecars cannot be looked for".to_owned());
+    }
+    obstacles
+}
+
+/// The page, from the facts alone.
+fn page(facts: &Facts) -> String {
+    let mut page = Page::default();
+    page.line(&format!("mesh observer {} on Linux {}", facts.version, facts.kernel));
+    page.kernel(facts);
+    page.privileges(facts);
+    page.programs(facts);
+    match &facts.node {
+        Ok(node) => page.node(node, facts),
+        Err(problem) => {
+            page.title("Node");
+            page.item("FAIL", problem);
+        }
+    }
+    let obstacles = obstacles(facts);
+    page.line("");
+    if obstacles.is_empty() {
+        page.line("Result: `observer run` works here.");
+    } else {
+        page.line(&format!("Result: `observer run` cannot work here: {}.", obstacles.join("; ")));
+    }
+    page.text
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn line(&mut self, line: &str) {
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    fn title(&mut self, title: &str) {
+        self.line("");
+        self.line(title);
+    }
+
+    fn item(&mut self, state: &str, what: &str) {
+        self.line(&format!("  {state:<4}  {what}"));
+    }
+
+    fn detail(&mut self, what: &str) {
+        self.line(&format!("        {what}"));
+    }
+
+    fn kernel(&mut self, facts: &Facts) {
+        self.title("Kernel");
+        match facts.lockdown.as_deref() {
+            Some("confidentiality") => {
+                self.item("note", "lockdown: confidentiality, which may forbid programs to read packets");
+            }
+            mode => self.item("ok", &format!("lockdown: {}", mode.unwrap_or("not in this kernel, or not visible"))),
+        }
+        if let Some(modules) = &facts.security_modules {
+            self.item("ok", &format!("security modules: {}", modules.replace(',', ", ")));
+        }
+        match &facts.announced {
+            Ok(()) => self.item("ok", "new processes: announced by the kernel"),
+            Err(reason) => self.item("note", &format!("new processes: looked for every second ({reason})")),
+        }
+    }
+
+    fn privileges(&mut self, facts: &Facts) {
+        self.title(&format!("Privileges (user {})", facts.user));
+        let Some(held) = facts.capabilities else {
+            return self.item("note", "the observer's own capabilities cannot be read");
+        };
+        for capability in &CAPABILITIES {
+            let state = match (capability.is_held(held), capability.needed) {
+                (true, _) => "ok",
+                (false, true) => "FAIL",
+                (false, false) => "note",
+            };
+            let missing = if state == "ok" { "" } else { ": missing, " };
+            let purpose = if state == "ok" { "" } else { capability.purpose };
+            self.item(state, &format!("{}{missing}{purpose}", capability.name));
+        }
+    }
+
+    fn programs(&mut self, facts: &Facts) {
+        self.title("Programs");
+        match &facts.programs {
+            Err(problem) => self.item("FAIL", problem),
+            Ok(programs) => {
+                for ProgramProbe { name, result } in programs {
+                    match result {
+                        Ok(0) => self.item("ok", name),
+                        Ok(instructions) => {
+                            self.item("ok", &format!("{name:<16} {instructions} instructions verified"))
+                        }
+                        Err(reason) => self.item("FAIL", reason),
+                    }
+                }
+            }
+        }
+    }
+
+    fn node(&mut self, node: &Node, facts: &Facts) {
+        self.title("Node");
+        self.item("ok", &format!("cgroup v2 at {}", node.cgroup_mount.display()));
+        match &node.hidepid {
+            None => self.item("ok", "every process is visible"),
+            Some(value) => {
+                let sees = facts.capabilities.is_some_and(|held| held & 1 << 19 != 0);
+                let (state, so) = if sees {
+                    ("ok", "CAP_SYS_PTRACE sees through it")
+                } else {
+                    ("note", "sidecars of other users are invisible without CAP_SYS_PTRACE")
+                };
+                self.item(state, &format!("proc is mounted with hidepid={value}: {so}"));
+            }
+        }
+        let of = |gateway: bool| {
+            node.findings.iter().filter_map(move |finding| match finding {
+                Finding::Observed(sidecar) if (sidecar.role == Role::Gateway) == gateway => Some(sidecar),
+                _ => None,
+            })
+        };
+        self.sidecars("Sidecars", of(false));
+        if self.sidecars("Gateways", of(true)) > 0 {
+            self.detail(
+                "What comes in plaintext through a gateway's own ports is counted. A TLS door cannot be read: its HTTP",
+            );
+            self.detail(&format!(
+                "is not seen, its connections are counted in {}.",
+                catalogue::GATEWAY_ENCRYPTED.prometheus_name
+            ));
+        }
+        self.rest(&node.findings);
+    }
+
+    fn sidecars<'a>(&mut self, title: &str, sidecars: impl Iterator<Item = &'a Arc<Sidecar>>) -> usize {
+        let mut sidecars: Vec<_> = sidecars.collect();
+        sidecars.sort_by_key(|sidecar| (&sidecar.workload.namespace, &sidecar.workload.pod, sidecar.process));
+        self.title(&format!("{title} ({})", sidecars.len()));
+        for sidecar in &sidecars {
+            let workload = &sidecar.workload;
+            let namespace = workload.namespace.as_deref().unwrap_or("-");
+            let pod = workload.pod.as_deref().unwrap_or("-");
+            let name = workload.name.as_deref().unwrap_or("-");
+            let process = match sidecar.process.pid {
+                0 => "no process".to_owned(),
+                pid => format!("process {pid}"),
+            };
+            self.item("ok", &format!("{namespace}/{pod}, workload {name}: {}, {process}", sidecar.role));
+            self.detail(&format!("because: {}", sidecar.evidence));
+            let addresses: Vec<String> = sidecar.addresses.iter().map(ToString::to_string).collect();
+            let addresses = if addresses.is_empty() { "no address known".to_owned() } else { addresses.join(" ") };
+            self.detail(&format!("{addresses}; cgroup {}", crate::discovery::printable(&sidecar.cgroup)));
+        }
+        sidecars.len()
+    }
+
+    fn rest(&mut self, findings: &[Finding]) {
+        let refused: Vec<_> = findings
+            .iter()
+            .filter_map(|finding| match finding {
+                Finding::Refused { process, executable, reason } => Some((process.pid, executable, reason)),
+                _ => None,
+            })
+            .collect();
+        if !refused.is_empty() {
+            self.title(&format!("Not observed ({})", refused.len()));
+            for (pid, executable, reason) in refused {
+                self.item("note", &format!("{executable}, process {pid}: {reason}"));
+            }
+        }
+        let warnings: Vec<_> = findings
+            .iter()
+            .filter_map(|finding| match finding {
+                Finding::Warning(warning) => Some(warning),
+                _ => None,
+            })
+            .collect();
+        if !warnings.is_empty() {
+            self.title("Warnings");
+            for warning in warnings {
+                self.item("note", warning);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::{ProcessId, Workload};
+
+    const ALL: u64 = 1 << 39 | 1 << 38 | 1 << 12 | 1 << 19 | 1 << 2;
+
+    fn sidecar(role: Role, pid: u32, pod: &str) -> Finding {
+        let some = |text: &str| Some(text.to_owned());
+        Finding::Observed(Arc::new(Sidecar {
+            id: pid,
+            process: ProcessId { pid, start_time: 5 },
+            role,
+            evidence: "node type sidecar".to_owned(),
+            cgroup: format!("/sys/fs/cgroup/pods/{pod}").into(),
+            cgroup_id: pid.into(),
+            netns_inode: 1,
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            companions: Vec::new(),
+            workload: Arc::new(Workload {
+                pod: some(pod),
+                namespace: some("default"),
+                name: some("app"),
+                ..Workload::default()
+            }),
+        }))
+    }
+
+    fn good() -> Facts {
+        let probe = |name, instructions| ProgramProbe { name, result: Ok(instructions) };
+        Facts {
+            version: "1.2.3",
+            kernel: "6.18.0 x86_64".to_owned(),
+            lockdown: Some("integrity".to_owned()),
+            security_modules: Some("lockdown,capability,bpf".to_owned()),
+            user: 0,
+            capabilities: Some(ALL),
+            programs: Ok(vec![probe("mesh_connect4", 120), probe("mesh_egress", 20_000)]),
+            announced: Ok(()),
+            node: Ok(Node {
+                cgroup_mount: "/sys/fs/cgroup".into(),
+                hidepid: None,
+                findings: vec![
+                    sidecar(Role::TproxySidecar, 20, "b-1"),
+                    sidecar(Role::Sidecar, 10, "a-1"),
+                    sidecar(Role::Gateway, 30, "edge-1"),
+                    Finding::Refused {
+                        process: ProcessId { pid: 40, start_time: 1 },
+                        executable: "envoy".to_owned(),
+                        reason: "neither sidecar nor gateway".to_owned(),
+                    },
+                    Finding::Warning("cgroup /x holds 2 sidecars".to_owned()),
+                ],
+            }),
+        }
+    }
+
+    fn bad() -> Facts {
+        Facts {
+            lockdown: Some("confidentiality".to_owned()),
+            security_modules: None,
+            user: 1000,
+            capabilities: Some(0),
+            programs: Err("not permitted: run as root".to_owned()),
+            announced: Err("the process-events connector needs CAP_NET_ADMIN".to_owned()),
+            node: Err("no cgroup v2 file system is mounted".to_owned()),
+            ..good()
+        }
+    }
+
+    fn partly() -> Facts {
+        let mut facts = good();
+        facts.capabilities = Some(1 << SYS_ADMIN);
+        facts.programs = Ok(vec![ProgramProbe {
+            name: "mesh_egress",
+            result: Err("kernel refuses program mesh_egress".to_owned()),
+        }]);
+        facts.node = Ok(Node {
+            cgroup_mount: "/sys/fs/cgroup/unified".into(),
+            hidepid: Some("invisible".to_owned()),
+            findings: Vec::new(),
+        });
+        facts
+    }
+
+    #[test]
+    fn pages_are_as_agreed() {
+        for (name, facts) in [("good", good()), ("bad", bad()), ("partly", partly())] {
+            let path = format!("{}/golden/check-{name}.txt", env!("CARGO_MANIFEST_DIR"));
+            let page = page(&facts);
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                fs::write(&path, &page).unwrap();
+            }
+            assert_eq!(page, fs::read_to_string(&path).unwrap(), "{path}; UPDATE_GOLDEN=1 writes it anew");
+        }
+    }
+
+    #[test]
+    fn says_whether_run_could_work() {
+        assert!(obstacles(&good()).is_empty());
+        assert_eq!(obstacles(&bad()).len(), 3);
+        assert_eq!(obstacles(&partly()), ["the kernel refuses 1 of 1 programs"]);
+        assert_eq!(chosen("none [integrity] confidentiality"), "integrity");
+    }
+}

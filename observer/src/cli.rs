@@ -1,0 +1,276 @@
+//! The command line: a contract that scripts rely on. Defaults are stated here for people and applied in `config`, so that
+//! a value in the configuration file counts where neither option nor environment variable is given.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+use crate::emit::{Target, wavefront::Names};
+
+/// Shortest and longest interval.
+const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
+
+/// Node-level observer for Istio: counts the sidecars' traffic in the kernel and emits Istio's metrics.
+#[derive(Debug, Parser)]
+#[command(name = "observer", version, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Observe this node until stopped
+    Run(RunArgs),
+    /// Say what this kernel, these privileges and this node allow; exit code 1 if `run` could not work
+    Check(NodeArgs),
+    /// Print every family: names, type, unit, labels, and where it comes from
+    Catalogue {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t)]
+        format: CatalogueFormat,
+    },
+    /// Observe for a while, print once and exit
+    Snapshot(SnapshotArgs),
+}
+
+/// Options of `observer run`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunArgs {
+    /// Where to serve /metrics, /healthz and /readyz [default: 127.0.0.1:9469]
+    #[arg(long, value_name = "ADDR:PORT", env = "OBSERVER_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Time between two reports to the emitters, 100ms to 1h, as in 500ms, 10s, 1m [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "OBSERVER_INTERVAL", value_parser = interval)]
+    pub interval: Option<Duration>,
+    /// Where to send reports; may be repeated: wavefront+http://HOST:PORT[/PATH] or wavefront+file:PATH (- for standard
+    /// output)
+    #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',')]
+    pub emit: Vec<Target>,
+    /// Names of Wavefront metrics: as documented, or as the old chain of collectors sent them [default: documented]
+    #[arg(long, value_name = "documented|collector", env = "OBSERVER_WAVEFRONT_NAMES", value_parser = wavefront_names)]
+    pub wavefront_names: Option<Names>,
+    /// Where and what to observe.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Options that say where and what to observe.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NodeArgs {
+    /// Configuration file (TOML); options and environment variables count more than it
+    #[arg(long, value_name = "FILE", env = "OBSERVER_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Executable name of sidecars; may be repeated [default: envoy]
+    #[arg(long, value_name = "NAME", env = "OBSERVER_SIDECAR_EXE", value_delimiter = ',', value_parser = executable_name)]
+    pub sidecar_exe: Vec<String>,
+    /// cgroup v2 directory to observe even if no sidecar is recognised in it; may be repeated
+    #[arg(long, value_name = "PATH", env = "OBSERVER_CGROUP", value_delimiter = ',')]
+    pub cgroup: Vec<PathBuf>,
+    /// The host's proc file system [default: /proc]
+    #[arg(long, value_name = "PATH", env = "OBSERVER_PROC_ROOT")]
+    pub proc_root: Option<PathBuf>,
+    /// The host's cgroup v2 file system [default: found in mountinfo]
+    #[arg(long, value_name = "PATH", env = "OBSERVER_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+    /// How much to log on standard error; RUST_LOG counts more [default: info]
+    #[arg(long, value_name = "LEVEL", env = "OBSERVER_LOG", value_enum)]
+    pub log: Option<LogLevel>,
+}
+
+/// Options of `observer snapshot`.
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotArgs {
+    /// How long to observe, 100ms to 1h
+    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = interval)]
+    pub length: Duration,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    pub format: SnapshotFormat,
+    /// Names of Wavefront metrics [default: documented]
+    #[arg(long, value_name = "documented|collector", env = "OBSERVER_WAVEFRONT_NAMES", value_parser = wavefront_names)]
+    pub wavefront_names: Option<Names>,
+    /// Where and what to observe.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// How the catalogue is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CatalogueFormat {
+    /// Aligned columns, for people.
+    #[default]
+    Table,
+    /// One array of objects.
+    Json,
+    /// Tab-separated, with a header line.
+    Tsv,
+}
+
+/// How a snapshot is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SnapshotFormat {
+    /// Prometheus text 0.0.4.
+    #[default]
+    Prometheus,
+    /// Wavefront lines.
+    Wavefront,
+    /// One JSON document.
+    Json,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What failed.
+    Error,
+    /// And what is odd.
+    Warn,
+    /// And what changed.
+    #[default]
+    Info,
+    /// And why.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+impl LogLevel {
+    /// As the options and the configuration file spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// A duration within bounds, as `500ms`, `10s`, `1m` or `1h`.
+///
+/// # Errors
+/// Says what is wrong and what is accepted.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration; write a whole number and ms, s, m or h, as in 10s");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    let duration = number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)?;
+    if INTERVALS.contains(&duration) { Ok(duration) } else { Err(format!("{text} is not between 100ms and 1h")) }
+}
+
+/// The file name of an executable.
+///
+/// # Errors
+/// It is empty or a path.
+pub fn executable_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') {
+        return Err(format!("{text:?} is no file name; write the last part of the executable's path, as in envoy"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Which Wavefront names are sent.
+///
+/// # Errors
+/// Lists the accepted ones.
+pub fn wavefront_names(text: &str) -> Result<Names, String> {
+    match text {
+        "documented" => Ok(Names::Documented),
+        "collector" => Ok(Names::Collector),
+        _ => Err(format!("{text:?} is no set of names; write documented or collector")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn parses_every_option() {
+        let line = "observer run --listen 0.0.0.0:9000 --interval 1m --emit wavefront+file:- --emit \
+                    wavefront+http://proxy:2878 --wavefront-names collector --config c.toml --sidecar-exe envoy \
+                    --sidecar-exe pilot --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
+        let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
+        assert_eq!(args.interval, Some(Duration::from_mins(1)));
+        assert_eq!(args.emit.len(), 2);
+        assert_eq!(args.node.sidecar_exe, ["envoy", "pilot"]);
+        assert_eq!(args.node.log, Some(LogLevel::Debug));
+    }
+
+    #[test]
+    fn wrong_usage_says_what_is_right() {
+        for (line, expected) in [
+            ("run --emit otlp+http://collector:4318", "wavefront+file:PATH"),
+            ("run --emit otlp+http://collector:4318", "wavefront+http://HOST:PORT"),
+            ("run --interval 10", "as in 10s"),
+            ("run --interval 2h", "between 100ms and 1h"),
+            ("run --wavefront-names old", "documented or collector"),
+            ("run --sidecar-exe /usr/bin/envoy", "as in envoy"),
+            ("run --sidecar-exe=", "as in envoy"),
+            ("run --cgroup=", "a value is required"),
+            ("run --pin /x", "unexpected argument"),
+            ("snapshot --for 0s", "between 100ms and 1h"),
+            ("catalogue --format yaml", "table, json, tsv"),
+            ("snapshot --format yaml", "prometheus, wavefront, json"),
+        ] {
+            let error = Cli::try_parse_from(["observer"].into_iter().chain(line.split_whitespace())).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_run_option_has_an_environment_variable_and_help() {
+        let cli = Cli::command();
+        for argument in cli.find_subcommand("run").unwrap().get_arguments() {
+            let long = argument.get_long().unwrap();
+            let variable = format!("OBSERVER_{}", long.replace('-', "_").to_uppercase());
+            assert_eq!(argument.get_env().unwrap().to_str().unwrap(), variable);
+            assert!(argument.get_help().is_some(), "{long}");
+        }
+    }
+
+    #[test]
+    fn reads_durations() {
+        for (text, milliseconds) in [("500ms", 500), ("10s", 10_000), ("1m", 60_000), ("1h", 3_600_000)] {
+            assert_eq!(interval(text), Ok(Duration::from_millis(milliseconds)));
+        }
+        for text in
+            ["", "s", "10", "-1s", "1.5s", "1d", "10 s", "99999999999999999999s", "18446744073709551615h", "99ms"]
+        {
+            assert!(interval(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_duration_is_within_bounds(text in "[0-9]{0,20}(ms|s|m|h|.)") {
+            if let Ok(duration) = interval(&text) {
+                prop_assert!(INTERVALS.contains(&duration));
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What was read, raw and cumulative: no rates, no labels, no identity. Each collector fills its own part.
+
+pub mod kernel;
+pub mod own;
+
+use std::time::{Duration, SystemTime};
+
+use observer_ebpf::{SeriesKey, health::Counter, latency::BUCKETS};
+
+/// Everything read in one round.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// When the round began, by the wall clock.
+    pub at: SystemTime,
+    /// What the kernel programs counted, or why it could not be read.
+    pub kernel: Option<KernelReading>,
+    /// How each collector fared.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// How one collector fared in one round.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// `kernel`, `procfs`, …
+    pub collector: &'static str,
+    /// How long it took.
+    pub duration: Duration,
+    /// What went wrong, if anything.
+    pub error: Option<String>,
+}
+
+/// The kernel maps at one instant.
+#[derive(Clone, Debug, Default)]
+pub struct KernelReading {
+    /// Every series in use, cumulative since the programs were loaded.
+    pub series: Vec<SeriesReading>,
+    /// Health counters, cumulative.
+    pub health: Vec<(Counter, u64)>,
+    /// Programs as the kernel accounts for them.
+    pub programs: Vec<ProgramReading>,
+    /// Most series that the map holds.
+    pub series_capacity: u64,
+}
+
+/// One series' figures, cumulative.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeriesReading {
+    /// What it is counted under; the overflow series has sidecar 0.
+    pub key: SeriesKey,
+    /// Duration (µs), request bytes, response bytes, in the order of `observer_ebpf::{DURATION, REQUEST_BYTES, RESPONSE_BYTES}`.
+    pub histograms: [HistogramReading; 3],
+    /// TCP connections opened.
+    pub opened: u64,
+    /// TCP connections closed.
+    pub closed: u64,
+    /// Payload bytes client to server.
+    pub received: u64,
+    /// Payload bytes server to client.
+    pub sent: u64,
+}
+
+/// One histogram, cumulative.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HistogramReading {
+    /// Values by exposed bucket, not cumulative over `le`.
+    pub buckets: [u64; BUCKETS],
+    /// Sum of values, microseconds or bytes.
+    pub sum: u64,
+    /// Non-empty log-linear cells as (block × 32 + cell, count modulo 2^32), ascending; empty unless percentiles are wanted.
+    pub cells: Vec<(u16, u32)>,
+}
+
+/// One program's account.
+#[derive(Clone, Debug)]
+pub struct ProgramReading {
+    /// Name, one of `observer_ebpf::names::PROGRAMS`.
+    pub name: &'static str,
+    /// Cgroups it is attached to.
+    pub links: u64,
+    /// Runs, where the kernel counts them (`kernel.bpf_stats_enabled`).
+    pub runs: u64,
+    /// Time spent, likewise.
+    pub run_time: Duration,
+}

@@ -1,0 +1,311 @@
+//! The kernel side as the daemon sees it: programs attached to cgroups, and maps read whole.
+
+mod attach;
+mod error;
+
+use std::{
+    collections::HashMap as Table,
+    os::fd::{AsFd, AsRawFd},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, MapData},
+    programs::Program,
+};
+use aya_log::EbpfLogger;
+use observer_ebpf::{
+    Block, Cgroup, Histogram, IGNORED, MODE_GATEWAY, MODE_REDIRECT, MODE_TPROXY, OVERFLOW_SLOT, PORT_EXCLUDED,
+    PORT_TCP, Series, SeriesKey,
+    health::Counter,
+    latency::{BLOCKS, CELLS},
+    names,
+};
+
+use super::{HistogramReading, KernelReading, ProgramReading, SeriesReading};
+use crate::discovery::{ProcessId, Role, Sidecar, SidecarId};
+pub use error::Error;
+
+/// Ports whose traffic Istio takes for TCP whatever its bytes say.
+/// Source: istio `pkg/config/protocol`, well-known server-first ports.
+pub const TCP_PORTS: [u16; 4] = [25, 53, 3306, 27017];
+/// Istio's own ports, never counted.
+/// Source: istio.io, application requirements.
+pub const EXCLUDED_PORTS: [u16; 7] = [15000, 15004, 15012, 15020, 15021, 15053, 15090];
+
+/// What the programs are told at load time.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Most series that are held apart; further ones share the overflow series.
+    pub max_series: u32,
+    /// Destination ports that are TCP, beside [`TCP_PORTS`].
+    pub tcp_ports: Vec<u16>,
+    /// Ports that are never counted, beside [`EXCLUDED_PORTS`].
+    pub excluded_ports: Vec<u16>,
+}
+
+/// One program and whether this kernel takes it.
+#[derive(Clone, Debug)]
+pub struct ProgramProbe {
+    /// Name, one of `observer_ebpf::names::PROGRAMS`.
+    pub name: &'static str,
+    /// Instructions the verifier went through, of the million it allows; or why it refused.
+    pub result: Result<u32, String>,
+}
+
+/// The loaded programs, their links and their maps. Dropping it detaches everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    links: Table<u64, attach::Links>,
+    slots: Vec<(SeriesKey, u32)>,
+    slots_taken: u32,
+    max_series: u32,
+}
+
+/// Loads each program and drops it again: what can this kernel do, with these privileges?
+///
+/// # Errors
+/// If not even the maps can be made; the message says what to do.
+pub fn probe() -> Result<Vec<ProgramProbe>, Error> {
+    let mut ebpf = attach::open(16)?;
+    Ok(names::PROGRAMS
+        .iter()
+        .map(|&name| ProgramProbe { name, result: probe_one(&mut ebpf, name).map_err(|error| error.to_string()) })
+        .collect())
+}
+
+fn probe_one(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, Error> {
+    attach::load(ebpf, name)?;
+    let program = ebpf.program(name).ok_or(Error::Missing { name })?;
+    let info = program.info().map_err(|source| Error::load(name, source))?;
+    Ok(info.verified_instruction_count().unwrap_or(0))
+}
+
+impl Kernel {
+    /// Makes the maps and loads the programs; nothing is attached yet.
+    ///
+    /// # Errors
+    /// No kernel object in this build, privileges missing, or a kernel without a feature; the message names it.
+    pub fn load(options: &Options) -> Result<Self, Error> {
+        let mut ebpf = attach::open(options.max_series)?;
+        for name in names::PROGRAMS {
+            attach::load(&mut ebpf, name)?;
+        }
+        let mut kernel =
+            Self { ebpf, links: Table::new(), slots: Vec::new(), slots_taken: 0, max_series: options.max_series };
+        let tcp = TCP_PORTS.iter().chain(&options.tcp_ports).map(|&port| (port, PORT_TCP));
+        let excluded = EXCLUDED_PORTS.iter().chain(&options.excluded_ports).map(|&port| (port, PORT_EXCLUDED));
+        let mut flags = Table::<u16, u32>::new();
+        for (port, flag) in tcp.chain(excluded) {
+            *flags.entry(port).or_default() |= flag;
+        }
+        let mut ports: HashMap<_, u32, u32> = kernel.map_mut(names::PORTS)?;
+        for (port, flags) in flags {
+            ports.insert(u32::from(port), flags, 0).map_err(|source| Error::map(names::PORTS, source))?;
+        }
+        Ok(kernel)
+    }
+
+    /// The programs' own log lines, in a build with `--kernel-log`; they go to the `log` facade.
+    #[must_use]
+    pub fn log(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
+        EbpfLogger::init(&mut self.ebpf).ok()
+    }
+
+    /// Attaches to the sidecar's cgroup, unless that is done, and makes its processes known; says whether it attached now.
+    ///
+    /// # Errors
+    /// The cgroup is gone or no cgroup, or another program forbids company there; nothing stays attached then.
+    pub fn attach(&mut self, sidecar: &Sidecar) -> Result<bool, Error> {
+        self.know_cgroup(sidecar)?;
+        self.name_process(sidecar.process, sidecar.id)?;
+        for &companion in &sidecar.companions {
+            self.name_process(companion, IGNORED)?;
+        }
+        if self.links.contains_key(&sidecar.cgroup_id) {
+            return Ok(false);
+        }
+        let links = attach::attach(&mut self.ebpf, &sidecar.cgroup)?;
+        self.links.insert(sidecar.cgroup_id, links);
+        Ok(true)
+    }
+
+    /// Makes a sidecar the owner of what no process was seen on in its cgroup, before or after programs are attached there.
+    ///
+    /// # Errors
+    /// A map refuses the entry.
+    pub fn know_cgroup(&mut self, sidecar: &Sidecar) -> Result<(), Error> {
+        let mode = match sidecar.role {
+            Role::Sidecar => MODE_REDIRECT,
+            Role::TproxySidecar => MODE_TPROXY,
+            Role::Gateway => MODE_GATEWAY,
+        };
+        let mut addresses = [[0; 16]; 2];
+        for (place, address) in addresses.iter_mut().zip(&sidecar.addresses) {
+            *place = match address {
+                std::net::IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                std::net::IpAddr::V6(address) => address.octets(),
+            };
+        }
+        let mut cgroups: HashMap<_, u64, Cgroup> = self.map_mut(names::CGROUPS)?;
+        cgroups
+            .insert(sidecar.cgroup_id, Cgroup { sidecar: sidecar.id, mode, addresses }, 0)
+            .map_err(|source| Error::map(names::CGROUPS, source))
+    }
+
+    /// Forgets a process that has ended.
+    pub fn forget_process(&mut self, process: ProcessId) {
+        if let Ok(mut processes) = self.map_mut::<HashMap<_, u32, u32>>(names::PROCESSES) {
+            // It may never have been known.
+            let _ = processes.remove(&process.pid);
+        }
+    }
+
+    /// Detaches from a cgroup. What was counted stays readable.
+    pub fn detach(&mut self, cgroup_id: u64) {
+        self.links.remove(&cgroup_id);
+        if let Ok(mut cgroups) = self.map_mut::<HashMap<_, u64, Cgroup>>(names::CGROUPS) {
+            let _ = cgroups.remove(&cgroup_id);
+        }
+    }
+
+    /// Reads every counter, and hands every series on, one by one, so that they need never be in memory together.
+    /// `cells` says whether the log-linear cells are wanted too.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn read(&mut self, cells: bool, mut each: impl FnMut(&SeriesReading)) -> Result<KernelReading, Error> {
+        self.refresh_slots()?;
+        let series: Array<_, Series> = self.map(names::SERIES)?;
+        let blocks: Array<_, Block> = self.map(names::BLOCKS)?;
+        let health: Array<_, u64> = self.map(names::HEALTH)?;
+        let mut reading = KernelReading { series_capacity: u64::from(self.max_series), ..KernelReading::default() };
+        let overflow = (SeriesKey::default(), OVERFLOW_SLOT);
+        for &(key, slot) in std::iter::once(&overflow).chain(&self.slots) {
+            let figures = series.get(&slot, 0).map_err(|source| Error::map(names::SERIES, source))?;
+            if slot == OVERFLOW_SLOT && is_unused(&figures) {
+                continue;
+            }
+            let mut histograms = <[HistogramReading; 3]>::default();
+            for (reading, histogram) in histograms.iter_mut().zip(&figures.histograms) {
+                reading.buckets = histogram.buckets;
+                reading.sum = histogram.sum;
+                if cells {
+                    reading.cells = read_cells(&blocks, histogram)?;
+                }
+            }
+            each(&SeriesReading {
+                key,
+                histograms,
+                opened: figures.opened,
+                closed: figures.closed,
+                received: figures.received,
+                sent: figures.sent,
+            });
+        }
+        for &counter in Counter::ALL {
+            let value = health.get(&(counter as u32), 0).map_err(|source| Error::map(names::HEALTH, source))?;
+            reading.health.push((counter, value));
+        }
+        for name in names::PROGRAMS {
+            reading.programs.push(self.read_program(name)?);
+        }
+        Ok(reading)
+    }
+
+    /// Slots are only ever taken: the list is read again when there are more than it has.
+    fn refresh_slots(&mut self) -> Result<(), Error> {
+        let next: Array<_, u32> = self.map(names::NEXT)?;
+        let taken = next.get(&0, 0).map_err(|source| Error::map(names::NEXT, source))?;
+        if taken == self.slots_taken {
+            return Ok(());
+        }
+        let slots: HashMap<_, SeriesKey, u32> = self.map(names::SLOTS)?;
+        let read: Result<Vec<_>, _> = slots.iter().collect();
+        let mut read = read.map_err(|source| Error::map(names::SLOTS, source))?;
+        read.sort_unstable_by_key(|&(_, slot)| slot);
+        // A slot is taken before its key is inserted: a key not yet there is found next time.
+        self.slots_taken = if read.len() as u32 == taken { taken } else { u32::MAX };
+        self.slots = read;
+        Ok(())
+    }
+
+    fn read_program(&self, name: &'static str) -> Result<ProgramReading, Error> {
+        let program = self.ebpf.program(name).ok_or(Error::Missing { name })?;
+        let (runs, run_time_ns) = run_statistics(program).map_err(|source| Error::load(name, source))?;
+        let links = self.links.len() as u64;
+        Ok(ProgramReading { name, links, runs, run_time: Duration::from_nanos(run_time_ns) })
+    }
+
+    fn name_process(&mut self, process: ProcessId, id: SidecarId) -> Result<(), Error> {
+        if process.pid == 0 {
+            return Ok(());
+        }
+        let mut processes: HashMap<_, u32, u32> = self.map_mut(names::PROCESSES)?;
+        processes.insert(process.pid, id, 0).map_err(|source| Error::map(names::PROCESSES, source))
+    }
+
+    fn map<'a, M>(&'a self, name: &'static str) -> Result<M, Error>
+    where
+        M: TryFrom<&'a aya::maps::Map, Error = aya::maps::MapError>,
+    {
+        let map = self.ebpf.map(name).ok_or(Error::Missing { name })?;
+        M::try_from(map).map_err(|source| Error::map(name, source))
+    }
+
+    fn map_mut<'a, M>(&'a mut self, name: &'static str) -> Result<M, Error>
+    where
+        M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>,
+    {
+        let map = self.ebpf.map_mut(name).ok_or(Error::Missing { name })?;
+        M::try_from(map).map_err(|source| Error::map(name, source))
+    }
+}
+
+fn is_unused(series: &Series) -> bool {
+    series.opened == 0
+        && series.closed == 0
+        && series.received == 0
+        && series.sent == 0
+        && series.histograms[0].buckets.iter().all(|&count| count == 0)
+}
+
+fn read_cells(blocks: &Array<&MapData, Block>, histogram: &Histogram) -> Result<Vec<(u16, u32)>, Error> {
+    let mut cells = Vec::new();
+    for (octave, &name) in histogram.blocks.iter().enumerate().take(BLOCKS) {
+        if name == 0 {
+            continue;
+        }
+        let block = blocks.get(&(name - 1), 0).map_err(|source| Error::map(names::BLOCKS, source))?;
+        let used = block.cells.iter().enumerate().filter(|&(_, &count)| count != 0);
+        cells.extend(used.map(|(cell, &count)| ((octave * CELLS + cell) as u16, count)));
+    }
+    Ok(cells)
+}
+
+/// Runs and nanoseconds of a program, where `kernel.bpf_stats_enabled` is on.
+/// Source: kernel `include/uapi/linux/bpf.h`, `struct bpf_prog_info`.
+fn run_statistics(program: &Program) -> Result<(u64, u64), aya::programs::ProgramError> {
+    #[repr(C)]
+    struct Attribute {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    // SAFETY: an all-zero `bpf_prog_info` asks for no array.
+    let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let attribute = Attribute {
+        fd: program.fd()?.as_fd().as_raw_fd() as u32,
+        length: size_of_val(&info) as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the attribute names a buffer of the length it says, which lives through the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, &raw const attribute, size_of::<Attribute>()) };
+    if result < 0 {
+        return Ok((0, 0));
+    }
+    Ok((info.run_cnt, info.run_time_ns))
+}

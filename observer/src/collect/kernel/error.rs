@@ -1,0 +1,163 @@
+//! What can go wrong with the kernel side, each with its remedy.
+
+use std::{io, path::PathBuf};
+
+use aya::{EbpfError, maps::MapError, programs::ProgramError, sys::SyscallError};
+
+/// Why the kernel side does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Built without the kernel object.
+    #[error("this build has no kernel object: build it with `cargo xtask build`")]
+    NoObject,
+    /// Not allowed.
+    #[error(
+        "{what}: not permitted: run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; if that is so, a security \
+         module or kernel lockdown forbids BPF (`observer check` tells)"
+    )]
+    Privilege {
+        /// What was tried.
+        what: String,
+    },
+    /// The kernel refused a map.
+    #[error(
+        "cannot make map {name}: {reason}; lower max_series if memory is short, else the kernel lacks the features of \
+         Linux 5.17"
+    )]
+    Make {
+        /// Map.
+        name: String,
+        /// Why.
+        reason: io::Error,
+    },
+    /// The object cannot be made ready for this kernel.
+    #[error(
+        "cannot prepare the kernel programs, which need the features of Linux 5.17 (bpf_loop, atomics that return a value)"
+    )]
+    Open(#[source] EbpfError),
+    /// The kernel refused a program.
+    #[error(
+        "kernel refuses program {name}: {reason}; it needs the features of Linux 5.17 (bpf_loop, atomics that return a \
+         value) and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    )]
+    Load {
+        /// Program.
+        name: &'static str,
+        /// The verifier's verdict, or the error.
+        reason: String,
+    },
+    /// A map or program is not in the object.
+    #[error("{name} is not in the kernel object: it was built from other sources; build again")]
+    Missing {
+        /// Map or program.
+        name: &'static str,
+    },
+    /// A map cannot be read or written.
+    #[error("map {name}")]
+    Map {
+        /// Map.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
+    /// The cgroup directory cannot be opened.
+    #[error("cannot open cgroup {path}")]
+    Cgroup {
+        /// Directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A foreign program wants to be alone.
+    #[error(
+        "cannot attach {name} to {path}: a program attached there or to a parent cgroup allows no company (attached \
+         without BPF_F_ALLOW_MULTI); find it with `bpftool cgroup tree`. Nothing of it was touched"
+    )]
+    Alone {
+        /// Program.
+        name: &'static str,
+        /// Directory.
+        path: PathBuf,
+    },
+    /// The path is no cgroup v2 directory.
+    #[error("cannot attach to {path}: it is no cgroup v2 directory")]
+    NoCgroup {
+        /// Directory.
+        path: PathBuf,
+    },
+    /// Any other failure to attach.
+    #[error("cannot attach {name} to {path}")]
+    Attach {
+        /// Program.
+        name: &'static str,
+        /// Directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+}
+
+impl Error {
+    pub(super) fn open(source: EbpfError) -> Self {
+        match source {
+            EbpfError::MapError(MapError::CreateError { name, io_error }) => match io_error.raw_os_error() {
+                Some(libc::EPERM) => Self::Privilege { what: format!("cannot make map {name}") },
+                _ => Self::Make { name, reason: io_error },
+            },
+            source => Self::Open(source),
+        }
+    }
+
+    pub(super) fn load(name: &'static str, source: ProgramError) -> Self {
+        match source {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = verifier_log.to_string();
+                if io_error.raw_os_error() == Some(libc::EPERM) && log.trim().is_empty() {
+                    return Self::Privilege { what: format!("cannot load program {name}") };
+                }
+                let reason = verdict(&log).map_or_else(|| io_error.to_string(), |line| format!("{line} ({io_error})"));
+                tracing::debug!(program = name, %log, "verifier log");
+                Self::Load { name, reason }
+            }
+            source => Self::Load { name, reason: source.to_string() },
+        }
+    }
+
+    pub(super) fn map(name: &'static str, source: MapError) -> Self {
+        Self::Map { name, source }
+    }
+
+    pub(super) fn attach(name: &'static str, path: &std::path::Path, source: ProgramError) -> Self {
+        let path = path.to_owned();
+        let ProgramError::SyscallError(SyscallError { io_error, .. }) = &source else {
+            return Self::Attach { name, path, source };
+        };
+        match io_error.raw_os_error() {
+            Some(libc::EPERM) => Self::Alone { name, path },
+            Some(libc::EBADF | libc::ENOTDIR | libc::EINVAL) => Self::NoCgroup { path },
+            _ => Self::Attach { name, path, source },
+        }
+    }
+}
+
+/// The last line of the verifier's log that is no statistic.
+fn verdict(log: &str) -> Option<&str> {
+    const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
+    log.lines().rev().find(|line| !line.is_empty() && !STATISTICS.iter().any(|begin| line.starts_with(begin)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_is_what_comes_before_the_statistics() {
+        let log = "139: (b7) r1 = 0\nR0 tried to add from different maps\nverification time 27867 usec\nstack depth 8+8\n\
+                   processed 1455 insns (limit 1000000)\n\n";
+        assert_eq!(verdict(log), Some("R0 tried to add from different maps"));
+        assert_eq!(verdict("\n"), None);
+    }
+}

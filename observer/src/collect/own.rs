@@ -1,0 +1,56 @@
+//! The observer's own CPU time and memory, from /proc/self.
+
+use std::{fs, time::Duration};
+
+/// What the observer itself uses; absent where it cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// User and system time.
+    pub cpu: Option<Duration>,
+    /// Resident memory.
+    pub resident_bytes: Option<u64>,
+}
+
+/// Reads both.
+#[must_use]
+pub fn usage() -> Usage {
+    let resident = fs::read_to_string("/proc/self/statm").ok().as_deref().and_then(resident_pages);
+    Usage { cpu: cpu(), resident_bytes: resident.map(|pages| pages * page_size()) }
+}
+
+fn cpu() -> Option<Duration> {
+    // SAFETY: the structure is plain integers, and the call fills it.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        (libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) == 0).then_some(usage)
+    }?;
+    let time = |value: libc::timeval| Duration::new(value.tv_sec as u64, value.tv_usec as u32 * 1_000);
+    Some(time(usage.ru_utime) + time(usage.ru_stime))
+}
+
+/// Second field of `/proc/PID/statm`, in pages (proc(5)).
+fn resident_pages(statm: &str) -> Option<u64> {
+    statm.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+fn page_size() -> u64 {
+    // SAFETY: no arguments beyond a constant.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_the_second_field() {
+        assert_eq!(resident_pages("1000 42 7 1 0 8 0\n"), Some(42));
+        assert_eq!(resident_pages("x"), None);
+    }
+
+    #[test]
+    fn this_process_uses_something() {
+        let usage = usage();
+        assert!(usage.cpu.is_some() && usage.resident_bytes.is_some_and(|bytes| bytes > 100_000));
+    }
+}

@@ -1,0 +1,645 @@
+//! Options, environment variables and the configuration file make one validated [`Config`]: an option counts more than
+//! its environment variable, that more than the file, the file more than the default.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU16,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
+
+use crate::{
+    cli::{self, LogLevel, NodeArgs, RunArgs},
+    collect::kernel,
+    discovery::{DiscoveryConfig, Role, SidecarRule, Workload},
+    emit::{Target, wavefront::Names},
+    model::labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
+};
+
+/// Address that is served where none is given.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9469);
+/// Time between two reports where none is given.
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+/// Most series held apart where no number is given.
+pub const DEFAULT_MAX_SERIES: u32 = 10_000;
+/// More series than this would take a gigabyte of kernel memory.
+const MOST_SERIES: u32 = 1_000_000;
+
+/// Everything that can be set, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Address of /metrics, /healthz and /readyz.
+    pub listen: SocketAddr,
+    /// Time between two reports.
+    pub interval: Duration,
+    /// Where reports go.
+    pub emit: Vec<Target>,
+    /// Which Wavefront names are sent.
+    pub wavefront_names: Names,
+    /// How much is logged.
+    pub log: LogLevel,
+    /// Executable names of sidecars.
+    pub sidecar_exe: Vec<String>,
+    /// cgroup v2 directories that are observed in any case.
+    pub cgroup: Vec<PathBuf>,
+    /// The proc file system.
+    pub proc_root: PathBuf,
+    /// The cgroup v2 file system; found in mountinfo if absent.
+    pub cgroup_root: Option<PathBuf>,
+    /// Most series held apart.
+    pub max_series: u32,
+    /// Destination ports that are TCP whatever their bytes say.
+    pub tcp_ports: Vec<u16>,
+    /// Ports that are never counted.
+    pub excluded_ports: Vec<u16>,
+    /// Identity of sidecars without the injector's environment.
+    pub sidecars: Vec<SidecarRule>,
+    /// Services and workloads elsewhere.
+    pub peers: Peers,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {path} cannot be read: {reason}; check --config and the file's permissions")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: io::Error,
+    },
+    /// The file is wrong.
+    #[error("{path}:{line}:{column}: {key}: {problem}; the annotated observer.example.toml has every key")]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// The key at fault, with its table.
+        key: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads the file that the options name, if any, and puts everything together.
+    ///
+    /// # Errors
+    /// The file cannot be read or is wrong.
+    pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
+        let Some(path) = &args.node.config else { return Ok(Self::resolve(args, Settings::default())) };
+        let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable { path: path.clone(), reason })?;
+        Ok(Self::resolve(args, Settings::parse(path, &text)?))
+    }
+
+    /// Options and environment first, then the file, then defaults.
+    fn resolve(args: &RunArgs, file: Settings) -> Self {
+        let RunArgs { listen, interval, emit, wavefront_names, node } = args.clone();
+        let NodeArgs { config: _, sidecar_exe, cgroup, proc_root, cgroup_root, log } = node;
+        let mut sidecar_exe = either(sidecar_exe, file.sidecar_exe);
+        if sidecar_exe.is_empty() {
+            sidecar_exe.push("envoy".to_owned());
+        }
+        Self {
+            listen: listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
+            interval: interval.or(file.interval).unwrap_or(DEFAULT_INTERVAL),
+            emit: either(emit, file.emit),
+            wavefront_names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
+            log: log.or(file.log).unwrap_or_default(),
+            sidecar_exe,
+            cgroup: either(cgroup, file.cgroup),
+            proc_root: proc_root.or(file.proc_root).unwrap_or_else(|| "/proc".into()),
+            cgroup_root: cgroup_root.or(file.cgroup_root),
+            max_series: file.max_series.unwrap_or(DEFAULT_MAX_SERIES),
+            tcp_ports: file.tcp_ports,
+            excluded_ports: file.excluded_ports,
+            sidecars: file.sidecars,
+            peers: file.peers,
+        }
+    }
+
+    /// What discovery looks for.
+    #[must_use]
+    pub fn discovery(&self) -> DiscoveryConfig {
+        DiscoveryConfig {
+            proc_root: self.proc_root.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            executables: self.sidecar_exe.clone(),
+            cgroups: self.cgroup.clone(),
+            rules: self.sidecars.clone(),
+        }
+    }
+
+    /// What the kernel programs are told.
+    #[must_use]
+    pub fn kernel(&self) -> kernel::Options {
+        kernel::Options {
+            max_series: self.max_series,
+            tcp_ports: self.tcp_ports.clone(),
+            excluded_ports: self.excluded_ports.clone(),
+        }
+    }
+
+    /// Services and workloads that are not on this node.
+    #[must_use]
+    pub fn peers(&self) -> Peers {
+        self.peers.clone()
+    }
+}
+
+fn either<T>(given: Vec<T>, file: Vec<T>) -> Vec<T> {
+    if given.is_empty() { file } else { given }
+}
+
+/// What the file says, checked.
+#[derive(Debug, Default)]
+struct Settings {
+    listen: Option<SocketAddr>,
+    interval: Option<Duration>,
+    emit: Vec<Target>,
+    wavefront_names: Option<Names>,
+    log: Option<LogLevel>,
+    sidecar_exe: Vec<String>,
+    cgroup: Vec<PathBuf>,
+    proc_root: Option<PathBuf>,
+    cgroup_root: Option<PathBuf>,
+    max_series: Option<u32>,
+    tcp_ports: Vec<u16>,
+    excluded_ports: Vec<u16>,
+    sidecars: Vec<SidecarRule>,
+    peers: Peers,
+}
+
+/// A place in the file's text, in bytes, and what is wrong there.
+type Problem = (usize, String);
+
+impl Settings {
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let parsed = toml::from_str::<File>(text)
+            .map_err(|error| (error.span().map_or(0, |span| span.start), error.message().to_owned()));
+        parsed.and_then(Self::check).map_err(|(at, problem)| {
+            let (line, column) = position(text, at);
+            ConfigError::Wrong { path: path.to_owned(), line, column, key: key(text, at), problem }
+        })
+    }
+
+    fn check(file: File) -> Result<Self, Problem> {
+        let mut tcp_ports: Vec<u16> = file.tcp_ports.into_iter().map(NonZeroU16::get).collect();
+        for port in tcp_ports_of(&file.service)? {
+            if !tcp_ports.contains(&port) {
+                tcp_ports.push(port);
+            }
+        }
+        Ok(Self {
+            listen: file.listen.map(|Listen(address)| address),
+            interval: file.interval.map(|Interval(interval)| interval),
+            emit: file.emit.into_iter().map(|Emit(target)| target).collect(),
+            wavefront_names: file.wavefront_names.map(|WavefrontNames(names)| names),
+            log: file.log,
+            sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
+            cgroup: file.cgroup.into_iter().map(|DirectoryPath(path)| path).collect(),
+            proc_root: file.proc_root.map(|DirectoryPath(path)| path),
+            cgroup_root: file.cgroup_root.map(|DirectoryPath(path)| path),
+            max_series: file.max_series.map(|MaxSeries(number)| number),
+            tcp_ports,
+            excluded_ports: file.excluded_ports.into_iter().map(NonZeroU16::get).collect(),
+            sidecars: file.sidecar.into_iter().map(sidecar).collect::<Result<_, _>>()?,
+            peers: Peers {
+                services: file.service.into_iter().map(service).collect::<Result<_, _>>()?,
+                workloads: file.workload.into_iter().map(workload).collect::<Result<_, _>>()?,
+            },
+        })
+    }
+}
+
+/// The file's keys.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    listen: Option<Listen>,
+    interval: Option<Interval>,
+    emit: Vec<Emit>,
+    wavefront_names: Option<WavefrontNames>,
+    log: Option<LogLevel>,
+    sidecar_exe: Vec<ExecutableName>,
+    cgroup: Vec<DirectoryPath>,
+    proc_root: Option<DirectoryPath>,
+    cgroup_root: Option<DirectoryPath>,
+    max_series: Option<MaxSeries>,
+    tcp_ports: Vec<NonZeroU16>,
+    excluded_ports: Vec<NonZeroU16>,
+    service: Vec<Spanned<Service>>,
+    workload: Vec<Spanned<WorkloadTable>>,
+    sidecar: Vec<Spanned<SidecarTable>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Service {
+    host: String,
+    name: Option<String>,
+    namespace: Option<String>,
+    addresses: Vec<IpAddr>,
+    #[serde(default)]
+    ports: Vec<Spanned<Port>>,
+    workload: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Port {
+    port: NonZeroU16,
+    target_port: Option<NonZeroU16>,
+    #[serde(default)]
+    protocol: PortProtocol,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PortProtocol {
+    #[default]
+    Auto,
+    Http,
+    Tcp,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WorkloadTable {
+    addresses: Vec<IpAddr>,
+    name: Option<String>,
+    namespace: Option<String>,
+    pod: Option<String>,
+    cluster: Option<String>,
+    service_account: Option<String>,
+    trust_domain: Option<String>,
+    node: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SidecarTable {
+    cgroup: Option<PathBuf>,
+    executable: Option<PathBuf>,
+    role: Option<RoleName>,
+    #[serde(default)]
+    addresses: Vec<IpAddr>,
+    name: Option<String>,
+    namespace: Option<String>,
+    pod: Option<String>,
+    cluster: Option<String>,
+    service_account: Option<String>,
+    trust_domain: Option<String>,
+    node: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RoleName {
+    Sidecar,
+    Tproxy,
+    Gateway,
+}
+
+/// A value that is a string in the file and is checked as its option is.
+macro_rules! checked {
+    ($name:ident($value:ty), $parse:expr) => {
+        #[derive(Debug)]
+        struct $name($value);
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                $parse(&text).map(Self).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+checked!(Listen(SocketAddr), |text: &str| {
+    text.parse().map_err(|_| format!("{text:?} is no address and port; write it as in 127.0.0.1:9469 or [::1]:9469"))
+});
+checked!(Interval(Duration), cli::interval);
+checked!(Emit(Target), str::parse::<Target>);
+checked!(WavefrontNames(Names), cli::wavefront_names);
+checked!(ExecutableName(String), cli::executable_name);
+checked!(DirectoryPath(PathBuf), |text: &str| match text {
+    "" => Err("a path is missing; write a directory, or leave the key out"),
+    path => Ok(PathBuf::from(path)),
+});
+
+#[derive(Debug)]
+struct MaxSeries(u32);
+
+impl<'de> Deserialize<'de> for MaxSeries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        u32::try_from(number)
+            .ok()
+            .filter(|number| (1..=MOST_SERIES).contains(number))
+            .map(Self)
+            .ok_or_else(|| de::Error::custom(format!("{number} is not between 1 and {MOST_SERIES}")))
+    }
+}
+
+/// Ports that services declare as TCP. The kernel programs know ports, not services, so that two services cannot disagree.
+fn tcp_ports_of(services: &[Spanned<Service>]) -> Result<Vec<u16>, Problem> {
+    let mut declared: BTreeMap<u16, (PortProtocol, &str)> = BTreeMap::new();
+    for service in services.iter().map(Spanned::get_ref) {
+        for port in service.ports.iter().filter(|port| port.get_ref().protocol != PortProtocol::Auto) {
+            let Port { port: number, target_port, protocol } = port.get_ref();
+            for number in [Some(*number), *target_port].into_iter().flatten().map(NonZeroU16::get) {
+                match declared.entry(number) {
+                    Entry::Occupied(other) if other.get().0 != *protocol => {
+                        let problem = format!(
+                            "port {number} of {} is HTTP for one service and TCP for another ({}); the kernel side tells \
+                             ports apart, not services: write protocol = \"auto\" for both",
+                            service.host,
+                            other.get().1
+                        );
+                        return Err((port.span().start, problem));
+                    }
+                    Entry::Occupied(_) => {}
+                    Entry::Vacant(free) => {
+                        free.insert((*protocol, &service.host));
+                    }
+                }
+            }
+        }
+    }
+    Ok(declared.into_iter().filter(|(_, (protocol, _))| *protocol == PortProtocol::Tcp).map(|(port, _)| port).collect())
+}
+
+fn service(table: Spanned<Service>) -> Result<ServiceEntry, Problem> {
+    let at = table.span().start;
+    let table = table.into_inner();
+    let mut parts = table.host.split('.').map(str::to_owned);
+    let name = table.name.or_else(|| parts.next()).filter(|name| !name.is_empty());
+    let namespace = table.namespace.or_else(|| table.host.split('.').nth(1).map(str::to_owned));
+    let (Some(name), Some(namespace)) = (name, namespace) else {
+        let problem = format!(
+            "host {:?} does not tell the namespace; write it in full, as in reviews.default.svc.cluster.local, or add the key \
+             namespace",
+            table.host
+        );
+        return Err((at, problem));
+    };
+    if table.addresses.is_empty() {
+        return Err((at, "addresses is empty; write the addresses that clients connect to".to_owned()));
+    }
+    let ports = table
+        .ports
+        .into_iter()
+        .map(Spanned::into_inner)
+        .map(|port| ServicePort { port: port.port.get(), target: port.target_port.unwrap_or(port.port).get() });
+    Ok(ServiceEntry {
+        name,
+        namespace,
+        addresses: canonical(table.addresses),
+        ports: ports.collect(),
+        workload: table.workload,
+        host: table.host,
+    })
+}
+
+fn workload(table: Spanned<WorkloadTable>) -> Result<WorkloadEntry, Problem> {
+    let at = table.span().start;
+    let WorkloadTable { addresses, name, namespace, pod, cluster, service_account, trust_domain, node, labels } =
+        table.into_inner();
+    if addresses.is_empty() {
+        return Err((at, "addresses is empty; write the addresses of the workload's instances".to_owned()));
+    }
+    let workload = Workload { pod, namespace, name, cluster, service_account, trust_domain, labels, node };
+    Ok(WorkloadEntry { addresses: canonical(addresses), workload: Arc::new(workload) })
+}
+
+fn sidecar(table: Spanned<SidecarTable>) -> Result<SidecarRule, Problem> {
+    let at = table.span().start;
+    let table = table.into_inner();
+    if table.cgroup.is_none() && table.executable.is_none() {
+        let problem = "it has neither cgroup nor executable, so it matches no process; write one or both";
+        return Err((at, problem.to_owned()));
+    }
+    let SidecarTable { name, namespace, pod, cluster, service_account, trust_domain, node, labels, .. } = table;
+    Ok(SidecarRule {
+        cgroup: table.cgroup,
+        executable: table.executable,
+        role: table.role.map(|role| match role {
+            RoleName::Sidecar => Role::Sidecar,
+            RoleName::Tproxy => Role::TproxySidecar,
+            RoleName::Gateway => Role::Gateway,
+        }),
+        addresses: canonical(table.addresses),
+        workload: Workload { pod, namespace, name, cluster, service_account, trust_domain, labels, node },
+    })
+}
+
+fn canonical(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    addresses.into_iter().map(|address| address.to_canonical()).collect()
+}
+
+/// Line and column, both from 1.
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = &text[..text.floor_char_boundary(at)];
+    let line_start = before.rfind('\n').map_or(0, |end| end + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// The key that a place in the text belongs to, with its table.
+fn key(text: &str, at: usize) -> String {
+    let at = text.floor_char_boundary(at);
+    let line_end = text[at..].find('\n').map_or(text.len(), |end| at + end);
+    let (mut table, mut key) = (None, None);
+    for line in text[..line_end].lines().map(str::trim_start) {
+        if let Some(name) = table_name(line) {
+            (table, key) = (Some(name), None);
+        } else if let Some((name, _)) = line.split_once('=').filter(|(name, _)| is_key(name.trim())) {
+            key = Some(name.trim());
+        }
+    }
+    match (table, key) {
+        (Some(table), Some(key)) => format!("{table}.{key}"),
+        (Some(one), None) | (None, Some(one)) => one.to_owned(),
+        (None, None) => "file".to_owned(),
+    }
+}
+
+/// The name in `[name]` or `[[name]]`.
+fn table_name(line: &str) -> Option<&str> {
+    let name = line.strip_prefix('[')?.trim_start_matches('[').split(']').next()?.trim();
+    is_key(name).then_some(name)
+}
+
+fn is_key(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EXAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/observer.example.toml"));
+
+    fn parse(text: &str) -> Result<Settings, String> {
+        Settings::parse(Path::new("o.toml"), text).map_err(|error| error.to_string())
+    }
+
+    /// The example with every commented key in force.
+    fn uncommented() -> String {
+        let lines =
+            EXAMPLE.lines().map(|line| line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_example_loads_and_says_the_defaults() {
+        let example = Config::resolve(&RunArgs::default(), parse(EXAMPLE).unwrap());
+        assert_eq!(example, Config::resolve(&RunArgs::default(), Settings::default()));
+        let in_force = parse(&uncommented()).unwrap();
+        assert_eq!(in_force.listen, Some(DEFAULT_LISTEN));
+        assert_eq!(in_force.interval, Some(DEFAULT_INTERVAL));
+        assert_eq!(in_force.max_series, Some(DEFAULT_MAX_SERIES));
+        assert_eq!(in_force.wavefront_names, Some(Names::default()));
+        assert_eq!(in_force.log, Some(LogLevel::default()));
+        assert_eq!(in_force.sidecar_exe, ["envoy"]);
+        assert_eq!(in_force.proc_root.as_deref(), Some(Path::new("/proc")));
+        assert_eq!((in_force.sidecars.len(), in_force.peers.services.len(), in_force.peers.workloads.len()), (1, 1, 1));
+    }
+
+    #[test]
+    fn the_example_has_every_key() {
+        // serde lists a table's keys when it meets one that it does not know.
+        for (table, unknown) in [
+            ("", "x = 1"),
+            ("[[service]]", "[[service]]\nx = 1"),
+            ("ports = ", "[[service]]\nhost = \"a.b\"\naddresses = []\nports = [{ x = 1 }]"),
+            ("[[workload]]", "[[workload]]\nx = 1"),
+            ("[[sidecar]]", "[[sidecar]]\nx = 1"),
+        ] {
+            let error = parse(unknown).unwrap_err();
+            let expected = error.split_once("expected").unwrap().1;
+            let keys: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+            assert!(keys.len() > 2, "{error}");
+            let after = uncommented();
+            let section = &after[after.find(table).unwrap()..];
+            for key in keys {
+                let forms =
+                    [format!("\n{key} = "), format!("{{ {key} = "), format!(", {key} = "), format!("[[{key}]]")];
+                assert!(forms.iter().any(|form| section.contains(form)), "{table} {key}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_option_of_run_is_a_key() {
+        let error = parse("x = 1").unwrap_err();
+        let cli = <cli::Cli as clap::CommandFactory>::command();
+        for argument in cli.find_subcommand("run").unwrap().get_arguments() {
+            let key = argument.get_id().as_str();
+            assert!(key == "config" || error.contains(&format!("`{key}`")), "{key}");
+        }
+    }
+
+    #[test]
+    fn an_option_counts_more_than_the_file() {
+        let file = || parse("interval = \"20s\"\nsidecar_exe = [\"proxy\"]\nlog = \"warn\"").unwrap();
+        let from_file = Config::resolve(&RunArgs::default(), file());
+        assert_eq!((from_file.interval, from_file.log), (Duration::from_secs(20), LogLevel::Warn));
+        assert_eq!(from_file.sidecar_exe, ["proxy"]);
+        let node = NodeArgs { sidecar_exe: vec!["envoy2".to_owned()], ..NodeArgs::default() };
+        let args = RunArgs { interval: Some(Duration::from_secs(5)), node, ..RunArgs::default() };
+        let given = Config::resolve(&args, file());
+        assert_eq!((given.interval, given.log), (Duration::from_secs(5), LogLevel::Warn));
+        assert_eq!(given.sidecar_exe, ["envoy2"]);
+    }
+
+    #[test]
+    fn errors_say_line_column_key_and_remedy() {
+        for (text, place, expected) in [
+            ("intervall = \"10s\"", "o.toml:1:1: intervall: ", "`interval`"),
+            ("\ninterval = \"10\"", "o.toml:2:12: interval: ", "as in 10s"),
+            ("listen = \"9469\"", "o.toml:1:10: listen: ", "127.0.0.1:9469"),
+            ("log = \"loud\"", "o.toml:1:7: log: ", "`trace`"),
+            ("max_series = 0", "o.toml:1:14: max_series: ", "between 1 and 1000000"),
+            ("tcp_ports = [\n  25,\n  70000,\n]", "o.toml:3:3: tcp_ports: ", "70000"),
+            ("emit = [\"kafka:x\"]", "o.toml:1:8: emit: ", "wavefront+file:PATH"),
+            ("cgroup_root = \"\"", "o.toml:1:15: cgroup_root: ", "a path is missing"),
+            ("sidecar_exe = [\"a/b\"]", "o.toml:1:15: sidecar_exe: ", "as in envoy"),
+            ("listen = ", "o.toml:1:", "listen"),
+            (
+                "[[service]]\nhost = \"reviews\"\naddresses = [\"10.0.0.1\"]",
+                "o.toml:1:1: service: ",
+                "add the key namespace",
+            ),
+            ("[[service]]\nhost = \"a.b\"", "o.toml:1:1: service: ", "missing field `addresses`"),
+            ("[[service]]\nhost = \"a.b\"\naddresses = [\"x\"]", "o.toml:3:14: service.addresses: ", "IP address"),
+            ("log = \"info\"\n[[sidecar]]\nname = \"x\"", "o.toml:2:1: sidecar: ", "neither cgroup nor executable"),
+            ("[[workload]]\naddresses = []", "o.toml:1:1: workload: ", "addresses is empty"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with(place) && error.contains(expected), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_file_is_named() {
+        let node = NodeArgs { config: Some("/nonexistent/o.toml".into()), ..NodeArgs::default() };
+        let error = Config::load(&RunArgs { node, ..RunArgs::default() }).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/o.toml") && error.contains("--config"), "{error}");
+    }
+
+    #[test]
+    fn services_derive_names_and_tcp_ports() {
+        let settings = parse(
+            "tcp_ports = [9000]\n[[service]]\nhost = \"db.shop.svc.cluster.local\"\naddresses = [\"::ffff:10.0.0.1\"]\n\
+             ports = [{ port = 5432, target_port = 15432, protocol = \"tcp\" }, { port = 80 }]",
+        )
+        .unwrap();
+        assert_eq!(settings.tcp_ports, [9000, 5432, 15432]);
+        let service = &settings.peers.services[0];
+        assert_eq!((service.name.as_str(), service.namespace.as_str()), ("db", "shop"));
+        assert_eq!(service.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(service.ports[0], ServicePort { port: 5432, target: 15432 });
+        assert_eq!(service.ports[1], ServicePort { port: 80, target: 80 });
+    }
+
+    #[test]
+    fn services_that_disagree_on_a_port_are_refused() {
+        let table = |host: &str, protocol: &str| {
+            format!(
+                "[[service]]\nhost = \"{host}\"\naddresses = [\"::1\"]\nports = [{{ port = 80, protocol = \"{protocol}\" }}]\n"
+            )
+        };
+        let error = parse(&(table("a.x", "http") + &table("b.x", "tcp"))).unwrap_err();
+        assert!(error.starts_with("o.toml:8:10: service.ports: port 80 of b.x") && error.contains("a.x"), "{error}");
+        assert!(parse(&(table("a.x", "http") + &table("b.x", "auto"))).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "(listen|interval|\\[\\[service\\]\\]|=|\\[|\\]|\"|\n|é|1|x| ){0,30}", at in 0usize..80) {
+            if let Err(error) = parse(&text) {
+                prop_assert!(error.starts_with("o.toml:"), "{}", error);
+            }
+            let at = at.min(text.len());
+            let (line, column) = position(&text, at);
+            prop_assert!(line >= 1 && column >= 1 && !key(&text, at).is_empty());
+        }
+    }
+}

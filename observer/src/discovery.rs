@@ -1,0 +1,241 @@
+//! Who is on this node: sidecars and gateways with their identity, found through procfs.
+
+pub mod cgroup;
+pub mod events;
+pub mod pod_labels;
+pub mod proc_files;
+pub mod process;
+pub mod registry;
+pub mod scan;
+pub mod watch;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Where and what to look for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoveryConfig {
+    /// The proc file system, usually `/proc`.
+    pub proc_root: PathBuf,
+    /// The cgroup v2 file system; found in mountinfo if absent.
+    pub cgroup_root: Option<PathBuf>,
+    /// Executable names that make a process a candidate.
+    pub executables: Vec<String>,
+    /// cgroup v2 directories to observe even if no sidecar is recognised in them.
+    pub cgroups: Vec<PathBuf>,
+    /// Identities that the configuration file gives where no injector does.
+    pub rules: Vec<SidecarRule>,
+}
+
+/// What the configuration file says of a sidecar without the injector's environment (`[[sidecar]]`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SidecarRule {
+    /// Matches the process by its cgroup, as in `/proc/PID/cgroup`.
+    pub cgroup: Option<PathBuf>,
+    /// Matches the process by the path of its executable.
+    pub executable: Option<PathBuf>,
+    /// What it is; decided by evidence if absent.
+    pub role: Option<Role>,
+    /// Its addresses; those of its environment if empty.
+    pub addresses: Vec<IpAddr>,
+    /// Its identity; each absent value is taken from its environment.
+    pub workload: Workload,
+}
+
+/// A process by pid and start time, so that a reused pid is another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessId {
+    /// Process id in the observer's own pid namespace.
+    pub pid: u32,
+    /// Start time in clock ticks since boot (`/proc/PID/stat`, field 22).
+    pub start_time: u64,
+}
+
+impl ProcessId {
+    /// Stands for the processes of a cgroup that is observed because the user named it: pid 0, told apart by the cgroup.
+    #[must_use]
+    pub const fn of_cgroup(cgroup_id: u64) -> Self {
+        Self { pid: 0, start_time: cgroup_id }
+    }
+
+    /// Whether it is a process, not a cgroup.
+    #[must_use]
+    pub const fn is_process(self) -> bool {
+        self.pid != 0
+    }
+}
+
+/// Number under which a sidecar's figures are counted in the kernel; never 0, never reused while the observer runs.
+/// A container restarted in the same pod keeps its number.
+pub type SidecarId = u32;
+
+/// What changed on the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A sidecar that was not there before. Its id is an earlier one's if that was of the same pod.
+    Found(Arc<Sidecar>),
+    /// A known process whose cgroup, companions or role are others now.
+    Updated(Arc<Sidecar>),
+    /// It ended, as last known. Another process with the same id may live on (a restart that overlapped).
+    Gone(Arc<Sidecar>),
+}
+
+/// One line of what discovery has to say of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// A sidecar or gateway that is observed.
+    Observed(Arc<Sidecar>),
+    /// A candidate that is not observed.
+    Refused {
+        /// The process.
+        process: ProcessId,
+        /// Name of its executable.
+        executable: String,
+        /// Why not, and what would change it.
+        reason: String,
+    },
+    /// Something the user should know.
+    Warning(String),
+}
+
+/// Why discovery cannot work at all, or a cgroup cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No cgroup v2 in this mount namespace.
+    #[error(
+        "no cgroup v2 file system is mounted ({mountinfo} has no line of type cgroup2): mount one with \
+         `mount -t cgroup2 none /sys/fs/cgroup/unified`, or boot with systemd.unified_cgroup_hierarchy=1; in a \
+         container, mount the host's /sys/fs/cgroup into it"
+    )]
+    NoHierarchy {
+        /// Where it was looked for.
+        mountinfo: String,
+    },
+    /// A path that should be a cgroup v2 directory and is none.
+    #[error("{path} is no cgroup v2 directory: {reason}")]
+    NoCgroup {
+        /// The path.
+        path: PathBuf,
+        /// What it is instead, and the remedy.
+        reason: String,
+    },
+    /// A cgroup that exists but cannot be reached from the observer's cgroup namespace.
+    #[error(
+        "cgroup {path} lies outside of what {mount_point} shows: run the observer in the host's cgroup namespace, or \
+         mount the host's /sys/fs/cgroup into its container and name it by --cgroup-root"
+    )]
+    OutOfSight {
+        /// As in `/proc/PID/cgroup`.
+        path: String,
+        /// The cgroup v2 mount in use.
+        mount_point: PathBuf,
+    },
+    /// The proc file system cannot be read.
+    #[error("{path} cannot be read: {reason}; the observer needs the host's proc file system (--proc-root)")]
+    Proc {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        reason: io::Error,
+    },
+}
+
+/// What an Envoy process is to the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// A sidecar behind REDIRECT rules.
+    Sidecar,
+    /// A sidecar behind TPROXY rules.
+    TproxySidecar,
+    /// A gateway: Envoy without redirection.
+    Gateway,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Sidecar => "sidecar",
+            Self::TproxySidecar => "sidecar (TPROXY)",
+            Self::Gateway => "gateway",
+        })
+    }
+}
+
+/// A sidecar or gateway found on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sidecar {
+    /// Number it is counted under.
+    pub id: SidecarId,
+    /// The Envoy process, or [`ProcessId::of_cgroup`] for a cgroup that is observed because the user named it.
+    pub process: ProcessId,
+    /// Sidecar or gateway.
+    pub role: Role,
+    /// Why it was taken for that, for `observer check` ("environment POD_NAME", "listens on 15001 and 15006").
+    pub evidence: String,
+    /// cgroup v2 directory, absolute, as mounted here.
+    pub cgroup: PathBuf,
+    /// Kernel's id of that cgroup (the directory's inode).
+    pub cgroup_id: u64,
+    /// Inode of its network namespace.
+    pub netns_inode: u64,
+    /// The pod's addresses (`INSTANCE_IP`, `INSTANCE_IPS`).
+    pub addresses: Vec<IpAddr>,
+    /// Other processes in the same cgroup that are no sidecar (pilot-agent).
+    pub companions: Vec<ProcessId>,
+    /// Own side of every label.
+    pub workload: Arc<Workload>,
+}
+
+/// The identity of one workload instance, from the injector's environment or the configuration file.
+/// An absent value is `None`; what is printed for it is the label code's decision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// Pod name.
+    pub pod: Option<String>,
+    /// Namespace.
+    pub namespace: Option<String>,
+    /// Workload name (`ISTIO_META_WORKLOAD_NAME`).
+    pub name: Option<String>,
+    /// Cluster (`ISTIO_META_CLUSTER_ID`).
+    pub cluster: Option<String>,
+    /// Service account.
+    pub service_account: Option<String>,
+    /// Trust domain of its identity.
+    pub trust_domain: Option<String>,
+    /// Pod labels (`ISTIO_METAJSON_LABELS`).
+    pub labels: BTreeMap<String, String>,
+    /// Node name.
+    pub node: Option<String>,
+}
+
+/// The sidecar of each cgroup (by cgroup id) that accepted sockets belong to when no process was seen on them. In a cgroup
+/// with several it is the one that started first, which is a guess: [`Finding::Warning`] says so.
+pub fn cgroup_defaults<'a>(sidecars: impl IntoIterator<Item = &'a Arc<Sidecar>>) -> BTreeMap<u64, &'a Arc<Sidecar>> {
+    let mut defaults = BTreeMap::new();
+    for sidecar in sidecars {
+        let first = defaults.entry(sidecar.cgroup_id).or_insert(sidecar);
+        let started = |sidecar: &Sidecar| (sidecar.process.start_time, sidecar.process.pid);
+        if started(sidecar) < started(first) {
+            *first = sidecar;
+        }
+    }
+    defaults
+}
+
+/// Whether `name`, an executable's file name or a command name that the kernel cut at 15 bytes, is one of `executables`.
+fn is_candidate(name: &str, cut: bool, executables: &[String]) -> bool {
+    const COMMAND_LENGTH: usize = 15;
+    executables.iter().any(|wanted| {
+        name == wanted || cut && name.len() == COMMAND_LENGTH && wanted.as_bytes().starts_with(name.as_bytes())
+    })
+}
+
+/// `path` as a line of text that no file name can break.
+pub(crate) fn printable(path: &Path) -> String {
+    path.to_string_lossy().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,101 @@
+//! Pod labels that the downward API mounts into a sidecar's container, where current injectors put what older ones set as
+//! `ISTIO_METAJSON_LABELS` [istio `injection-template.yaml`: volume `istio-podinfo` at `/etc/istio/pod`].
+//!
+//! The file belongs to a container that is not trusted: it is opened without leaving the container's root, never waited
+//! for, and capped.
+
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use super::proc_files::printable_text;
+
+const LABELS: &str = "etc/istio/pod/labels";
+/// Most bytes read; Kubernetes allows far less.
+const MOST_BYTES: u64 = 64 << 10;
+
+/// The labels of the pod whose root directory is given; `None` if there is no such file.
+pub fn read(root: &Path) -> Option<BTreeMap<String, String>> {
+    let root = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = File::from(rustix::fs::openat2(root, LABELS, flags, Mode::empty(), resolve).ok()?);
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut lines = Vec::new();
+    file.take(MOST_BYTES).read_to_end(&mut lines).ok()?;
+    Some(parse(&lines))
+}
+
+/// Labels from the injector's JSON; `None` if it is no object of strings.
+pub fn from_json(text: &str) -> Option<BTreeMap<String, String>> {
+    let labels: BTreeMap<String, String> = serde_json::from_str(text).ok()?;
+    let printable = |text: &str| !text.chars().any(char::is_control);
+    Some(labels.into_iter().filter(|(key, value)| printable(key) && printable(value)).collect())
+}
+
+/// Lines of `key="value"`. Label values need no escapes [kubernetes: letters, digits, `-`, `_`, `.`], so a line with any
+/// is passed over.
+fn parse(lines: &[u8]) -> BTreeMap<String, String> {
+    lines
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| {
+            let line = printable_text(line)?;
+            let (key, value) = line.split_once('=')?;
+            let value = value.strip_prefix('"')?.strip_suffix('"')?;
+            (!value.contains(['"', '\\'])).then(|| (key.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_as_the_downward_api_writes() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = root.path().join("etc/istio/pod");
+        fs::create_dir_all(pod.join("..2026")).unwrap();
+        fs::write(pod.join("..2026/labels"), "app=\"reviews\"\nversion=\"v1\"\nempty=\"\"\nbad=x\n").unwrap();
+        symlink("..2026", pod.join("..data")).unwrap();
+        symlink("..data/labels", pod.join("labels")).unwrap();
+        let labels = read(root.path()).unwrap();
+        assert_eq!(labels["app"], "reviews");
+        assert_eq!(labels["empty"], "");
+        assert_eq!(labels.len(), 3);
+    }
+
+    #[test]
+    fn stays_inside_the_container() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        fs::write(outside.path(), "secret=\"x\"\n").unwrap();
+        fs::create_dir_all(root.path().join("etc/istio/pod")).unwrap();
+        symlink(outside.path(), root.path().join(LABELS)).unwrap();
+        assert_eq!(read(root.path()), None);
+    }
+
+    #[test]
+    fn takes_json_only_as_an_object_of_strings() {
+        assert_eq!(
+            from_json(r#"{"app":"a","bad":"x\ny"}"#),
+            Some(BTreeMap::from([("app".to_owned(), "a".to_owned())]))
+        );
+        for text in ["", "[]", r#"{"app":1}"#] {
+            assert_eq!(from_json(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "[a-z=\"\\\\\\n]{0,60}") {
+            let _ = (parse(&bytes), parse(text.as_bytes()), from_json(&text));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Which number each sidecar is counted under: the same for a container restarted in the same pod, never another's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::{Path, PathBuf},
+};
+
+use super::{ProcessId, SidecarId, Workload};
+
+/// Departed identities whose numbers are kept for a return. A pod that comes back after that many others gets a new one.
+const DEPARTED: usize = 4096;
+
+/// Hands out the numbers.
+#[derive(Debug)]
+pub struct Registry {
+    next: SidecarId,
+    numbers: BTreeMap<Key, SidecarId>,
+    holders: BTreeMap<ProcessId, Key>,
+    departed: VecDeque<Key>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Pod { namespace: String, pod: String },
+    Cgroup { path: PathBuf, ordinal: usize },
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { next: 1, numbers: BTreeMap::new(), holders: BTreeMap::new(), departed: VecDeque::new() }
+    }
+}
+
+impl Registry {
+    /// The number of a process, which holds it until [`Registry::release`]: its pod's, or that of its place among the
+    /// sidecars of its cgroup.
+    pub fn assign(&mut self, process: ProcessId, workload: &Workload, cgroup: &Path) -> SidecarId {
+        if let Some(key) = self.holders.get(&process) {
+            return self.numbers[key];
+        }
+        let key = match (&workload.namespace, &workload.pod) {
+            (Some(namespace), Some(pod)) => Key::Pod { namespace: namespace.clone(), pod: pod.clone() },
+            _ => self.free_place(cgroup),
+        };
+        self.holders.insert(process, key.clone());
+        self.departed.retain(|departed| *departed != key);
+        *self.numbers.entry(key).or_insert_with(|| {
+            let number = self.next;
+            self.next += 1;
+            number
+        })
+    }
+
+    /// The process ended.
+    pub fn release(&mut self, process: ProcessId) {
+        let Some(key) = self.holders.remove(&process) else { return };
+        if self.holders.values().any(|held| *held == key) {
+            return;
+        }
+        self.departed.push_back(key);
+        if self.departed.len() > DEPARTED
+            && let Some(oldest) = self.departed.pop_front()
+        {
+            self.numbers.remove(&oldest);
+        }
+    }
+
+    fn free_place(&self, cgroup: &Path) -> Key {
+        let taken: BTreeSet<usize> = self
+            .holders
+            .values()
+            .filter_map(|key| match key {
+                Key::Cgroup { path, ordinal } if path == cgroup => Some(*ordinal),
+                _ => None,
+            })
+            .collect();
+        let ordinal = (0..).find(|ordinal| !taken.contains(ordinal)).expect("fewer processes than numbers");
+        Key::Cgroup { path: cgroup.to_owned(), ordinal }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pod(name: &str) -> Workload {
+        Workload { pod: Some(name.to_owned()), namespace: Some("default".to_owned()), ..Workload::default() }
+    }
+
+    fn process(pid: u32) -> ProcessId {
+        ProcessId { pid, start_time: 7 }
+    }
+
+    #[test]
+    fn a_restarted_container_keeps_its_number() {
+        let mut registry = Registry::default();
+        let first = registry.assign(process(10), &pod("a"), Path::new("/pod/1"));
+        assert_eq!(first, 1);
+        registry.release(process(10));
+        assert_eq!(registry.assign(process(20), &pod("a"), Path::new("/pod/2")), first);
+        assert_eq!(registry.assign(process(20), &pod("a"), Path::new("/pod/2")), first);
+        assert_ne!(registry.assign(process(30), &pod("b"), Path::new("/pod/2")), first);
+    }
+
+    #[test]
+    fn without_a_pod_the_place_in_the_cgroup_counts() {
+        let (mut registry, nobody, cgroup) = (Registry::default(), Workload::default(), Path::new("/service"));
+        let first = registry.assign(process(1), &nobody, cgroup);
+        let second = registry.assign(process(2), &nobody, cgroup);
+        assert_ne!(first, second);
+        registry.release(process(1));
+        assert_eq!(registry.assign(process(3), &nobody, cgroup), first);
+        assert_eq!(registry.assign(process(2), &nobody, cgroup), second);
+    }
+
+    #[test]
+    fn forgets_the_oldest_departed_and_never_reuses_its_number() {
+        let mut registry = Registry::default();
+        let first = registry.assign(process(0), &pod("0"), Path::new("/"));
+        registry.release(process(0));
+        for pid in 1..=DEPARTED as u32 {
+            registry.assign(process(pid), &pod(&pid.to_string()), Path::new("/"));
+            registry.release(process(pid));
+        }
+        assert_eq!((registry.departed.len(), registry.numbers.len()), (DEPARTED, DEPARTED));
+        assert!(registry.assign(process(0), &pod("0"), Path::new("/")) > first + DEPARTED as u32);
+    }
+
+    proptest! {
+        #[test]
+        fn living_identities_never_share(steps in proptest::collection::vec((0u32..8, 0u8..4, any::<bool>()), 0..60)) {
+            let mut registry = Registry::default();
+            let mut living = BTreeMap::new();
+            for (pid, name, ends) in steps {
+                if ends {
+                    registry.release(process(pid));
+                    living.remove(&pid);
+                } else {
+                    living.entry(pid).or_insert_with(|| {
+                        let workload = if name == 0 { Workload::default() } else { pod(&name.to_string()) };
+                        (name, registry.assign(process(pid), &workload, Path::new("/x")))
+                    });
+                }
+                for (one, (name, number)) in &living {
+                    prop_assert!(*number > 0);
+                    for (other, (other_name, other_number)) in &living {
+                        let same = one == other || (name == other_name && *name != 0);
+                        prop_assert_eq!(same, number == other_number);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,650 @@
+//! The node's sidecars as one look at /proc shows them, compared with the look before.
+//!
+//! A full look costs one `readlink` a process, and some ten reads more a sidecar that is new. A sidecar that is known costs
+//! two reads, and one more for each process beside it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    Change, DiscoveryConfig, Error, Finding, ProcessId, Role, Sidecar, Workload,
+    cgroup::Hierarchy,
+    is_candidate, pod_labels, printable,
+    proc_files::{ProcFiles, hidepid},
+    process::{self, Facts, INBOUND_PORT, OUTBOUND_PORT, Verdict},
+    registry::Registry,
+};
+
+/// What is known of the node.
+#[derive(Debug)]
+pub struct Scanner {
+    config: DiscoveryConfig,
+    files: ProcFiles,
+    hierarchy: Hierarchy,
+    hidepid: Option<String>,
+    registry: Registry,
+    candidates: BTreeMap<u32, Candidate>,
+    named: BTreeMap<PathBuf, Arc<Sidecar>>,
+}
+
+#[derive(Clone, Debug)]
+enum Candidate {
+    Observed { sidecar: Arc<Sidecar>, cgroup: String, warning: Option<String> },
+    Refused { process: ProcessId, executable: String, reason: String },
+}
+
+impl Candidate {
+    fn process(&self) -> ProcessId {
+        match self {
+            Self::Observed { sidecar, .. } => sidecar.process,
+            Self::Refused { process, .. } => *process,
+        }
+    }
+
+    fn sidecar(&self) -> Option<&Arc<Sidecar>> {
+        match self {
+            Self::Observed { sidecar, .. } => Some(sidecar),
+            Self::Refused { .. } => None,
+        }
+    }
+}
+
+impl Scanner {
+    /// Fails if there is no cgroup v2, no readable proc file system, or a cgroup that the user named is none.
+    pub fn new(config: DiscoveryConfig) -> Result<Self, Error> {
+        let files = ProcFiles::new(config.proc_root.clone());
+        let mounts = files.own_mounts()?;
+        let own = files.own_cgroup().unwrap_or_else(|| "/".to_owned());
+        let hierarchy = Hierarchy::find(&mounts, config.cgroup_root.as_deref(), &own)?;
+        let mut scanner = Self::with_hierarchy(config, files, hierarchy)?;
+        scanner.hidepid = hidepid(&mounts, &scanner.config.proc_root);
+        Ok(scanner)
+    }
+
+    fn with_hierarchy(config: DiscoveryConfig, files: ProcFiles, hierarchy: Hierarchy) -> Result<Self, Error> {
+        for cgroup in &config.cgroups {
+            hierarchy.named(cgroup)?;
+        }
+        let (registry, candidates, named) = Default::default();
+        Ok(Self { config, files, hierarchy, hidepid: None, registry, candidates, named })
+    }
+
+    /// Looks at every process.
+    pub fn scan(&mut self) -> Result<Vec<Change>, Error> {
+        let pids = self.files.pids()?;
+        let present: BTreeSet<u32> = pids.iter().copied().collect();
+        let ended: Vec<u32> = self.candidates.keys().filter(|pid| !present.contains(pid)).copied().collect();
+        let mut changes: Vec<Change> = ended.into_iter().filter_map(|pid| self.forget(pid)).collect();
+        let known = changes.len();
+        for pid in pids {
+            changes.extend(self.examine(pid));
+        }
+        if changes.len() > known {
+            changes.extend(self.settle_companions());
+        }
+        changes.extend(self.look_at_named());
+        Ok(changes)
+    }
+
+    /// Looks at one process that has just started, or has had time to show what it is.
+    pub fn look_at(&mut self, pid: u32) -> Vec<Change> {
+        let mut changes = self.examine(pid);
+        if !changes.is_empty() {
+            changes.extend(self.settle_companions());
+            changes.extend(self.look_at_named());
+        }
+        changes
+    }
+
+    /// A process ended.
+    pub fn ended(&mut self, process: ProcessId) -> Vec<Change> {
+        if self.candidates.get(&process.pid).is_none_or(|candidate| candidate.process() != process) {
+            return Vec::new();
+        }
+        let mut changes: Vec<Change> = self.forget(process.pid).into_iter().collect();
+        changes.extend(self.look_at_named());
+        changes
+    }
+
+    /// Whether a process has a sidecar's executable, observed or not.
+    pub fn is_candidate(&self, pid: u32) -> bool {
+        self.candidates.contains_key(&pid)
+    }
+
+    /// Whether it has, and is not observed.
+    pub fn is_refused(&self, pid: u32) -> bool {
+        matches!(self.candidates.get(&pid), Some(Candidate::Refused { .. }))
+    }
+
+    /// Processes with a sidecar's executable, observed or not.
+    pub fn candidates(&self) -> impl Iterator<Item = u32> {
+        self.candidates.keys().copied()
+    }
+
+    /// All that is observed now.
+    pub fn sidecars(&self) -> impl Iterator<Item = &Arc<Sidecar>> {
+        self.candidates.values().filter_map(Candidate::sidecar).chain(self.named.values())
+    }
+
+    /// The proc file system in use.
+    pub fn files(&self) -> &ProcFiles {
+        &self.files
+    }
+
+    /// The cgroup v2 hierarchy in use.
+    pub fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
+    }
+
+    /// The `hidepid` option of the proc file system, if it hides anything.
+    pub fn hidepid(&self) -> Option<&str> {
+        self.hidepid.as_deref()
+    }
+
+    /// What is observed, what is not and why, and what to be warned of.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut findings: Vec<Finding> = self.sidecars().cloned().map(Finding::Observed).collect();
+        for candidate in self.candidates.values() {
+            if let Candidate::Refused { process, executable, reason } = candidate {
+                let (executable, reason) = (executable.clone(), reason.clone());
+                findings.push(Finding::Refused { process: *process, executable, reason });
+            }
+        }
+        let warnings = self.candidates.values().filter_map(|candidate| match candidate {
+            Candidate::Observed { warning, .. } => warning.clone(),
+            Candidate::Refused { .. } => None,
+        });
+        findings.extend(warnings.chain(self.shared_cgroups()).chain(self.nested_cgroups()).map(Finding::Warning));
+        findings
+    }
+
+    fn shared_cgroups(&self) -> impl Iterator<Item = String> {
+        let mut cgroups: BTreeMap<&Path, Vec<&Sidecar>> = BTreeMap::new();
+        for sidecar in self.sidecars() {
+            cgroups.entry(&sidecar.cgroup).or_default().push(sidecar);
+        }
+        cgroups.into_iter().filter_map(|(cgroup, mut sidecars)| {
+            sidecars.sort_by_key(|sidecar| (sidecar.process.start_time, sidecar.process.pid));
+            let first = sidecars[0];
+            if sidecars.iter().all(|sidecar| sidecar.id == first.id) {
+                return None;
+            }
+            let pids: Vec<String> = sidecars.iter().map(|sidecar| sidecar.process.pid.to_string()).collect();
+            Some(format!(
+                "cgroup {} holds {} sidecars (processes {}): a connection that none of them was seen to open or accept \
+                 is counted for process {}, which started first; give each a cgroup of its own",
+                printable(cgroup),
+                sidecars.len(),
+                pids.join(", "),
+                first.process.pid
+            ))
+        })
+    }
+
+    /// A cgroup's programs run for the cgroups below it too.
+    fn nested_cgroups(&self) -> impl Iterator<Item = String> {
+        self.named.values().flat_map(|above| {
+            let below =
+                self.sidecars().filter(|below| below.cgroup != above.cgroup && below.cgroup.starts_with(&above.cgroup));
+            below.map(|below| {
+                format!(
+                    "--cgroup {} is above {}, whose sidecar is observed by itself: leave that option out",
+                    printable(&above.cgroup),
+                    printable(&below.cgroup)
+                )
+            })
+        })
+    }
+
+    /// A vanished process is no error: it is as if it had not been there.
+    fn examine(&mut self, pid: u32) -> Vec<Change> {
+        let looked = self.files.executable(pid).and_then(|executable| {
+            let cut = executable.path.is_none();
+            if !is_candidate(&executable.name, cut, &self.config.executables) {
+                return Ok(None);
+            }
+            let process = ProcessId { pid, start_time: self.files.start_time(pid)? };
+            match self.candidates.get(&pid) {
+                Some(Candidate::Observed { sidecar, cgroup, .. })
+                    if sidecar.process == process && *cgroup == self.files.cgroup(pid)? =>
+                {
+                    Ok(Some(self.candidates[&pid].clone()))
+                }
+                _ => self.facts(process, executable).map(|facts| Some(self.judge(facts))),
+            }
+        });
+        match looked {
+            Ok(Some(candidate)) => self.replace(pid, candidate),
+            Ok(None) => self.forget(pid).into_iter().collect(),
+            Err(error) if has_vanished(&error) => self.forget(pid).into_iter().collect(),
+            Err(error) => {
+                tracing::debug!(pid, %error, "process cannot be read");
+                Vec::new()
+            }
+        }
+    }
+
+    fn facts(&self, process: ProcessId, executable: super::proc_files::Executable) -> io::Result<Facts> {
+        let pid = process.pid;
+        let mut facts = Facts {
+            process,
+            executable,
+            environment: permitted(self.files.environment(pid, process::is_wanted))?,
+            node_type: permitted(self.files.node_type(pid))?.flatten(),
+            listening: None,
+            cgroup: self.files.cgroup(pid)?,
+        };
+        if facts.need_listeners(facts.rule(&self.config.rules)) {
+            facts.listening = permitted(self.files.listening(pid, &[OUTBOUND_PORT, INBOUND_PORT]))?;
+        }
+        Ok(facts)
+    }
+
+    fn judge(&mut self, facts: Facts) -> Candidate {
+        let process = facts.process;
+        let executable = facts.executable.name.clone();
+        let rule = facts.rule(&self.config.rules);
+        let (role, evidence) = match process::decide(&facts, rule) {
+            Verdict::Observed { role, evidence } => (role, evidence),
+            Verdict::Refused(reason) => return Candidate::Refused { process, executable, reason },
+        };
+        let located = self
+            .hierarchy
+            .directory(&facts.cgroup)
+            .and_then(|directory| self.hierarchy.id(&directory).map(|id| (directory, id)));
+        let (cgroup, cgroup_id) = match located {
+            Ok(located) => located,
+            Err(error) => return Candidate::Refused { process, executable, reason: error.to_string() },
+        };
+        let root = self.files.root_directory(process.pid);
+        let (workload, addresses) = process::identity(&facts, rule, || pod_labels::read(&root));
+        let sidecar = Sidecar {
+            id: self.registry.assign(process, &workload, &cgroup),
+            process,
+            role,
+            evidence,
+            companions: Vec::new(),
+            cgroup,
+            cgroup_id,
+            netns_inode: self.files.netns_inode(process.pid).unwrap_or_default(),
+            addresses,
+            workload: Arc::new(workload),
+        };
+        let warning = process::warning(&facts, role);
+        Candidate::Observed { sidecar: Arc::new(sidecar), cgroup: facts.cgroup, warning }
+    }
+
+    fn replace(&mut self, pid: u32, mut candidate: Candidate) -> Vec<Change> {
+        if let Candidate::Observed { sidecar, .. } = &mut candidate {
+            let companions = self.companions(&sidecar.cgroup, pid);
+            if companions != sidecar.companions {
+                Arc::make_mut(sidecar).companions = companions;
+            }
+        }
+        let before = self.candidates.get(&pid).filter(|before| before.process() == candidate.process()).cloned();
+        let mut changes = Vec::new();
+        if before.is_none() {
+            changes.extend(self.forget(pid));
+        }
+        let before = before.as_ref().and_then(Candidate::sidecar);
+        match (before, candidate.sidecar()) {
+            (None, Some(sidecar)) => changes.push(Change::Found(Arc::clone(sidecar))),
+            (Some(before), Some(sidecar)) if before != sidecar => changes.push(Change::Updated(Arc::clone(sidecar))),
+            (Some(before), None) => {
+                self.registry.release(before.process);
+                changes.push(Change::Gone(Arc::clone(before)));
+            }
+            _ => {}
+        }
+        self.candidates.insert(pid, candidate);
+        changes
+    }
+
+    fn forget(&mut self, pid: u32) -> Option<Change> {
+        let candidate = self.candidates.remove(&pid)?;
+        self.registry.release(candidate.process());
+        candidate.sidecar().cloned().map(Change::Gone)
+    }
+
+    /// Processes of a cgroup that are no sidecar. A cgroup's members are listed by the kernel in `cgroup.procs`, those of
+    /// other pid namespaces as 0.
+    fn companions(&self, cgroup: &Path, own: u32) -> Vec<ProcessId> {
+        members(cgroup)
+            .filter(|&pid| pid != own && self.candidates.get(&pid).is_none_or(|other| other.sidecar().is_none()))
+            .filter_map(|pid| Some(ProcessId { pid, start_time: self.files.start_time(pid).ok()? }))
+            .collect()
+    }
+
+    /// A sidecar found after its neighbour was still taken for the neighbour's companion.
+    fn settle_companions(&mut self) -> Vec<Change> {
+        let observed: BTreeSet<u32> =
+            self.candidates.iter().filter(|(_, it)| it.sidecar().is_some()).map(|(pid, _)| *pid).collect();
+        let mut changes = Vec::new();
+        for candidate in self.candidates.values_mut() {
+            let Candidate::Observed { sidecar, .. } = candidate else { continue };
+            if sidecar.companions.iter().any(|companion| observed.contains(&companion.pid)) {
+                Arc::make_mut(sidecar).companions.retain(|companion| !observed.contains(&companion.pid));
+                changes.push(Change::Updated(Arc::clone(sidecar)));
+            }
+        }
+        changes
+    }
+
+    /// The cgroups that the user named and no recognised sidecar is in.
+    fn look_at_named(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for path in self.config.cgroups.clone() {
+            let taken =
+                |cgroup: &Path| self.candidates.values().any(|it| it.sidecar().is_some_and(|s| s.cgroup == cgroup));
+            let there = self.hierarchy.named(&path).ok().filter(|cgroup| !taken(cgroup));
+            let sidecar = there.and_then(|cgroup| self.unrecognised(cgroup));
+            match (self.named.get(&path), sidecar) {
+                (None, Some(sidecar)) => {
+                    changes.push(Change::Found(Arc::clone(&sidecar)));
+                    self.named.insert(path, sidecar);
+                }
+                (Some(before), Some(sidecar)) if **before != *sidecar => {
+                    let same = before.cgroup_id == sidecar.cgroup_id;
+                    if !same {
+                        self.registry.release(before.process);
+                        changes.push(Change::Gone(Arc::clone(before)));
+                    }
+                    changes.push(if same { Change::Updated } else { Change::Found }(Arc::clone(&sidecar)));
+                    self.named.insert(path, sidecar);
+                }
+                (Some(before), None) => {
+                    self.registry.release(before.process);
+                    changes.extend(self.named.remove(&path).map(Change::Gone));
+                }
+                _ => {}
+            }
+        }
+        changes
+    }
+
+    fn unrecognised(&mut self, cgroup: PathBuf) -> Option<Arc<Sidecar>> {
+        let cgroup_id = self.hierarchy.id(&cgroup).ok()?;
+        let pids: Vec<u32> = members(&cgroup).collect();
+        let redirected = pids.iter().any(|&pid| {
+            let listening = self.files.listening(pid, &[OUTBOUND_PORT, INBOUND_PORT]);
+            listening.is_ok_and(|listening| !listening.ports.is_empty())
+        });
+        let (role, what) = if redirected {
+            (Role::Sidecar, "a process in it listens on 15001 or 15006")
+        } else {
+            (Role::Gateway, "no process in it listens on 15001 or 15006")
+        };
+        let netns_inode = pids.iter().find_map(|&pid| self.files.netns_inode(pid).ok()).unwrap_or_default();
+        let workload = Workload::default();
+        let mut sidecar = Sidecar {
+            id: 0,
+            process: ProcessId::of_cgroup(cgroup_id),
+            role,
+            evidence: format!("--cgroup; {what}"),
+            cgroup,
+            cgroup_id,
+            netns_inode,
+            addresses: Vec::new(),
+            companions: Vec::new(),
+            workload: Arc::new(workload),
+        };
+        sidecar.id = self.registry.assign(sidecar.process, &sidecar.workload, &sidecar.cgroup);
+        Some(Arc::new(sidecar))
+    }
+}
+
+fn members(cgroup: &Path) -> impl Iterator<Item = u32> {
+    let pids = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    pids.lines().filter_map(|pid| pid.parse().ok()).filter(|&pid| pid != 0).collect::<Vec<u32>>().into_iter()
+}
+
+fn permitted<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A read of a process that ended meanwhile fails with ENOENT or ESRCH, depending on how far it got.
+fn has_vanished(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::discovery::cgroup_defaults;
+
+    const SIDECAR: &[(&str, &str)] = &[
+        ("POD_NAME", "reviews-1"),
+        ("POD_NAMESPACE", "default"),
+        ("INSTANCE_IP", "10.0.0.1"),
+        ("ISTIO_META_WORKLOAD_NAME", "reviews"),
+    ];
+
+    /// A proc file system and a cgroup hierarchy made of plain files.
+    struct Host {
+        proc: tempfile::TempDir,
+        cgroups: tempfile::TempDir,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            Self { proc: tempfile::tempdir().unwrap(), cgroups: tempfile::tempdir().unwrap() }
+        }
+
+        fn scanner(&self, named: &[&str]) -> Result<Scanner, Error> {
+            let config = DiscoveryConfig {
+                proc_root: self.proc.path().to_owned(),
+                cgroup_root: None,
+                executables: vec!["envoy".to_owned()],
+                cgroups: named.iter().map(PathBuf::from).collect(),
+                rules: Vec::new(),
+            };
+            let files = ProcFiles::new(config.proc_root.clone());
+            Scanner::with_hierarchy(config, files, Hierarchy::plain(self.cgroups.path()))
+        }
+
+        fn file(&self, pid: u32, name: &str) -> PathBuf {
+            self.proc.path().join(pid.to_string()).join(name)
+        }
+
+        fn start(&self, pid: u32, started: u64, executable: &str, cgroup: &str, environment: &[(&str, &str)]) {
+            fs::create_dir_all(self.file(pid, "ns")).unwrap();
+            fs::create_dir_all(self.file(pid, "net")).unwrap();
+            fs::create_dir_all(self.file(pid, "fd")).unwrap();
+            symlink(executable, self.file(pid, "exe")).unwrap();
+            symlink("net:[4026531840]", self.file(pid, "ns/net")).unwrap();
+            let zeros = "0 ".repeat(18);
+            fs::write(self.file(pid, "stat"), format!("{pid} (e) n) S {zeros}{started} {}\n", "0 ".repeat(30)))
+                .unwrap();
+            let environ: String = environment.iter().map(|(name, value)| format!("{name}={value}\0")).collect();
+            fs::write(self.file(pid, "environ"), environ).unwrap();
+            fs::write(self.file(pid, "cmdline"), format!("{executable}\0")).unwrap();
+            fs::write(self.file(pid, "net/tcp"), "header\n").unwrap();
+            self.place(pid, cgroup);
+        }
+
+        fn place(&self, pid: u32, cgroup: &str) {
+            fs::write(self.file(pid, "cgroup"), format!("4:cpu:/x\n0::{cgroup}\n")).unwrap();
+            let directory = self.cgroups.path().join(cgroup.trim_start_matches('/'));
+            fs::create_dir_all(&directory).unwrap();
+            let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            fs::write(directory.join("cgroup.procs"), format!("{members}{pid}\n")).unwrap();
+        }
+
+        fn listen(&self, pid: u32, port: u16, inode: u64, own: bool) {
+            let line = format!("h\n 0: 00000000:{port:04X} 00000000:0000 0A 0:0 0:0 0 0 0 {inode} 1\n");
+            fs::write(self.file(pid, "net/tcp"), line).unwrap();
+            if own {
+                symlink(format!("socket:[{inode}]"), self.file(pid, "fd/3")).unwrap();
+            }
+        }
+
+        fn end(&self, pid: u32) {
+            fs::remove_dir_all(self.proc.path().join(pid.to_string())).unwrap();
+        }
+    }
+
+    fn found(changes: &[Change]) -> &Arc<Sidecar> {
+        match changes {
+            [Change::Found(sidecar)] => sidecar,
+            changes => panic!("one found expected: {changes:?}"),
+        }
+    }
+
+    #[test]
+    fn finds_a_sidecar_with_everything_it_says() {
+        let host = Host::new();
+        host.start(1, 1, "/sbin/init", "/", &[]);
+        host.start(10, 500, "/usr/local/bin/envoy (deleted)", "/pods/a", SIDECAR);
+        host.start(11, 400, "/usr/local/bin/pilot-agent", "/pods/a", SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        let changes = scanner.scan().unwrap();
+        let sidecar = found(&changes);
+        assert_eq!((sidecar.id, sidecar.process), (1, ProcessId { pid: 10, start_time: 500 }));
+        assert_eq!(sidecar.role, Role::Sidecar);
+        assert_eq!(sidecar.companions, [ProcessId { pid: 11, start_time: 400 }]);
+        assert_eq!(sidecar.netns_inode, 4_026_531_840);
+        assert_eq!(sidecar.cgroup, host.cgroups.path().join("pods/a"));
+        assert_eq!(sidecar.workload.name.as_deref(), Some("reviews"));
+        assert_eq!(scanner.scan().unwrap(), []);
+    }
+
+    #[test]
+    fn a_container_restarted_keeps_its_number() {
+        let host = Host::new();
+        host.start(10, 500, "/envoy", "/pods/a", SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        let first = found(&scanner.scan().unwrap()).clone();
+        host.end(10);
+        assert_eq!(scanner.scan().unwrap(), [Change::Gone(first.clone())]);
+        host.start(20, 900, "/envoy", "/pods/a-again", SIDECAR);
+        assert_eq!(found(&scanner.look_at(20)).id, first.id);
+        // The same process number by another process.
+        host.end(20);
+        host.start(20, 950, "/envoy", "/pods/a-again", SIDECAR);
+        let changes = scanner.scan().unwrap();
+        assert!(matches!(&changes[..], [Change::Gone(_), Change::Found(again)] if again.id == first.id), "{changes:?}");
+    }
+
+    #[test]
+    fn its_end_is_taken_once() {
+        let host = Host::new();
+        host.start(10, 500, "/envoy", "/pods/a", SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        let process = found(&scanner.scan().unwrap()).process;
+        host.end(10);
+        assert_eq!(scanner.ended(ProcessId { start_time: 1, ..process }), []);
+        assert_eq!(scanner.ended(process).len(), 1);
+        assert_eq!(scanner.ended(process), []);
+        assert_eq!(scanner.scan().unwrap(), []);
+    }
+
+    #[test]
+    fn a_young_candidate_is_decided_when_it_listens() {
+        let host = Host::new();
+        host.start(10, 500, "/envoy", "/service", &[]);
+        let mut scanner = host.scanner(&[]).unwrap();
+        assert_eq!(scanner.look_at(10), []);
+        assert!(scanner.is_candidate(10));
+        assert!(matches!(&scanner.findings()[..], [Finding::Refused { reason, .. }] if reason.contains("15001")));
+        // Another process of its network namespace listens, not this one.
+        host.listen(10, 15001, 77, false);
+        assert_eq!(scanner.look_at(10), []);
+        host.listen(10, 15001, 77, true);
+        assert_eq!(found(&scanner.look_at(10)).evidence, "listens on 15001");
+    }
+
+    #[test]
+    fn moving_to_another_cgroup_is_a_change() {
+        let host = Host::new();
+        host.start(10, 500, "/envoy", "/", SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        let id = found(&scanner.look_at(10)).id;
+        assert!(matches!(&scanner.findings()[..], [_, Finding::Warning(warning)] if warning.contains("root cgroup")));
+        host.place(10, "/pods/a");
+        let changes = scanner.look_at(10);
+        assert!(matches!(&changes[..], [Change::Updated(moved)] if moved.id == id && moved.cgroup.ends_with("pods/a")));
+    }
+
+    #[test]
+    fn several_in_one_cgroup_are_all_found_and_told() {
+        let host = Host::new();
+        let other = [("POD_NAME", "other"), ("POD_NAMESPACE", "default"), ("ISTIO_META_MESH_ID", "m")];
+        host.start(10, 700, "/envoy", "/shared", SIDECAR);
+        host.start(11, 600, "/envoy", "/shared", &other);
+        host.start(12, 500, "/app", "/shared", &[]);
+        let mut scanner = host.scanner(&[]).unwrap();
+        scanner.scan().unwrap();
+        let sidecars: Vec<Arc<Sidecar>> = scanner.sidecars().cloned().collect();
+        assert_eq!(sidecars.len(), 2);
+        for sidecar in &sidecars {
+            assert_eq!(sidecar.companions, [ProcessId { pid: 12, start_time: 500 }], "{sidecar:?}");
+        }
+        let defaults: Vec<u32> = cgroup_defaults(&sidecars).values().map(|sidecar| sidecar.process.pid).collect();
+        assert_eq!(defaults, [11]);
+        let warning = scanner.findings().into_iter().find_map(|finding| match finding {
+            Finding::Warning(warning) => Some(warning),
+            _ => None,
+        });
+        assert!(warning.unwrap().contains("processes 11, 10"));
+    }
+
+    #[test]
+    fn a_named_cgroup_is_observed_until_a_sidecar_is_recognised_in_it() {
+        let host = Host::new();
+        host.start(30, 100, "/proxy", "/named", &[]);
+        host.listen(30, 15006, 7, true);
+        let mut scanner = host.scanner(&["/named"]).unwrap();
+        let changes = scanner.scan().unwrap();
+        let named = found(&changes).clone();
+        assert_eq!((named.process.is_process(), named.role), (false, Role::Sidecar));
+        assert!(named.evidence.starts_with("--cgroup; a process in it listens"));
+        host.start(31, 200, "/envoy", "/named", SIDECAR);
+        let changes = scanner.look_at(31);
+        assert!(matches!(&changes[..], [Change::Found(_), Change::Gone(gone)] if *gone == named), "{changes:?}");
+        host.end(31);
+        let changes = scanner.scan().unwrap();
+        assert!(matches!(&changes[..], [Change::Gone(_), Change::Found(again)] if again.id == named.id), "{changes:?}");
+        fs::remove_dir_all(host.cgroups.path().join("named")).unwrap();
+        assert!(matches!(&scanner.scan().unwrap()[..], [Change::Gone(_)]));
+    }
+
+    #[test]
+    fn a_path_that_is_no_cgroup_is_refused() {
+        let error = Host::new().scanner(&["/absent"]).unwrap_err().to_string();
+        assert!(error.contains("/absent is no cgroup v2 directory: it does not exist"), "{error}");
+    }
+
+    #[test]
+    fn processes_that_vanish_are_as_if_never_there() {
+        let host = Host::new();
+        for (pid, vanished) in [(40, "stat"), (41, "environ"), (42, "cgroup"), (43, "exe"), (44, "net/tcp")] {
+            host.start(pid, 1, "/envoy", "/pods/a", &[]);
+            fs::remove_file(host.file(pid, vanished)).unwrap();
+        }
+        let mut scanner = host.scanner(&[]).unwrap();
+        assert_eq!(scanner.scan().unwrap(), []);
+        assert_eq!(scanner.findings(), []);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_gone_is_said() {
+        let host = Host::new();
+        host.start(10, 1, "/envoy", "/pods/a", SIDECAR);
+        fs::remove_dir_all(host.cgroups.path().join("pods")).unwrap();
+        let mut scanner = host.scanner(&[]).unwrap();
+        assert_eq!(scanner.scan().unwrap(), []);
+        assert!(
+            matches!(&scanner.findings()[..], [Finding::Refused { reason, .. }] if reason.contains("does not exist"))
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! New and ended sidecars as they come and go, without asking all the time.
+//!
+//! Three sources, each enough to be complete in the end:
+//! - the kernel's announcement of every `execve` ([`ExecEvents`]): a new sidecar is seen within a millisecond. It comes
+//!   before the process listens and maybe before it is in its final cgroup, so a candidate is looked at again after each of
+//!   [`AGAIN`], and then every second for as long as it is not observed;
+//! - a pidfd for every sidecar, which tells its end;
+//! - a full look every ten seconds, or every second where the kernel announces nothing.
+//!
+//! Measured on two shared cores, Linux 6.18, with 1,000 processes: a full look takes 5.5 ms of CPU, so 0.06 % of a core
+//! every ten seconds and 0.6 % every second; an announced `execve` 46 µs, waking up included; from a process's start to
+//! [`Change::Found`] 0.9 ms (median of 20); watching a quiet node nothing that could be told from zero.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::{
+    io::unix::AsyncFd,
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Change, DiscoveryConfig, Error, Finding, ProcessId, Sidecar,
+    events::{Event, ExecEvents},
+    printable,
+    scan::Scanner,
+};
+
+/// When a candidate that has just started is looked at again.
+pub const AGAIN: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1000)];
+/// Between full looks where the kernel announces new processes.
+pub const SAFETY_INTERVAL: Duration = Duration::from_secs(10);
+/// Between full looks where it does not.
+pub const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Keeps watch over the node's sidecars.
+#[derive(Debug)]
+pub struct Watcher {
+    scanner: Scanner,
+    events: Result<AsyncFd<ExecEvents>, String>,
+    own_namespace: bool,
+    exits: JoinSet<ProcessId>,
+    awaited: HashMap<ProcessId, AbortHandle>,
+    looks: BTreeMap<u32, Look>,
+    next_scan: Instant,
+    told: BTreeSet<String>,
+}
+
+/// When a candidate is looked at next.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    since: Instant,
+    done: usize,
+    next: Instant,
+}
+
+impl Watcher {
+    /// Begins to watch; the first [`Watcher::next`] tells what is there already. Within a tokio runtime.
+    pub fn new(config: DiscoveryConfig) -> Result<Self, Error> {
+        let scanner = Scanner::new(config)?;
+        let own_namespace = scanner.files().is_own_namespace();
+        let events = if own_namespace {
+            ExecEvents::subscribe().and_then(|events| {
+                // SAFETY: `ExecEvents` owns its socket and keeps it open until dropped.
+                unsafe { AsyncFd::register(events) }.map_err(|error| error.to_string())
+            })
+        } else {
+            Err("the proc file system is another pid namespace's".to_owned())
+        };
+        match &events {
+            Ok(_) => tracing::debug!("the kernel announces new processes"),
+            Err(reason) => {
+                tracing::info!(reason, interval = ?SCAN_INTERVAL, "new sidecars are looked for periodically")
+            }
+        }
+        Ok(Self {
+            scanner,
+            events,
+            own_namespace,
+            exits: JoinSet::new(),
+            awaited: HashMap::new(),
+            looks: BTreeMap::new(),
+            next_scan: Instant::now(),
+            told: BTreeSet::new(),
+        })
+    }
+
+    /// The next changes, at least one. It may be dropped and called anew without loss.
+    pub async fn next(&mut self) -> Vec<Change> {
+        loop {
+            let changes = self.step().await;
+            self.take_note(&changes);
+            if !changes.is_empty() {
+                return changes;
+            }
+        }
+    }
+
+    /// Looks at every process now.
+    pub fn scan(&mut self) -> Vec<Change> {
+        let changes = self.look();
+        self.take_note(&changes);
+        changes
+    }
+
+    fn look(&mut self) -> Vec<Change> {
+        self.next_scan = Instant::now() + if self.events.is_ok() { SAFETY_INTERVAL } else { SCAN_INTERVAL };
+        let known: BTreeSet<u32> = self.scanner.candidates().collect();
+        let changes = self.scanner.scan().unwrap_or_else(|error| {
+            tracing::warn!(%error, "discovery: sidecars stay as they were");
+            Vec::new()
+        });
+        let new: Vec<u32> = self.scanner.candidates().filter(|pid| !known.contains(pid)).collect();
+        new.into_iter().for_each(|pid| self.look_again(pid));
+        changes
+    }
+
+    /// All that is observed now.
+    pub fn sidecars(&self) -> impl Iterator<Item = &Arc<Sidecar>> {
+        self.scanner.sidecars()
+    }
+
+    /// What is observed, what is not and why, and what to be warned of.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.scanner.findings()
+    }
+
+    /// Waits for one thing to happen and says what it changed. Nothing is kept across an await.
+    async fn step(&mut self) -> Vec<Change> {
+        let due = self.looks.values().map(|look| look.next).chain([self.next_scan]).min().unwrap_or(self.next_scan);
+        tokio::select! {
+            events = announced(&self.events) => self.take_events(events),
+            Some(ended) = self.exits.join_next() => match ended {
+                Ok(process) => {
+                    self.awaited.remove(&process);
+                    self.scanner.ended(process)
+                }
+                // A task that was aborted because its sidecar is gone already.
+                Err(_) => Vec::new(),
+            },
+            () = sleep_until(due) => self.take_time(Instant::now()),
+        }
+    }
+
+    fn take_events(&mut self, events: io::Result<Vec<Event>>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let events = events.unwrap_or_else(|error| {
+            tracing::warn!(%error, interval = ?SCAN_INTERVAL, "new sidecars are looked for periodically from now on");
+            self.events = Err(error.to_string());
+            vec![Event::Lost]
+        });
+        for event in events {
+            match event {
+                Event::Executed(pid) => {
+                    changes.extend(self.scanner.look_at(pid));
+                    if self.scanner.is_candidate(pid) {
+                        self.look_again(pid);
+                    }
+                }
+                Event::Lost => self.next_scan = Instant::now(),
+            }
+        }
+        changes
+    }
+
+    fn take_time(&mut self, now: Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let due: Vec<u32> = self.looks.iter().filter(|(_, look)| look.next <= now).map(|(pid, _)| *pid).collect();
+        for pid in due {
+            changes.extend(self.scanner.look_at(pid));
+            self.looked_again(pid, now);
+        }
+        if self.next_scan <= now {
+            changes.extend(self.look());
+        }
+        self.tell();
+        changes
+    }
+
+    fn look_again(&mut self, pid: u32) {
+        let since = Instant::now();
+        self.looks.insert(pid, Look { since, done: 0, next: since + AGAIN[0] });
+    }
+
+    fn looked_again(&mut self, pid: u32, now: Instant) {
+        let Some(look) = self.looks.get_mut(&pid) else { return };
+        look.done += 1;
+        match AGAIN.get(look.done) {
+            Some(&after) => look.next = look.since + after,
+            None if self.scanner.is_refused(pid) => look.next = now + SCAN_INTERVAL,
+            None => {
+                self.looks.remove(&pid);
+            }
+        }
+    }
+
+    /// Logs what to be warned of and what is not observed, each once for as long as it is so. A candidate that has just
+    /// started is not judged yet.
+    fn tell(&mut self) {
+        let young = |pid| self.looks.get(&pid).is_some_and(|look| look.done < AGAIN.len());
+        let findings = self.scanner.findings().into_iter().filter_map(|finding| match finding {
+            Finding::Observed(_) => None,
+            Finding::Refused { process, .. } if young(process.pid) => None,
+            Finding::Refused { process, executable, reason } => {
+                Some(format!("{executable}, process {}, is not observed: {reason}", process.pid))
+            }
+            Finding::Warning(warning) => Some(warning),
+        });
+        let now: BTreeSet<String> = findings.collect();
+        now.difference(&self.told).for_each(|finding| tracing::warn!("{finding}"));
+        self.told = now;
+    }
+
+    /// Has the kernel tell the end of each sidecar that was found, and no longer that of those gone.
+    fn take_note(&mut self, changes: &[Change]) {
+        for change in changes {
+            log(change);
+            match change {
+                Change::Found(sidecar) if self.own_namespace && sidecar.process.is_process() => {
+                    self.await_exit(sidecar.process);
+                }
+                Change::Gone(sidecar) => {
+                    if let Some(task) = self.awaited.remove(&sidecar.process) {
+                        task.abort();
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn await_exit(&mut self, process: ProcessId) {
+        let pidfd = || -> Option<AsyncFd<OwnedFd>> {
+            let pid = Pid::from_raw(process.pid.cast_signed())?;
+            let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).ok()?;
+            // The process may have ended before, and its number be another's now.
+            let same = self.scanner.files().start_time(process.pid).ok()? == process.start_time;
+            // SAFETY: an `OwnedFd` is open until dropped.
+            same.then_some(pidfd).and_then(|pidfd| unsafe { AsyncFd::register(pidfd) }.ok())
+        };
+        let pidfd = pidfd();
+        let task = self.exits.spawn(async move {
+            if let Some(pidfd) = pidfd {
+                // A pidfd is readable once its process has ended.
+                let _ = pidfd.readable().await;
+            }
+            process
+        });
+        self.awaited.insert(process, task);
+    }
+}
+
+fn log(change: &Change) {
+    let (what, sidecar) = match change {
+        Change::Found(sidecar) => ("found", sidecar),
+        Change::Updated(sidecar) => ("changed", sidecar),
+        Change::Gone(sidecar) => ("ended", sidecar),
+    };
+    let pid = sidecar.process.pid;
+    let pod = sidecar.workload.pod.as_deref().unwrap_or("-");
+    let cgroup = printable(&sidecar.cgroup);
+    tracing::debug!(id = sidecar.id, pid, pod, cgroup, "{} {what}", sidecar.role);
+}
+
+/// What the kernel announces next; for ever nothing where it does not.
+async fn announced(events: &Result<AsyncFd<ExecEvents>, String>) -> io::Result<Vec<Event>> {
+    let Ok(events) = events else { return std::future::pending().await };
+    loop {
+        let mut ready = events.readable().await?;
+        let announced = events.get_ref().read()?;
+        ready.clear_ready();
+        if !announced.is_empty() {
+            return Ok(announced);
+        }
+    }
+}

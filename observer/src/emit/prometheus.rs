@@ -1,0 +1,485 @@
+//! Snapshot -> Prometheus text 0.0.4 and OpenMetrics 1.0, streamed.
+//!
+//! Libraries weighed: `prometheus-client` writes OpenMetrics only, `prometheus` writes 0.0.4 only; both want to own the
+//! counters they print, while these figures are counted in the kernel, and both build the whole page in memory, which
+//! for 10,000 label sets of 25 labels is hundreds of megabytes. So neither is used, and the two formats share this code.
+//!
+//! The formats differ in the family's name (OpenMetrics strips `_total`), in `# UNIT`, `_created` and `# EOF`, in what is
+//! escaped in help texts, and in the text of `le`: 0.0.4 has Envoy's (`5`), OpenMetrics demands canonical floats (`5.0`).
+
+use std::{
+    fmt::Write as _,
+    io::Write as _,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+
+use crate::model::{
+    Labels, Point, Snapshot, Value,
+    catalogue::{Family, Kind},
+    histogram::LE,
+};
+
+/// Largest piece of a page, in bytes.
+pub const CHUNK: usize = 64 * 1024;
+
+/// An exposition format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus text 0.0.4.
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// The format that an `Accept` header asks for; text 0.0.4 without one, or if it names neither.
+    #[must_use]
+    pub fn negotiate(accept: Option<&str>) -> Self {
+        let mut best = (0.0, Self::Text);
+        for (range, parameters, quality) in preferences(accept.unwrap_or_default()) {
+            let version = parameters.iter().find_map(|(name, value)| (*name == "version").then_some(*value));
+            let format = match (range.as_str(), version) {
+                ("application/openmetrics-text", None | Some("1.0.0")) => Self::OpenMetrics,
+                ("text/plain", None | Some("0.0.4")) | ("text/*" | "*/*", _) => Self::Text,
+                _ => continue,
+            };
+            if quality > best.0 {
+                best = (quality, format);
+            }
+        }
+        best.1
+    }
+
+    /// The `Content-Type` of a page.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// Whether an `Accept-Encoding` header allows gzip.
+#[must_use]
+pub fn accepts_gzip(accept_encoding: Option<&str>) -> bool {
+    let mut any = false;
+    for (coding, _, quality) in preferences(accept_encoding.unwrap_or_default()) {
+        match coding.as_str() {
+            "gzip" | "x-gzip" => return quality > 0.0,
+            "*" => any = quality > 0.0,
+            _ => {}
+        }
+    }
+    any
+}
+
+/// Items of a header with quality values: name in lower case, parameters, quality.
+fn preferences(header: &str) -> impl Iterator<Item = (String, Vec<(&str, &str)>, f64)> {
+    header.split(',').map(|item| {
+        let mut parts = item.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let parameters: Vec<_> =
+            parts.filter_map(|part| part.split_once('=')).map(|(key, value)| (key.trim(), value.trim())).collect();
+        let quality = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case("q"));
+        let quality = quality.map_or(1.0, |(_, value)| value.parse().unwrap_or(0.0));
+        (name, parameters, quality)
+    })
+}
+
+/// A page in pieces of at most [`CHUNK`] bytes, written as they are asked for.
+#[derive(Debug)]
+pub struct Page {
+    snapshot: Arc<Snapshot>,
+    format: Format,
+    family: usize,
+    point: usize,
+    text: String,
+    labels: String,
+    ended: bool,
+}
+
+impl Page {
+    /// A page of `snapshot`.
+    #[must_use]
+    pub fn new(snapshot: Arc<Snapshot>, format: Format) -> Self {
+        Self { snapshot, format, family: 0, point: 0, text: String::new(), labels: String::new(), ended: false }
+    }
+
+    /// Writes the next point, with its family's head before the first one; `false` at the end.
+    fn advance(&mut self) -> bool {
+        let Some(points) = self.snapshot.family(self.family) else { return false };
+        let Some(point) = points.get(self.point) else {
+            (self.family, self.point) = (self.family + 1, 0);
+            return true;
+        };
+        if self.point == 0 {
+            head(&mut self.text, points.family, self.format);
+        }
+        self.labels.clear();
+        write_labels(&mut self.labels, point.labels);
+        write_point(&mut self.text, points.family, &point, &self.labels, self.format);
+        self.point += 1;
+        true
+    }
+}
+
+impl Iterator for Page {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        while self.text.len() < CHUNK && !self.ended {
+            if !self.advance() {
+                self.ended = true;
+                if self.format == Format::OpenMetrics {
+                    self.text.push_str("# EOF\n");
+                }
+            }
+        }
+        if self.text.is_empty() {
+            return None;
+        }
+        let rest = self.text.split_off(self.text.floor_char_boundary(CHUNK));
+        Some(std::mem::replace(&mut self.text, rest).into())
+    }
+}
+
+/// A page compressed as it is read.
+#[derive(Debug)]
+pub struct Gzip<I> {
+    pieces: I,
+    encoder: Option<GzEncoder<Vec<u8>>>,
+}
+
+impl<I> Gzip<I> {
+    /// Compresses `pieces`, favouring speed: these pages repeat themselves and shrink well at any level.
+    #[must_use]
+    pub fn new(pieces: I) -> Self {
+        Self { pieces, encoder: Some(GzEncoder::new(Vec::new(), Compression::fast())) }
+    }
+}
+
+impl<I: Iterator<Item = Bytes>> Iterator for Gzip<I> {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let encoder = self.encoder.as_mut()?;
+        for piece in self.pieces.by_ref() {
+            encoder.write_all(&piece).expect("writing to memory does not fail");
+            if encoder.get_ref().len() >= CHUNK / 4 {
+                return Some(std::mem::take(encoder.get_mut()).into());
+            }
+        }
+        let last = self.encoder.take()?.finish().expect("writing to memory does not fail");
+        Some(last.into())
+    }
+}
+
+fn head(text: &mut String, family: &Family, format: Format) {
+    let name = family_name(family, format);
+    text.push_str("# HELP ");
+    text.push_str(name);
+    text.push(' ');
+    escape(text, family.help, format == Format::OpenMetrics);
+    text.push_str("\n# TYPE ");
+    text.push_str(name);
+    text.push(' ');
+    text.push_str(family.kind.word());
+    text.push('\n');
+    let named_after_unit = || name.strip_suffix(family.unit).is_some_and(|stem| stem.ends_with('_'));
+    if format == Format::OpenMetrics && !family.unit.is_empty() && named_after_unit() {
+        let _ = writeln!(text, "# UNIT {name} {}", family.unit);
+    }
+}
+
+fn family_name(family: &Family, format: Format) -> &'static str {
+    match format {
+        Format::OpenMetrics if family.kind == Kind::Counter => {
+            family.prometheus_name.strip_suffix("_total").unwrap_or(family.prometheus_name)
+        }
+        _ => family.prometheus_name,
+    }
+}
+
+fn write_labels(text: &mut String, labels: Labels<'_>) {
+    labels.each(|name, value| {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(name);
+        text.push_str("=\"");
+        escape(text, value, true);
+        text.push('"');
+    });
+}
+
+/// Escapes backslash and line feed, and the quote where `quotes` says so; both formats agree on these.
+fn escape(text: &mut String, value: &str, quotes: bool) {
+    if !value.contains(['\\', '\n', '"']) {
+        text.push_str(value);
+        return;
+    }
+    for character in value.chars() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '"' if quotes => text.push_str("\\\""),
+            _ => text.push(character),
+        }
+    }
+}
+
+fn write_point(text: &mut String, family: &Family, point: &Point<'_>, labels: &str, format: Format) {
+    let name = family.prometheus_name;
+    match &point.value {
+        Value::Integer(value) => sample(text, name, "", labels, None, value),
+        Value::Real(value) => sample(text, name, "", labels, None, value),
+        Value::Histogram(histogram) => {
+            let cumulative = histogram.cumulative();
+            for (le, count) in LE.into_iter().zip(cumulative) {
+                // OpenMetrics demands the canonical form of these very numbers.
+                let point_zero = format == Format::OpenMetrics && !le.contains(['.', '+']);
+                sample(text, name, "_bucket", labels, Some((le, if point_zero { ".0" } else { "" })), &count);
+            }
+            sample(text, name, "_sum", labels, None, &histogram.sum());
+            sample(text, name, "_count", labels, None, &cumulative[LE.len() - 1]);
+        }
+    }
+    if format == Format::OpenMetrics && family.kind != Kind::Gauge {
+        let name = family_name(family, format);
+        sample(text, name, "_created", labels, None, &seconds(point.created));
+    }
+}
+
+fn sample(
+    text: &mut String,
+    name: &str,
+    suffix: &str,
+    labels: &str,
+    le: Option<(&str, &str)>,
+    value: &dyn std::fmt::Display,
+) {
+    text.push_str(name);
+    text.push_str(suffix);
+    if !labels.is_empty() || le.is_some() {
+        text.push('{');
+        text.push_str(labels);
+        if let Some((bound, ending)) = le {
+            if !labels.is_empty() {
+                text.push(',');
+            }
+            text.push_str("le=\"");
+            text.push_str(bound);
+            text.push_str(ending);
+            text.push('"');
+        }
+        text.push('}');
+    }
+    let _ = writeln!(text, " {value}");
+}
+
+/// Seconds since 1970, to the millisecond.
+fn seconds(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}.{:03}", since.as_secs(), since.subsec_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        discovery::{Role, Workload},
+        model::{Inputs, Model, Own, fixture, labels::Peers},
+    };
+    use observer_ebpf::{LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
+    use proptest::prelude::*;
+    use std::{io::Read, time::Duration};
+
+    fn page(snapshot: &Arc<Snapshot>, format: Format) -> String {
+        let pieces: Vec<Bytes> = Page::new(snapshot.clone(), format).collect();
+        assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= CHUNK));
+        String::from_utf8(pieces.concat()).unwrap()
+    }
+
+    #[derive(Debug, PartialEq)]
+    struct Sample {
+        name: String,
+        labels: Vec<(String, String)>,
+        value: f64,
+    }
+
+    /// A parser of its own, by the grammar of both formats: one character at a time, nothing forgiven.
+    fn parse(text: &str) -> Vec<Sample> {
+        assert!(text.ends_with('\n'));
+        let mut samples = Vec::new();
+        for line in text.split_terminator('\n').filter(|line| !line.starts_with('#')) {
+            let mut rest = line.chars().peekable();
+            let mut name = String::new();
+            while let Some(letter) = rest.next_if(|c| c.is_ascii_alphanumeric() || *c == '_') {
+                name.push(letter);
+            }
+            let mut labels = Vec::new();
+            if rest.next_if_eq(&'{').is_some() {
+                loop {
+                    let mut key = String::new();
+                    while let Some(letter) = rest.next_if(|c| c.is_ascii_alphanumeric() || *c == '_') {
+                        key.push(letter);
+                    }
+                    assert!(!key.is_empty(), "{line}");
+                    assert_eq!((rest.next(), rest.next()), (Some('='), Some('"')), "{line}");
+                    let mut value = String::new();
+                    loop {
+                        match rest.next().expect("an unterminated value") {
+                            '"' => break,
+                            '\\' => value.push(match rest.next() {
+                                Some('n') => '\n',
+                                Some(escaped @ ('"' | '\\')) => escaped,
+                                other => panic!("escape of {other:?} in {line}"),
+                            }),
+                            plain => value.push(plain),
+                        }
+                    }
+                    labels.push((key, value));
+                    match rest.next() {
+                        Some(',') => {}
+                        Some('}') => break,
+                        other => panic!("{other:?} after a value in {line}"),
+                    }
+                }
+            }
+            assert_eq!(rest.next(), Some(' '), "{line}");
+            samples.push(Sample { name, labels, value: rest.collect::<String>().parse().unwrap() });
+        }
+        samples
+    }
+
+    #[test]
+    fn the_pages_are_the_golden_ones() {
+        let [_, snapshot] = fixture::snapshots();
+        fixture::assert_golden("metrics.prom", &page(&snapshot, Format::Text));
+        fixture::assert_golden("metrics.openmetrics", &page(&snapshot, Format::OpenMetrics));
+    }
+
+    #[test]
+    fn both_formats_say_the_same() {
+        let [_, snapshot] = fixture::snapshots();
+        let normal = |format| {
+            let mut samples = parse(&page(&snapshot, format));
+            samples.retain(|sample| !sample.name.ends_with("_created"));
+            for (_, value) in samples.iter_mut().flat_map(|own| &mut own.labels).filter(|(key, _)| key == "le") {
+                *value = value.trim_end_matches(".0").to_owned();
+            }
+            samples
+        };
+        assert_eq!(normal(Format::Text), normal(Format::OpenMetrics));
+    }
+
+    #[test]
+    fn a_histogram_is_cumulative_and_ends_in_its_count() {
+        let [_, snapshot] = fixture::snapshots();
+        let samples = parse(&page(&snapshot, Format::Text));
+        let mut last = 0.0;
+        let mut seen = 0;
+        for sample in &samples {
+            if sample.name.ends_with("_bucket") {
+                let le = &sample.labels.last().unwrap().1;
+                assert!(le == LE[0] || sample.value >= last);
+                last = sample.value;
+            } else if sample.name.ends_with("_count") {
+                assert_eq!(sample.value, last);
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 3 * snapshot.http.len());
+    }
+
+    #[test]
+    fn compression_loses_nothing() {
+        let [_, snapshot] = fixture::snapshots();
+        let pieces: Vec<Bytes> = Gzip::new(Page::new(snapshot.clone(), Format::Text)).collect();
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(pieces.concat().as_slice()).read_to_string(&mut text).unwrap();
+        assert_eq!(text, page(&snapshot, Format::Text));
+    }
+
+    #[test]
+    fn the_format_follows_the_accept_header() {
+        use Format::{OpenMetrics, Text};
+        for (accept, format) in [
+            (None, Text),
+            (Some("*/*"), Text),
+            (Some("application/json"), Text),
+            (Some("application/openmetrics-text"), OpenMetrics),
+            (Some("application/openmetrics-text; version=1.0.0; charset=utf-8"), OpenMetrics),
+            (Some("application/openmetrics-text;version=2.0.0"), Text),
+            (Some("application/openmetrics-text;version=1.0.0;q=0.3, text/plain;version=0.0.4;q=0.5"), Text),
+            (Some("application/openmetrics-text;version=1.0.0;q=0"), Text),
+            (
+                Some(
+                    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+                     application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,\
+                     text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+                ),
+                OpenMetrics,
+            ),
+        ] {
+            assert_eq!(Format::negotiate(accept), format, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn gzip_is_used_only_where_it_is_accepted() {
+        for (header, accepted) in [
+            (None, false),
+            (Some("gzip"), true),
+            (Some("deflate, GZIP;q=0.5"), true),
+            (Some("gzip;q=0"), false),
+            (Some("*, gzip;q=0"), false),
+            (Some("*"), true),
+            (Some("identity"), false),
+        ] {
+            assert_eq!(accepts_gzip(header), accepted, "{header:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_label_holds_comes_back(app in any::<String>(), name in "\\PC*|[\"\\\\\n]*", bytes in any::<u64>(), openmetrics: bool) {
+            let workload = Workload {
+                name: Some(name.clone()),
+                labels: [("app".to_owned(), app.clone())].into(),
+                ..Workload::default()
+            };
+            let sidecars = [fixture::sidecar(1, Role::Sidecar, "10.0.0.1", Arc::new(workload))];
+            let series = vec![
+                fixture::tcp(fixture::key(1, LEG_SOURCE, "10.0.0.9:1", PROTOCOL_TCP, 0), 1, 0, bytes, 0),
+                fixture::http(fixture::key(1, LEG_SOURCE, "10.0.0.9:1", PROTOCOL_HTTP, 200), &[1]),
+            ];
+            let snapshot = Model::new(fixture::at(0), Duration::ZERO).update(Inputs {
+                reading: &fixture::reading(1, series),
+                running: &sidecars,
+                ended: &[],
+                peers: &Arc::new(Peers::default()),
+                own: &Own::default(),
+                closes_interval: false,
+            });
+            let format = if openmetrics { Format::OpenMetrics } else { Format::Text };
+            let samples = parse(&page(&snapshot, format));
+            let istio: Vec<_> = samples.iter().filter(|own| own.name.starts_with("istio_")).collect();
+            prop_assert!(!istio.is_empty());
+            for sample in &istio {
+                let label = |key: &str| sample.labels.iter().find(|own| own.0 == key).map(|own| own.1.as_str());
+                prop_assert_eq!(label("source_app"), Some(app.as_str()));
+                prop_assert_eq!(label("source_workload"), Some(name.as_str()));
+            }
+            let received = istio.iter().find(|sample| sample.name == crate::model::catalogue::TCP_RECEIVED_BYTES.prometheus_name);
+            #[expect(clippy::cast_precision_loss, reason = "as the parser reads it")]
+            let expected = bytes as f64;
+            prop_assert_eq!(received.map(|sample| sample.value), Some(expected));
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! Every family, declared once: its names, type, unit, labels and source. Metric names stand in this file only.
+
+use std::fmt::Write;
+
+use super::labels;
+
+/// What a family's figures are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts values by size.
+    Histogram,
+}
+
+impl Kind {
+    /// The word both exposition formats use.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// Where a family's figures come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The kernel programs on the sidecars' sockets.
+    Kernel,
+    /// The metrics page of istiod.
+    Istiod,
+    /// `/proc`.
+    Procfs,
+    /// The observer itself.
+    Observer,
+}
+
+impl Origin {
+    /// The word the catalogue prints.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Istiod => "istiod",
+            Self::Procfs => "procfs",
+            Self::Observer => "observer",
+        }
+    }
+}
+
+/// How long a name can be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stability {
+    /// Istio's own, kept as Istio keeps it.
+    Stable,
+    /// Istio's own, gone from newer releases of istiod.
+    Removed,
+    /// Documented, yet reported by no supported release of istiod.
+    Never,
+    /// The observer's own, may change between minor versions.
+    Own,
+}
+
+impl Stability {
+    /// The word the catalogue prints.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Removed => "removed_in_newer_istio",
+            Self::Never => "never_reported_by_istio",
+            Self::Own => "own",
+        }
+    }
+}
+
+/// Whether this version has the family's figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Collected and emitted.
+    Collected,
+    /// Known and named, but not collected by this version.
+    NotYet,
+}
+
+impl Status {
+    /// The words the catalogue prints.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Collected => "collected",
+            Self::NotYet => "not_collected_yet",
+        }
+    }
+}
+
+/// A family of series: one name, one type, one unit.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Family {
+    /// Name in Wavefront; `*` stands for the statistic of a histogram.
+    pub documented_name: &'static str,
+    /// Name in Prometheus.
+    pub prometheus_name: &'static str,
+    /// Type.
+    pub kind: Kind,
+    /// Unit of the value, empty where it has none.
+    pub unit: &'static str,
+    /// Label names in the order they are printed; `le` is not among them.
+    pub labels: &'static [&'static str],
+    /// Where the figures come from.
+    pub origin: Origin,
+    /// How long the name can be relied on.
+    pub stability: Stability,
+    /// Whether this version collects it.
+    pub status: Status,
+    /// One sentence for people.
+    pub help: &'static str,
+}
+
+macro_rules! families {
+    ($($name:ident = $documented:literal, $prometheus:literal, $kind:ident, $unit:literal, $labels:expr,
+        $origin:ident, $stability:ident, $status:ident, $help:literal;)*) => {
+        $(#[doc = $help]
+        pub static $name: Family = Family {
+            documented_name: $documented,
+            prometheus_name: $prometheus,
+            kind: Kind::$kind,
+            unit: $unit,
+            labels: $labels,
+            origin: Origin::$origin,
+            stability: Stability::$stability,
+            status: Status::$status,
+            help: $help,
+        };)*
+
+        /// Every family, in the order the catalogue prints them.
+        pub static FAMILIES: &[&Family] = &[$(&$name,)*];
+    };
+}
+
+families! {
+    REQUEST_BYTES = "istio.request.bytes.*.value", "istio_request_bytes",
+        Histogram, "bytes", &labels::HTTP, Kernel, Stable, Collected,
+        "Wire bytes of each request on the observed plaintext leg, headers and framing included.";
+    REQUEST_DURATION = "istio.request.duration.milliseconds.*.value", "istio_request_duration_milliseconds",
+        Histogram, "milliseconds", &labels::HTTP, Kernel, Stable, Collected,
+        "Time from the first request byte to the last response byte, in whole milliseconds.";
+    RESPONSE_BYTES = "istio.response.bytes.*.value", "istio_response_bytes",
+        Histogram, "bytes", &labels::HTTP, Kernel, Stable, Collected,
+        "Wire bytes of each response on the observed plaintext leg, headers and framing included.";
+    REQUESTS = "istio.requests.total.value", "istio_requests_total",
+        Counter, "requests", &labels::HTTP, Kernel, Stable, Collected,
+        "Requests, counted once each when their stream ends.";
+    TCP_SENT_BYTES = "istio.tcp.sent.bytes.total.value", "istio_tcp_sent_bytes_total",
+        Counter, "bytes", &labels::TCP, Kernel, Stable, Collected,
+        "Payload bytes from server to client, whoever reports.";
+    TCP_RECEIVED_BYTES = "istio.tcp.received.bytes.total.value", "istio_tcp_received_bytes_total",
+        Counter, "bytes", &labels::TCP, Kernel, Stable, Collected,
+        "Payload bytes from client to server, whoever reports.";
+    TCP_OPENED = "istio.tcp.connections.opened.total.value", "istio_tcp_connections_opened_total",
+        Counter, "connections", &labels::TCP, Kernel, Stable, Collected,
+        "TCP connections established.";
+    TCP_CLOSED = "istio.tcp.connections.closed.total.value", "istio_tcp_connections_closed_total",
+        Counter, "connections", &labels::TCP, Kernel, Stable, Collected,
+        "TCP connections closed.";
+    PILOT_SERVICES = "pilot.services.value", "pilot_services",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Services known to the control plane.";
+    PILOT_VIRT_SERVICES = "pilot.virt.services.value", "pilot_virt_services",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Virtual services known to the control plane.";
+    ISTIO_BUILD = "istio.build.value", "istio_build",
+        Gauge, "", &["component", "tag"], Istiod, Stable, NotYet,
+        "Build of an Istio component; always 1.";
+    PILOT_XDS_PUSHES = "pilot.xds.pushes.value", "pilot_xds_pushes",
+        Counter, "", &["type"], Istiod, Stable, NotYet,
+        "Configuration pushes tried by type, and failed sends under the type with _senderr.";
+    PILOT_TOTAL_XDS_REJECTS = "pilot.total.xds.rejects.value", "pilot_total_xds_rejects",
+        Counter, "", &["type"], Istiod, Stable, NotYet,
+        "Configurations that proxies rejected.";
+    PILOT_XDS_CDS_REJECT = "pilot.xds.cds.reject.value", "pilot_xds_cds_reject",
+        Gauge, "", &["node", "err"], Istiod, Stable, NotYet,
+        "Proxies that rejected a cluster configuration; a flag that istiod never takes back.";
+    PILOT_XDS_EDS_REJECT = "pilot.xds.eds.reject.value", "pilot_xds_eds_reject",
+        Gauge, "", &["node", "err"], Istiod, Stable, NotYet,
+        "Proxies that rejected an endpoint configuration; a flag that istiod never takes back.";
+    PILOT_XDS_LDS_REJECT = "pilot.xds.lds.reject.value", "pilot_xds_lds_reject",
+        Gauge, "", &["node", "err"], Istiod, Stable, NotYet,
+        "Proxies that rejected a listener configuration; a flag that istiod never takes back.";
+    PILOT_XDS_RDS_REJECT = "pilot.xds.rds.reject.value", "pilot_xds_rds_reject",
+        Gauge, "", &["node", "err"], Istiod, Stable, NotYet,
+        "Proxies that rejected a route configuration; a flag that istiod never takes back.";
+    PILOT_XDS_WRITE_TIMEOUT = "pilot.xds.write.timeout.value", "pilot_xds_write_timeout",
+        Counter, "", &[], Istiod, Stable, NotYet,
+        "Configuration pushes whose write timed out.";
+    PILOT_XDS_PUSH_CONTEXT_ERRORS = "pilot.xds.push.context.errors.value", "pilot_xds_push_context_errors",
+        Counter, "", &[], Istiod, Removed, NotYet,
+        "Errors while a push context was built.";
+    PILOT_CONFLICT_INBOUND_LISTENER = "pilot.conflict.inbound.listener.value", "pilot_conflict_inbound_listener",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Conflicting inbound listeners in the last completed push.";
+    PILOT_TOTAL_XDS_INTERNAL_ERRORS = "pilot.total.xds.internal.errors.value", "pilot_total_xds_internal_errors",
+        Counter, "", &[], Istiod, Stable, NotYet,
+        "Internal errors of the configuration server.";
+    PILOT_CONFLICT_OUTBOUND_LISTENER_HTTP_OVER_CURRENT_TCP =
+        "pilot.conflict.outbound.listener.http.over.current.tcp.value",
+        "pilot_conflict_outbound_listener_http_over_current_tcp",
+        Gauge, "", &[], Istiod, Removed, NotYet,
+        "Outbound listeners where HTTP and TCP conflict; the name reads holder over refused.";
+    PILOT_CONFLICT_OUTBOUND_LISTENER_TCP_OVER_CURRENT_HTTP =
+        "pilot.conflict.outbound.listener.tcp.over.current.http.value",
+        "pilot_conflict_outbound_listener_tcp_over_current_http",
+        Gauge, "", &[], Istiod, Removed, NotYet,
+        "Outbound listeners where TCP and HTTP conflict; the name reads holder over refused.";
+    PILOT_CONFLICT_OUTBOUND_LISTENER_TCP_OVER_CURRENT_TCP =
+        "pilot.conflict.outbound.listener.tcp.over.current.tcp.value",
+        "pilot_conflict_outbound_listener_tcp_over_current_tcp",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Outbound TCP listeners that conflict with another TCP listener.";
+    PILOT_PROXY_CONVERGENCE_TIME = "pilot.proxy.convergence.time.bucket.value", "pilot_proxy_convergence_time",
+        Histogram, "seconds", &[], Istiod, Stable, NotYet,
+        "Time from a configuration change to the proxies having it.";
+    PILOT_PROXY_QUEUE_TIME = "pilot.proxy.queue.time.bucket.value", "pilot_proxy_queue_time",
+        Histogram, "seconds", &[], Istiod, Stable, NotYet,
+        "Time a proxy waited in the push queue.";
+    PROCESS_CPU_SECONDS_TOTAL = "process.cpu.seconds.total.value", "process_cpu_seconds_total",
+        Counter, "seconds", &[], Procfs, Stable, NotYet,
+        "User and system CPU time of the control-plane and sidecar processes on the node.";
+    PROCESS_RESIDENT_MEMORY_BYTES = "process.resident.memory.bytes.value", "process_resident_memory_bytes",
+        Gauge, "bytes", &[], Procfs, Stable, NotYet,
+        "Resident memory of the control-plane and sidecar processes on the node.";
+    PROCESS_VIRTUAL_MEMORY_BYTES = "process.virtual.memory.bytes.value", "process_virtual_memory_bytes",
+        Gauge, "bytes", &[], Procfs, Stable, NotYet,
+        "Virtual memory of the control-plane and sidecar processes on the node.";
+    GALLEY_VALIDATION_HTTP_ERROR = "galley.validation.http.error.value", "galley_validation_http_error",
+        Counter, "", &["status"], Istiod, Stable, NotYet,
+        "Errors in answering the validation webhook.";
+    GALLEY_VALIDATION_FAILED = "galley.validation.failed.value", "galley_validation_failed",
+        Counter, "", &["group", "version", "resource", "reason"], Istiod, Stable, NotYet,
+        "Resources that failed validation.";
+    GALLEY_VALIDATION_PASSED = "galley.validation.passed.value", "galley_validation_passed",
+        Counter, "", &["group", "version", "resource"], Istiod, Stable, NotYet,
+        "Resources that passed validation.";
+    GALLEY_VALIDATION_CONFIG_UPDATES = "galley.validation.config.updates.value", "galley_validation_config_updates",
+        Counter, "", &[], Istiod, Stable, NotYet,
+        "Updates of the validation webhook configuration.";
+    GALLEY_VALIDATION_CONFIG_UPDATE_ERROR = "galley.validation.config.update.error.value",
+        "galley_validation_config_update_error",
+        Counter, "", &["reason"], Istiod, Stable, NotYet,
+        "Failed updates of the validation webhook configuration.";
+    GALLEY_VALIDATION_CONFIG_LOAD = "galley.validation.config.load.value", "galley_validation_config_load",
+        Counter, "", &[], Istiod, Never, NotYet,
+        "Loads of the validation webhook configuration.";
+    GALLEY_VALIDATION_CONFIG_LOAD_ERROR = "galley.validation.config.load.error.value",
+        "galley_validation_config_load_error",
+        Counter, "", &["reason"], Istiod, Stable, NotYet,
+        "Failed loads of the validation webhook configuration.";
+    GALLEY_VALIDATION_CONFIG_DELETE_ERROR = "galley.validation.config.delete.error.value",
+        "galley_validation_config_delete_error",
+        Counter, "", &["reason"], Istiod, Never, NotYet,
+        "Failed deletions of the validation webhook configuration.";
+    CITADEL_SERVER_CSR_COUNT = "citadel.server.csr.count.value", "citadel_server_csr_count",
+        Counter, "", &[], Istiod, Stable, NotYet,
+        "Certificate signing requests received.";
+    CITADEL_SERVER_SUCCESS_CERT_ISSUANCE_COUNT = "citadel.server.success.cert.issuance.count.value",
+        "citadel_server_success_cert_issuance_count",
+        Counter, "", &[], Istiod, Stable, NotYet,
+        "Certificates issued.";
+    CITADEL_SERVER_CSR_SIGN_ERR_COUNT = "citadel.server.csr.sign.error.count.value",
+        "citadel_server_csr_sign_err_count",
+        Counter, "", &["error"], Istiod, Stable, NotYet,
+        "Certificate signing requests that could not be signed.";
+    GO_GOROUTINES = "go.goroutines.value", "go_goroutines",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Goroutines of istiod.";
+    GO_MEMSTATS_ALLOC_BYTES = "go.memstats.alloc.bytes.value", "go_memstats_alloc_bytes",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Bytes allocated and in use by istiod.";
+    GO_MEMSTATS_HEAP_ALLOC_BYTES = "go.memstats.heap.alloc.bytes.value", "go_memstats_heap_alloc_bytes",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Heap bytes allocated and in use by istiod.";
+    GO_MEMSTATS_HEAP_INUSE_BYTES = "go.memstats.heap.inuse.bytes.value", "go_memstats_heap_inuse_bytes",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Bytes in istiod's heap spans in use.";
+    GO_MEMSTATS_HEAP_SYS_BYTES = "go.memstats.heap.sys.bytes.value", "go_memstats_heap_sys_bytes",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Heap bytes istiod obtained from the system.";
+    GO_MEMSTATS_STACK_INUSE_BYTES = "go.memstats.stack.inuse.bytes.value", "go_memstats_stack_inuse_bytes",
+        Gauge, "", &[], Istiod, Stable, NotYet,
+        "Bytes in istiod's stack spans in use.";
+    BUILD_INFO = "mesh.observer.build.info.value", "mesh_observer_build_info",
+        Gauge, "", &["version"], Observer, Own, Collected,
+        "Version of the observer; always 1.";
+    CPU_SECONDS = "mesh.observer.cpu.seconds.total.value", "mesh_observer_cpu_seconds_total",
+        Counter, "seconds", &[], Observer, Own, Collected,
+        "The observer's own user and system CPU time.";
+    RESIDENT_MEMORY = "mesh.observer.resident.memory.bytes.value", "mesh_observer_resident_memory_bytes",
+        Gauge, "bytes", &[], Observer, Own, Collected,
+        "The observer's own resident memory.";
+    SIDECARS = "mesh.observer.sidecars.value", "mesh_observer_sidecars",
+        Gauge, "sidecars", &["role"], Observer, Own, Collected,
+        "Sidecars and gateways observed now.";
+    UNATTACHED = "mesh.observer.sidecars.unattached.value", "mesh_observer_sidecars_unattached",
+        Gauge, "sidecars", &[], Observer, Own, Collected,
+        "Sidecars and gateways found whose programs could not be attached.";
+    PROGRAM_LINKS = "mesh.observer.program.links.value", "mesh_observer_program_links",
+        Gauge, "links", &["program"], Observer, Own, Collected,
+        "Cgroups that each kernel program is attached to.";
+    PROGRAM_RUNS = "mesh.observer.program.runs.total.value", "mesh_observer_program_runs_total",
+        Counter, "runs", &["program"], Observer, Own, Collected,
+        "Runs of each kernel program, where the kernel counts them (kernel.bpf_stats_enabled).";
+    PROGRAM_SECONDS = "mesh.observer.program.run.seconds.total.value", "mesh_observer_program_run_seconds_total",
+        Counter, "seconds", &["program"], Observer, Own, Collected,
+        "Time spent in each kernel program, where the kernel counts it (kernel.bpf_stats_enabled).";
+    CONNECTIONS = "mesh.observer.connections.total.value", "mesh_observer_connections_total",
+        Counter, "connections", &["outcome"], Observer, Own, Collected,
+        "Observed connections by what became of their parsing.";
+    PARSED_REQUESTS = "mesh.observer.requests.total.value", "mesh_observer_requests_total",
+        Counter, "requests", &["outcome"], Observer, Own, Collected,
+        "Observed requests by what became of them; all but ok and ended_early are in no Istio family.";
+    LOST_SYNC = "mesh.observer.lost.sync.total.value", "mesh_observer_lost_sync_total",
+        Counter, "times", &["reason"], Observer, Own, Collected,
+        "Times a connection's position in its protocol was lost.";
+    LOSSES = "mesh.observer.losses.total.value", "mesh_observer_losses_total",
+        Counter, "times", &["reason"], Observer, Own, Collected,
+        "What the kernel programs could not count as they should.";
+    AUDIT_CONNECTIONS = "mesh.observer.audit.connections.total.value", "mesh_observer_audit_connections_total",
+        Counter, "connections", &[], Observer, Own, Collected,
+        "Connections whose byte counts were compared with the kernel's own at their close.";
+    AUDIT_BYTES = "mesh.observer.audit.bytes.total.value", "mesh_observer_audit_bytes_total",
+        Counter, "bytes", &["kind"], Observer, Own, Collected,
+        "Bytes by which the observer's and the kernel's own counts differed at close.";
+    SERIES_IN_USE = "mesh.observer.series.in.use.value", "mesh_observer_series_in_use",
+        Gauge, "series", &[], Observer, Own, Collected,
+        "Series in use in the kernel map.";
+    SERIES_CAPACITY = "mesh.observer.series.capacity.value", "mesh_observer_series_capacity",
+        Gauge, "series", &[], Observer, Own, Collected,
+        "Most series the kernel map holds.";
+    SERIES_OVERFLOWED = "mesh.observer.series.overflowed.total.value", "mesh_observer_series_overflowed_total",
+        Counter, "times", &[], Observer, Own, Collected,
+        "Times a figure went to the overflow series because the map was full: its labels are lost, its total is not.";
+    SERIES_EXPOSED = "mesh.observer.series.exposed.value", "mesh_observer_series_exposed",
+        Gauge, "series", &[], Observer, Own, Collected,
+        "Label sets now exposed.";
+    SERIES_RETIRED = "mesh.observer.series.retired.total.value", "mesh_observer_series_retired_total",
+        Counter, "series", &[], Observer, Own, Collected,
+        "Label sets no longer exposed: idle, and their sidecars gone.";
+    FIGURE_RESETS = "mesh.observer.figure.resets.total.value", "mesh_observer_figure_resets_total",
+        Counter, "times", &[], Observer, Own, Collected,
+        "Times a kernel figure went back, so that counting went on from its new value.";
+    COLLECTOR_RUNS = "mesh.observer.collector.runs.total.value", "mesh_observer_collector_runs_total",
+        Counter, "runs", &["collector", "outcome"], Observer, Own, Collected,
+        "Rounds of each collector by outcome.";
+    COLLECTOR_SECONDS = "mesh.observer.collector.seconds.total.value", "mesh_observer_collector_seconds_total",
+        Counter, "seconds", &["collector"], Observer, Own, Collected,
+        "Time spent in each collector.";
+    EMITTER_QUEUE = "mesh.observer.emitter.queue.reports.value", "mesh_observer_emitter_queue_reports",
+        Gauge, "reports", &["emitter"], Observer, Own, Collected,
+        "Reports that wait to be sent.";
+    EMITTER_SENT = "mesh.observer.emitter.points.sent.total.value", "mesh_observer_emitter_points_sent_total",
+        Counter, "points", &["emitter"], Observer, Own, Collected,
+        "Points the receiver took.";
+    EMITTER_REJECTED = "mesh.observer.emitter.points.rejected.total.value",
+        "mesh_observer_emitter_points_rejected_total",
+        Counter, "points", &["emitter", "reason"], Observer, Own, Collected,
+        "Points not sent because they break the format's rules.";
+    EMITTER_DROPPED = "mesh.observer.emitter.points.dropped.total.value", "mesh_observer_emitter_points_dropped_total",
+        Counter, "points", &["emitter", "reason"], Observer, Own, Collected,
+        "Points given up after the receiver did not take them.";
+    EMITTER_REPORTS_DROPPED = "mesh.observer.emitter.reports.dropped.total.value",
+        "mesh_observer_emitter_reports_dropped_total",
+        Counter, "reports", &["emitter", "reason"], Observer, Own, Collected,
+        "Reports dropped unsent, oldest first.";
+    EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
+        Counter, "errors", &["emitter", "kind"], Observer, Own, Collected,
+        "Sends that failed, the ones tried again included.";
+    SCRAPES = "mesh.observer.scrapes.total.value", "mesh_observer_scrapes_total",
+        Counter, "scrapes", &["outcome"], Observer, Own, Collected,
+        "Requests for the metrics page by outcome.";
+    SCRAPE_SECONDS = "mesh.observer.scrape.seconds.total.value", "mesh_observer_scrape_seconds_total",
+        Counter, "seconds", &[], Observer, Own, Collected,
+        "Time spent in producing metrics pages.";
+    SCRAPE_REFUSED = "mesh.observer.scrape.connections.refused.total.value",
+        "mesh_observer_scrape_connections_refused_total",
+        Counter, "connections", &[], Observer, Own, Collected,
+        "Connections to the metrics port refused because too many were open.";
+    GATEWAY_ENCRYPTED = "mesh.observer.gateway.encrypted.connections.total.value",
+        "mesh_observer_gateway_encrypted_connections_total",
+        Counter, "connections", &["workload", "workload_namespace", "cluster", "port", "event"],
+        Kernel, Own, Collected,
+        "Encrypted connections at a gateway's door, opened and closed; the HTTP inside cannot be seen.";
+}
+
+/// Columns of the catalogue, in order.
+const COLUMNS: [&str; 9] =
+    ["documented_name", "prometheus_name", "type", "unit", "labels", "from", "stability", "status", "help"];
+
+/// The catalogue for people: aligned columns without the help texts, which follow their family on a line of its own.
+#[must_use]
+pub fn table() -> String {
+    let rows: Vec<_> = FAMILIES.iter().map(|family| cells(family)).collect();
+    let shown = [0, 1, 2, 3, 5, 6, 7];
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(COLUMNS[column].len());
+    let widths = shown.map(width);
+    let line = |text: &mut String, row: [&str; 9]| {
+        for (column, width) in shown.into_iter().zip(widths) {
+            let _ = write!(text, "{:<width$}  ", row[column]);
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    };
+    let mut text = String::new();
+    line(&mut text, COLUMNS);
+    for row in &rows {
+        line(&mut text, std::array::from_fn(|column| row[column].as_str()));
+        let _ = writeln!(text, "    {}", row[8]);
+        if !row[4].is_empty() {
+            let _ = writeln!(text, "    labels: {}", row[4].replace(',', ", "));
+        }
+    }
+    text
+}
+
+/// The catalogue with one line a family, columns separated by tabs, the first line naming them.
+#[must_use]
+pub fn tsv() -> String {
+    let mut text = COLUMNS.join("\t");
+    text.push('\n');
+    for family in FAMILIES {
+        text.push_str(&cells(family).join("\t"));
+        text.push('\n');
+    }
+    text
+}
+
+/// The catalogue as a JSON array with one object a family.
+#[must_use]
+pub fn json() -> String {
+    let families: Vec<_> = FAMILIES
+        .iter()
+        .map(|family| {
+            serde_json::json!({
+                "documented_name": family.documented_name,
+                "prometheus_name": family.prometheus_name,
+                "type": family.kind.word(),
+                "unit": family.unit,
+                "labels": family.labels,
+                "from": family.origin.word(),
+                "stability": family.stability.word(),
+                "status": family.status.word(),
+                "help": family.help,
+            })
+        })
+        .collect();
+    format!("{:#}\n", serde_json::Value::Array(families))
+}
+
+fn cells(family: &Family) -> [String; 9] {
+    [
+        family.documented_name.to_owned(),
+        family.prometheus_name.to_owned(),
+        family.kind.word().to_owned(),
+        family.unit.to_owned(),
+        family.labels.join(","),
+        family.origin.word().to_owned(),
+        family.stability.word().to_owned(),
+        family.status.word().to_owned(),
+        family.help.to_owned(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_family_stands_once_under_valid_names() {
+        let (mut documented, mut prometheus) = (HashSet::new(), HashSet::new());
+        for family in FAMILIES {
+            assert!(documented.insert(family.documented_name), "{} twice", family.documented_name);
+            assert!(prometheus.insert(family.prometheus_name), "{} twice", family.prometheus_name);
+            assert!(family.prometheus_name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+            assert!(family.documented_name.ends_with(".value"));
+            assert!(!family.help.contains(['\t', '\n', '\\', '"']), "{}", family.help);
+        }
+    }
+
+    #[test]
+    fn collected_counters_end_in_total_as_openmetrics_demands() {
+        for family in FAMILIES.iter().filter(|family| family.status == Status::Collected) {
+            assert_eq!(family.kind == Kind::Counter, family.prometheus_name.ends_with("_total"));
+        }
+    }
+
+    #[test]
+    fn documented_names_are_the_prometheus_names_with_dots() {
+        for family in FAMILIES {
+            let plain = family.documented_name.replace(".*", "").replace(".bucket.value", ".value");
+            let expected = format!("{}.value", family.prometheus_name.replace('_', "."));
+            // The documented name differs from istiod's real one.
+            if plain != "citadel.server.csr.sign.error.count.value" {
+                assert_eq!(plain, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_of_the_tsv_has_all_columns() {
+        let text = tsv();
+        assert!(text.starts_with("documented_name\tprometheus_name\ttype\tunit\t"));
+        assert!(text.lines().all(|line| line.split('\t').count() == COLUMNS.len()));
+        assert_eq!(text.lines().count(), FAMILIES.len() + 1);
+    }
+
+    #[test]
+    fn the_formats_name_every_family() {
+        let (table, json) = (table(), json());
+        let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(parsed.as_array().unwrap().len(), FAMILIES.len());
+        assert!(FAMILIES.iter().all(|family| table.contains(family.prometheus_name)));
+    }
+}

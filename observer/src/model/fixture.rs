@@ -1,0 +1,232 @@
+//! A small mesh for the tests of the model and of the outputs: productpage calls reviews and ratings through a gateway's
+//! node, with one label value that every format must escape.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use observer_ebpf::{
+    Endpoint, GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_ENCRYPTED, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_TCP,
+    SECURITY_MUTUAL_TLS, SeriesKey,
+    health::Counter,
+    latency::{self, CELLS},
+};
+
+use super::{
+    EmitterFigures, Inputs, Model, Own, ScrapeFigures, Snapshot,
+    labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
+};
+use crate::{
+    collect::{HistogramReading, KernelReading, Outcome, ProgramReading, Reading, SeriesReading},
+    discovery::{ProcessId, Role, Sidecar, Workload},
+};
+
+pub(crate) const HOSTILE: &str = "a\"b\\c\nd é \\";
+
+const COUNTERS: [Counter; 7] = [
+    Counter::ConnectionHttp1,
+    Counter::RequestOk,
+    Counter::RequestLostSync,
+    Counter::SyncGap,
+    Counter::LossSeries,
+    Counter::AuditConnections,
+    Counter::AuditUnseen,
+];
+
+pub(crate) fn workload(name: &str, labels: &[(&str, &str)]) -> Arc<Workload> {
+    Arc::new(Workload {
+        pod: Some(format!("{name}-0")),
+        namespace: Some("default".to_owned()),
+        name: Some(name.to_owned()),
+        cluster: Some("c1".to_owned()),
+        service_account: Some(format!("bookinfo-{name}")),
+        trust_domain: Some("mesh.example".to_owned()),
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>(),
+        node: Some("node-1".to_owned()),
+    })
+}
+
+pub(crate) fn sidecar(id: u32, role: Role, address: &str, workload: Arc<Workload>) -> Arc<Sidecar> {
+    Arc::new(Sidecar {
+        id,
+        process: ProcessId { pid: id, start_time: 1 },
+        role,
+        evidence: String::new(),
+        cgroup: "/sys/fs/cgroup/pod".into(),
+        cgroup_id: u64::from(id),
+        netns_inode: u64::from(id),
+        addresses: vec![address.parse().unwrap()],
+        companions: Vec::new(),
+        workload,
+    })
+}
+
+pub(crate) fn sidecars() -> Vec<Arc<Sidecar>> {
+    let labels = [("app", "productpage"), ("version", "v1"), ("service.istio.io/canonical-name", "productpage")];
+    let reviews = [("app", "reviews"), ("app.kubernetes.io/version", "v2")];
+    vec![
+        sidecar(1, Role::Sidecar, "10.0.0.1", workload("productpage-v1", &labels)),
+        sidecar(2, Role::Sidecar, "10.0.0.2", workload("reviews-v2", &reviews)),
+        sidecar(3, Role::Sidecar, "10.0.0.3", workload("reviews-v2", &reviews)),
+        sidecar(4, Role::Gateway, "10.0.0.4", workload("gateway", &[])),
+        sidecar(5, Role::Sidecar, "10.0.0.5", workload("odd", &[("app", HOSTILE), ("version", "v=1,2")])),
+    ]
+}
+
+pub(crate) fn peers() -> Arc<Peers> {
+    let service = |name: &str, address: &str, ports: &[(u16, u16)], workload: &str| ServiceEntry {
+        host: format!("{name}.default.svc.cluster.local"),
+        name: name.to_owned(),
+        namespace: "default".to_owned(),
+        addresses: vec![address.parse().unwrap()],
+        ports: ports.iter().map(|(port, target)| ServicePort { port: *port, target: *target }).collect(),
+        workload: Some(workload.to_owned()),
+    };
+    Arc::new(Peers {
+        services: vec![
+            service("reviews", "10.96.0.1", &[(80, 9080)], "reviews-v2"),
+            service("ratings", "10.96.0.2", &[], "ratings-v1"),
+        ],
+        workloads: vec![WorkloadEntry {
+            addresses: vec!["10.0.9.9".parse().unwrap()],
+            workload: workload("ratings-v1", &[("app", "ratings")]),
+        }],
+    })
+}
+
+pub(crate) fn key(sidecar: u32, leg: u8, destination: &str, protocol: u8, status: u16) -> SeriesKey {
+    let (address, port) = destination.rsplit_once(':').unwrap();
+    let address = match address.parse().unwrap() {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    SeriesKey {
+        sidecar,
+        destination: Endpoint { address: address.octets(), port: port.parse().unwrap(), padding: 0 },
+        status,
+        grpc_status: GRPC_NONE,
+        leg,
+        protocol,
+        ..SeriesKey::default()
+    }
+}
+
+/// A series of requests that took `milliseconds` each, of 400 and 1,250 bytes.
+pub(crate) fn http(key: SeriesKey, milliseconds: &[u64]) -> SeriesReading {
+    let histogram = |values: &mut dyn Iterator<Item = (u64, u64)>| {
+        let mut reading = HistogramReading::default();
+        let mut cells = BTreeMap::new();
+        for (exposed, exact) in values {
+            reading.buckets[latency::bucket(exposed) as usize] += 1;
+            reading.sum += exact;
+            let (block, cell) = latency::cell(exact);
+            *cells.entry((block * CELLS as u32 + cell) as u16).or_insert(0) += 1;
+        }
+        reading.cells = cells.into_iter().collect();
+        reading
+    };
+    let histograms = [
+        histogram(&mut milliseconds.iter().map(|value| (*value, value * 1_000 + 250))),
+        histogram(&mut milliseconds.iter().map(|_| (400, 400))),
+        histogram(&mut milliseconds.iter().map(|_| (1_250, 1_250))),
+    ];
+    SeriesReading { key, histograms, opened: 0, closed: 0, received: 0, sent: 0 }
+}
+
+pub(crate) fn tcp(key: SeriesKey, opened: u64, closed: u64, received: u64, sent: u64) -> SeriesReading {
+    SeriesReading { key, histograms: Default::default(), opened, closed, received, sent }
+}
+
+pub(crate) fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+}
+
+pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
+    let program = |name, runs| ProgramReading { name, links: 5, runs, run_time: Duration::from_micros(runs) };
+    Reading {
+        at: at(seconds),
+        kernel: Some(KernelReading {
+            series,
+            health: COUNTERS.into_iter().zip(1..).collect(),
+            programs: vec![program("mesh_ingress", 1_000), program("mesh_egress", 0)],
+            series_capacity: 16_384,
+        }),
+        outcomes: vec![
+            Outcome { collector: "kernel", duration: Duration::from_millis(3), error: None },
+            Outcome { collector: "procfs", duration: Duration::from_millis(1), error: Some("gone".to_owned()) },
+        ],
+    }
+}
+
+/// Series of every kind; `round` 1 and up, each with more than the one before.
+pub(crate) fn every_kind(round: u64) -> Vec<SeriesReading> {
+    let times = |values: &[u64]| -> Vec<u64> { (0..round).flat_map(|_| values.iter().copied()).collect() };
+    let mutual = |mut key: SeriesKey| {
+        key.security = SECURITY_MUTUAL_TLS;
+        key
+    };
+    let mut grpc = key(1, LEG_SOURCE, "10.0.9.9:9000", PROTOCOL_GRPC, 200);
+    grpc.grpc_status = 14;
+    vec![
+        http(key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200), &times(&[0, 3, 3, 70])),
+        http(grpc, &times(&[2])),
+        http(mutual(key(2, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[1, 1])),
+        http(mutual(key(3, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[2])),
+        http(key(5, LEG_SOURCE, "203.0.113.9:8080", PROTOCOL_HTTP, 0), &times(&[4_000_000])),
+        tcp(
+            key(1, LEG_SOURCE, "10.96.0.2:3306", PROTOCOL_TCP, 0),
+            round,
+            round - 1,
+            1_000 * round,
+            5_000_000_000 * round,
+        ),
+        tcp(key(4, LEG_SOURCE, "10.0.0.4:8443", PROTOCOL_ENCRYPTED, 0), round, 0, 10, 10),
+        tcp(SeriesKey::default(), 1, 0, 7, 9),
+    ]
+}
+
+pub(crate) fn own() -> Own {
+    Own {
+        cpu: Some(Duration::from_millis(1_500)),
+        resident_bytes: Some(12_000_000),
+        unattached: Some(0),
+        emitters: vec![EmitterFigures {
+            name: "wavefront+file:-".to_owned(),
+            sent: 10,
+            rejected: vec![("tag_length", 1)],
+            dropped: vec![("gave_up", 2)],
+            ..EmitterFigures::default()
+        }],
+        scrapes: Some(ScrapeFigures { scrapes: vec![("ok", 3)], busy: Duration::from_millis(20), refused: 0 }),
+    }
+}
+
+/// The snapshots of two rounds ten seconds apart, both closing an interval.
+pub(crate) fn snapshots() -> [Arc<Snapshot>; 2] {
+    let mut model = Model::new(at(0), Duration::from_mins(15));
+    let (sidecars, peers, own) = (sidecars(), peers(), own());
+    [1, 2].map(|round| {
+        model.update(Inputs {
+            reading: &reading(round * 10, every_kind(round)),
+            running: &sidecars,
+            ended: &[],
+            peers: &peers,
+            own: &own,
+            closes_interval: true,
+        })
+    })
+}
+
+/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it instead.
+pub(crate) fn assert_golden(name: &str, text: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
+    let text = text.replace(&format!("\"{}\"", env!("CARGO_PKG_VERSION")), "\"VERSION\"");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(golden == text, "{} differs; UPDATE_GOLDEN=1 writes it anew:\n{text}", path.display());
+}

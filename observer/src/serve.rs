@@ -1,0 +1,634 @@
+//! `/metrics`, `/healthz`, `/readyz` and a small index over HTTP/1.
+//!
+//! A scrape sees fresh figures: it asks the [`Source`], at most once per [`FRESH`]; scrapes that come together share
+//! one answer. Whatever a client does, it costs bounded memory: connections, headers and the time a client may stall
+//! are limited, and pages are written piece by piece as the client takes them.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Body, Frame, Incoming},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, Semaphore, watch},
+    task::{JoinHandle, JoinSet},
+    time::Sleep,
+};
+
+use crate::{
+    emit::prometheus::{Format, Gzip, Page, accepts_gzip},
+    model::{ScrapeFigures, Snapshot},
+};
+
+/// Figures younger than this are fresh enough for another scrape.
+pub const FRESH: Duration = Duration::from_millis(100);
+/// Bytes of a request's headers, and their number.
+const HEADER_BYTES: usize = 16 * 1024;
+const HEADER_COUNT: usize = 64;
+
+/// What a client may use up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections open at the same time; further ones are answered 503 and closed.
+    pub connections: usize,
+    /// Longest time for a request's headers to come, an idle connection included.
+    pub headers: Duration,
+    /// Longest time that a client may take nothing of what it asked for.
+    pub stall: Duration,
+    /// Longest time that a scrape waits for figures.
+    pub refresh: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            headers: Duration::from_secs(30),
+            stall: Duration::from_secs(30),
+            refresh: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Where the figures come from.
+pub trait Source: Send + Sync + 'static {
+    /// Figures as of now; `None` before there are any.
+    fn snapshot(&self) -> Pin<Box<dyn Future<Output = Option<Arc<Snapshot>>> + Send + '_>>;
+}
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process listens there.
+    #[error(
+        "cannot listen on {0}: the address is taken by another process; stop it (`ss -ltnp` names it) or choose another with --listen"
+    )]
+    Taken(SocketAddr),
+    /// A port below 1024 needs a capability.
+    #[error(
+        "cannot listen on {0}: permission denied; choose a port from 1024 up with --listen or grant CAP_NET_BIND_SERVICE"
+    )]
+    Denied(SocketAddr),
+    /// No interface of this machine has the address.
+    #[error("cannot listen on {0}: this machine has no such address; choose one it has, or 0.0.0.0, with --listen")]
+    NoSuchAddress(SocketAddr),
+    /// Anything else.
+    #[error("cannot listen on {0}: {1}; choose another address with --listen")]
+    Other(SocketAddr, io::Error),
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// The address it listens on, with the port that was given for port 0.
+    pub address: SocketAddr,
+    /// Accepts connections until aborted or dropped by the runtime.
+    pub task: JoinHandle<()>,
+    statistics: Arc<Statistics>,
+}
+
+impl Server {
+    /// How scrapes fared so far.
+    #[must_use]
+    pub fn figures(&self) -> ScrapeFigures {
+        self.statistics.figures()
+    }
+
+    /// Reads [`Server::figures`] from elsewhere.
+    pub fn reader(&self) -> impl Fn() -> ScrapeFigures + Send + Sync + use<> {
+        let statistics = self.statistics.clone();
+        move || statistics.figures()
+    }
+}
+
+/// Listens on `address` and serves what `source` yields, within the usual [`Limits`]. `pending` names what readiness
+/// still waits for.
+///
+/// # Errors
+/// The address cannot be listened on; the message names it and the remedy.
+pub async fn start(
+    address: SocketAddr,
+    source: impl Source,
+    pending: watch::Receiver<Vec<String>>,
+) -> Result<Server, Error> {
+    start_within(address, source, pending, Limits::default()).await
+}
+
+/// As [`start`], within limits of one's own.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_within(
+    address: SocketAddr,
+    source: impl Source,
+    pending: watch::Receiver<Vec<String>>,
+    limits: Limits,
+) -> Result<Server, Error> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => Error::Taken(address),
+        io::ErrorKind::PermissionDenied => Error::Denied(address),
+        io::ErrorKind::AddrNotAvailable => Error::NoSuchAddress(address),
+        _ => Error::Other(address, error),
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    tracing::info!("listening on {bound}");
+    let statistics = Arc::<Statistics>::default();
+    let site = Arc::new(Site { source, fresh: Mutex::new(None), pending, limits, statistics: statistics.clone() });
+    let task = tokio::spawn(accept(listener, site));
+    Ok(Server { address: bound, task, statistics })
+}
+
+#[derive(Debug, Default)]
+struct Statistics {
+    served: AtomicU64,
+    unavailable: AtomicU64,
+    refused_method: AtomicU64,
+    busy_nanoseconds: AtomicU64,
+    refused_connections: AtomicU64,
+}
+
+impl Statistics {
+    fn figures(&self) -> ScrapeFigures {
+        ScrapeFigures {
+            scrapes: vec![
+                ("ok", self.served.load(Relaxed)),
+                ("unavailable", self.unavailable.load(Relaxed)),
+                ("method_not_allowed", self.refused_method.load(Relaxed)),
+            ],
+            busy: Duration::from_nanos(self.busy_nanoseconds.load(Relaxed)),
+            refused: self.refused_connections.load(Relaxed),
+        }
+    }
+}
+
+struct Site<S> {
+    source: S,
+    fresh: Mutex<Option<(Instant, Arc<Snapshot>)>>,
+    pending: watch::Receiver<Vec<String>>,
+    limits: Limits,
+    statistics: Arc<Statistics>,
+}
+
+async fn accept<S: Source>(listener: TcpListener, site: Arc<Site<S>>) {
+    let slots = Arc::new(Semaphore::new(site.limits.connections));
+    // Connections end with the server.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or the client is gone already: neither ends the server.
+                tracing::warn!("a connection to the metrics port could not be accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            site.statistics.refused_connections.fetch_add(1, Relaxed);
+            refuse(stream).await;
+            continue;
+        };
+        let site = site.clone();
+        connections.spawn(async move {
+            let service = service_fn(|request| {
+                let site = site.clone();
+                async move { Ok::<_, Infallible>(site.answer(request).await) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(site.limits.headers)
+                .max_headers(HEADER_COUNT)
+                .max_buf_size(HEADER_BYTES)
+                .serve_connection(TokioIo::new(Patient::new(stream, site.limits.stall)), service);
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection to the metrics port ended: {error}");
+            }
+            drop(slot);
+        });
+    }
+}
+
+/// Says why a connection is closed, without waiting for a client that does not listen.
+async fn refuse(mut stream: TcpStream) {
+    let answer =
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 21\r\nconnection: close\r\nretry-after: 1\r\n\r\n\
+        too many connections\n";
+    let _ = tokio::time::timeout(FRESH, stream.write_all(answer)).await;
+}
+
+impl<S: Source> Site<S> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Pieces> {
+        let (path, method) = (request.uri().path(), request.method());
+        let known = matches!(path, "/" | "/metrics" | "/healthz" | "/readyz");
+        let mut response = if !known {
+            text(StatusCode::NOT_FOUND, "no such page; see /\n")
+        } else if !matches!(*method, Method::GET | Method::HEAD) {
+            if path == "/metrics" {
+                self.statistics.refused_method.fetch_add(1, Relaxed);
+            }
+            with(text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"), header::ALLOW, "GET, HEAD")
+        } else if !request.body().is_end_stream() {
+            with(text(StatusCode::PAYLOAD_TOO_LARGE, "no request body is taken\n"), header::CONNECTION, "close")
+        } else {
+            match path {
+                "/metrics" => self.metrics(request.headers()).await,
+                "/healthz" => text(StatusCode::OK, "ok\n"),
+                "/readyz" => self.ready(),
+                _ => index(),
+            }
+        };
+        if *request.method() == Method::HEAD {
+            *response.body_mut() = Pieces::none();
+        }
+        response
+    }
+
+    async fn metrics(&self, headers: &HeaderMap) -> Response<Pieces> {
+        let began = Instant::now();
+        let Some(snapshot) = self.snapshot().await else {
+            self.statistics.unavailable.fetch_add(1, Relaxed);
+            return text(StatusCode::SERVICE_UNAVAILABLE, "no figures could be read yet; see the log and /readyz\n");
+        };
+        self.statistics.served.fetch_add(1, Relaxed);
+        self.statistics.spent(began);
+        let format = Format::negotiate(joined(headers, &header::ACCEPT).as_deref());
+        let page = Page::new(snapshot, format);
+        let statistics = self.statistics.clone();
+        let pieces = |pieces| Response::new(Pieces { pieces: Some(pieces), statistics: Some(statistics) });
+        let response = if accepts_gzip(joined(headers, &header::ACCEPT_ENCODING).as_deref()) {
+            with(pieces(Box::new(Gzip::new(page))), header::CONTENT_ENCODING, "gzip")
+        } else {
+            pieces(Box::new(page))
+        };
+        let response = with(response, header::VARY, "accept, accept-encoding");
+        with(response, header::CONTENT_TYPE, format.content_type())
+    }
+
+    /// Fresh figures. Scrapes that come while others wait get the same; a source that hangs costs each a bounded time.
+    async fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        let mut fresh = self.fresh.lock().await;
+        if let Some((_, snapshot)) = fresh.as_ref().filter(|(read, _)| read.elapsed() < FRESH) {
+            return Some(snapshot.clone());
+        }
+        // Figures that nobody may get again need not stay in memory.
+        *fresh = None;
+        let snapshot = tokio::time::timeout(self.limits.refresh, self.source.snapshot()).await.ok()??;
+        *fresh = Some((Instant::now(), snapshot.clone()));
+        Some(snapshot)
+    }
+
+    fn ready(&self) -> Response<Pieces> {
+        let pending = self.pending.borrow();
+        if pending.is_empty() {
+            return text(StatusCode::OK, "ready\n");
+        }
+        text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {}\n", pending.join("; ")))
+    }
+}
+
+impl Statistics {
+    fn spent(&self, since: Instant) {
+        let spent = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.busy_nanoseconds.fetch_add(spent, Relaxed);
+    }
+}
+
+fn index() -> Response<Pieces> {
+    let page = concat!(
+        "<!doctype html><title>mesh observer</title><h1>mesh observer ",
+        env!("CARGO_PKG_VERSION"),
+        "</h1><ul><li><a href=\"/metrics\">metrics</a><li><a href=\"/healthz\">health</a>",
+        "<li><a href=\"/readyz\">readiness</a></ul>\n"
+    );
+    with(text(StatusCode::OK, page), header::CONTENT_TYPE, "text/html; charset=utf-8")
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Pieces> {
+    let piece = Bytes::copy_from_slice(text.as_bytes());
+    let mut response = Response::new(Pieces { pieces: Some(Box::new(std::iter::once(piece))), statistics: None });
+    *response.status_mut() = status;
+    with(response, header::CONTENT_TYPE, "text/plain; charset=utf-8")
+}
+
+fn with<B>(mut response: Response<B>, name: HeaderName, value: &'static str) -> Response<B> {
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
+    response
+}
+
+/// A header that may be repeated, as one list.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let values: Vec<_> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    (!values.is_empty()).then(|| values.join(","))
+}
+
+/// A body that is made piece by piece.
+struct Pieces {
+    pieces: Option<Box<dyn Iterator<Item = Bytes> + Send>>,
+    /// Where the time it takes is counted.
+    statistics: Option<Arc<Statistics>>,
+}
+
+impl Pieces {
+    fn none() -> Self {
+        Self { pieces: None, statistics: None }
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let began = Instant::now();
+        let piece = self.pieces.as_mut().and_then(Iterator::next);
+        if let Some(statistics) = &self.statistics {
+            statistics.spent(began);
+        }
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_none()
+    }
+}
+
+/// A stream that gives up when the other side takes nothing for too long.
+struct Patient {
+    stream: TcpStream,
+    stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patient {
+    fn new(stream: TcpStream, stall: Duration) -> Self {
+        Self { stream, stall, stalled: None }
+    }
+
+    fn watch<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stall = self.stall;
+        let sleep = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+        sleep.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        self.watch(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.watch(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.watch(context, shut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::fixture;
+    use std::{io::Read, sync::atomic::AtomicUsize};
+    use tokio::io::AsyncReadExt;
+
+    struct Scripted {
+        snapshot: Option<Arc<Snapshot>>,
+        asked: Arc<AtomicUsize>,
+        hang: bool,
+    }
+
+    impl Source for Scripted {
+        fn snapshot(&self) -> Pin<Box<dyn Future<Output = Option<Arc<Snapshot>>> + Send + '_>> {
+            Box::pin(async move {
+                self.asked.fetch_add(1, Relaxed);
+                if self.hang {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                self.snapshot.clone()
+            })
+        }
+    }
+
+    struct Bench {
+        server: Server,
+        pending: watch::Sender<Vec<String>>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    const QUICK: Limits = Limits {
+        connections: 4,
+        headers: Duration::from_millis(200),
+        stall: Duration::from_millis(200),
+        refresh: Duration::from_millis(100),
+    };
+
+    async fn bench(snapshot: Option<Arc<Snapshot>>, hang: bool) -> Bench {
+        let (pending, receiver) = watch::channel(Vec::new());
+        let asked = Arc::<AtomicUsize>::default();
+        let source = Scripted { snapshot, asked: asked.clone(), hang };
+        let server = start_within("127.0.0.1:0".parse().unwrap(), source, receiver, QUICK).await.unwrap();
+        Bench { server, pending, asked }
+    }
+
+    async fn ask(bench: &Bench, request: &str) -> (String, Vec<u8>) {
+        let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(answer.len());
+        let body = answer.split_off((head + 4).min(answer.len()));
+        (String::from_utf8(answer).unwrap().to_lowercase(), body)
+    }
+
+    async fn get(bench: &Bench, path: &str, headers: &str) -> (String, Vec<u8>) {
+        ask(bench, &format!("GET {path} HTTP/1.0\r\n{headers}\r\n")).await
+    }
+
+    fn figure(bench: &Bench, outcome: &str) -> u64 {
+        bench.server.figures().scrapes.iter().find(|(name, _)| *name == outcome).unwrap().1
+    }
+
+    #[tokio::test]
+    async fn metrics_come_in_the_form_that_was_asked_for() {
+        let [snapshot, _] = fixture::snapshots();
+        let bench = bench(Some(snapshot.clone()), false).await;
+        let (head, body) = get(&bench, "/metrics", "").await;
+        assert!(head.starts_with("http/1.0 200") && head.contains("text/plain; version=0.0.4"), "{head}");
+        assert_eq!(body, Page::new(snapshot.clone(), Format::Text).collect::<Vec<_>>().concat());
+        let (head, body) =
+            get(&bench, "/metrics", "accept: application/openmetrics-text\r\naccept-encoding: gzip\r\n").await;
+        assert!(
+            head.contains("application/openmetrics-text; version=1.0.0") && head.contains("content-encoding: gzip")
+        );
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(body.as_slice()).read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("# EOF\n"));
+        assert_eq!(figure(&bench, "ok"), 2);
+        assert!(bench.server.figures().busy > Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn scrapes_at_the_same_time_share_one_reading() {
+        let bench = bench(Some(fixture::snapshots()[0].clone()), false).await;
+        tokio::join!(get(&bench, "/metrics", ""), get(&bench, "/metrics", ""), get(&bench, "/metrics", ""));
+        assert_eq!(bench.asked.load(Relaxed), 1);
+        tokio::time::sleep(FRESH).await;
+        get(&bench, "/metrics", "").await;
+        assert_eq!(bench.asked.load(Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn without_figures_or_with_a_source_that_hangs_the_answer_is_503() {
+        for hang in [false, true] {
+            let bench = bench(None, hang).await;
+            let (head, _) = get(&bench, "/metrics", "").await;
+            assert!(head.starts_with("http/1.0 503"), "{head}");
+            assert_eq!(figure(&bench, "unavailable"), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn readiness_names_what_it_waits_for() {
+        let bench = bench(None, false).await;
+        assert!(get(&bench, "/readyz", "").await.0.starts_with("http/1.0 200"));
+        bench.pending.send(vec!["kernel programs".to_owned(), "first scan".to_owned()]).unwrap();
+        let (head, body) = get(&bench, "/readyz", "").await;
+        assert!(head.starts_with("http/1.0 503"));
+        assert_eq!(body, b"not ready: kernel programs; first scan\n");
+        assert!(get(&bench, "/healthz", "").await.0.starts_with("http/1.0 200"));
+    }
+
+    #[tokio::test]
+    async fn only_get_and_head_of_known_pages_without_bodies() {
+        let bench = bench(Some(fixture::snapshots()[0].clone()), false).await;
+        let (head, body) = ask(&bench, "HEAD /metrics HTTP/1.0\r\n\r\n").await;
+        assert!(head.starts_with("http/1.0 200") && body.is_empty() && head.contains("version=0.0.4"));
+        for (request, status) in [
+            ("POST /metrics HTTP/1.0\r\ncontent-length: 0\r\n\r\n", 405),
+            ("DELETE / HTTP/1.0\r\n\r\n", 405),
+            ("GET /metrics HTTP/1.0\r\ncontent-length: 3\r\n\r\nabc", 413),
+            ("GET /secret HTTP/1.0\r\n\r\n", 404),
+            ("GET / HTTP/1.0\r\n\r\n", 200),
+            ("nonsense\r\n\r\n", 400),
+        ] {
+            let (head, _) = ask(&bench, request).await;
+            assert!(head.contains(&format!(" {status} ")), "{request}: {head}");
+        }
+        assert_eq!(figure(&bench, "method_not_allowed"), 1);
+        let large = format!("GET / HTTP/1.0\r\nx: {}\r\n\r\n", "x".repeat(HEADER_BYTES));
+        assert!(ask(&bench, &large).await.0.contains(" 431 "));
+    }
+
+    #[tokio::test]
+    async fn slow_and_silent_clients_lose_their_connection_and_too_many_are_refused() {
+        let bench = bench(Some(fixture::snapshots()[0].clone()), false).await;
+        let mut silent = Vec::new();
+        for _ in 0..QUICK.connections {
+            let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
+            stream.write_all(b"GET / HT").await.unwrap();
+            silent.push(stream);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let (head, _) = get(&bench, "/healthz", "").await;
+        assert!(head.starts_with("http/1.1 503"), "{head}");
+        assert_eq!(bench.server.figures().refused, 1);
+        for mut stream in silent {
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+        }
+        assert!(get(&bench, "/healthz", "").await.0.starts_with("http/1.0 200"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_left() {
+        let (stream, server) = {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            (stream, listener.accept().await.unwrap().0)
+        };
+        let mut patient = Patient::new(server, QUICK.stall);
+        let began = Instant::now();
+        let piece = vec![0; CHUNKS];
+        let error = loop {
+            if let Err(error) = patient.write_all(&piece).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= QUICK.stall);
+        drop(stream);
+    }
+
+    const CHUNKS: usize = 1 << 20;
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_the_remedy() {
+        let bench = bench(None, false).await;
+        let (_, receiver) = watch::channel(Vec::new());
+        let source = Scripted { snapshot: None, asked: Arc::default(), hang: false };
+        let error = start_within(bench.server.address, source, receiver, QUICK).await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Taken(_)) && text.contains(&bench.server.address.to_string()), "{text}");
+        assert!(text.contains("--listen"));
+        let (_, receiver) = watch::channel(Vec::new());
+        let source = Scripted { snapshot: None, asked: Arc::default(), hang: false };
+        let elsewhere = start_within("192.0.2.1:0".parse().unwrap(), source, receiver, QUICK).await.unwrap_err();
+        assert!(matches!(elsewhere, Error::NoSuchAddress(_)), "{elsewhere}");
+    }
+}

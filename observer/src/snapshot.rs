@@ -1,0 +1,134 @@
+//! `observer snapshot`: one look, printed once.
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value as Json, json};
+
+use crate::{
+    app,
+    cli::SnapshotFormat,
+    config::Config,
+    emit::{
+        Encoder,
+        prometheus::{Format, Page},
+        wavefront::{self, Names},
+    },
+    model::{
+        Point, Snapshot, Value,
+        histogram::{LE, QUANTILES},
+    },
+};
+
+/// Observes for a while and prints what was counted on standard output.
+///
+/// # Errors
+/// What keeps the observer from beginning, or standard output that cannot be written.
+pub async fn print(config: &Config, length: Duration, format: SnapshotFormat) -> Result<()> {
+    let snapshot = app::snapshot(config, length).await?;
+    let mut output = io::stdout().lock();
+    write(&mut output, snapshot, format, config.wavefront_names).context("standard output cannot be written")
+}
+
+fn write(output: &mut impl Write, snapshot: Arc<Snapshot>, format: SnapshotFormat, names: Names) -> Result<()> {
+    match format {
+        SnapshotFormat::Prometheus => {
+            for piece in Page::new(snapshot, Format::Text) {
+                output.write_all(&piece)?;
+            }
+        }
+        SnapshotFormat::Wavefront => {
+            for batch in wavefront::Lines::new(names, &app::node_name())?.encode(snapshot) {
+                output.write_all(&batch.text)?;
+            }
+        }
+        SnapshotFormat::Json => {
+            serde_json::to_writer_pretty(&mut *output, &document(&snapshot))?;
+            output.write_all(b"\n")?;
+        }
+    }
+    Ok(output.flush()?)
+}
+
+/// Names as in Prometheus; times in seconds since 1970; buckets cumulative, as there.
+fn document(snapshot: &Snapshot) -> Json {
+    let families = snapshot.families().map(|points| {
+        let family = points.family;
+        json!({
+            "name": family.prometheus_name,
+            "documented_name": family.documented_name,
+            "type": family.kind.word(),
+            "unit": family.unit,
+            "points": points.iter().map(|point| json_point(&point)).collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "at": seconds(snapshot.at),
+        "interval_seconds": snapshot.interval.map(|interval| interval.as_secs_f64()),
+        "families": families.collect::<Vec<_>>(),
+    })
+}
+
+fn json_point(point: &Point<'_>) -> Json {
+    let mut labels = Map::new();
+    point.labels.each(|name, value| {
+        labels.insert(name.to_owned(), value.into());
+    });
+    let mut json = Map::from_iter([("labels".to_owned(), labels.into())]);
+    match &point.value {
+        Value::Integer(value) => json.insert("value".to_owned(), (*value).into()),
+        Value::Real(value) => json.insert("value".to_owned(), (*value).into()),
+        Value::Histogram(histogram) => {
+            let buckets = LE.into_iter().zip(histogram.cumulative()).map(|(le, count)| (le.to_owned(), count.into()));
+            json.insert("buckets".to_owned(), Map::from_iter(buckets).into());
+            json.insert("sum".to_owned(), histogram.sum().into());
+            let quantiles = QUANTILES.into_iter().zip(histogram.quantiles().into_iter().flatten());
+            for ((name, _), value) in quantiles {
+                json.insert(name.to_owned(), value.into());
+            }
+            json.insert("count".to_owned(), histogram.count().into())
+        }
+    };
+    json.into()
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{catalogue::REQUESTS, fixture};
+
+    fn printed(format: SnapshotFormat) -> String {
+        let snapshot = fixture::snapshots()[1].clone();
+        let mut output = Vec::new();
+        write(&mut output, snapshot, format, Names::default()).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    #[test]
+    fn prints_every_format() {
+        let head = format!("# TYPE {} counter\n", REQUESTS.prometheus_name);
+        assert!(printed(SnapshotFormat::Prometheus).contains(&head));
+        assert!(printed(SnapshotFormat::Wavefront).contains(REQUESTS.documented_name));
+    }
+
+    #[test]
+    fn json_holds_what_prometheus_holds() {
+        let document: Json = serde_json::from_str(&printed(SnapshotFormat::Json)).unwrap();
+        let families = document["families"].as_array().unwrap();
+        let requests = &families[0];
+        assert_eq!(requests["type"], "counter");
+        assert!(requests["points"][0]["value"].as_u64().unwrap() > 0);
+        assert_eq!(requests["points"][0]["labels"].as_object().unwrap().len(), 25);
+        let duration = &families[1]["points"][0];
+        assert_eq!(duration["buckets"]["+Inf"], duration["count"]);
+        assert!(duration["p99"].is_number());
+    }
+}

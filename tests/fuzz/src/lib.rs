@@ -1,0 +1,77 @@
+//! The kernel's side of a connection, played by the fuzz targets: packets in, findings out.
+
+use observer_ebpf::{
+    health::Counter,
+    socket::{self, Connection, Env, Finished},
+    stream::{FILL, Stream, WINDOW},
+};
+
+/// As many turns as the kernel takes for one packet.
+const TURNS: u32 = 1 << 17;
+
+/// A connection as the programs first see it: all zero but the leg, the process known.
+pub fn connection(leg: u32) -> Box<Connection> {
+    // SAFETY: integers and arrays of integers, for which all zero is valid.
+    let mut connection: Box<Connection> = Box::new(unsafe { std::mem::zeroed() });
+    connection.leg = leg;
+    connection.sidecar = 1;
+    connection.flags = socket::ANCHORED;
+    connection
+}
+
+/// One packet's bytes, and what the connection reported.
+#[derive(Default)]
+pub struct Packet {
+    /// The packet, headers and all; payload lies where the caller says.
+    pub bytes: Vec<u8>,
+    /// A clock that moves by one at every look.
+    pub now: u64,
+    /// Requests counted.
+    pub finished: Vec<Finished>,
+    /// Connections opened and closed.
+    pub connections: (u64, u64),
+    /// TCP payload bytes of both directions.
+    pub transferred: [u64; 2],
+}
+
+impl Env for Packet {
+    fn now(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
+        assert!((1..=FILL).contains(&length), "{length} bytes cannot be loaded at once");
+        assert!(at + length <= WINDOW, "{length} bytes at {at} overflow the window");
+        let Some(bytes) = self.bytes.get(offset as usize..(offset + length) as usize) else {
+            panic!("bytes {offset} to {} of a packet of {} are read", offset + length, self.bytes.len());
+        };
+        for (index, byte) in bytes.iter().enumerate() {
+            let index = at as usize + index;
+            let shift = index % 8 * 8;
+            let word = &mut stream.window[index / 8];
+            *word = *word & !(0xff << shift) | u64::from(*byte) << shift;
+        }
+        true
+    }
+
+    fn turns(&mut self, c: &mut Connection, direction: usize) -> bool {
+        (0..TURNS).any(|_| socket::turn(c, self, direction))
+    }
+
+    fn count(&mut self, _: Counter, _: u64) {}
+
+    fn finished(&mut self, _: &mut Connection, finished: &Finished) {
+        self.finished.push(*finished);
+    }
+
+    fn transferred(&mut self, _: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
+        self.connections.0 += opened;
+        self.connections.1 += closed;
+        self.transferred[direction] += bytes;
+    }
+
+    fn security(&mut self, _: &mut Connection) -> u8 {
+        0
+    }
+}

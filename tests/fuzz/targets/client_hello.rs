@@ -1,0 +1,43 @@
+//! The first bytes of a peer's connection, in segments of any size.
+//!
+//! Input: a byte for the size of the segments, then the stream. Whatever comes, it ends, nothing outside the packet is
+//! read, and how the stream is cut does not change the finding.
+#![no_main]
+
+use fuzz::{Packet, connection};
+use libfuzzer_sys::fuzz_target;
+use observer_ebpf::{
+    socket::{INBOUND, REQUEST},
+    tls,
+};
+
+const OFFSET: u32 = 40;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((size, stream)) = input.split_first() else { return };
+    let whole = finding(stream, stream.len().max(1));
+    let cut = finding(stream, usize::from(*size).max(1));
+    assert!(whole == cut || whole == 0 || cut == 0, "whole: {whole}, in pieces of {size}: {cut}");
+});
+
+fn finding(stream: &[u8], size: usize) -> u32 {
+    let mut connection = connection(INBOUND);
+    for (number, segment) in stream.chunks(size).enumerate() {
+        let mut packet = Packet { bytes: [&[0; OFFSET as usize], segment].concat(), ..Packet::default() };
+        let length = u32::try_from(segment.len()).expect("inputs are small");
+        let seq = u32::try_from(number * size).expect("inputs are small");
+        let s = &mut connection.streams[REQUEST];
+        assert_eq!(s.place(seq, length), Some((0, 0)), "every segment is new and in order");
+        s.advance(seq + length);
+        (s.offset, s.end) = (OFFSET, OFFSET + length);
+        for _ in 0..tls::STEPS {
+            if tls::step(&mut connection, &mut packet) {
+                break;
+            }
+        }
+        if connection.opening != 0 {
+            break;
+        }
+    }
+    connection.opening
+}

@@ -1,0 +1,350 @@
+//! A TCP connection whose every byte is decided and counted by the test, from either end.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle, sleep},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::mesh::Workload;
+
+/// Longest that a client's read or write may block before the test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One end of a TCP connection.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Arc<TcpStream>,
+    /// Read from the socket and not yet asked for.
+    pending: Vec<u8>,
+    /// Bytes written so far.
+    pub sent: u64,
+    /// Bytes read so far.
+    pub received: u64,
+}
+
+/// A response as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// Status line and headers, with the empty line.
+    pub head: String,
+    /// Decoded body.
+    pub body: Vec<u8>,
+    /// Bytes on the wire, head and framing included.
+    pub wire: u64,
+}
+
+impl Connection {
+    /// Connects from inside a workload.
+    pub fn open(from: &Workload, to: SocketAddr) -> Result<Self> {
+        let stream = from
+            .net
+            .enter(|| TcpStream::connect_timeout(&to, PATIENCE))?
+            .with_context(|| format!("{} cannot connect to {to}", from.name))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self::new(stream)?)
+    }
+
+    fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: Arc::new(stream), pending: Vec::new(), sent: 0, received: 0 })
+    }
+
+    /// Own address and port.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// Sends all of `bytes`.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        (&*self.stream).write_all(bytes.as_ref())?;
+        self.sent += bytes.as_ref().len() as u64;
+        Ok(())
+    }
+
+    /// Sends each piece in a segment of its own, `pause` after the one before.
+    pub fn send_pieces<'a>(&mut self, pieces: impl IntoIterator<Item = &'a [u8]>, pause: Duration) -> io::Result<()> {
+        for (number, piece) in pieces.into_iter().enumerate() {
+            if number > 0 {
+                sleep(pause);
+            }
+            self.send(piece)?;
+        }
+        Ok(())
+    }
+
+    /// Sends `length` zero bytes at full speed.
+    pub fn send_zeros(&mut self, length: u64) -> io::Result<()> {
+        static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+        let mut left = length;
+        while left > 0 {
+            let part = left.min(ZEROS.len() as u64);
+            self.send(&ZEROS[..usize::try_from(part).expect("bounded by the array")])?;
+            left -= part;
+        }
+        Ok(())
+    }
+
+    /// Whatever comes next; empty at the end of the stream.
+    pub fn receive_some(&mut self) -> io::Result<Vec<u8>> {
+        if !self.pending.is_empty() {
+            return Ok(std::mem::take(&mut self.pending));
+        }
+        let mut buffer = vec![0; 1 << 16];
+        let length = (&*self.stream).read(&mut buffer)?;
+        self.received += length as u64;
+        buffer.truncate(length);
+        Ok(buffer)
+    }
+
+    /// Exactly `length` bytes.
+    pub fn receive(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        while self.pending.len() < length {
+            self.fill()?;
+        }
+        let rest = self.pending.split_off(length);
+        Ok(std::mem::replace(&mut self.pending, rest))
+    }
+
+    /// Everything up to and including `mark`.
+    pub fn receive_until(&mut self, mark: &[u8]) -> io::Result<Vec<u8>> {
+        loop {
+            if let Some(at) = self.pending.windows(mark.len()).position(|window| window == mark) {
+                return self.receive(at + mark.len());
+            }
+            self.fill()?;
+        }
+    }
+
+    /// As [`Connection::receive_until`], but `None` when the peer ended the connection before a single byte.
+    pub fn receive_head(&mut self) -> io::Result<Option<Vec<u8>>> {
+        match self.receive_until(b"\r\n\r\n") {
+            Err(error) if self.pending.is_empty() && ended(&error) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Everything until the peer ends the connection, discarded; the number of bytes. A reset ends it as well.
+    pub fn drain(&mut self) -> io::Result<u64> {
+        let mut length = std::mem::take(&mut self.pending).len() as u64;
+        loop {
+            match self.receive_some() {
+                Ok(bytes) if bytes.is_empty() => return Ok(length),
+                Ok(bytes) => length += bytes.len() as u64,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(length),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A whole response to a request that was no HEAD: by its length, its chunks, or to the end of the stream.
+    pub fn receive_response(&mut self) -> io::Result<Response> {
+        let head = String::from_utf8_lossy(&self.receive_until(b"\r\n\r\n")?).into_owned();
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        let mut wire = head.len() as u64;
+        let body = if matches!(status, 100..200 | 204 | 304) {
+            Vec::new()
+        } else if header(&head, "transfer-encoding").is_some() {
+            let (body, framed) = self.receive_chunks()?;
+            wire += framed;
+            body
+        } else if let Some(length) = header(&head, "content-length").and_then(|length| length.parse().ok()) {
+            wire += length as u64;
+            self.receive(length)?
+        } else {
+            let mut body = std::mem::take(&mut self.pending);
+            loop {
+                let more = self.receive_some()?;
+                if more.is_empty() {
+                    break;
+                }
+                body.extend(more);
+            }
+            wire += body.len() as u64;
+            body
+        };
+        Ok(Response { status, head, body, wire })
+    }
+
+    /// A chunked body with its trailers: decoded, and its length on the wire.
+    pub fn receive_chunks(&mut self) -> io::Result<(Vec<u8>, u64)> {
+        let (mut body, mut wire) = (Vec::new(), 0);
+        loop {
+            let line = self.receive_until(b"\r\n")?;
+            wire += line.len() as u64;
+            let text = String::from_utf8_lossy(&line).into_owned();
+            let size = text.split([';', '\r']).next().map_or("", str::trim);
+            let size = usize::from_str_radix(size, 16).map_err(|_| io::Error::other(format!("chunk size {text:?}")))?;
+            if size == 0 {
+                break;
+            }
+            body.extend(self.receive(size)?);
+            self.receive(2)?;
+            wire += size as u64 + 2;
+        }
+        loop {
+            let trailer = self.receive_until(b"\r\n")?;
+            wire += trailer.len() as u64;
+            if trailer == b"\r\n" {
+                return Ok((body, wire));
+            }
+        }
+    }
+
+    /// Ends the sending direction (FIN).
+    pub fn finish_sending(&self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)
+    }
+
+    /// Sends a keep-alive probe after every so many idle seconds.
+    pub fn probe_when_idle(&self, seconds: i32) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+        self.set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, seconds)?;
+        self.set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, seconds)
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        self.set(libc::SOL_SOCKET, libc::SO_LINGER, linger).expect("an open TCP socket has this option");
+    }
+
+    fn set<T>(&self, level: i32, option: i32, value: T) -> io::Result<()> {
+        let length = libc::socklen_t::try_from(size_of::<T>()).expect("a few bytes");
+        // SAFETY: the pointer and length are those of a live value.
+        match unsafe { libc::setsockopt(self.stream.as_raw_fd(), level, option, (&raw const value).cast(), length) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 1 << 16];
+        let length = (&*self.stream).read(&mut buffer)?;
+        if length == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        self.received += length as u64;
+        self.pending.extend_from_slice(&buffer[..length]);
+        Ok(())
+    }
+}
+
+/// Value of the first header of that (lower-case) name.
+pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().skip(1).find_map(|line| {
+        let (found, value) = line.split_once(':')?;
+        found.eq_ignore_ascii_case(name).then(|| value.trim())
+    })
+}
+
+/// Whether the peer is gone, rather than something being wrong.
+pub fn ended(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
+/// A listening application: a thread per connection runs the handler. Dropped, it ends its connections too.
+pub struct Server {
+    listener: Arc<TcpListener>,
+    accepting: Option<JoinHandle<()>>,
+    totals: Arc<Totals>,
+    open: Arc<Open>,
+}
+
+/// The connections that are still open; weak, so that a handler's drop or reset is one on the wire as well.
+type Open = Mutex<Vec<Weak<TcpStream>>>;
+
+/// What a server's ended connections add up to.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Bytes received on connections that have ended.
+    pub received: AtomicU64,
+    /// Bytes sent on them.
+    pub sent: AtomicU64,
+}
+
+impl Server {
+    /// Listens on `port` of every address of the workload, IPv4 and IPv6. What a handler returns as an error because its
+    /// peer left is ignored; anything else is printed.
+    pub fn start(
+        on: &Workload,
+        port: u16,
+        handler: impl Fn(&mut Option<Connection>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let listener = on
+            .net
+            .enter(|| TcpListener::bind(("::", port)))?
+            .with_context(|| format!("{} cannot listen on port {port}", on.name))?;
+        let (listener, handler, totals) = (Arc::new(listener), Arc::new(handler), Arc::new(Totals::default()));
+        let open = Arc::new(Open::default());
+        let accepting = {
+            let (listener, totals, open) = (Arc::clone(&listener), Arc::clone(&totals), Arc::clone(&open));
+            thread::spawn(move || {
+                while let Ok((stream, _)) = listener.accept() {
+                    totals.accepted.fetch_add(1, Ordering::Relaxed);
+                    let connection = match Connection::new(stream) {
+                        Ok(connection) => connection,
+                        Err(error) => {
+                            eprintln!("accepted connection: {error}");
+                            continue;
+                        }
+                    };
+                    let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+                    open.retain(|stream| stream.strong_count() > 0);
+                    open.push(Arc::downgrade(&connection.stream));
+                    let (handler, totals) = (Arc::clone(&handler), Arc::clone(&totals));
+                    thread::spawn(move || serve(connection, &*handler, &totals));
+                }
+            })
+        };
+        Ok(Self { listener, accepting: Some(accepting), totals, open })
+    }
+
+    /// What its ended connections add up to.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // SAFETY: no pointers; wakes the accepting thread with an error.
+        unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
+        if let Some(thread) = self.accepting.take() {
+            let _ = thread.join();
+        }
+        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+            // An error means that the peer has ended it already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn serve(
+    connection: Connection,
+    handler: &(impl Fn(&mut Option<Connection>) -> io::Result<()> + Send + Sync),
+    totals: &Totals,
+) {
+    let mut connection = Some(connection);
+    match handler(&mut connection) {
+        Err(error) if !ended(&error) => eprintln!("application: {error}"),
+        _ => {}
+    }
+    if let Some(connection) = connection {
+        totals.received.fetch_add(connection.received, Ordering::Relaxed);
+        totals.sent.fetch_add(connection.sent, Ordering::Relaxed);
+    }
+}

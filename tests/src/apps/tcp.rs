@@ -1,0 +1,49 @@
+//! Ordinary TCP servers.
+
+use anyhow::Result;
+
+use super::raw::Server;
+use crate::mesh::Workload;
+
+/// Sends back what it gets, until the client ends.
+pub fn echo(on: &Workload, port: u16) -> Result<Server> {
+    Server::start(on, port, |connection| {
+        let connection = connection.as_mut().expect("given by the server");
+        loop {
+            let bytes = connection.receive_some()?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            connection.send(bytes)?;
+        }
+    })
+}
+
+/// Speaks first, as mail and database servers do, then echoes.
+pub fn banner(on: &Workload, port: u16, banner: &'static [u8]) -> Result<Server> {
+    Server::start(on, port, move |connection| {
+        let connection = connection.as_mut().expect("given by the server");
+        connection.send(banner)?;
+        loop {
+            let bytes = connection.receive_some()?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            connection.send(bytes)?;
+        }
+    })
+}
+
+/// Takes everything, says nothing.
+pub fn sink(on: &Workload, port: u16) -> Result<Server> {
+    Server::start(on, port, |connection| connection.as_mut().expect("given by the server").drain().map(|_| ()))
+}
+
+/// Sends `length` zero bytes to whoever has sent a byte, then ends.
+pub fn source(on: &Workload, port: u16, length: u64) -> Result<Server> {
+    Server::start(on, port, move |connection| {
+        let connection = connection.as_mut().expect("given by the server");
+        connection.receive(1)?;
+        connection.send_zeros(length)
+    })
+}

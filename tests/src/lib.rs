@@ -1,0 +1,18 @@
+//! A small real mesh in network namespaces, with real Envoy, and the referee that the observer is compared with.
+
+pub mod apps;
+pub mod cases;
+pub mod cgroup;
+pub mod envoy;
+pub mod exposition;
+pub mod foreign;
+pub mod mesh;
+pub mod net;
+pub mod observer;
+pub mod pair;
+pub mod pki;
+pub mod redirect;
+pub mod referee;
+pub mod sidecar;
+pub mod tally;
+pub mod tools;

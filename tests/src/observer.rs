@@ -1,0 +1,285 @@
+//! The observer under test: the release binary, started as an operator starts it.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    exposition::{Exposition, Sample},
+    mesh::Mesh,
+    tally::{Leg, Requests, Tally},
+    tools,
+};
+
+/// Longest that the observer may take to be ready, or to end.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A running `observer run`; killed when dropped without [`Observer::stop`].
+#[derive(Debug)]
+pub struct Observer {
+    process: Child,
+    address: SocketAddr,
+    log: PathBuf,
+}
+
+impl Observer {
+    /// Observes this mesh's sidecars only, with further command-line `arguments`, and waits until it is ready and
+    /// attached to `sidecars` of them.
+    pub fn start(mesh: &Mesh, sidecars: usize, arguments: &[&str]) -> Result<Self> {
+        let executable = mesh.executable();
+        let only = ["--sidecar-exe", executable.as_str()];
+        let arguments = [only.as_slice(), arguments].concat();
+        let observer = Self::start_with(mesh.directory(), &mesh.observer_tables(), sidecars, &arguments)?;
+        // In a cgroup of the mesh's, it is swept with the mesh if this run crashes.
+        let cgroup = mesh.cgroup().join("observer");
+        fs::create_dir_all(&cgroup)?;
+        fs::write(cgroup.join("cgroup.procs"), observer.pid().to_string())?;
+        Ok(observer)
+    }
+
+    /// As [`Observer::start`], with nothing on the command line but `arguments` and a configuration file of this text.
+    pub fn start_with(directory: &Path, configuration: &str, sidecars: usize, arguments: &[&str]) -> Result<Self> {
+        let program = tools::observer()?;
+        let address = free_port()?;
+        let file = directory.join("observer.toml");
+        fs::write(&file, configuration).with_context(|| format!("{}", file.display()))?;
+        let log = directory.join(format!("observer-{}.log", address.port()));
+        let process = Command::new(&program)
+            .args(["run", "--listen", &address.to_string(), "--config"])
+            .arg(&file)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log)?)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", program.display()))?;
+        let mut observer = Self { process, address, log };
+        observer.wait_attached(sidecars)?;
+        Ok(observer)
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it said on standard error so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until `sidecars` are observed, and no fewer or more.
+    pub fn wait_attached(&mut self, sidecars: usize) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("the observer ended with {status}:\n{}", self.log());
+            }
+            let ready = get(self.address, "/readyz").is_ok_and(|(status, _)| status == 200);
+            let seen = self.scrape().map(|exposition| attached(&exposition));
+            match seen {
+                Ok(seen) if ready && seen == sidecars => return Ok(()),
+                seen if Instant::now() > end => bail!(
+                    "after {PATIENCE:?} the observer is {}ready and attached to {seen:?} sidecars instead of {sidecars}:\n{}",
+                    if ready { "" } else { "not " },
+                    self.log()
+                ),
+                _ => sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// `/metrics` now.
+    pub fn scrape(&self) -> Result<Exposition> {
+        let (status, body) = get(self.address, "/metrics")?;
+        ensure!(status == 200, "/metrics answered {status}: {body}");
+        Exposition::parse(&body)
+    }
+
+    /// What Istio's families say now.
+    pub fn tally(&self) -> Result<Tally> {
+        tally(&self.scrape()?)
+    }
+
+    /// One of its own families now, summed over series with these labels; 0 where there is none.
+    pub fn own(&self, family: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        Ok(self.scrape()?.sum(family, labels).unwrap_or(0.0))
+    }
+
+    /// What its own families say of connections, requests and losses, where they are not 0.
+    pub fn health(&self) -> Result<String> {
+        let exposition = self.scrape()?;
+        let mut said = Vec::new();
+        for family in ["connections", "requests", "lost_sync", "losses", "audit_bytes"] {
+            let name = format!("mesh_observer_{family}_total");
+            for sample in exposition.samples(&name).filter(|sample| sample.value != 0.0) {
+                said.push(format!("{family} {:?} {}", sample.labels, sample.value));
+            }
+        }
+        Ok(said.join(", "))
+    }
+
+    /// Asks it to end, which it must do with exit code 0.
+    pub fn stop(mut self) -> Result<()> {
+        // SAFETY: no pointers; the child is not yet reaped, so the id is its own.
+        unsafe { libc::kill(self.process.id().cast_signed(), libc::SIGTERM) };
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(status) = self.process.try_wait()? {
+                ensure!(status.success(), "the observer ended with {status}:\n{}", self.log());
+                return Ok(());
+            }
+            sleep(Duration::from_millis(10));
+        }
+        bail!("the observer has not ended {PATIENCE:?} after SIGTERM:\n{}", self.log())
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        // An error here means that it has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A running `observer snapshot` of Wavefront lines.
+#[derive(Debug)]
+pub struct Snapshot(Child);
+
+/// What a snapshot printed.
+#[derive(Debug)]
+pub struct Lines(String);
+
+impl Snapshot {
+    /// Observes this mesh's sidecars for `length`; returns once it has had the time to attach.
+    pub fn start(mesh: &Mesh, length: Duration) -> Result<Self> {
+        let file = mesh.directory().join("snapshot.toml");
+        fs::write(&file, mesh.observer_tables()).with_context(|| format!("{}", file.display()))?;
+        let process = Command::new(tools::observer()?)
+            .args(["snapshot", "--for", &format!("{}ms", length.as_millis()), "--format", "wavefront"])
+            .args(["--sidecar-exe", &mesh.executable(), "--config"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("observer snapshot")?;
+        sleep(Duration::from_millis(1500));
+        Ok(Self(process))
+    }
+
+    /// Waits for its end, which must be with exit code 0.
+    pub fn finish(self) -> Result<Lines> {
+        let output = self.0.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "observer snapshot ended with {}: {said}", output.status);
+        Ok(Lines(String::from_utf8(output.stdout).context("Wavefront lines are UTF-8")?))
+    }
+}
+
+impl Lines {
+    /// A statistic of one reporter's only histogram of that documented name.
+    pub fn statistic(&self, name: &str, statistic: &str, reporter: &str) -> Result<f64> {
+        let beginning = format!("\"{name}.{statistic}.value\" ");
+        let tag = format!("\"reporter\"=\"{reporter}\"");
+        let mut found = self.0.lines().filter_map(|line| line.strip_prefix(&beginning).filter(|_| line.contains(&tag)));
+        let line = found.next().with_context(|| format!("no {name}.{statistic} of {reporter} in:\n{}", self.0))?;
+        ensure!(found.next().is_none(), "more than one {name}.{statistic} of {reporter}");
+        line.split(' ').next().and_then(|value| value.parse().ok()).with_context(|| format!("no value in {line}"))
+    }
+}
+
+/// A plain GET: status and body.
+pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8(answer).context("the answer is not UTF-8")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("the answer has no status")?;
+    ensure!(!head.to_ascii_lowercase().contains("transfer-encoding"), "a chunked answer is not expected here");
+    Ok((status, body.to_owned()))
+}
+
+/// Istio's families of one scrape, by reporting workload.
+pub fn tally(exposition: &Exposition) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for sample in exposition.samples("istio_requests_total") {
+        let leg = leg(sample);
+        tally.of(&leg, sample.label("response_code")).count += whole(sample)?;
+    }
+    type Place = fn(&mut Requests) -> &mut u64;
+    let sums: [(&str, Place); 2] = [
+        ("istio_request_bytes_sum", |requests| &mut requests.request_bytes),
+        ("istio_response_bytes_sum", |requests| &mut requests.response_bytes),
+    ];
+    for (name, place) in sums {
+        for sample in exposition.samples(name) {
+            *place(tally.of(&leg(sample), sample.label("response_code"))) += whole(sample)?;
+        }
+    }
+    for sample in exposition.samples("istio_request_duration_milliseconds_sum") {
+        let requests = tally.of(&leg(sample), sample.label("response_code"));
+        *requests.duration_ms.get_or_insert(0.0) += sample.value;
+    }
+    for (name, place) in [
+        ("istio_tcp_connections_opened_total", 0),
+        ("istio_tcp_connections_closed_total", 1),
+        ("istio_tcp_received_bytes_total", 2),
+        ("istio_tcp_sent_bytes_total", 3),
+    ] {
+        for sample in exposition.samples(name) {
+            let connections = tally.connections.entry(leg(sample)).or_default();
+            let places =
+                [&mut connections.opened, &mut connections.closed, &mut connections.received, &mut connections.sent];
+            for (_, figure) in places.into_iter().enumerate().filter(|(index, _)| *index == place) {
+                *figure += whole(sample)?;
+            }
+        }
+    }
+    Ok(tally)
+}
+
+fn leg(sample: &Sample) -> Leg {
+    let reporter = sample.label("reporter");
+    Leg { reporter: reporter.to_owned(), workload: sample.label(&format!("{reporter}_workload")).to_owned() }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a whole number in range")]
+fn whole(sample: &Sample) -> Result<u64> {
+    ensure!(
+        sample.value >= 0.0 && sample.value.fract() == 0.0 && sample.value < 9e15,
+        "{}{:?} is no count: {}",
+        sample.name,
+        sample.labels,
+        sample.value
+    );
+    Ok(sample.value as u64)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small whole number")]
+fn attached(exposition: &Exposition) -> usize {
+    let [seen, unattached] = ["mesh_observer_sidecars", "mesh_observer_sidecars_unattached"]
+        .map(|family| exposition.sum(family, &[]).unwrap_or(0.0));
+    (seen - unattached) as usize
+}
+
+fn free_port() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?.local_addr()?)
+}

@@ -1,0 +1,234 @@
+//! The fixture of most cases: a client and a server with a sidecar each, observed, and compared with the referee.
+
+use std::{
+    env,
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    apps::{http, raw::Server},
+    mesh::{Family, Mesh, Protocol, Service, Workload},
+    net::finish,
+    observer::Observer,
+    referee::{Line, Referee},
+    sidecar::{Options, Sidecar},
+    tally::{Leg, Tally},
+};
+
+/// Longest that a log line or a count may take to appear.
+pub const PATIENCE: Duration = Duration::from_secs(8);
+
+/// Set it to run the cases' traffic and the referee without an observer, while working on the cases themselves.
+const REFEREE_ONLY: &str = "MESH_OBSERVER_REFEREE_ONLY";
+
+/// Client, server, their sidecars, the services between them, and the observer.
+pub struct Pair {
+    /// What watches; `None` before it is started, and with `MESH_OBSERVER_REFEREE_ONLY`.
+    pub observer: Option<Observer>,
+    /// Sidecars of client and server.
+    pub sidecars: [Sidecar; 2],
+    referees: [Referee; 2],
+    /// Where clients run.
+    pub client: Arc<Workload>,
+    /// Where servers run.
+    pub server: Arc<Workload>,
+    /// A workload without a sidecar.
+    pub outside: Arc<Workload>,
+    /// HTTP, declared.
+    pub web: Service,
+    /// Not declared: port 81 to 8081, with the same HTTP server.
+    pub sniffed: Service,
+    /// Not declared: port 82 to 8082, for the case's own server.
+    pub raw: Service,
+    /// TCP, declared: port 9000, for the case's own server.
+    pub tcp: Service,
+    /// TCP, declared: port 9001, where nothing listens.
+    pub dead: Service,
+    /// HTTP to the outside workload, port 80 to 8080, plaintext.
+    pub foreign: Service,
+    _servers: Vec<Server>,
+    /// Dropped last.
+    pub mesh: Mesh,
+}
+
+/// What the referee should have, beyond being equal to the observer.
+#[derive(Debug)]
+pub struct Expected {
+    /// Requests and ended connections in the client's log.
+    pub source: usize,
+    /// Those in the server's log.
+    pub destination: usize,
+}
+
+impl Expected {
+    /// As many at both.
+    pub fn both(count: usize) -> Self {
+        Self { source: count, destination: count }
+    }
+}
+
+/// Where Envoy's own log is known to be off, a case says what is true instead.
+pub type Correction<'a> = &'a dyn Fn(&mut Tally);
+
+impl Pair {
+    /// Builds and observes it.
+    pub fn new() -> Result<Self> {
+        Self::with(Options::default(), Options::default())
+    }
+
+    /// As [`Pair::new`], with other options for the client's and the server's sidecar.
+    pub fn with(client_options: Options, server_options: Options) -> Result<Self> {
+        let mut pair = Self::unobserved(client_options, server_options)?;
+        pair.observe(2)?;
+        Ok(pair)
+    }
+
+    /// Without an observer as yet.
+    pub fn unobserved(client_options: Options, server_options: Options) -> Result<Self> {
+        let mut mesh = Mesh::new()?;
+        let (client, server, outside) = (mesh.workload("client")?, mesh.workload("server")?, mesh.workload("outside")?);
+        let web = mesh.service("web", 80, &server, 8080, Protocol::Http)?;
+        let sniffed = mesh.service("sniffed", 81, &server, 8081, Protocol::Auto)?;
+        let raw = mesh.service("raw", 82, &server, 8082, Protocol::Auto)?;
+        let tcp = mesh.service("tcp", 9000, &server, 9000, Protocol::Tcp)?;
+        let dead = mesh.service("dead", 9001, &server, 9001, Protocol::Tcp)?;
+        let foreign = mesh.plaintext_service("foreign", 80, &outside, 8080, Protocol::Http)?;
+        let servers = vec![http::serve(&server, 8080)?, http::serve(&server, 8081)?, http::serve(&outside, 8080)?];
+        let sidecars =
+            [Sidecar::start(&mesh, &client, client_options)?, Sidecar::start(&mesh, &server, server_options)?];
+        let referees = [Referee::new(&sidecars[0])?, Referee::new(&sidecars[1])?];
+        Ok(Self {
+            observer: None,
+            sidecars,
+            referees,
+            client,
+            server,
+            outside,
+            web,
+            sniffed,
+            raw,
+            tcp,
+            dead,
+            foreign,
+            _servers: servers,
+            mesh,
+        })
+    }
+
+    /// Starts an observer that sees `sidecars` of them.
+    pub fn observe(&mut self, sidecars: usize) -> Result<()> {
+        self.observer = if env::var_os(REFEREE_ONLY).is_some() {
+            println!("{REFEREE_ONLY} is set: traffic and referee only, nothing is compared");
+            None
+        } else {
+            Some(Observer::start(&self.mesh, sidecars, &[])?)
+        };
+        Ok(())
+    }
+
+    /// The client's leg.
+    pub fn source(&self) -> Leg {
+        Leg::source(&self.client.name)
+    }
+
+    /// The server's leg.
+    pub fn destination(&self) -> Leg {
+        Leg::destination(&self.server.name)
+    }
+
+    /// Makes traffic and compares: counts, codes and bytes equal, durations close. Returns what was counted.
+    pub fn check(&mut self, expected: Expected, traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
+        self.check_with(expected, traffic, &|_| {})
+    }
+
+    /// As [`Pair::check`], with a correction of the referee.
+    pub fn check_with(
+        &mut self,
+        expected: Expected,
+        traffic: impl FnOnce(&Self) -> Result<()>,
+        correct: Correction<'_>,
+    ) -> Result<String> {
+        let before = self.begin()?;
+        traffic(self).context("traffic")?;
+        let (mut truth, _) = self.truth(&expected)?;
+        correct(&mut truth);
+        self.agree(&before, &truth)
+    }
+
+    /// Skips what the logs have, and returns the observer's counts so far.
+    pub fn begin(&mut self) -> Result<Tally> {
+        for referee in &mut self.referees {
+            referee.settled(0, PATIENCE)?;
+        }
+        self.observer.as_ref().map_or_else(|| Ok(Tally::default()), Observer::tally)
+    }
+
+    /// What the referee counted since [`Pair::begin`], and the lines it read.
+    pub fn truth(&mut self, expected: &Expected) -> Result<(Tally, Vec<Line>)> {
+        let (mut tally, mut all) = (Tally::default(), Vec::new());
+        for (referee, count) in self.referees.iter_mut().zip([expected.source, expected.destination]) {
+            let lines = referee.settled(count, PATIENCE)?;
+            let ended = lines.iter().filter(|line| line.is_end()).count();
+            ensure!(ended == count, "{ended} log lines instead of {count}: {lines:#?}");
+            referee.count(&lines, &mut tally);
+            all.extend(lines);
+        }
+        Ok((tally, all))
+    }
+
+    /// As [`Pair::truth`], however many lines there are, once no more come.
+    pub fn truth_of_any(&mut self) -> Result<(Tally, Vec<Line>)> {
+        let (mut tally, mut all) = (Tally::default(), Vec::new());
+        for referee in &mut self.referees {
+            let lines = referee.settled(0, PATIENCE)?;
+            referee.count(&lines, &mut tally);
+            all.extend(lines);
+        }
+        Ok((tally, all))
+    }
+
+    /// Waits until the observer's counts since `before` equal `truth`, and stay so.
+    pub fn agree(&self, before: &Tally, truth: &Tally) -> Result<String> {
+        let Some(observer) = &self.observer else { return Ok(truth.to_string()) };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let differences = truth.differences(&observer.tally()?.since(before));
+            if differences.is_empty() {
+                break;
+            }
+            ensure!(
+                Instant::now() < end,
+                "the observer differs from the referee:\n      {}\n    it says of itself: {}",
+                differences.join("\n      "),
+                observer.health().unwrap_or_else(|error| error.to_string())
+            );
+            sleep(Duration::from_millis(50));
+        }
+        // Counting the same thing twice would show now.
+        sleep(Duration::from_millis(200));
+        let differences = truth.differences(&observer.tally()?.since(before));
+        ensure!(differences.is_empty(), "the observer went on counting:\n      {}", differences.join("\n      "));
+        Ok(truth.to_string())
+    }
+
+    /// Runs curl in the client's pod and returns the response codes, one for each URL.
+    pub fn curl(&self, arguments: &[&str]) -> Result<String> {
+        self.curl_from(&self.client, arguments)
+    }
+
+    /// Runs curl in a pod.
+    pub fn curl_from(&self, workload: &Workload, arguments: &[&str]) -> Result<String> {
+        let mut command = workload.command("curl")?;
+        command.args(["-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}\\n"]).args(arguments);
+        finish(&mut command, "").map(|codes| codes.trim().to_owned())
+    }
+
+    /// URL at the declared HTTP service.
+    pub fn url(&self, family: Family, path: &str) -> String {
+        self.web.url(family, path)
+    }
+}

@@ -1,0 +1,196 @@
+//! The referee: Envoy's own access log.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::PathBuf,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{
+    sidecar::Sidecar,
+    tally::{Leg, Tally},
+};
+
+/// Longer than Envoy's interval of writing its log (20 ms), by enough for a busy machine.
+const QUIET: Duration = Duration::from_millis(150);
+
+/// Reads one sidecar's log from where it last was.
+#[derive(Debug)]
+pub struct Referee {
+    workload: String,
+    path: PathBuf,
+    position: u64,
+    /// TCP connections that have found their upstream and not ended.
+    connected: BTreeSet<u64>,
+}
+
+/// One line: a request, or a moment of a TCP connection.
+#[derive(Clone, Debug)]
+pub struct Line {
+    fields: Value,
+    /// Of a TCP connection: whether it has found its upstream.
+    connected: bool,
+}
+
+impl Referee {
+    /// Begins after what is in the log now.
+    pub fn new(sidecar: &Sidecar) -> Result<Self> {
+        let workload = sidecar.workload().name.clone();
+        let mut referee = Self { workload, path: sidecar.log(), position: 0, connected: BTreeSet::new() };
+        referee.skip()?;
+        Ok(referee)
+    }
+
+    /// Skips what has been written so far.
+    pub fn skip(&mut self) -> Result<()> {
+        self.settled(0, Duration::ZERO).map(|_| ())
+    }
+
+    /// Waits until at least `count` requests or ended connections are in the log and nothing more comes; an error after
+    /// `patience` with what there is.
+    pub fn settled(&mut self, count: usize, patience: Duration) -> Result<Vec<Line>> {
+        let (mut lines, start, mut last) = (Vec::new(), Instant::now(), Instant::now());
+        loop {
+            let more = self.read()?;
+            if !more.is_empty() {
+                last = Instant::now();
+                lines.extend(more);
+            }
+            let ended = lines.iter().filter(|line: &&Line| line.is_end()).count();
+            if ended >= count && last.elapsed() >= QUIET {
+                return Ok(lines);
+            }
+            if ended < count && start.elapsed() > patience + QUIET {
+                let texts: Vec<String> = lines.iter().map(|line| format!("\n  {}", line.fields)).collect();
+                bail!(
+                    "the access log of {} has {ended} lines instead of {count} after {patience:?}:{}",
+                    self.workload,
+                    texts.concat()
+                );
+            }
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Adds `lines` to `tally` as Istio counts them, on the legs that a sidecar's sockets show.
+    pub fn count(&self, lines: &[Line], tally: &mut Tally) {
+        for line in lines {
+            let leg = match line.text("direction") {
+                "outbound" => Leg::source(&self.workload),
+                "inbound" => Leg::destination(&self.workload),
+                // A gateway's TLS door: nothing can be seen.
+                _ => continue,
+            };
+            match line.text("kind") {
+                "http" => count_request(line, &leg, tally),
+                _ => count_connection(line, leg, tally),
+            }
+        }
+    }
+
+    /// Complete lines since the last read.
+    fn read(&mut self) -> Result<Vec<Line>> {
+        let mut file = File::open(&self.path).with_context(|| format!("{}", self.path.display()))?;
+        file.seek(SeekFrom::Start(self.position))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        let complete = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.position += complete as u64;
+        let text = String::from_utf8_lossy(&text[..complete]);
+        text.lines().map(|line| self.line(line).with_context(|| format!("access log line {line}"))).collect()
+    }
+
+    fn line(&mut self, text: &str) -> Result<Line> {
+        let mut line = Line { fields: serde_json::from_str(text)?, connected: false };
+        let connection = line.number("connection");
+        line.connected = match line.text("type") {
+            "TcpUpstreamConnected" => self.connected.insert(connection),
+            "TcpConnectionEnd" => self.connected.remove(&connection),
+            _ => false,
+        };
+        Ok(line)
+    }
+}
+
+impl Line {
+    /// A field as text, empty if it is absent.
+    pub fn text(&self, field: &str) -> &str {
+        self.fields[field].as_str().unwrap_or_default()
+    }
+
+    /// A field as a number, 0 if it is absent.
+    pub fn number(&self, field: &str) -> u64 {
+        match &self.fields[field] {
+            Value::Number(number) => number.as_u64().unwrap_or(0),
+            Value::String(text) => text.parse().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// Response code.
+    pub fn code(&self) -> String {
+        self.number("code").to_string()
+    }
+
+    /// How long the request took on the leg: from first byte in to last byte out at source, from first byte to the
+    /// application to last byte from it at destination; Envoy's coarse duration where it has no other.
+    pub fn duration(&self) -> Duration {
+        let field = if self.text("direction") == "inbound" { "upstream_us" } else { "downstream_us" };
+        match self.number(field) {
+            0 => Duration::from_millis(self.number("duration_ms")),
+            microseconds => Duration::from_micros(microseconds),
+        }
+    }
+
+    /// Whether it is a request's or a connection's last line.
+    pub fn is_end(&self) -> bool {
+        matches!(self.text("type"), "DownstreamEnd" | "TcpConnectionEnd")
+    }
+
+    /// Whether anything of it reached the application.
+    fn reached_application(&self) -> bool {
+        self.number("upstream_wire_sent") > 0
+    }
+}
+
+/// Source: the wire bytes with the application that asked. Destination: the wire bytes with the application that
+/// answered; a request that never reached it is on no socket and not counted.
+fn count_request(line: &Line, leg: &Leg, tally: &mut Tally) {
+    let source = leg.reporter == "source";
+    if !line.is_end() || !(source || line.reached_application()) {
+        return;
+    }
+    let [received, sent] = if source {
+        ["downstream_wire_received", "downstream_wire_sent"]
+    } else {
+        ["upstream_wire_sent", "upstream_wire_received"]
+    };
+    let requests = tally.of(leg, &line.code());
+    requests.count += 1;
+    requests.request_bytes += line.number(received);
+    requests.response_bytes += line.number(sent);
+    *requests.duration_ms.get_or_insert(0.0) += line.duration().as_secs_f64() * 1000.0;
+}
+
+/// A connection that found no upstream has no line at its beginning: at source it was open all the same, at destination
+/// it is on no socket.
+fn count_connection(line: &Line, leg: Leg, tally: &mut Tally) {
+    if !(line.connected || leg.reporter == "source") {
+        return;
+    }
+    let connections = tally.connections.entry(leg).or_default();
+    if !line.is_end() || !line.connected {
+        connections.opened += 1;
+    }
+    if line.is_end() {
+        connections.closed += 1;
+        connections.received += line.number("received");
+        connections.sent += line.number("sent");
+    }
+}

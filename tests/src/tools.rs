@@ -1,0 +1,66 @@
+//! The programs and privileges that the tests need, each missing one said by name.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cgroup;
+
+/// Commands of the base system that the mesh is built with.
+const COMMANDS: [&str; 6] =
+    ["ip", "iptables-legacy", "iptables-legacy-restore", "ip6tables-legacy", "ip6tables-legacy-restore", "curl"];
+
+/// Fails with the first thing missing for a mesh: root, cgroup v2, a command, or Envoy.
+pub fn prerequisites() -> Result<()> {
+    // SAFETY: no arguments, cannot fail.
+    let user = unsafe { libc::geteuid() };
+    ensure!(user == 0, "the mesh needs root (namespaces, iptables, cgroups), this is uid {user}: run as root");
+    cgroup::root()?;
+    for command in COMMANDS {
+        require(command)?;
+    }
+    envoy().map(|_| ())
+}
+
+/// Fails unless `command` is on the search path.
+pub fn require(command: &str) -> Result<PathBuf> {
+    env::var_os("PATH")
+        .iter()
+        .flat_map(env::split_paths)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .map(|directory| directory.join(command))
+        .find(|path| path.is_file())
+        .with_context(|| format!("the command `{command}` is missing: run `cargo xtask setup`"))
+}
+
+/// Real Envoy, as `cargo xtask setup` left it.
+pub fn envoy() -> Result<PathBuf> {
+    let path = cache().join("envoy/envoy");
+    ensure!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
+    Ok(path)
+}
+
+/// The release observer: `MESH_OBSERVER_BIN`, or where `cargo xtask build` puts it.
+pub fn observer() -> Result<PathBuf> {
+    let path = match env::var_os("MESH_OBSERVER_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => repository().join("target/release/observer"),
+    };
+    if !path.is_file() {
+        bail!("{} is missing: run `cargo xtask build`, or set MESH_OBSERVER_BIN", path.display());
+    }
+    Ok(path)
+}
+
+/// Where set-up keeps what it downloads: `MESH_OBSERVER_CACHE`, or `.cache` in the repository.
+pub fn cache() -> PathBuf {
+    env::var_os("MESH_OBSERVER_CACHE").map_or_else(|| repository().join(".cache"), PathBuf::from)
+}
+
+/// The repository that this was built from.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies inside the repository")
+}

@@ -1,0 +1,192 @@
+//! Gateways: Envoy without redirection, with a plaintext and a TLS door, in front of a workload with a sidecar.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, thread::sleep, time::Duration};
+
+use anyhow::{Result, ensure};
+use harness::{
+    apps::{
+        http,
+        raw::{Connection, Server},
+    },
+    cases,
+    envoy::{GATEWAY_PLAIN, GATEWAY_TLS},
+    mesh::{Family, Mesh, Protocol, Workload},
+    net::finish,
+    observer::Observer,
+    pair::PATIENCE,
+    referee::Referee,
+    sidecar::{Options, Sidecar},
+    tally::Tally,
+    tools,
+};
+
+const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+fn main() -> ExitCode {
+    cases::run(
+        "gateway",
+        Doors::new,
+        cases![
+            plaintext_door,
+            plaintext_door_keep_alive,
+            no_route,
+            application_ends_without_a_word,
+            client_ends_before_the_answer,
+            tls_door_is_said_to_be_unseen,
+            check_says_it_plainly,
+        ],
+    )
+}
+
+struct Doors {
+    observer: Option<Observer>,
+    referees: [Referee; 2],
+    _sidecars: [Sidecar; 2],
+    _application: Server,
+    gateway: Arc<Workload>,
+    visitor: Arc<Workload>,
+    mesh: Mesh,
+}
+
+impl Doors {
+    fn new() -> Result<Self> {
+        let mut mesh = Mesh::new()?;
+        let (gateway, server, visitor) =
+            (mesh.workload("gateway")?, mesh.workload("server")?, mesh.workload("visitor")?);
+        mesh.service("web", 80, &server, 8080, Protocol::Http)?;
+        let application = http::serve(&server, 8080)?;
+        let sidecars =
+            [Sidecar::start(&mesh, &gateway, Options::gateway())?, Sidecar::start(&mesh, &server, Options::default())?];
+        let referees = [Referee::new(&sidecars[0])?, Referee::new(&sidecars[1])?];
+        let observer = match std::env::var_os("MESH_OBSERVER_REFEREE_ONLY") {
+            Some(_) => None,
+            None => Some(Observer::start(&mesh, 2, &[])?),
+        };
+        Ok(Self { observer, referees, _sidecars: sidecars, _application: application, gateway, visitor, mesh })
+    }
+
+    /// Compares what the gateway's door and the server's sidecar had.
+    fn check(&mut self, lines: [usize; 2], traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
+        for referee in &mut self.referees {
+            referee.skip()?;
+        }
+        let before = self.observer.as_ref().map_or_else(|| Ok(Tally::default()), Observer::tally)?;
+        traffic(self)?;
+        let mut truth = Tally::default();
+        for (referee, count) in self.referees.iter_mut().zip(lines) {
+            let lines = referee.settled(count, PATIENCE)?;
+            let ended = lines.iter().filter(|line| line.is_end()).count();
+            ensure!(ended == count, "{ended} log lines instead of {count}: {lines:#?}");
+            referee.count(&lines, &mut truth);
+        }
+        if let Some(observer) = &self.observer {
+            let end = std::time::Instant::now() + PATIENCE;
+            loop {
+                let differences = truth.differences(&observer.tally()?.since(&before));
+                if differences.is_empty() {
+                    break;
+                }
+                ensure!(std::time::Instant::now() < end, "the observer differs: {differences:#?}");
+                sleep(Duration::from_millis(50));
+            }
+        }
+        Ok(truth.to_string())
+    }
+
+    fn curl(&self, host: &str, door: u16, family: Family, path: &str) -> Result<String> {
+        let scheme = if door == GATEWAY_TLS { "https" } else { "http" };
+        let mut command = self.visitor.command("curl")?;
+        command.args(["-sSk", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}\\n"]);
+        command.args(["-H", &format!("host: {host}")]).arg(format!("{scheme}://{}{path}", self.door(door, family)));
+        finish(&mut command, "").map(|codes| codes.trim().replace('\n', " "))
+    }
+
+    fn door(&self, port: u16, family: Family) -> SocketAddr {
+        SocketAddr::new(self.gateway.ip(family), port)
+    }
+}
+
+fn plaintext_door(doors: &mut Doors) -> Result<String> {
+    doors.check([4, 4], |doors| {
+        for family in BOTH {
+            for code in ["200", "503"] {
+                let found = doors.curl("web", GATEWAY_PLAIN, family, &format!("/status/{code}"))?;
+                ensure!(found == code, "{found} instead of {code}");
+            }
+        }
+        Ok(())
+    })
+}
+
+fn plaintext_door_keep_alive(doors: &mut Doors) -> Result<String> {
+    doors.check([20, 20], |doors| {
+        for family in BOTH {
+            doors.curl("web", GATEWAY_PLAIN, family, "/bytes/[1-10]")?;
+        }
+        Ok(())
+    })
+}
+
+/// Envoy's own answer is on the door's socket.
+fn no_route(doors: &mut Doors) -> Result<String> {
+    doors.check([2, 0], |doors| {
+        for family in BOTH {
+            ensure!(doors.curl("nowhere", GATEWAY_PLAIN, family, "/")? == "404");
+        }
+        Ok(())
+    })
+}
+
+fn application_ends_without_a_word(doors: &mut Doors) -> Result<String> {
+    doors.check([2, 2], |doors| {
+        for family in BOTH {
+            ensure!(doors.curl("web", GATEWAY_PLAIN, family, "/vanish")? == "503");
+        }
+        Ok(())
+    })
+}
+
+fn client_ends_before_the_answer(doors: &mut Doors) -> Result<String> {
+    doors.check([2, 2], |doors| {
+        for family in BOTH {
+            let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PLAIN, family))?;
+            connection.send("GET /delay/500 HTTP/1.1\r\nhost: web\r\n\r\n")?;
+            sleep(Duration::from_millis(150));
+        }
+        sleep(Duration::from_millis(600));
+        Ok(())
+    })
+}
+
+/// What comes in is encrypted, and what leaves for the mesh is too: only connections are counted there.
+fn tls_door_is_said_to_be_unseen(doors: &mut Doors) -> Result<String> {
+    const FAMILY: &str = "mesh_observer_gateway_encrypted_connections_total";
+    let encrypted = |doors: &Doors| {
+        doors.observer.as_ref().map_or(Ok(0.0), |observer| observer.own(FAMILY, &[("event", "opened")]))
+    };
+    let before = encrypted(doors)?;
+    let figures = doors.check([4, 4], |doors| {
+        for family in BOTH {
+            let code = doors.curl("web", GATEWAY_TLS, family, "/{status/200,bytes/5}")?;
+            ensure!(code == "200 200", "{code}");
+        }
+        Ok(())
+    })?;
+    ensure!(!figures.contains("source"), "the referee counts no TLS door: {figures}");
+    let came = encrypted(doors)? - before;
+    ensure!(doors.observer.is_none() || came == 2.0, "{came} encrypted connections");
+    Ok(format!("{came} encrypted connections, {figures}"))
+}
+
+fn check_says_it_plainly(doors: &mut Doors) -> Result<String> {
+    if doors.observer.is_none() {
+        return Ok(String::new());
+    }
+    let mut command = std::process::Command::new(tools::observer()?);
+    let said = finish(command.args(["check", "--sidecar-exe", &doors.mesh.executable()]), "")?;
+    let of_gateway = said.lines().find(|line| line.contains(&doors.gateway.name) || line.contains(&doors.gateway.pod));
+    ensure!(of_gateway.is_some(), "the gateway is not named:\n{said}");
+    let plainly = said.to_lowercase();
+    ensure!(plainly.contains("gateway") && (plainly.contains("tls") || plainly.contains("encrypted")), "{said}");
+    Ok(of_gateway.unwrap_or_default().trim().to_owned())
+}

@@ -1,0 +1,433 @@
+//! What happens around the connections: sidecars and observer come, go, restart and crash.
+
+use std::{
+    fs,
+    process::{Command, ExitCode, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::{
+    apps::{http, raw::Connection, tcp},
+    cases,
+    foreign::Foreign,
+    mesh::{Family, Mesh, Protocol},
+    net::finish,
+    observer::Observer,
+    pair::{Expected, PATIENCE, Pair},
+    referee::Referee,
+    sidecar::{Options, Sidecar},
+    tally::{Connections, Tally},
+    tools,
+};
+
+const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+fn main() -> ExitCode {
+    cases::run(
+        "life",
+        || Ok(()),
+        cases![
+            attached_before_the_sidecars_start,
+            attached_between_connections,
+            attached_during_connections,
+            sidecar_restarted,
+            container_replaced,
+            sidecar_killed_with_open_connections,
+            cgroup_removed_under_load,
+            observer_restarted_under_load,
+            observer_killed_leaves_nothing,
+            one_processor,
+            two_processors,
+            foreign_program_that_shares,
+            foreign_program_that_does_not_share,
+            two_sidecars_in_one_cgroup,
+            process_of_that_name_that_is_no_sidecar,
+            default_executable_name,
+        ],
+    )
+}
+
+fn attached_before_the_sidecars_start(_: &mut ()) -> Result<String> {
+    let mut mesh = Mesh::new()?;
+    let server = mesh.workload("server")?;
+    let web = mesh.service("web", 80, &server, 8080, Protocol::Http)?;
+    let _application = http::serve(&server, 8080)?;
+    let mut observer = Observer::start(&mesh, 0, &[])?;
+    let begun = Instant::now();
+    let sidecar = Sidecar::start(&mesh, &server, Options::default())?;
+    let ready = begun.elapsed();
+    observer.wait_attached(1)?;
+    let attached = begun.elapsed();
+    ensure!(attached < Duration::from_secs(1) + ready, "attached {attached:?} after the start");
+    let mut referee = Referee::new(&sidecar)?;
+    let mut command = server.command("curl")?;
+    command.args(["-sS", "-m", "5", "-o", "/dev/null", &web.url(Family::V4, "/bytes/5")]);
+    finish(&mut command, "")?;
+    let mut truth = Tally::default();
+    let lines = referee.settled(2, PATIENCE)?;
+    referee.count(&lines, &mut truth);
+    agree(&observer, &Tally::default(), &truth)?;
+    observer.stop()?;
+    Ok(format!("Envoy ready after {ready:?}, programs attached after {attached:?}"))
+}
+
+fn attached_between_connections(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::unobserved(Options::default(), Options::default())?;
+    request_both(&pair)?;
+    // The sidecars' own connections to each other and to the application stay open: nothing may come of them.
+    pair.observe(2)?;
+    let before = pair.begin()?;
+    ensure!(before == Tally::default(), "counted before anything happened: {before}");
+    let mut connection = Connection::open(&pair.client, pair.sniffed.address(Family::V4))?;
+    connection.send("GET /bytes/10 HTTP/1.1\r\nhost: sniffed\r\n\r\n")?;
+    connection.receive_response()?;
+    // The client's leg is new; the server's may be an old one of its pool.
+    let (truth, _) = pair.truth(&Expected::both(1))?;
+    let mut source = truth.clone();
+    source.requests.retain(|(leg, _), _| leg.reporter == "source");
+    agree_at_source(&pair, &before, &source)?;
+    Ok(source.to_string())
+}
+
+/// A connection that was open before is joined at its next certain boundary or not at all; it is said, and never guessed.
+fn attached_during_connections(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::unobserved(Options::default(), Options::default())?;
+    let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
+    let mut old_http = Connection::open(&pair.client, pair.web.address(Family::V4))?;
+    let mut old_tcp = Connection::open(&pair.client, pair.tcp.address(Family::V6))?;
+    let ask = |connection: &mut Connection| -> Result<()> {
+        connection.send("GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n")?;
+        connection.receive_response().map(|_| ()).context("response")
+    };
+    ask(&mut old_http)?;
+    old_tcp.send("before")?;
+    old_tcp.receive(6)?;
+    pair.observe(2)?;
+    let before = pair.begin()?;
+    for _ in 0..3 {
+        ask(&mut old_http)?;
+    }
+    old_tcp.send("after")?;
+    old_tcp.receive(5)?;
+    drop((old_http, old_tcp));
+    let (old, _) = pair.truth(&Expected { source: 4, destination: 4 })?;
+    let Some(observer) = &pair.observer else { return Ok(old.to_string()) };
+    sleep(Duration::from_millis(500));
+    let seen = observer.tally()?.since(&before);
+    for leg in [pair.source(), pair.destination()] {
+        ensure!(seen.total(&leg) <= 3, "more requests than were made: {seen}");
+        let connections = seen.connections.get(&leg).cloned().unwrap_or_default();
+        ensure!(connections.opened == 0, "opened before the observer was there: {seen}");
+        ensure!(connections.received <= 11 && connections.sent <= 11, "more bytes than there were: {seen}");
+    }
+    let late = observer.own("mesh_observer_connections_total", &[("outcome", "joined_late")])?;
+    ensure!(late >= 2.0, "{late} connections said to be joined late");
+    drop(echo);
+    Ok(format!("{late} joined late; {seen}"))
+}
+
+fn sidecar_restarted(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::new()?;
+    pair.check(Expected::both(2), request_both).context("before")?;
+    for sidecar in &mut pair.sidecars {
+        sidecar.stop()?;
+        sidecar.start_again()?;
+    }
+    wait_attached(&mut pair, 2)?;
+    pair.check(Expected::both(2), request_both).context("after")?;
+    total_of(&pair, 4)
+}
+
+fn container_replaced(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::new()?;
+    pair.check(Expected::both(2), request_both).context("before")?;
+    let series = count_series(&pair)?;
+    for sidecar in &mut pair.sidecars {
+        sidecar.replace_container()?;
+    }
+    wait_attached(&mut pair, 2)?;
+    pair.check(Expected::both(2), request_both).context("after")?;
+    ensure!(count_series(&pair)? == series, "the series of the pod are not continued");
+    total_of(&pair, 4)
+}
+
+/// Envoy cannot log what it did not live to see: the test's own counts are the truth.
+fn sidecar_killed_with_open_connections(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::new()?;
+    let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
+    let before = pair.begin()?;
+    let mut connections = Vec::new();
+    for family in BOTH {
+        let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
+        connection.send("alive")?;
+        connection.receive(5)?;
+        connections.push(connection);
+    }
+    pair.sidecars[0].kill()?;
+    for connection in &mut connections {
+        connection.drain()?;
+    }
+    // Until the application closes its end too, the kernel keeps the dead sidecar's end half open.
+    drop(connections);
+    let mut truth = Tally::default();
+    for leg in [pair.source(), pair.destination()] {
+        truth.connections.insert(leg, Connections { opened: 2, closed: 2, received: 10, sent: 10 });
+    }
+    let figures = pair.agree(&before, &truth);
+    drop(echo);
+    figures
+}
+
+fn cgroup_removed_under_load(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::new()?;
+    pair.check(Expected::both(2), request_both).context("before")?;
+    let mut load = start_load(&pair, 3)?;
+    sleep(Duration::from_secs(1));
+    pair.sidecars[1].remove_container()?;
+    wait_attached(&mut pair, 1)?;
+    load.kill()?;
+    load.wait()?;
+    if let Some(observer) = &pair.observer {
+        let first = observer.tally()?;
+        ensure!(first.total(&pair.destination()) > 2, "the last figures of the ended sidecar are gone: {first}");
+        sleep(Duration::from_millis(500));
+        ensure!(observer.tally()?.total(&pair.destination()) == first.total(&pair.destination()), "still counting");
+    }
+    pair.sidecars[1].replace_container()?;
+    wait_attached(&mut pair, 2)?;
+    pair.check(Expected::both(2), request_both).context("after")
+}
+
+/// Stopping and starting costs Envoy nothing: no request fails.
+fn observer_restarted_under_load(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::new()?;
+    let load = start_load(&pair, 4)?;
+    sleep(Duration::from_secs(1));
+    if let Some(observer) = pair.observer.take() {
+        observer.stop()?;
+        sleep(Duration::from_millis(300));
+        pair.observe(2)?;
+    }
+    let output = load.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && !said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
+    sleep(Duration::from_millis(300));
+    if let Some(observer) = &pair.observer {
+        // On the old connections of the load, nothing but whole requests with the right code.
+        let seen = observer.tally()?;
+        let wrong: Vec<_> = seen.requests.keys().filter(|(_, code)| code != "200" && code != "0").collect();
+        ensure!(wrong.is_empty(), "{wrong:?}");
+    }
+    let mut connection = Connection::open(&pair.client, pair.foreign.address(Family::V4))?;
+    let before = pair.begin()?;
+    connection.send("GET /bytes/10 HTTP/1.1\r\nhost: foreign\r\n\r\n")?;
+    connection.receive_response()?;
+    drop(connection);
+    let (truth, _) = pair.truth(&Expected { source: 1, destination: 0 })?;
+    pair.agree(&before, &truth)
+}
+
+/// Without `--pin` nothing outlives the process, however it ends.
+fn observer_killed_leaves_nothing(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::new()?;
+    let witness = Foreign::attach(pair.sidecars[0].cgroup(), false)?;
+    let during = witness.programs()?;
+    ensure!(pair.observer.is_none() || during > 1, "{during} programs on the cgroup");
+    // Dropped without being asked to stop, it is killed.
+    pair.observer = None;
+    let end = Instant::now() + PATIENCE;
+    while witness.programs()? > 1 {
+        ensure!(Instant::now() < end, "{} programs are left on the cgroup", witness.programs()? - 1);
+        sleep(Duration::from_millis(20));
+    }
+    request_both(&pair)?;
+    Ok(format!("{during} programs while it ran, 1 (the witness) after"))
+}
+
+fn one_processor(_: &mut ()) -> Result<String> {
+    on_processors("0")
+}
+
+fn two_processors(_: &mut ()) -> Result<String> {
+    on_processors("0,1")
+}
+
+fn on_processors(list: &str) -> Result<String> {
+    tools::require("taskset")?;
+    let mut pair = Pair::new()?;
+    for sidecar in &pair.sidecars {
+        finish(Command::new("taskset").args(["-acp", list, &sidecar.pid().to_string()]), "")?;
+    }
+    pair.check_with(
+        Expected::both(2000),
+        |pair| {
+            for family in BOTH {
+                let mut command = pair.client.command("taskset")?;
+                command.args(["-c", list, "h2load", "--h1", "-n1000", "-c8", "-m1", &pair.url(family, "/bytes/2000")]);
+                let said = finish(&mut command, "")?;
+                ensure!(said.contains("1000 succeeded"), "{said}");
+            }
+            Ok(())
+        },
+        &|truth| truth.requests.values_mut().for_each(|requests| requests.duration_ms = None),
+    )
+}
+
+fn foreign_program_that_shares(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::unobserved(Options::default(), Options::default())?;
+    let foreign = Foreign::attach(pair.sidecars[0].cgroup(), false)?;
+    pair.observe(2)?;
+    let figures = pair.check(Expected::both(2), request_both)?;
+    if let Some(observer) = pair.observer.take() {
+        observer.stop()?;
+    }
+    ensure!(foreign.programs()? == 1, "{} programs are left", foreign.programs()?);
+    Ok(figures)
+}
+
+/// It is said clearly, the other sidecar is observed, and nothing of theirs is touched.
+fn foreign_program_that_does_not_share(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::unobserved(Options::default(), Options::default())?;
+    let foreign = Foreign::attach(pair.sidecars[0].cgroup(), true)?;
+    pair.observe(1)?;
+    request_both(&pair)?;
+    ensure!(foreign.programs()? == 1, "{} programs on their cgroup", foreign.programs()?);
+    let Some(observer) = &pair.observer else { return Ok(String::new()) };
+    let unattached = observer.own("mesh_observer_sidecars_unattached", &[])?;
+    ensure!(unattached == 1.0, "{unattached} sidecars said to be unattached");
+    let cgroup = pair.sidecars[0].cgroup().display().to_string();
+    let said = observer.log();
+    let line = said
+        .lines()
+        .filter(|line| line.contains("WARN") || line.contains("ERROR"))
+        .find(|line| line.contains(&cgroup) || line.contains(&pair.client.pod));
+    let line = line.with_context(|| format!("nothing is said of the cgroup:\n{said}"))?;
+    let end = Instant::now() + PATIENCE;
+    while observer.tally()?.total(&pair.destination()) != 2 {
+        ensure!(Instant::now() < end, "the other sidecar is not observed: {}", observer.tally()?);
+        sleep(Duration::from_millis(50));
+    }
+    ensure!(observer.tally()?.total(&pair.source()) == 0, "{}", observer.tally()?);
+    Ok(line.to_owned())
+}
+
+fn two_sidecars_in_one_cgroup(_: &mut ()) -> Result<String> {
+    let mut mesh = Mesh::new()?;
+    let shared = mesh.cgroup().join("shared");
+    fs::create_dir_all(&shared)?;
+    let (one, other) = (mesh.workload("one")?, mesh.workload("other")?);
+    let web = mesh.service("web", 80, &other, 8080, Protocol::Http)?;
+    let _application = http::serve(&other, 8080)?;
+    let options = Options { cgroup: Some(shared), ..Options::default() };
+    let sidecars = [&one, &other]
+        .into_iter()
+        .map(|workload| Sidecar::start(&mesh, workload, options.clone()))
+        .collect::<Result<Vec<_>>>()?;
+    let mut referees = sidecars.iter().map(Referee::new).collect::<Result<Vec<_>>>()?;
+    let observer = Observer::start(&mesh, 2, &[])?;
+    for family in BOTH {
+        let mut command = one.command("curl")?;
+        command.args(["-sS", "-m", "5", "-o", "/dev/null", &web.url(family, "/bytes/[1-5]")]);
+        finish(&mut command, "")?;
+    }
+    let mut truth = Tally::default();
+    for referee in &mut referees {
+        let lines = referee.settled(10, PATIENCE)?;
+        referee.count(&lines, &mut truth);
+    }
+    agree(&observer, &Tally::default(), &truth)?;
+    observer.stop()?;
+    Ok(truth.to_string())
+}
+
+/// `sleep` under the sidecars' name, in a pod's cgroup, without the injector's environment and without its ports.
+fn process_of_that_name_that_is_no_sidecar(_: &mut ()) -> Result<String> {
+    let mut pair = Pair::unobserved(Options::default(), Options::default())?;
+    let program = pair.mesh.directory().join("other").join(pair.mesh.executable());
+    fs::create_dir_all(program.parent().context("a directory")?)?;
+    fs::copy(tools::require("sleep")?, &program)?;
+    let mut command = pair.outside.command(&program.display().to_string())?;
+    let mut impostor = command.arg("60").env_clear().spawn()?;
+    pair.observe(2)?;
+    let figures = pair.check(Expected::both(2), request_both);
+    let check = Command::new(tools::observer()?)
+        .args(["check", "--sidecar-exe", &pair.mesh.executable()])
+        .stdin(Stdio::null())
+        .output()?;
+    impostor.kill()?;
+    impostor.wait()?;
+    let said = String::from_utf8_lossy(&check.stdout);
+    ensure!(check.status.success(), "check: {}\n{said}", check.status);
+    ensure!(said.contains(&impostor.id().to_string()), "check says nothing of process {}:\n{said}", impostor.id());
+    figures
+}
+
+/// Nothing but `observer run`: Envoy is called `envoy`.
+fn default_executable_name(_: &mut ()) -> Result<String> {
+    let named = Options { executable: Some("envoy".to_owned()), ..Options::default() };
+    let mut pair = Pair::unobserved(named.clone(), named)?;
+    pair.observer = Some(Observer::start_with(pair.mesh.directory(), &pair.mesh.observer_tables(), 2, &[])?);
+    pair.check(Expected::both(2), request_both)
+}
+
+fn request_both(pair: &Pair) -> Result<()> {
+    for family in BOTH {
+        let code = pair.curl(&[&pair.url(family, "/bytes/10")])?;
+        ensure!(code == "200", "{code}");
+    }
+    Ok(())
+}
+
+fn start_load(pair: &Pair, seconds: u32) -> Result<std::process::Child> {
+    let mut command = pair.client.command("wrk")?;
+    command.args(["-t1", "-c8", &format!("-d{seconds}s"), &pair.url(Family::V4, "/bytes/1024")]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("wrk")
+}
+
+fn wait_attached(pair: &mut Pair, sidecars: usize) -> Result<()> {
+    pair.observer.as_mut().map_or(Ok(()), |observer| observer.wait_attached(sidecars))
+}
+
+/// Number of series of requests with both counts in them.
+fn count_series(pair: &Pair) -> Result<usize> {
+    let Some(observer) = &pair.observer else { return Ok(0) };
+    Ok(observer.scrape()?.samples("istio_requests_total").count())
+}
+
+fn total_of(pair: &Pair, count: u64) -> Result<String> {
+    let Some(observer) = &pair.observer else { return Ok(String::new()) };
+    let seen = observer.tally()?;
+    ensure!(seen.total(&pair.source()) == count && seen.total(&pair.destination()) == count, "{seen}");
+    Ok(seen.to_string())
+}
+
+fn agree(observer: &Observer, before: &Tally, truth: &Tally) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let differences = truth.differences(&observer.tally()?.since(before));
+        if differences.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!("the observer differs from the referee:\n      {}", differences.join("\n      "));
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+fn agree_at_source(pair: &Pair, before: &Tally, truth: &Tally) -> Result<()> {
+    let Some(observer) = &pair.observer else { return Ok(()) };
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut seen = observer.tally()?.since(before);
+        seen.requests.retain(|(leg, _), _| leg.reporter == "source");
+        let differences = truth.differences(&seen);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{differences:?}");
+        sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,160 @@
+//! The built kernel object, inspected without loading it: what it calls, what it adds to, and what both sides think of
+//! the layouts.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use aya_obj::{Map, Object, ProgramSection};
+use harness::tools;
+use observer_ebpf::{Block, Cgroup, Door, InboundKey, Series, SeriesKey, health::Counter, names, socket::Connection};
+
+/// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
+const HELPERS: [(u32, &str); 10] = [
+    (1, "map_lookup_elem: every map but the arrays, whose look-up is inlined"),
+    (2, "map_update_elem: a new series, a new inbound port"),
+    (5, "ktime_get_ns: begin and end of a request"),
+    (14, "get_current_pid_tgid: which process connects, and which accepted"),
+    (26, "skb_load_bytes: header bytes of a packet"),
+    (59, "sock_ops_cb_flags_set: ask for the close"),
+    (79, "skb_cgroup_id: whose accepted socket this is"),
+    (80, "get_current_cgroup_id: mode of the cgroup that connects"),
+    (107, "sk_storage_get: the connection"),
+    (181, "loop: turns through a packet"),
+];
+
+const CALL: u8 = 0x85;
+const ATOMIC_32: u8 = 0xc3;
+const ATOMIC_64: u8 = 0xdb;
+const FETCH: i32 = 1;
+
+fn object() -> Result<Vec<u8>> {
+    let path = std::env::var_os("OBSERVER_KERNEL_OBJECT")
+        .map_or_else(|| tools::repository().join("target/bpf/observer-kernel.o"), PathBuf::from);
+    fs::read(&path).with_context(|| format!("{}: make it with `cargo xtask build`", path.display()))
+}
+
+#[test]
+fn only_packet_socket_and_cgroup_programs() -> Result<()> {
+    let bytes = object()?;
+    let object = Object::parse(&bytes)?;
+    let mut found: Vec<&str> = object.programs.keys().map(String::as_str).collect();
+    let mut expected = names::PROGRAMS.to_vec();
+    found.sort_unstable();
+    expected.sort_unstable();
+    ensure!(found == expected, "programs {found:?}, expected {expected:?}");
+    for (name, program) in &object.programs {
+        ensure!(
+            matches!(
+                program.section,
+                ProgramSection::CgroupSkb { .. }
+                    | ProgramSection::SockOps
+                    | ProgramSection::CgroupSockAddr { .. }
+                    | ProgramSection::CgroupSockopt { .. }
+            ),
+            "{name} is of type {:?}",
+            program.section
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn only_the_helpers_on_the_list() -> Result<()> {
+    let bytes = object()?;
+    let object = Object::parse(&bytes)?;
+    let mut calls = BTreeMap::<u32, u32>::new();
+    for function in object.functions.values() {
+        for instruction in &function.instructions {
+            if instruction.code == CALL && instruction.src_reg() == 0 {
+                *calls.entry(instruction.imm as u32).or_default() += 1;
+            }
+        }
+    }
+    println!("helper calls: {calls:?}");
+    for helper in calls.keys() {
+        ensure!(HELPERS.iter().any(|(allowed, _)| allowed == helper), "helper {helper} is not on the list");
+    }
+    for (helper, reason) in HELPERS {
+        ensure!(calls.contains_key(&helper), "helper {helper} ({reason}) is on the list but never called");
+    }
+    Ok(())
+}
+
+/// A relaxed operation whose result is used is compiled to one that does not fetch, with the wrong result
+/// (llvm#210280). All but plain addition must therefore fetch; that additions whose result is used are not relaxed is
+/// a rule on `shared.rs`, the only file with atomics, checked below.
+#[test]
+fn no_atomic_with_a_used_result_is_relaxed() -> Result<()> {
+    let bytes = object()?;
+    let object = Object::parse(&bytes)?;
+    let mut fetching = 0;
+    for (key, function) in &object.functions {
+        for (at, instruction) in function.instructions.iter().enumerate() {
+            if !matches!(instruction.code, ATOMIC_32 | ATOMIC_64) {
+                continue;
+            }
+            let fetches = instruction.imm & FETCH != 0;
+            fetching += u32::from(fetches);
+            let adds = instruction.imm & !FETCH == 0;
+            ensure!(fetches || adds, "{key:?}, instruction {at}: operation {:#x} does not fetch", instruction.imm);
+        }
+    }
+    ensure!(fetching > 0, "no fetching operation at all");
+
+    let source = fs::read_to_string(tools::repository().join("observer-ebpf/src/shared.rs"))?;
+    for function in source.split("\n    #[inline(always)]\n    pub(super) unsafe fn ").skip(1) {
+        let (signature, body) = function.split_once('{').context("function")?;
+        let returns = signature.contains("->");
+        let relaxed = body.contains("AtomicOrdering::Relaxed");
+        ensure!(!(returns && relaxed), "`{}` returns what a relaxed operation gave", signature.trim());
+    }
+    let folder = tools::repository().join("observer-ebpf/src");
+    for entry in fs::read_dir(&folder)?.chain(fs::read_dir(folder.join("programs"))?) {
+        let path = entry?.path();
+        if path.is_file() && !path.ends_with("shared.rs") {
+            let text = fs::read_to_string(&path)?;
+            ensure!(!text.contains("intrinsics::atomic"), "{} has atomics of its own", path.display());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn both_sides_agree_on_every_layout() -> Result<()> {
+    let bytes = object()?;
+    let object = Object::parse(&bytes)?;
+    let expected = [
+        (names::CONNECTIONS, 4, size_of::<Connection>()),
+        (names::PROCESSES, 4, 4),
+        (names::CGROUPS, 8, size_of::<Cgroup>()),
+        (names::PORTS, 4, 4),
+        (names::SLOTS, size_of::<SeriesKey>(), 4),
+        (names::SERIES, 4, size_of::<Series>()),
+        (names::BLOCKS, 4, size_of::<Block>()),
+        (names::NEXT, 4, 4),
+        (names::HEALTH, 4, 8),
+        (names::INBOUND, size_of::<InboundKey>(), 4),
+        (names::DOORS, 4, size_of::<Door>()),
+    ];
+    for (name, key, value) in expected {
+        let map: &Map = object.maps.get(name).with_context(|| format!("map {name}"))?;
+        let found = (map.key_size() as usize, map.value_size() as usize);
+        ensure!(found == (key, value), "{name}: object {found:?}, host {:?}", (key, value));
+    }
+    let others: Vec<_> = object
+        .maps
+        .keys()
+        .filter(|name| !expected.iter().any(|(known, ..)| known == name) && !name.starts_with('.'))
+        .collect();
+    ensure!(others.is_empty(), "maps {others:?} are not accounted for");
+    ensure!(object.maps[names::HEALTH].max_entries() as usize >= Counter::ALL.len(), "more counters than map entries");
+    Ok(())
+}
+
+#[test]
+fn the_release_object_has_no_log_lines() -> Result<()> {
+    let bytes = object()?;
+    let object = Object::parse(&bytes)?;
+    ensure!(!object.maps.contains_key("AYA_LOGS"), "the object logs: built with --kernel-log?");
+    Ok(())
+}

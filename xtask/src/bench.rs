@@ -1,0 +1,124 @@
+//! What observing costs, beside the bar it must meet; each figure's samples in `target/bench/<figure>.json`.
+//!
+//! Ratios are of neighbouring intervals in one run, observed and unobserved in turn, and each stands beside the ratio of
+//! two unobserved intervals measured in the same way: what that says of two equal things is the noise of the machine.
+//! Nothing here fails because a bar is missed; an error means that something could not be measured.
+
+mod app;
+mod attach;
+mod bpf;
+mod cpu;
+mod kernel;
+mod load;
+mod memory;
+mod paths;
+mod report;
+mod spread;
+mod stage;
+mod stand_in;
+
+use std::{
+    env,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use signal_hook::{
+    consts::{SIGHUP, TERM_SIGNALS},
+    flag,
+};
+
+use crate::{
+    build, demo,
+    exec::{say, timed},
+    setup,
+};
+use report::{Report, Row};
+pub(crate) use stand_in::{Options as StandInOptions, run as stand_in};
+
+/// What `cargo xtask bench` takes.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Most pairs of intervals that one ratio may take until unobserved against unobserved lies within 2 %.
+    #[arg(long, default_value_t = 24)]
+    pairs: usize,
+    /// Length of one interval of load.
+    #[arg(long = "for", value_name = "DURATION", default_value = "4s", value_parser = crate::exec::duration)]
+    time: Duration,
+    /// What to measure; everything if none is named.
+    #[arg(value_enum, value_name = "NAME")]
+    figures: Vec<Figure>,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Figure {
+    /// Requests a second, observed / unobserved.
+    Throughput,
+    /// 99th percentile at half load, observed / unobserved.
+    Latency,
+    /// Time in a packet program / in an empty one, and in all programs a request.
+    Kernel,
+    /// The observer's CPU time, at full load less at none.
+    Cpu,
+    /// The observer's memory with 100 sidecars and 10,000 series.
+    Memory,
+    /// From a sidecar's start to its programs attached.
+    Attach,
+    /// Speed of a 1 GiB body, observed / unobserved.
+    Bulk,
+}
+
+/// Sets up, builds, measures, prints.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::everything()?;
+    // Another build can be measured by naming it.
+    let observer = match env::var_os("MESH_OBSERVER_BIN") {
+        Some(other) => other.into(),
+        None => build::build(&build::Options::default())?,
+    };
+    demo::use_tools(&observer);
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in TERM_SIGNALS.iter().chain(&[SIGHUP]) {
+        flag::register(*signal, Arc::clone(&stop)).context("signal handler")?;
+    }
+    let figures = if options.figures.is_empty() { Figure::value_variants() } else { &options.figures };
+    let mut report = Report::default();
+    let mut failed = Vec::new();
+    for &figure in figures {
+        let name = figure.to_possible_value().expect("no figure is skipped").get_name().to_owned();
+        let result = timed(&format!("measuring {name}"), || figure.measure(options));
+        if stop.load(Ordering::Relaxed) {
+            say("stopped; namespaces, processes and cgroups are removed");
+            return Ok(());
+        }
+        match result {
+            Ok(rows) => report.add(&name, rows)?,
+            Err(error) => {
+                say(format!("{name} cannot be measured: {error:#}"));
+                failed.push(name);
+            }
+        }
+    }
+    print!("{report}");
+    if failed.is_empty() { Ok(()) } else { bail!("not measured: {}", failed.join(", ")) }
+}
+
+impl Figure {
+    fn measure(self, options: &Options) -> Result<Vec<Row>> {
+        match self {
+            Self::Throughput => paths::throughput(options),
+            Self::Latency => paths::latency(options),
+            Self::Kernel => kernel::time(options),
+            Self::Cpu => cpu::at_no_and_full_load(options),
+            Self::Memory => memory::resident(),
+            Self::Attach => attach::delay(),
+            Self::Bulk => paths::bulk(options),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The application at the end of the path: answers a body of the length that the path says, with headers of a chosen
+//! length.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::Result;
+use harness::{
+    apps::raw::{Connection, Server},
+    mesh::Workload,
+};
+
+/// Bodies up to this length leave in one piece with their headers.
+const IN_ONE_PIECE: u64 = 1 << 16;
+
+/// The running application; ended when dropped.
+pub(super) struct App {
+    shared: Arc<Shared>,
+    _server: Server,
+}
+
+#[derive(Default)]
+struct Shared {
+    generation: AtomicU64,
+    padding: AtomicUsize,
+}
+
+impl App {
+    /// Starts it on a port of the workload.
+    pub(super) fn start(on: &Workload, port: u16) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let ours = Arc::clone(&shared);
+        let server = Server::start(on, port, move |slot| answer_all(slot, &ours))?;
+        Ok(Self { shared, _server: server })
+    }
+
+    /// Ends each pooled connection with its next answer, so that no interval inherits connections from the one before.
+    pub(super) fn renew_connections(&self) {
+        self.shared.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Makes every answer's headers longer by so many bytes (0, or at least [`super::load::SHORTEST_PADDING`]).
+    pub(super) fn pad(&self, bytes: usize) {
+        self.shared.padding.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A path that asks for so many bytes.
+pub(super) fn path(length: u64) -> String {
+    format!("/{length}")
+}
+
+fn answer_all(slot: &mut Option<Connection>, shared: &Shared) -> io::Result<()> {
+    let connection = slot.as_mut().expect("given by the server");
+    let born = shared.generation.load(Ordering::Relaxed);
+    while let Some(head) = connection.receive_head()? {
+        let path = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+        let length = std::str::from_utf8(path).ok().and_then(|path| path.strip_prefix('/')?.parse().ok()).unwrap_or(0);
+        let last = shared.generation.load(Ordering::Relaxed) != born;
+        let close = if last { "connection: close\r\n" } else { "" };
+        let padding = super::load::padding(shared.padding.load(Ordering::Relaxed));
+        let end = if padding.is_empty() { "" } else { "\r\n" };
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n{close}{padding}{end}\r\n");
+        if length <= IN_ONE_PIECE {
+            let mut whole = head.into_bytes();
+            whole.resize(whole.len() + usize::try_from(length).expect("bounded above"), 0);
+            connection.send(whole)?;
+        } else {
+            connection.send(head)?;
+            connection.send_zeros(length)?;
+        }
+        if last {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

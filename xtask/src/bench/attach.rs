@@ -1,0 +1,60 @@
+//! How long a new sidecar is unobserved: from its start to the last of its programs attached.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use harness::mesh::Mesh;
+
+use super::{
+    bpf,
+    report::{Bar, Row},
+    spread::Spread,
+    stage::start_observer,
+    stand_in::Stand,
+};
+
+const STARTS: u8 = 20;
+const PORT: u16 = 8080;
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The cgroup is looked at this often.
+const RESOLUTION: Duration = Duration::from_millis(1);
+
+/// Of stand-ins started one after another.
+pub(super) fn delay() -> Result<Vec<Row>> {
+    let mut mesh = Mesh::new()?;
+    let pod = mesh.workload("pod")?;
+    let stand = Stand::new(&mesh)?;
+    let observer = start_observer(&mesh, "", 0, &["--sidecar-exe", stand.name()])?;
+    let mut delays = Vec::new();
+    for number in 0..STARTS {
+        let cgroup = bpf::open(&stand.cgroup(number)?)?;
+        let begun = Instant::now();
+        let stand_in = stand.start(number, &pod, PORT)?;
+        while !is_complete(&cgroup)? {
+            ensure!(begun.elapsed() < PATIENCE, "a stand-in is not observed after {PATIENCE:?}:\n{}", observer.log());
+            sleep(RESOLUTION);
+        }
+        delays.push(begun.elapsed().as_secs_f64() * 1000.0);
+        drop(stand_in);
+        // Starts do not fall into step with anything the observer does at intervals.
+        sleep(Duration::from_millis(150 + 37 * u64::from(number)));
+    }
+    observer.stop()?;
+    let row = Row::new("sidecar started → programs attached", Bar::AtMost(200.0), "ms", Spread::of(delays));
+    Ok(vec![row.note(
+        "stand-ins with the injector's environment, each in a new cgroup; from before the fork until the kernel lists a \
+         program at every hook of the cgroup",
+    )])
+}
+
+fn is_complete(cgroup: &std::fs::File) -> Result<bool> {
+    for attach_type in bpf::ATTACH_TYPES {
+        if bpf::attached(cgroup, attach_type)?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

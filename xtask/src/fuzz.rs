@@ -1,0 +1,144 @@
+//! Coverage-guided fuzzing of every parser, on the compiler there is.
+//!
+//! LLVM's fuzzer is linked from a crate, and the coverage it steers by comes from stable compiler options, so neither
+//! a nightly nor cargo-fuzz is needed. A target is a file in `tests/fuzz/targets`; its corpus, inputs that reach
+//! something new each, is kept in `tests/fuzz/corpus`. New finds go to the target folder, and into the repository's
+//! corpus when asked for.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::exec::{cargo, exec, output, root, say, target, timed};
+
+/// What the fuzzer steers by: counters on every edge, and the operands of comparisons.
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
+const LARGEST_INPUT: u32 = 8192;
+
+/// What `cargo xtask fuzz` takes.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only this target (a file name in tests/fuzz/targets).
+    target: Option<String>,
+    /// How long each target runs.
+    #[arg(long = "for", value_parser = crate::exec::duration, default_value = "60s")]
+    time: Duration,
+    /// Add the inputs that reach something new to the corpus in the repository.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Runs one target or all.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let all = targets()?;
+    let chosen: Vec<&String> =
+        all.iter().filter(|name| options.target.as_ref().is_none_or(|wanted| wanted == *name)).collect();
+    ensure!(!chosen.is_empty(), "there is no such fuzz target; there are: {}", all.join(", "));
+    build()?;
+    for name in &chosen {
+        fuzz(name, options.time)?;
+        if options.keep {
+            keep(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs every target for this long.
+pub(crate) fn all(time: Duration) -> Result<()> {
+    run(&Options { target: None, time, keep: false })
+}
+
+fn build() -> Result<()> {
+    let coverage = COVERAGE.split_whitespace().collect::<Vec<_>>().join("\x1f");
+    timed("building the fuzz targets", || {
+        exec(
+            cargo()
+                .args(["build", "--locked", "--package", "fuzz", "--bins", "--target", &host()?, "--target-dir"])
+                .arg(folder())
+                .env("CARGO_ENCODED_RUSTFLAGS", coverage)
+                // Assertions and overflow checks stay; without optimisation nothing would be reached in time.
+                .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
+                .env("CARGO_INCREMENTAL", "0"),
+        )
+    })
+}
+
+fn fuzz(name: &str, time: Duration) -> Result<()> {
+    let (found, kept, artifacts) = (found(name), kept(name), folder().join("artifacts"));
+    for folder in [&found, &kept, &artifacts] {
+        fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
+    }
+    timed(&format!("fuzzing {name} for {} s", time.as_secs()), || {
+        let program = program(name)?;
+        let mut command = Command::new(&program);
+        command
+            .arg(format!("-max_total_time={}", time.as_secs().max(1)))
+            .arg(format!("-max_len={LARGEST_INPUT}"))
+            .arg(format!("-artifact_prefix={}/{name}-", artifacts.display()))
+            .args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1", "-verbosity=0"])
+            .args([&found, &kept])
+            .stdin(Stdio::null());
+        let result = command.output().with_context(|| format!("cannot start {}", program.display()))?;
+        let said = String::from_utf8_lossy(&result.stderr);
+        if !result.status.success() {
+            bail!(
+                "{name} fails on an input, kept as {}/{name}-*; to see it again, run {} with that file\n{said}",
+                artifacts.display(),
+                program.display()
+            );
+        }
+        let tried = said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+        say(format!("{name}: {} inputs tried, none fails", tried.map_or("an unknown number of", str::trim)));
+        Ok(())
+    })
+}
+
+/// Merges what is new into the repository's corpus.
+fn keep(name: &str) -> Result<()> {
+    let corpus = kept(name);
+    output(Command::new(program(name)?).args(["-merge=1", "-verbosity=0"]).arg(&corpus).arg(found(name)))?;
+    say(format!("{name}: {} inputs in {}", fs::read_dir(&corpus)?.count(), corpus.display()));
+    Ok(())
+}
+
+fn targets() -> Result<Vec<String>> {
+    let folder = root().join("tests/fuzz/targets");
+    let mut names = fs::read_dir(&folder)
+        .with_context(|| format!("{}: cannot read", folder.display()))?
+        .map(|entry| Ok(Path::new(&entry?.file_name()).with_extension("").display().to_string()))
+        .collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+fn program(name: &str) -> Result<PathBuf> {
+    Ok(folder().join(host()?).join("debug").join(name))
+}
+
+fn found(name: &str) -> PathBuf {
+    folder().join("corpus").join(name)
+}
+
+fn kept(name: &str) -> PathBuf {
+    root().join("tests/fuzz/corpus").join(name)
+}
+
+fn folder() -> PathBuf {
+    target().join("fuzz")
+}
+
+/// The machine's target, named so that build scripts and macros are not instrumented.
+fn host() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let verbose = output(Command::new(rustc).args(["--version", "--verbose"]).current_dir(root()))?;
+    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not say its host")
+}

