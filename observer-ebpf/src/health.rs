@@ -46,8 +46,8 @@ counters! {
     ConnectionHttp1 = "http1" in Connections,
     /// Connection recognised as TCP.
     ConnectionTcp = "tcp" in Connections,
-    /// Connection that speaks HTTP/2, which is not parsed.
-    ConnectionHttp2 = "unsupported_http2" in Connections,
+    /// Connection recognised as HTTP/2.
+    ConnectionHttp2 = "http2" in Connections,
     /// Encrypted connection at a gateway's door.
     ConnectionEncrypted = "gateway_encrypted" in Connections,
     /// Connection of an application that closed before it sent anything, and whose protocol is therefore unknown.
@@ -58,9 +58,16 @@ counters! {
     RequestOk = "ok" in Requests,
     /// Request whose connection ended before the exchange did.
     RequestEndedEarly = "ended_early" in Requests,
+    /// Request of a connection that was open before the programs were attached, or whose header table was lost: its status is
+    /// unknown.
+    RequestLate = "joined_late" in Requests,
+    /// Request whose status, or gRPC status, could not be resolved in the header table.
+    RequestStatusUnknown = "unknown_status" in Requests,
+    /// Request for which the map of open HTTP/2 streams had no room: counted here, in no Istio family.
+    RequestNoRoom = "no_room" in Requests,
     /// Request that was open when the connection's sync was lost: counted here, in no Istio family.
     RequestLostSync = "lost_sync" in Requests,
-    /// Request pipelined behind one that ended early, which the proxy never began: in no Istio family.
+    /// Request pipelined behind one that ended early, or refused by GOAWAY, which the proxy never began: in no Istio family.
     RequestAbandoned = "abandoned" in Requests,
     /// Request of a process that was not known as a sidecar when it ended: counted here, in no Istio family.
     RequestUnattributed = "unattributed" in Requests,
@@ -84,6 +91,10 @@ counters! {
     LossSeries = "series_full" in Losses,
     /// Cell blocks used up: percentiles lose this value, counts and buckets do not.
     LossBlocks = "blocks_full" in Losses,
+    /// No storage for a header table larger than 4,096 bytes: some statuses are unknown.
+    LossTables = "header_table" in Losses,
+    /// HTTP/2 packet that the programs could not hand on: not read.
+    LossHandOver = "hand_over" in Losses,
     /// Packet that is not TCP over IPv4 or IPv6 as expected (extension headers).
     LossHeaders = "headers" in Losses,
     /// Inbound listener table full: `connection_security_policy` of some requests is unknown.

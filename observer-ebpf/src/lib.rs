@@ -7,7 +7,9 @@
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features, reason = "see shared.rs"))]
 
 pub mod health;
+pub mod hpack;
 pub mod http1;
+pub mod http2;
 pub mod latency;
 pub mod names;
 pub mod shared;
@@ -29,6 +31,8 @@ pub const OVERFLOW_SLOT: u32 = 0;
 pub const STATUS_UNKNOWN: u16 = u16::MAX;
 /// gRPC status of a request that has none.
 pub const GRPC_NONE: u16 = u16::MAX;
+/// gRPC status of a request whose gRPC status could not be read.
+pub const GRPC_UNKNOWN: u16 = u16::MAX - 1;
 
 /// [`SeriesKey::leg`]: `reporter="source"`.
 pub const LEG_SOURCE: u8 = 1;
@@ -73,7 +77,7 @@ pub struct SeriesKey {
     pub destination: Endpoint,
     /// HTTP status 100 to 999, 0 if there was none, or [`STATUS_UNKNOWN`].
     pub status: u16,
-    /// gRPC status, or [`GRPC_NONE`].
+    /// gRPC status, [`GRPC_NONE`] or [`GRPC_UNKNOWN`].
     pub grpc_status: u16,
     /// [`LEG_SOURCE`] or [`LEG_DESTINATION`].
     pub leg: u8,
@@ -126,6 +130,8 @@ pub struct Series {
     pub received: u64,
     /// Payload bytes server to client.
     pub sent: u64,
+    /// gRPC messages client to server, and server to client.
+    pub messages: [u64; 2],
 }
 
 /// What the user side says of a cgroup: the value of the `CGROUPS` map.
@@ -175,7 +181,7 @@ const _: () = assert!(size_of::<Endpoint>() == 20);
 const _: () = assert!(size_of::<SeriesKey>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 312);
 const _: () = assert!(size_of::<Block>() == 128);
-const _: () = assert!(size_of::<Series>() == 968);
+const _: () = assert!(size_of::<Series>() == 984);
 const _: () = assert!(size_of::<Cgroup>() == 40);
 
 #[cfg(not(target_arch = "bpf"))]

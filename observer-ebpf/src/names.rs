@@ -22,7 +22,20 @@ pub const HEALTH: &str = "HEALTH";
 pub const INBOUND: &str = "INBOUND";
 /// Number to [`crate::Door`]: what is open on the inbound listener, by kind of encryption.
 pub const DOORS: &str = "DOORS";
+/// Socket storage: one [`crate::http2::Http2`] for each connection that speaks HTTP/2.
+pub const HTTP2: &str = "HTTP2";
+/// Socket storage: larger header tables, by direction, for connections that announced them.
+pub const WIDE: &str = "WIDE";
+/// [`crate::http2::CallKey`] to [`crate::http2::Call`]: open calls that the connection's storage has no room for.
+pub const CALLS: &str = "CALLS";
+/// Number to program: where packets of HTTP/2 are handed on to.
+pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";
 
-/// Programs, in the order a connection meets them.
-pub const PROGRAMS: [&str; 6] =
+/// Programs attached to a cgroup, in the order a connection meets them.
+pub const ATTACHED: [&str; 6] =
     ["mesh_connect4", "mesh_connect6", "mesh_sock_ops", "mesh_getsockopt", "mesh_ingress", "mesh_egress"];
+/// Programs that others hand packets on to, by their number in [`NEXT_PROGRAMS`].
+pub const HANDED: [&str; 2] = ["mesh_ingress_h2", "mesh_egress_h2"];
+/// All programs.
+pub const PROGRAMS: [&str; 8] =
+    [ATTACHED[0], ATTACHED[1], ATTACHED[2], ATTACHED[3], ATTACHED[4], ATTACHED[5], HANDED[0], HANDED[1]];

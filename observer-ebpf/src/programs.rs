@@ -10,7 +10,9 @@ macro_rules! note {
 
 mod connect;
 mod context;
+mod http2;
 mod maps;
+mod packet;
 mod record;
 mod skb;
 mod sock_ops;

@@ -101,6 +101,13 @@ pub fn bump(word: &mut u32) {
     unsafe { imp::add32(word, 1) }
 }
 
+/// Takes one away.
+#[inline(always)]
+pub fn lower(word: &mut u32) {
+    // SAFETY: as above; adding all ones takes one away.
+    unsafe { imp::add32(word, u32::MAX) }
+}
+
 /// Replaces the word and returns it as it was.
 #[inline(always)]
 pub fn swap(word: &mut u64, value: u64) -> u64 {

@@ -4,7 +4,7 @@
 //! They meet only in [`crate::shared`] words, and whichever finishes an exchange last counts it.
 
 use crate::{
-    Endpoint, LEG_DESTINATION, LEG_SOURCE, STATUS_UNKNOWN,
+    Endpoint, GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_HTTP, STATUS_UNKNOWN,
     health::Counter,
     http1::{self, Malformed, Opening},
     shared,
@@ -118,6 +118,8 @@ pub struct Connection {
     pub door: u32,
     /// Series last used and its slot in one word, so that the next request like it needs no look-up; 0 is none.
     pub cached: u64,
+    /// Requests being counted: one by the direction that completed it, at the close by [`REQUEST`].
+    pub finished: [Finished; 2],
     /// Original destination (source leg), application (destination leg), original destination (inbound leg).
     pub destination: Endpoint,
     /// Zero.
@@ -128,20 +130,50 @@ const _: () = assert!(size_of::<Connection>() <= 2048);
 const _: () = assert!(size_of::<Connection>().is_multiple_of(8));
 
 /// A request to count.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finished {
-    /// HTTP status, or 0.
-    pub status: u16,
-    /// One of the `SECURITY_` constants.
-    pub security: u8,
-    /// The connection ended before the exchange did.
-    pub early: bool,
     /// First request byte to last response byte, nanoseconds.
     pub duration_ns: u64,
-    /// Wire bytes.
-    pub request_bytes: u64,
-    /// Wire bytes.
-    pub response_bytes: u64,
+    /// Wire bytes by direction.
+    pub bytes: [u64; 2],
+    /// gRPC messages by direction.
+    pub messages: [u32; 2],
+    /// HTTP status, 0, or [`STATUS_UNKNOWN`].
+    pub status: u16,
+    /// gRPC status, [`crate::GRPC_NONE`] or [`crate::GRPC_UNKNOWN`].
+    pub grpc_status: u16,
+    /// [`crate::PROTOCOL_HTTP`] or [`crate::PROTOCOL_GRPC`].
+    pub protocol: u8,
+    /// One of the `SECURITY_` constants.
+    pub security: u8,
+    /// Zero.
+    pub padding: u16,
+    /// How much of it was seen: the [`Counter`] of the requests like it.
+    pub outcome: u32,
+    /// Zero.
+    pub padding_end: u32,
+}
+
+impl Finished {
+    /// Writes what is to be counted to its place. Whoever counts it reads it from there: what comes out of storage the
+    /// verifier does not know, and need not follow.
+    #[inline(always)]
+    pub fn put(place: &mut Self, finished: &Self) {
+        // SAFETY: references are valid; volatile, so that the compiler does not hand the values on itself.
+        unsafe {
+            core::ptr::write_volatile(&mut place.duration_ns, finished.duration_ns);
+            core::ptr::write_volatile(&mut place.bytes[REQUEST], finished.bytes[REQUEST]);
+            core::ptr::write_volatile(&mut place.bytes[RESPONSE], finished.bytes[RESPONSE]);
+            core::ptr::write_volatile(&mut place.messages[REQUEST], finished.messages[REQUEST]);
+            core::ptr::write_volatile(&mut place.messages[RESPONSE], finished.messages[RESPONSE]);
+            core::ptr::write_volatile(&mut place.status, finished.status);
+            core::ptr::write_volatile(&mut place.grpc_status, finished.grpc_status);
+            core::ptr::write_volatile(&mut place.protocol, finished.protocol);
+            core::ptr::write_volatile(&mut place.security, finished.security);
+            core::ptr::write_volatile(&mut place.outcome, finished.outcome);
+        }
+    }
 }
 
 /// What a connection needs from where it runs: the kernel, or a test.
@@ -154,8 +186,8 @@ pub trait Env {
     fn turns(&mut self, c: &mut Connection, direction: usize) -> bool;
     /// Adds to a health counter.
     fn count(&mut self, counter: Counter, by: u64);
-    /// Counts a request.
-    fn finished(&mut self, c: &mut Connection, finished: &Finished);
+    /// Counts the request in [`Connection::finished`] of a direction.
+    fn finished(&mut self, c: &mut Connection, direction: usize);
     /// Adds to the connection's TCP counters: opened, closed, and bytes of a direction.
     fn transferred(&mut self, c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64);
     /// How clients are now connected to the application behind this destination leg: one of the `SECURITY_` constants.
@@ -201,31 +233,44 @@ pub fn is_loopback(a: &[u8; 16]) -> bool {
         || same(a, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
 }
 
-/// Takes payload `[seq, seq + length)` that lies at packet offset `offset`.
+/// Takes payload `[seq, seq + length)` that lies at packet offset `offset`. If the connection turns out to speak HTTP/2, the
+/// payload is as if it had not been taken, and is to be given to [`crate::http2::payload`].
 #[inline(always)]
 pub fn payload<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, offset: u32, length: u32) {
-    let Some((gap, known)) = c.streams[direction].place(seq, length) else { return };
-    if gap > 0 && needs_order(c, direction, gap) {
-        if c.streams[direction].park(seq, seq.wrapping_add(length)) {
+    let s = &c.streams[direction];
+    let before = (s.next, s.seen);
+    take(c, env, direction, seq, offset, length);
+    if shared::load(&c.protocol) == HTTP2 {
+        let s = &mut c.streams[direction];
+        (s.next, s.seen) = before;
+        s.clear();
+        s.skip = 0;
+    }
+}
+
+#[inline(always)]
+fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, offset: u32, length: u32) {
+    let s = &mut c.streams[direction];
+    if !s.place(seq, offset, length) {
+        return;
+    }
+    let end = seq.wrapping_add(length);
+    if needs_order(c, direction) {
+        if c.streams[direction].park(seq, end) {
             return;
         }
         lose(c, env, Counter::SyncGap);
     }
+    c.streams[direction].advance(end);
     let turned = shared::load(&c.turn) != direction as u32 + 1;
     shared::store(&mut c.turn, direction as u32 + 1);
-    let s = &mut c.streams[direction];
-    s.advance(seq.wrapping_add(length));
-    s.offset = offset + known;
-    s.end = offset + length;
     if shared::load(&c.protocol) == UNDECIDED {
         decide_without_parsing(c, env, direction);
     }
     match shared::load(&c.protocol) {
         TCP if is_addressed(c) => transfer(c, env, direction),
         UNDECIDED | HTTP1 => {
-            if gap > 0 {
-                bridge(c, env, direction, gap);
-            }
+            bridge(c, env, direction);
             if !in_sync(c, env, direction, turned) {
                 return;
             }
@@ -303,11 +348,18 @@ pub fn ending<E: Env>(c: &mut Connection, env: &mut E, direction: usize, reset: 
     }
 }
 
-/// Deals with the end of the connection; the second call does nothing.
+/// When the connection's first FIN or RST came, or now, nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub fn ended_at<E: Env>(c: &Connection, env: &mut E) -> u64 {
+    if c.ended_ns != 0 { c.ended_ns } else { env.now() }
+}
+
+/// Deals with the end of the connection, once: a further call does nothing and returns false. The calls of HTTP/2 are
+/// another's business, [`crate::http2::ended`].
 #[inline(never)]
-pub fn ended<E: Env>(c: &mut Connection, env: &mut E) {
+pub fn ended<E: Env>(c: &mut Connection, env: &mut E) -> bool {
     if shared::set(&mut c.flags, ENDED) & ENDED != 0 {
-        return;
+        return false;
     }
     if shared::load(&c.protocol) == UNDECIDED && shared::load(&c.tail) != 0 {
         is_http1(c, env);
@@ -325,6 +377,7 @@ pub fn ended<E: Env>(c: &mut Connection, env: &mut E) {
         UNDECIDED if c.leg == SOURCE || c.leg == DESTINATION => env.count(Counter::ConnectionSilent, 1),
         _ => {}
     }
+    true
 }
 
 /// Makes the connection TCP, if nothing else was decided.
@@ -366,13 +419,36 @@ fn is_addressed(c: &Connection) -> bool {
 }
 
 /// Decides what can be decided before the bytes are read.
-#[inline(always)]
+#[inline(never)]
 fn decide_without_parsing<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     let declared = c.flags & DECLARED_TCP != 0;
-    // A server that speaks first, or before a request line could be recognised, is no HTTP server.
     let server_first = direction == RESPONSE && c.flags & LATE == 0 && shared::load(&c.tail) == 0;
-    if declared || server_first {
+    // A server that speaks first, or before a request line could be recognised, is no HTTP server, unless it is one of
+    // HTTP/2: those may send their settings before the client's preface has come.
+    if server_first && !declared && settings_first(c, env) {
+        is_http2(c, env);
+    } else if declared || server_first {
         is_tcp(c, env);
+    }
+}
+
+/// Do a server's first bytes begin a SETTINGS frame on stream 0 (RFC 9113 section 3.4)?
+#[inline(always)]
+fn settings_first<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+    let s = &mut c.streams[RESPONSE];
+    let (offset, length) = (s.offset, s.end.wrapping_sub(s.offset));
+    if s.seen != u64::from(length) || length < 9 || !env.load(s, offset, 9, 0) {
+        return false;
+    }
+    let size = (s.word(0) as u32).swap_bytes() >> 8;
+    size < 256 && size.is_multiple_of(6) && s.word(0) >> 24 == 4 && s.byte(8) == 0
+}
+
+/// Makes the connection HTTP/2, if nothing else was decided.
+#[inline(always)]
+fn is_http2<E: Env>(c: &mut Connection, env: &mut E) {
+    if shared::claim(&mut c.protocol, UNDECIDED, HTTP2) {
+        env.count(Counter::ConnectionHttp2, 1);
     }
 }
 
@@ -388,24 +464,27 @@ fn transfer<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     }
 }
 
-/// Must missing bytes come before what follows them can be read? In a body being passed over they need not.
+/// Must the missing bytes come before what follows them can be read? In a body being passed over they need not.
 #[inline(always)]
-fn needs_order(c: &mut Connection, direction: usize, gap: u32) -> bool {
+fn needs_order(c: &mut Connection, direction: usize) -> bool {
     let protocol = shared::load(&c.protocol);
     let s = &c.streams[direction];
-    (protocol == UNDECIDED && c.flags & DECLARED_TCP == 0 || protocol == HTTP1)
+    let gap = s.gap();
+    gap != 0
+        && (protocol == UNDECIDED && c.flags & DECLARED_TCP == 0 || protocol == HTTP1)
         && shared::load(&c.sync) & 1 == 0
-        && s.skip < u64::from(gap) + u64::from(s.pending())
+        && !s.covers(gap)
 }
 
-/// Passes over bytes whose content does not matter.
+/// Passes over missing bytes whose content does not matter.
 #[inline(always)]
-fn bridge<E: Env>(c: &mut Connection, env: &mut E, direction: usize, gap: u32) {
+fn bridge<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     let s = &mut c.streams[direction];
-    let gap = u64::from(gap);
-    if s.skip < gap + u64::from(s.pending()) {
+    let gap = s.gap();
+    if gap == 0 || !s.covers(gap) {
         return;
     }
+    let gap = u64::from(gap);
     s.message += gap;
     if s.phase != http1::UNTIL_CLOSE && s.phase != http1::TUNNEL {
         s.skip -= gap;
@@ -423,10 +502,11 @@ fn rejoin<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     while i < PARKED {
         let brought = c.streams[direction].unpark();
         if brought != 0 {
-            if needs_order(c, direction, brought) {
+            shared::store(&mut c.streams[direction].gap, brought);
+            if needs_order(c, direction) {
                 lose(c, env, Counter::SyncGap);
             }
-            bridge(c, env, direction, brought);
+            bridge(c, env, direction);
             let s = &mut c.streams[direction];
             let end = s.next.wrapping_add(brought);
             s.advance(end);
@@ -497,9 +577,7 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
 #[inline(always)]
 fn late_and_no_http1<E: Env>(c: &mut Connection, env: &mut E) {
     if http1::frame_head(&c.streams[REQUEST]) {
-        if shared::claim(&mut c.protocol, UNDECIDED, HTTP2) {
-            env.count(Counter::ConnectionHttp2, 1);
-        }
+        is_http2(c, env);
     } else if c.streams[RESPONSE].seen > 0 {
         is_tcp(c, env);
         transfer(c, env, REQUEST);
@@ -511,10 +589,7 @@ fn late_and_no_http1<E: Env>(c: &mut Connection, env: &mut E) {
 #[inline(always)]
 fn restart(s: &mut Stream, sync: u32) {
     s.clear();
-    if s.waiting != 0 {
-        s.waiting = 0;
-        s.parked = [(0, 0); PARKED];
-    }
+    s.forget_parked();
     s.phase = http1::START;
     s.skip = 0;
     s.message = 0;
@@ -638,9 +713,7 @@ fn recognise<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32, vali
             true
         }
         Opening::Http2 => {
-            if shared::claim(&mut c.protocol, UNDECIDED, HTTP2) {
-                env.count(Counter::ConnectionHttp2, 1);
-            }
+            is_http2(c, env);
             false
         }
         Opening::Http1 | Opening::Other => {
@@ -846,21 +919,27 @@ fn finish<E: Env>(c: &mut Connection, env: &mut E, number: u32, answer: &Answer)
     }
     let start = exchange.start_ns;
     let finished = Finished {
-        status: if answer.status < 1000 { answer.status as u16 } else { STATUS_UNKNOWN },
-        security: (state >> SECURITY_SHIFT) as u8,
-        early: answer.early,
         duration_ns: answer.at_ns.saturating_sub(start),
-        request_bytes: exchange.request_bytes,
-        response_bytes: answer.bytes,
+        bytes: [exchange.request_bytes, answer.bytes],
+        messages: [0; 2],
+        status: if answer.status < 1000 { answer.status as u16 } else { STATUS_UNKNOWN },
+        grpc_status: GRPC_NONE,
+        protocol: PROTOCOL_HTTP,
+        security: (state >> SECURITY_SHIFT) as u8,
+        padding: 0,
+        outcome: if answer.early { Counter::RequestEndedEarly } else { Counter::RequestOk } as u32,
+        padding_end: 0,
     };
-    env.finished(c, &finished);
+    let direction = if answer.early { REQUEST } else { RESPONSE };
+    Finished::put(&mut c.finished[direction], &finished);
+    env.finished(c, direction);
 }
 
 /// The connection has ended: the exchange it was in is counted, those behind it never began for the proxy.
 #[inline(never)]
 fn leave_exchanges<E: Env>(c: &mut Connection, env: &mut E) {
     let (head, tail) = (shared::load(&c.head), shared::load(&c.tail));
-    let at = if c.ended_ns != 0 { c.ended_ns } else { env.now() };
+    let at = ended_at(c, env);
     let written = c.streams[REQUEST].message + unread(&c.streams[REQUEST]);
     if tail != 0 {
         let last = exchange(c, tail.wrapping_sub(1));

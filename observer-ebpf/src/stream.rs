@@ -64,6 +64,10 @@ pub struct Stream {
     pub marked: u32,
     /// Segments in `parked`.
     pub waiting: u32,
+    /// Bytes missing before the packet being read.
+    pub gap: u32,
+    /// Zero.
+    pub padding: u32,
     /// Segments that came before the bytes in front of them, as sequence numbers of begin and end; equal where unused.
     pub parked: [(u32, u32); PARKED],
     /// The bytes, first byte lowest.
@@ -114,20 +118,33 @@ impl Stream {
         self.have.wrapping_sub(self.line)
     }
 
-    /// Where a packet's bytes `[seq, seq + length)` lie: the number of bytes missing before them, and the number at the
-    /// packet's front that were seen already; or nothing for a packet without new bytes (a retransmission, a keep-alive
-    /// or zero-window probe).
+    /// Finds out where a packet's bytes `[seq, seq + length)`, at packet offset `offset`, lie in the stream: `gap` is then the
+    /// number of bytes missing before them, and `offset` and `end` enclose what is new. False for a packet without new
+    /// bytes (a retransmission, a keep-alive or zero-window probe).
+    ///
+    /// The results are handed over by storage: what the verifier does not know, it does not follow.
     #[inline(always)]
-    pub fn place(&mut self, seq: u32, length: u32) -> Option<(u32, u32)> {
+    pub fn place(&mut self, seq: u32, offset: u32, length: u32) -> bool {
         if self.anchored == 0 {
             self.anchored = 1;
             self.next = seq;
         }
         let ahead = self.next.wrapping_sub(seq) as i32;
         if ahead >= length as i32 {
-            return None;
+            return false;
         }
-        Some(if ahead < 0 { (ahead.unsigned_abs(), 0) } else { (0, ahead as u32) })
+        let (gap, known) = if ahead < 0 { (ahead.unsigned_abs(), 0) } else { (0, ahead as u32) };
+        shared::store(&mut self.gap, gap);
+        shared::store(&mut self.offset, offset.wrapping_add(known));
+        shared::store(&mut self.end, offset.wrapping_add(length));
+        true
+    }
+
+    /// Bytes that [`Stream::place`] found missing.
+    #[inline(always)]
+    #[must_use]
+    pub fn gap(&self) -> u32 {
+        shared::load(&self.gap)
     }
 
     /// Books everything up to `end` as seen.
@@ -187,6 +204,22 @@ impl Stream {
         0
     }
 
+    /// Do the bytes to skip cover `gap` bytes that are missing?
+    #[inline(always)]
+    #[must_use]
+    pub fn covers(&self, gap: u32) -> bool {
+        self.skip >= u64::from(gap) + u64::from(self.pending())
+    }
+
+    /// Forgets the segments that wait.
+    #[inline(always)]
+    pub fn forget_parked(&mut self) {
+        if self.waiting != 0 {
+            self.waiting = 0;
+            self.parked = [(0, 0); PARKED];
+        }
+    }
+
     /// Forgets what the window holds.
     #[inline(always)]
     pub fn clear(&mut self) {
@@ -217,8 +250,9 @@ impl Stream {
         self.refill()
     }
 
+    /// Passes over the bytes to skip.
     #[inline(always)]
-    fn pass(&mut self) -> Token {
+    pub fn pass(&mut self) -> Token {
         let inside = u64::from(self.pending());
         if inside > 0 {
             let passed = if self.skip < inside { self.skip } else { inside };
@@ -279,9 +313,15 @@ impl Stream {
             self.clear();
             return Token::Head(line, pending);
         }
+        self.supply()
+    }
+
+    /// Asks for more of the packet behind what is unfinished.
+    #[inline(always)]
+    pub fn supply(&mut self) -> Token {
         if self.line > 0 {
-            // A line that begins after the window's start lies in this packet whole: read it again from its start.
-            self.offset = self.offset.wrapping_sub(pending);
+            // What begins after the window's start lies in this packet whole: read it again from its start.
+            self.offset = self.offset.wrapping_sub(self.pending());
             self.clear();
         }
         let left = self.end.wrapping_sub(self.offset);

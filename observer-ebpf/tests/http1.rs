@@ -195,9 +195,9 @@ fn check(pairs: &[Pair], depth: usize, request_cuts: &Cuts, response_cuts: &Cuts
         prop_assert_eq!(status, pair.status);
         prop_assert_eq!(finished.status, status);
         // The meter counts empty lines before the request line with the request.
-        prop_assert_eq!(finished.request_bytes as usize, request);
-        prop_assert_eq!(finished.response_bytes as usize, response);
-        prop_assert!(!finished.early);
+        prop_assert_eq!(finished.bytes[REQUEST] as usize, request);
+        prop_assert_eq!(finished.bytes[RESPONSE] as usize, response);
+        prop_assert!(finished.outcome == Counter::RequestOk as u32);
     }
     prop_assert_eq!(wire.c.streams[REQUEST].seen as usize, requests.len());
     prop_assert_eq!(wire.c.streams[RESPONSE].seen as usize, responses.len());
@@ -255,7 +255,7 @@ proptest! {
             let codes: Vec<u16> = wire.bed.finished.iter().map(|f| f.status).collect();
             let expected: Vec<u16> = pairs.iter().map(|p| p.status).collect();
             prop_assert_eq!(codes, expected, "{:?}", wire.bed.counts);
-            let bytes: u64 = wire.bed.finished.iter().map(|f| f.response_bytes).sum();
+            let bytes: u64 = wire.bed.finished.iter().map(|f| f.bytes[RESPONSE]).sum();
             prop_assert_eq!(bytes as usize, responses.len());
         } else {
             let counted = wire.bed.finished.len() as u64 + wire.bed.count_of(Counter::RequestLostSync);
@@ -266,7 +266,11 @@ proptest! {
 
 #[track_caller]
 fn requests(wire: &Wire) -> Vec<(u16, u64, u64, bool)> {
-    wire.bed.finished.iter().map(|f| (f.status, f.request_bytes, f.response_bytes, f.early)).collect()
+    wire.bed
+        .finished
+        .iter()
+        .map(|f| (f.status, f.bytes[REQUEST], f.bytes[RESPONSE], f.outcome == Counter::RequestEndedEarly as u32))
+        .collect()
 }
 
 const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";

@@ -2,15 +2,36 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, SkStorage},
+    btf_maps::{Array, HashMap, ProgramArray, SkStorage},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
+    programs::SkBuffContext,
 };
-use observer_ebpf::{Block, Cgroup, Door, InboundKey, Series, SeriesKey, health::Counter, shared, socket::Connection};
+use core::ffi::c_void;
+use observer_ebpf::{
+    Block, Cgroup, Door, InboundKey, Series, SeriesKey,
+    health::Counter,
+    hpack::Wide,
+    http2::{Call, CallKey, Http2},
+    shared,
+    socket::Connection,
+};
 
 /// Programs only. Freed with the socket.
 #[btf_map]
 static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
+/// Programs only. Freed with the socket; only connections that speak HTTP/2 have one.
+#[btf_map]
+static HTTP2: SkStorage<Http2> = SkStorage::new();
+/// Programs only. Freed with the socket; only connections with a large header table have one.
+#[btf_map]
+static WIDE: SkStorage<[Wide; 2]> = SkStorage::new();
+/// Programs only: calls that the connection's storage has no room for.
+#[btf_map]
+static CALLS: HashMap<CallKey, Call, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// Written by the user side before the programs are attached.
+#[btf_map]
+static NEXT_PROGRAMS: ProgramArray<2> = ProgramArray::new();
 /// Written by the user side.
 #[btf_map]
 static PROCESSES: HashMap<u32, u32, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -49,25 +70,87 @@ const DOOR: u32 = 2;
 /// The socket's storage, if it has one.
 #[inline(always)]
 pub(super) fn connection(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
-    storage(sk, 0)
+    // SAFETY: it lives as long as the socket does, which is longer than the program runs. Words that another processor may
+    // write are accessed through `shared`.
+    unsafe { storage(&raw const CONNECTIONS, sk, 0).cast::<Connection>().as_mut() }
 }
 
 /// The socket's storage, made if it has none.
 #[inline(always)]
 pub(super) fn new_connection(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
-    let connection = storage(sk, BPF_SK_STORAGE_GET_F_CREATE as u64);
+    // SAFETY: as above.
+    let connection = unsafe { storage(&raw const CONNECTIONS, sk, CREATE).cast::<Connection>().as_mut() };
     if connection.is_none() {
-        count(Counter::LossStorage, 1);
+        count(Counter::LossStorage as u32, 1);
     }
     connection
 }
 
+/// The HTTP/2 part of a connection, if it has one.
 #[inline(always)]
-fn storage(sk: *mut bpf_sock, flags: u64) -> Option<&'static mut Connection> {
-    let map = (&raw const CONNECTIONS).cast_mut().cast();
-    // SAFETY: the helper gives a pointer to the socket's storage or null; it lives as long as the socket does, which is
-    // longer than the program runs. Words that another processor may write are accessed through `shared`.
-    unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), flags).cast::<Connection>().as_mut() }
+pub(super) fn http2(sk: *mut bpf_sock) -> Option<&'static mut Http2> {
+    // SAFETY: as in `connection`.
+    unsafe { storage(&raw const HTTP2, sk, 0).cast::<Http2>().as_mut() }
+}
+
+/// The HTTP/2 part of a connection, made if it has none.
+#[inline(always)]
+pub(super) fn new_http2(sk: *mut bpf_sock) -> Option<&'static mut Http2> {
+    // SAFETY: as in `connection`.
+    let http2 = unsafe { storage(&raw const HTTP2, sk, CREATE).cast::<Http2>().as_mut() };
+    if http2.is_none() {
+        count(Counter::LossStorage as u32, 1);
+    }
+    http2
+}
+
+/// The larger header table of a direction, made if there is none; null if there is no room.
+#[inline(always)]
+pub(super) fn wide(sk: *mut bpf_sock, direction: usize) -> *mut Wide {
+    let both = storage(&raw const WIDE, sk, CREATE).cast::<[Wide; 2]>();
+    // SAFETY: not null, and the direction is 0 or 1.
+    if both.is_null() { core::ptr::null_mut() } else { unsafe { &raw mut (*both)[direction & 1] } }
+}
+
+const CREATE: u64 = BPF_SK_STORAGE_GET_F_CREATE as u64;
+
+/// The helper gives a pointer to the socket's storage or null.
+#[inline(always)]
+fn storage<T>(map: *const T, sk: *mut bpf_sock, flags: u64) -> *mut c_void {
+    // SAFETY: `sk` is a socket of the context's, not null.
+    unsafe { bpf_sk_storage_get(map.cast_mut().cast(), sk.cast(), core::ptr::null_mut(), flags) }
+}
+
+/// A call that the connection's storage had no room for, or null.
+#[inline(always)]
+pub(super) fn call(key: &CallKey) -> *mut Call {
+    CALLS.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
+}
+
+/// Keeps a call; false if there is no room.
+#[inline(always)]
+pub(super) fn insert_call(key: &CallKey, call: &Call) -> bool {
+    CALLS.insert(key, call, BPF_NOEXIST as u64).is_ok()
+}
+
+/// Forgets a call.
+#[inline(always)]
+pub(super) fn remove_call(key: &CallKey) {
+    // Nobody else removes it; if it is gone all the same, nothing is left to do.
+    let _ = CALLS.remove(key);
+}
+
+/// The map of calls, for a walk over all of them.
+#[inline(always)]
+pub(super) fn calls() -> *mut c_void {
+    (&raw const CALLS).cast_mut().cast()
+}
+
+/// Goes on in another program; returns only if there is none.
+#[inline(always)]
+pub(super) fn hand_over(ctx: &SkBuffContext, number: u32) {
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { NEXT_PROGRAMS.tail_call(ctx, number) }
 }
 
 /// Sidecar id of a process, [`observer_ebpf::IGNORED`], or 0 if it is not known.
@@ -91,10 +174,10 @@ pub(super) fn port_flags(port: u16) -> u32 {
     unsafe { PORTS.get(&u32::from(port)) }.copied().unwrap_or(0)
 }
 
-/// Adds to a health counter.
+/// Adds to a health counter, by its number.
 #[inline(always)]
-pub(super) fn count(counter: Counter, by: u64) {
-    if let Some(word) = HEALTH.get_ptr_mut(counter as u32) {
+pub(super) fn count(counter: u32, by: u64) {
+    if let Some(word) = HEALTH.get_ptr_mut(counter) {
         // SAFETY: array elements never move.
         shared::add(unsafe { &mut *word }, by);
     }
@@ -112,7 +195,7 @@ pub(super) fn slot_of(key: &SeriesKey) -> u32 {
     let next = unsafe { &mut *next };
     let slot = shared::load(next).wrapping_add(1);
     if SERIES.get_ptr(slot).is_none() {
-        count(Counter::LossSeries, 1);
+        count(Counter::LossSeries as u32, 1);
         return observer_ebpf::OVERFLOW_SLOT;
     }
     let slot = shared::take(next, 1).wrapping_add(1);
@@ -123,7 +206,7 @@ pub(super) fn slot_of(key: &SeriesKey) -> u32 {
     if let Some(slot) = unsafe { SLOTS.get(key) } {
         return *slot;
     }
-    count(Counter::LossSeries, 1);
+    count(Counter::LossSeries as u32, 1);
     observer_ebpf::OVERFLOW_SLOT
 }
 
@@ -142,7 +225,7 @@ pub(super) fn block(word: &mut u32) -> Option<&'static mut Block> {
         // SAFETY: array elements never move.
         let next = unsafe { &mut *NEXT.get_ptr_mut(BLOCK)? };
         if BLOCKS.get_ptr(shared::load(next)).is_none() {
-            count(Counter::LossBlocks, 1);
+            count(Counter::LossBlocks as u32, 1);
             return None;
         }
         let taken = shared::take(next, 1).wrapping_add(1);
@@ -171,7 +254,7 @@ pub(super) fn new_door(key: &InboundKey) -> u32 {
     // SAFETY: array elements never move.
     let next = unsafe { &mut *next };
     if DOORS.get_ptr(shared::load(next)).is_none() {
-        count(Counter::LossInbound, 1);
+        count(Counter::LossInbound as u32, 1);
         return 0;
     }
     let number = shared::take(next, 1).wrapping_add(1);

@@ -2,11 +2,11 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_ebpf::{
-    DURATION, GRPC_NONE, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_HTTP, PROTOCOL_TCP,
-    REQUEST_BYTES, RESPONSE_BYTES, SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN, Series, SeriesKey,
+    DURATION, GRPC_NONE, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST_BYTES,
+    RESPONSE_BYTES, SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN, Series, SeriesKey,
     health::Counter,
     latency, shared,
-    socket::{Connection, DESTINATION, ENCRYPTED, Finished, LISTED, REQUEST},
+    socket::{Connection, DESTINATION, ENCRYPTED, Finished, LISTED, REQUEST, RESPONSE},
 };
 
 use super::{context::opaque, maps};
@@ -18,18 +18,26 @@ pub(super) fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Counts a request.
-#[inline(always)]
-pub(super) fn finished(c: &mut Connection, finished: &Finished) {
-    let Some(series) = series(c, PROTOCOL_HTTP, finished.status, finished.security) else {
-        maps::count(Counter::RequestUnattributed, 1);
+/// Counts the request in the connection's place for a direction.
+#[inline(never)]
+pub(super) fn finished(c: &mut Connection, direction: usize) {
+    let Finished { duration_ns, bytes, messages, status, grpc_status, protocol, security, outcome, .. } =
+        c.finished[direction & 1];
+    let Some(series) = series(c, &Labels { protocol, security, status, grpc_status }) else {
+        maps::count(Counter::RequestUnattributed as u32, 1);
         return;
     };
-    let microseconds = finished.duration_ns / 1_000;
+    let microseconds = duration_ns / 1_000;
     observe(&mut series.histograms[DURATION], microseconds, microseconds / 1_000);
-    observe(&mut series.histograms[REQUEST_BYTES], finished.request_bytes, finished.request_bytes);
-    observe(&mut series.histograms[RESPONSE_BYTES], finished.response_bytes, finished.response_bytes);
-    maps::count(if finished.early { Counter::RequestEndedEarly } else { Counter::RequestOk }, 1);
+    observe(&mut series.histograms[REQUEST_BYTES], bytes[REQUEST], bytes[REQUEST]);
+    observe(&mut series.histograms[RESPONSE_BYTES], bytes[RESPONSE], bytes[RESPONSE]);
+    if messages[REQUEST] != 0 {
+        shared::add(&mut series.messages[REQUEST], u64::from(messages[REQUEST]));
+    }
+    if messages[RESPONSE] != 0 {
+        shared::add(&mut series.messages[RESPONSE], u64::from(messages[RESPONSE]));
+    }
+    maps::count(outcome, 1);
 }
 
 /// Adds to a connection's TCP counters.
@@ -37,8 +45,8 @@ pub(super) fn finished(c: &mut Connection, finished: &Finished) {
 pub(super) fn transferred(c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
     let protocol = if shared::load(&c.protocol) == ENCRYPTED { PROTOCOL_ENCRYPTED } else { PROTOCOL_TCP };
     let security = security(c);
-    let Some(series) = series(c, protocol, 0, security) else {
-        maps::count(Counter::LossUnattributed, 1);
+    let Some(series) = series(c, &Labels { protocol, security, status: 0, grpc_status: GRPC_NONE }) else {
+        maps::count(Counter::LossUnattributed as u32, 1);
         return;
     };
     if opened != 0 {
@@ -121,16 +129,33 @@ fn is_tls(c: &Connection) -> bool {
     c.opening == u32::from(SECURITY_MUTUAL_TLS) + 1
 }
 
+/// What tells a connection's series from each other.
+struct Labels {
+    protocol: u8,
+    security: u8,
+    status: u16,
+    grpc_status: u16,
+}
+
+impl Labels {
+    /// The same in 32 bits, never 0: what is cached is compared by it.
+    #[inline(always)]
+    fn short(&self) -> u32 {
+        let status = if self.status > 999 { 1_000 } else { u32::from(self.status) };
+        u32::from(self.protocol) << 28 | u32::from(self.security) << 26 | status << 16 | u32::from(self.grpc_status)
+    }
+}
+
 /// The series of a connection; none if it belongs to no known sidecar.
 #[inline(never)]
-fn series(c: &mut Connection, protocol: u8, status: u16, security: u8) -> Option<&'static mut Series> {
+fn series(c: &mut Connection, labels: &Labels) -> Option<&'static mut Series> {
     if c.sidecar == 0 && c.process != 0 {
         c.sidecar = maps::sidecar_of(c.process);
     }
     if c.sidecar == 0 || c.sidecar == IGNORED {
         return None;
     }
-    let short = u64::from(protocol) << 56 | u64::from(security) << 48 | u64::from(status) << 32;
+    let short = u64::from(labels.short()) << 32;
     // SAFETY: a reference is valid; volatile, since the other direction may be writing.
     let cached = unsafe { core::ptr::read_volatile(&c.cached) };
     if cached >> 32 << 32 == short {
@@ -139,11 +164,11 @@ fn series(c: &mut Connection, protocol: u8, status: u16, security: u8) -> Option
     let key = SeriesKey {
         sidecar: c.sidecar,
         destination: c.destination,
-        status,
-        grpc_status: GRPC_NONE,
+        status: labels.status,
+        grpc_status: labels.grpc_status,
         leg: c.leg as u8,
-        protocol,
-        security,
+        protocol: labels.protocol,
+        security: labels.security,
         padding: 0,
     };
     let slot = maps::slot_of(&key);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_loop, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+    helpers::generated::{bpf_loop, bpf_skb_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -12,34 +12,28 @@ use observer_ebpf::{
     health::Counter,
     shared,
     socket::{
-        self, ANCHORED, Connection, DESTINATION, ENDED, Env, Finished, GATEWAY, INBOUND, LATE, REQUEST, RESPONSE,
-        SOURCE, UNDECIDED,
+        self, ANCHORED, Connection, DESTINATION, ENDED, GATEWAY, INBOUND, LATE, REQUEST, RESPONSE, SOURCE, UNDECIDED,
     },
-    stream::{FILL, Stream},
     tls,
 };
 
 use super::{
-    context::{local_of, opaque, read, remote_of},
-    maps, record,
+    context::{local_of, read, remote_of},
+    http2, maps,
+    packet::{FIN, Packet, RST, Segment, enter, leave, segment},
+    record,
     sock_ops::OUTBOUND_PORT,
 };
 
-/// Turns for one packet: a 64 KiB packet of one-byte chunks needs 33,000; more than this has BIG TCP.
-const TURNS: u32 = 1 << 17;
-/// Tries to enter a direction that another processor is in: about a millisecond.
-const TRIES: u32 = 1 << 16;
-const FIN: u8 = 1;
-const RST: u8 = 4;
 const ESTABLISHED: u32 = 1;
-const TCP: u8 = 6;
-const HOP_BY_HOP: u8 = 0;
 
 /// What the sidecar's sockets receive.
 #[cgroup_skb]
 #[inline(always)]
 pub(crate) fn mesh_ingress(ctx: SkBuffContext) -> i32 {
-    packet(ctx.skb.skb, false);
+    if packet(ctx.skb.skb, false) == Some(Next::Http2) {
+        http2::hand_over(&ctx, false);
+    }
     1
 }
 
@@ -47,20 +41,21 @@ pub(crate) fn mesh_ingress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb]
 #[inline(always)]
 pub(crate) fn mesh_egress(ctx: SkBuffContext) -> i32 {
-    packet(ctx.skb.skb, true);
+    if packet(ctx.skb.skb, true) == Some(Next::Http2) {
+        http2::hand_over(&ctx, true);
+    }
     1
 }
 
-/// A segment's place in the packet and in the stream.
-struct Segment {
-    seq: u32,
-    offset: u32,
-    length: u32,
-    flags: u8,
+/// What is left to do with a packet.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Nothing,
+    Http2,
 }
 
 #[inline(always)]
-fn packet(skb: *mut __sk_buff, egress: bool) -> Option<()> {
+fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
     let sk = read!(skb, __bindgen_anon_2.sk);
     if sk.is_null() {
         return None;
@@ -77,13 +72,17 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<()> {
     }
     let leg = c.leg;
     if leg == INBOUND {
-        return opening(c, skb, egress);
+        opening(c, skb, egress);
+        return None;
     }
     if leg != SOURCE && leg != DESTINATION {
         return None;
     }
     let protocol = shared::load(&c.protocol);
-    if protocol == socket::HTTP2 || protocol == socket::ENCRYPTED {
+    if protocol == socket::HTTP2 {
+        return Some(Next::Http2);
+    }
+    if protocol == socket::ENCRYPTED {
         return None;
     }
     let segment = segment(skb)?;
@@ -97,25 +96,31 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<()> {
         dialled(c, skb);
     }
     if egress == (leg == DESTINATION) {
-        segment_of(c, skb, &segment, egress, REQUEST);
+        segment_of(c, skb, &segment, egress, REQUEST)
     } else {
-        segment_of(c, skb, &segment, egress, RESPONSE);
+        segment_of(c, skb, &segment, egress, RESPONSE)
     }
-    Some(())
 }
 
 #[inline(always)]
-fn segment_of(c: &mut Connection, skb: *mut __sk_buff, segment: &Segment, egress: bool, direction: usize) {
+fn segment_of(
+    c: &mut Connection,
+    skb: *mut __sk_buff,
+    segment: &Segment,
+    egress: bool,
+    direction: usize,
+) -> Option<Next> {
     let mut env = Packet { skb };
     // What a socket sends is serialised by its lock; what it receives can be on two processors at once.
     if !egress && !enter(&mut c.streams[direction]) {
-        maps::count(Counter::SyncContended, 1);
-        return;
+        maps::count(Counter::SyncContended as u32, 1);
+        return None;
     }
     if segment.length != 0 {
         socket::payload(c, &mut env, direction, segment.seq, segment.offset, segment.length);
     }
-    if segment.flags & (FIN | RST) != 0 {
+    let next = if shared::load(&c.protocol) == socket::HTTP2 { Next::Http2 } else { Next::Nothing };
+    if next == Next::Nothing && segment.flags & (FIN | RST) != 0 {
         socket::ending(c, &mut env, direction, segment.flags & RST != 0);
         // Without the state callback, which an older connection lacks, its end shows only here.
         if c.flags & LATE != 0 && (segment.flags & RST != 0 || c.first_end != direction as u32 + 1) {
@@ -123,8 +128,9 @@ fn segment_of(c: &mut Connection, skb: *mut __sk_buff, segment: &Segment, egress
         }
     }
     if !egress {
-        shared::store(&mut c.streams[direction].busy, 0);
+        leave(&mut c.streams[direction]);
     }
+    Some(next)
 }
 
 /// The opening of a peer's connection: only until it is clear what it came with.
@@ -145,108 +151,30 @@ fn opening(c: &mut Connection, skb: *mut __sk_buff, egress: bool) -> Option<()> 
     if segment.length == 0 || !enter(&mut c.streams[REQUEST]) {
         return None;
     }
-    if let Some((gap, known)) = c.streams[REQUEST].place(segment.seq, segment.length) {
-        let s = &mut c.streams[REQUEST];
+    let s = &mut c.streams[REQUEST];
+    if s.place(segment.seq, segment.offset, segment.length) {
         s.advance(segment.seq.wrapping_add(segment.length));
-        s.offset = segment.offset + known;
-        s.end = segment.offset + segment.length;
-        if gap == 0 {
-            let mut walk = Walk { c, skb, last: 0 };
+        if s.gap() == 0 {
+            let mut walk = Walk { c, skb };
             // SAFETY: the callback gets back the pointer given here.
             unsafe { bpf_loop(tls::STEPS, hello as *mut c_void, (&raw mut walk).cast(), 0) };
         }
     }
-    shared::store(&mut c.streams[REQUEST].busy, 0);
+    leave(&mut c.streams[REQUEST]);
     record::list(c);
     None
 }
 
-/// What a loop's callback works on.
+/// What the loop's callback works on.
 struct Walk {
     c: *mut Connection,
     skb: *mut __sk_buff,
-    last: u32,
 }
 
 unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
     // SAFETY: the pointer that `opening` gave; the connection outlives the program.
     let (walk, c) = unsafe { (&mut *walk, &mut *(*walk).c) };
     i64::from(tls::step(c, &mut Packet { skb: walk.skb }))
-}
-
-unsafe extern "C" fn request_turn(_: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: the pointer that `turns` gave; the connection outlives the program.
-    let (walk, c) = unsafe { (&mut *walk, &mut *(*walk).c) };
-    let last = socket::turn(c, &mut Packet { skb: walk.skb }, REQUEST);
-    walk.last = u32::from(last);
-    i64::from(last)
-}
-
-unsafe extern "C" fn response_turn(_: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: as above.
-    let (walk, c) = unsafe { (&mut *walk, &mut *(*walk).c) };
-    let last = socket::turn(c, &mut Packet { skb: walk.skb }, RESPONSE);
-    walk.last = u32::from(last);
-    i64::from(last)
-}
-
-unsafe extern "C" fn try_enter(_: u32, s: *mut *mut Stream) -> i64 {
-    // SAFETY: the pointer that `enter` gave.
-    let s = unsafe { &mut **s };
-    i64::from(shared::claim(&mut s.busy, 0, 1))
-}
-
-/// Takes a direction for this processor.
-#[inline(always)]
-fn enter(s: &mut Stream) -> bool {
-    if shared::claim(&mut s.busy, 0, 1) {
-        return true;
-    }
-    let mut pointer: *mut Stream = s;
-    // SAFETY: the callback gets back the pointer given here.
-    let tries = unsafe { bpf_loop(TRIES, try_enter as *mut c_void, (&raw mut pointer).cast(), 0) };
-    tries < TRIES as i64
-}
-
-/// Finds sequence number and payload of a packet whose first header is IPv4 or IPv6 and whose second is TCP.
-#[inline(always)]
-fn segment(skb: *mut __sk_buff) -> Option<Segment> {
-    // SAFETY: context fields; every byte behind `data` is checked against `data_end` before it is read.
-    unsafe {
-        let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
-        let byte = |at: usize| *(at as *const u8);
-        let mut header = 40usize;
-        if data + 40 > end {
-            maps::count(Counter::LossHeaders, 1);
-            return None;
-        }
-        let mut next = byte(data + 6);
-        if byte(data) >> 4 == 4 {
-            header = (byte(data) as usize & 15) * 4;
-            next = byte(data + 9);
-        } else if next == HOP_BY_HOP && data + 48 <= end {
-            // A packet above 64 KiB (BIG TCP) has its length in a jumbo option of eight bytes.
-            header = 48;
-            next = if byte(data + 41) == 0 { byte(data + 40) } else { next };
-        }
-        if next != TCP || header < 20 {
-            maps::count(Counter::LossHeaders, 1);
-            return None;
-        }
-        let tcp = data + header;
-        if tcp + 20 > end {
-            maps::count(Counter::LossHeaders, 1);
-            return None;
-        }
-        let offset = header as u32 + (byte(tcp + 12) as u32 >> 4) * 4;
-        let length = (*skb).len;
-        Some(Segment {
-            seq: u32::from_be(core::ptr::read_unaligned((tcp + 4) as *const u32)),
-            offset,
-            length: if length > offset { length - offset } else { 0 },
-            flags: byte(tcp + 13),
-        })
-    }
 }
 
 /// A socket without storage that carries data: it was open before the programs were attached.
@@ -278,7 +206,7 @@ fn late(skb: *mut __sk_buff, sk: *mut bpf_sock) -> Option<&'static mut Connectio
 fn joined_late(c: &mut Connection) {
     if shared::set(&mut c.flags, LATE) & LATE == 0 {
         shared::set(&mut c.sync, 1);
-        maps::count(Counter::ConnectionLate, 1);
+        maps::count(Counter::ConnectionLate as u32, 1);
     }
 }
 
@@ -329,52 +257,5 @@ fn dialled(c: &mut Connection, skb: *mut __sk_buff) {
             return;
         };
         c.destination = Endpoint { address, port, padding: 0 };
-    }
-}
-
-/// A packet, where a connection's logic needs one.
-struct Packet {
-    skb: *mut __sk_buff,
-}
-
-impl Env for Packet {
-    #[inline(always)]
-    fn now(&mut self) -> u64 {
-        record::now()
-    }
-    #[inline(always)]
-    fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
-        let window = stream.window.as_mut_ptr().cast::<u8>();
-        let at = at as usize & 127;
-        let length = opaque(length);
-        if length == 0 || length > FILL {
-            return false;
-        }
-        // SAFETY: `at` is below 128 and `length` at most 256; the window has 400 bytes.
-        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, window.add(at).cast(), length) == 0 }
-    }
-    #[inline(always)]
-    fn turns(&mut self, c: &mut Connection, direction: usize) -> bool {
-        let mut walk = Walk { c, skb: self.skb, last: 0 };
-        let callback = if direction == REQUEST { request_turn as *mut c_void } else { response_turn as *mut c_void };
-        // SAFETY: the callback gets back the pointer given here.
-        unsafe { bpf_loop(TURNS, callback, (&raw mut walk).cast(), 0) };
-        walk.last != 0
-    }
-    #[inline(always)]
-    fn count(&mut self, counter: Counter, by: u64) {
-        maps::count(counter, by);
-    }
-    #[inline(always)]
-    fn finished(&mut self, c: &mut Connection, finished: &Finished) {
-        record::finished(c, finished);
-    }
-    #[inline(always)]
-    fn transferred(&mut self, c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
-        record::transferred(c, opened, closed, direction, bytes);
-    }
-    #[inline(always)]
-    fn security(&mut self, c: &mut Connection) -> u8 {
-        record::security(c)
     }
 }

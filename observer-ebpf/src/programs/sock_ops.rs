@@ -9,10 +9,9 @@ use aya_ebpf::{
 use observer_ebpf::{
     Endpoint, PORT_EXCLUDED, PORT_TCP,
     health::Counter,
-    shared,
+    http2, shared,
     socket::{
-        self, ANCHORED, Connection, DECLARED_TCP, DESTINATION, Env, Finished, INBOUND, LATE, REQUEST, RESPONSE, SOURCE,
-        UNDECIDED,
+        self, ANCHORED, Connection, DECLARED_TCP, DESTINATION, Env, INBOUND, LATE, REQUEST, RESPONSE, SOURCE, UNDECIDED,
     },
     stream::Stream,
 };
@@ -86,7 +85,8 @@ fn accepted(ops: *mut bpf_sock_ops) -> Option<()> {
 #[inline(always)]
 fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
     let (received, acknowledged) = (read!(ops, bytes_received), read!(ops, bytes_acked));
-    let c = maps::connection(socket_of(ops)?)?;
+    let sk = socket_of(ops)?;
+    let c = maps::connection(sk)?;
     if c.leg == INBOUND {
         record::unlist(c);
         return None;
@@ -94,7 +94,12 @@ fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
     if c.leg != SOURCE && c.leg != DESTINATION {
         return None;
     }
-    socket::ended(c, &mut Event);
+    if socket::ended(c, &mut Event)
+        && shared::load(&c.protocol) == socket::HTTP2
+        && let Some(h) = maps::http2(sk)
+    {
+        http2::ended(c, h, &mut Event);
+    }
     if c.flags & LATE == 0 && c.flags & ANCHORED != 0 && c.protocol != socket::ENCRYPTED {
         let (ingress, egress) = if c.leg == SOURCE { (REQUEST, RESPONSE) } else { (RESPONSE, REQUEST) };
         audit(c.streams[ingress].seen, received, 1, c.streams[egress].seen, acknowledged);
@@ -105,7 +110,7 @@ fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
 /// Compares what was seen with what the kernel counted; its figures include FIN and, of the opener, SYN.
 #[inline(always)]
 fn audit(seen_in: u64, received: u64, fin: u64, seen_out: u64, acknowledged: u64) {
-    maps::count(Counter::AuditConnections, 1);
+    maps::count(Counter::AuditConnections as u32, 1);
     let mut unseen = 0;
     if received > seen_in + fin {
         unseen += received - seen_in - fin;
@@ -114,10 +119,10 @@ fn audit(seen_in: u64, received: u64, fin: u64, seen_out: u64, acknowledged: u64
         unseen += acknowledged - seen_out - fin - 1;
     }
     if unseen > 0 {
-        maps::count(Counter::AuditUnseen, unseen);
+        maps::count(Counter::AuditUnseen as u32, unseen);
     }
     if seen_out > acknowledged {
-        maps::count(Counter::AuditUnacknowledged, seen_out - acknowledged);
+        maps::count(Counter::AuditUnacknowledged as u32, seen_out - acknowledged);
     }
 }
 
@@ -165,11 +170,11 @@ impl Env for Event {
     }
     #[inline(always)]
     fn count(&mut self, counter: Counter, by: u64) {
-        maps::count(counter, by);
+        maps::count(counter as u32, by);
     }
     #[inline(always)]
-    fn finished(&mut self, c: &mut Connection, finished: &Finished) {
-        record::finished(c, finished);
+    fn finished(&mut self, c: &mut Connection, direction: usize) {
+        record::finished(c, direction);
     }
     #[inline(always)]
     fn transferred(&mut self, c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {

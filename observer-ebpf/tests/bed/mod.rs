@@ -54,8 +54,8 @@ impl Env for Bed {
     fn count(&mut self, counter: Counter, by: u64) {
         self.counts.push((counter, by));
     }
-    fn finished(&mut self, _: &mut Connection, finished: &Finished) {
-        self.finished.push(*finished);
+    fn finished(&mut self, c: &mut Connection, direction: usize) {
+        self.finished.push(c.finished[direction]);
     }
     fn transferred(&mut self, _: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
         self.opened += opened;

@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData},
+    maps::{Array, HashMap, MapData, ProgramArray},
     programs::Program,
 };
 use aya_log::EbpfLogger;
@@ -56,6 +56,8 @@ pub struct ProgramProbe {
 
 /// The loaded programs, their links and their maps. Dropping it detaches everything.
 pub struct Kernel {
+    #[expect(dead_code, reason = "the kernel empties the table when its last owner lets it go")]
+    next_programs: ProgramArray<MapData>,
     ebpf: Ebpf,
     links: Table<u64, attach::Links>,
     slots: Vec<(SeriesKey, u32)>,
@@ -92,8 +94,14 @@ impl Kernel {
         for name in names::PROGRAMS {
             attach::load(&mut ebpf, name)?;
         }
-        let mut kernel =
-            Self { ebpf, links: Table::new(), slots: Vec::new(), slots_taken: 0, max_series: options.max_series };
+        let mut kernel = Self {
+            next_programs: attach::link(&mut ebpf)?,
+            ebpf,
+            links: Table::new(),
+            slots: Vec::new(),
+            slots_taken: 0,
+            max_series: options.max_series,
+        };
         let tcp = TCP_PORTS.iter().chain(&options.tcp_ports).map(|&port| (port, PORT_TCP));
         let excluded = EXCLUDED_PORTS.iter().chain(&options.excluded_ports).map(|&port| (port, PORT_EXCLUDED));
         let mut flags = Table::<u16, u32>::new();
@@ -234,7 +242,7 @@ impl Kernel {
     fn read_program(&self, name: &'static str) -> Result<ProgramReading, Error> {
         let program = self.ebpf.program(name).ok_or(Error::Missing { name })?;
         let (runs, run_time_ns) = run_statistics(program).map_err(|source| Error::load(name, source))?;
-        let links = self.links.len() as u64;
+        let links = if names::ATTACHED.contains(&name) { self.links.len() as u64 } else { 0 };
         Ok(ProgramReading { name, links, runs, run_time: Duration::from_nanos(run_time_ns) })
     }
 

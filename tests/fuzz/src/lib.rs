@@ -61,8 +61,8 @@ impl Env for Packet {
 
     fn count(&mut self, _: Counter, _: u64) {}
 
-    fn finished(&mut self, _: &mut Connection, finished: &Finished) {
-        self.finished.push(*finished);
+    fn finished(&mut self, c: &mut Connection, direction: usize) {
+        self.finished.push(c.finished[direction]);
     }
 
     fn transferred(&mut self, _: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {

@@ -56,8 +56,8 @@ fuzz_target!(|input: &[u8]| {
     socket::ended(&mut connection, &mut packet);
     socket::ended(&mut connection, &mut packet);
     let [sent, answered] = [0, 1].map(|direction| seen[direction]);
-    let requests: u64 = packet.finished.iter().map(|finished| finished.request_bytes).sum();
-    let responses: u64 = packet.finished.iter().map(|finished| finished.response_bytes).sum();
+    let requests: u64 = packet.finished.iter().map(|finished| finished.bytes[REQUEST]).sum();
+    let responses: u64 = packet.finished.iter().map(|finished| finished.bytes[RESPONSE]).sum();
     assert!(requests <= sent && responses <= answered, "{requests}/{responses} of {sent}/{answered} bytes");
     let (opened, closed) = packet.connections;
     assert!(closed <= opened && opened <= 1, "opened {opened} times, closed {closed} times");

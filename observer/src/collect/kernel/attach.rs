@@ -4,6 +4,7 @@ use std::{fs::File, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{MapData, ProgramArray},
     programs::{
         CgroupAttachMode, Program, ProgramError,
         cgroup_skb::{CgroupSkbAttachType, CgroupSkbLink},
@@ -63,11 +64,23 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     result.map_err(|source| Error::load(name, source))
 }
 
-/// Attaches every program to the cgroup: those that name sockets first, those that read packets last, so that no packet
+/// Tells the attached programs where they hand packets on to. The table's owner must outlive the programs' use of it.
+pub(super) fn link(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
+    let map = ebpf.take_map(names::NEXT_PROGRAMS).ok_or(Error::Missing { name: names::NEXT_PROGRAMS })?;
+    let mut table = ProgramArray::try_from(map).map_err(|source| Error::map(names::NEXT_PROGRAMS, source))?;
+    for (number, name) in names::HANDED.into_iter().enumerate() {
+        let program = ebpf.program(name).ok_or(Error::Missing { name })?;
+        let fd = program.fd().map_err(|source| Error::load(name, source))?;
+        table.set(number as u32, fd, 0).map_err(|source| Error::map(names::NEXT_PROGRAMS, source))?;
+    }
+    Ok(table)
+}
+
+/// Attaches to the cgroup every program that is attached: those that name sockets first, those that read packets last, so that no packet
 /// is seen of a socket whose beginning was missed without need.
 pub(super) fn attach(ebpf: &mut Ebpf, path: &Path) -> Result<Links, Error> {
     let cgroup = File::open(path).map_err(|source| Error::Cgroup { path: path.to_owned(), source })?;
-    let links = names::PROGRAMS.iter().map(|&name| {
+    let links = names::ATTACHED.iter().map(|&name| {
         let program = ebpf.program_mut(name).ok_or(Error::Missing { name })?;
         attach_one(program, name, &cgroup).map_err(|source| Error::attach(name, path, source))
     });
@@ -92,7 +105,7 @@ fn attach_one(program: &mut Program, name: &str, cgroup: &File) -> Result<Link, 
         }
         Program::CgroupSkb(program) => {
             let direction =
-                if name == names::PROGRAMS[5] { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
+                if name == names::ATTACHED[5] { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
             let id = program.attach(cgroup, direction, mode)?;
             program.take_link(id).map(Link::Skb)
         }

@@ -1,0 +1,957 @@
+//! HTTP/2 framing (RFC 9113), and the calls that are open on a connection.
+//!
+//! A frame's head is assembled over any segmentation, its payload passed over unread, but for header blocks and, in gRPC,
+//! the five bytes before each message. As with HTTP/1, each direction may be read on a processor of its own: a call's
+//! words are written by one direction only, or shared, and whichever ends it counts it. Only the request direction makes
+//! calls.
+
+use crate::{
+    GRPC_NONE, GRPC_UNKNOWN, PROTOCOL_GRPC, PROTOCOL_HTTP, STATUS_UNKNOWN,
+    health::Counter,
+    hpack::{self, UNREADABLE, WIDE_MISSING, WIDE_UNUSED, WIDE_USED, WIDE_WANTED, Walk, Wide},
+    shared,
+    socket::{Connection, DESTINATION, Env, Finished, LATE, REQUEST, RESPONSE, SOURCE, ended_at},
+    stream::{Stream, Token},
+};
+
+/// Calls that have room in the connection's own storage, by their id; further ones go to a map.
+pub const CALLS: usize = 32;
+/// Bytes of the connection preface (section 3.4).
+const PREFACE: u64 = 24;
+
+/// State: at a frame's head.
+pub const HEAD: u32 = 0;
+/// State: between a frame's head and its header block.
+const PROLOGUE: u32 = 1;
+/// State: in a header block.
+const FIELDS: u32 = 2;
+/// State: in the data of a gRPC call.
+const MESSAGES: u32 = 3;
+/// State: at the last stream's id in GOAWAY.
+const GOAWAY_ID: u32 = 4;
+/// State: behind the payload.
+const END: u32 = 5;
+/// State: a call that has ended is to be counted.
+const COUNT: u32 = 8;
+/// State: looking for a segment that begins with a frame.
+const LOST: u32 = 6;
+/// State: following frames from the begin of a segment, to be sure.
+const PROVING: u32 = 7;
+
+const DATA: u32 = 0;
+const HEADERS: u32 = 1;
+const PRIORITY: u32 = 2;
+const RST_STREAM: u32 = 3;
+const SETTINGS: u32 = 4;
+const PUSH_PROMISE: u32 = 5;
+const PING: u32 = 6;
+const GOAWAY: u32 = 7;
+const WINDOW_UPDATE: u32 = 8;
+const CONTINUATION: u32 = 9;
+
+const END_STREAM: u32 = 1;
+const END_HEADERS: u32 = 4;
+const PADDED: u32 = 8;
+const HAS_PRIORITY: u32 = 0x20;
+/// Not of the protocol: the header block belongs to a PUSH_PROMISE, and only the table is concerned.
+const PROMISED: u32 = 1 << 16;
+
+/// Bytes of a frame's head.
+const HEAD_BYTES: u32 = 9;
+/// What the meter of Envoy adds for a RST_STREAM that it receives.
+const RESET_BYTES: u64 = 13;
+/// Largest frame that is believed when a position is to be found again (section 4.2, the initial SETTINGS_MAX_FRAME_SIZE).
+const BELIEVED: u32 = 1 << 14;
+/// Frames in a row that prove a position, unless a segment ends with the first of them.
+const PROOF: u32 = 3;
+
+/// [`Call::status`] of an answer whose status could not be read.
+const UNKNOWN: u32 = STATUS_UNKNOWN as u32 + 1;
+/// The status of gRPC that a proxy gives for an application that did not answer.
+const UNAVAILABLE: u32 = 14;
+
+/// Bit of [`Call::state`]: the request is complete.
+pub const REQUEST_DONE: u32 = 1;
+/// Bit of [`Call::state`]: the response is complete.
+pub const RESPONSE_DONE: u32 = 1 << 1;
+/// Bit of [`Call::state`]: counted.
+pub const FINISHED: u32 = 1 << 2;
+/// Bit of [`Call::state`]: gRPC, by the request's content type.
+pub const IS_GRPC: u32 = 1 << 3;
+/// Bit of [`Call::state`]: begun on a connection whose header tables are not known.
+const IS_BLIND: u32 = 1 << 4;
+/// Position of the security in [`Call::state`].
+const SECURITY_SHIFT: u32 = 8;
+
+/// A stream of HTTP/2: one request and its response.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Stream id, or 0 where there is no call; shared.
+    pub id: u32,
+    /// Bits above; shared.
+    pub state: u32,
+    /// First byte of the first HEADERS frame, nanoseconds of `CLOCK_MONOTONIC`.
+    pub start_ns: u64,
+    /// Wire bytes, as Envoy's meter has them, by direction.
+    pub bytes: [u64; 2],
+    /// gRPC messages begun, by direction.
+    pub messages: [u32; 2],
+    /// Bytes to come of the current gRPC message, or its length as far as read, by direction.
+    pub left: [u32; 2],
+    /// Bytes of the current message's prefix that are read, by direction; 0 in the message or before one.
+    pub prefix: [u32; 2],
+    /// Status plus one, 0 before the response's header; written by the response direction.
+    pub status: u32,
+    /// gRPC status plus one, 0 where there is none; written by the response direction.
+    pub grpc_status: u32,
+}
+
+/// Which call of which connection: the key of the `CALLS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CallKey {
+    /// The connection's cookie.
+    pub cookie: u64,
+    /// Stream id.
+    pub id: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// The frames of one direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Frames {
+    /// State above.
+    pub state: u32,
+    /// Type of the frame.
+    pub kind: u32,
+    /// Its flags; those of HEADERS while its header block goes on in CONTINUATION.
+    pub flags: u32,
+    /// Its stream.
+    pub stream: u32,
+    /// Bytes of its payload not yet read or given to be skipped, without the padding.
+    pub left: u32,
+    /// Padding behind the payload.
+    pub padding: u32,
+    /// The stream whose header block is not complete, or 0.
+    pub block: u32,
+    /// 1 once the header table of this direction is not known any more.
+    pub blind: u32,
+    /// Packet offset of the first frame of a position to be proven.
+    pub proof: u32,
+    /// Frames that spoke for it.
+    pub proven: u32,
+    /// Why the position is to be given up: a counter plus one, or 0.
+    pub failure: u32,
+    /// 1 if the calls that are open can not be followed any more.
+    pub abandoned: u32,
+    /// Last stream id of GOAWAY plus one, until the calls above it are ended, or 0.
+    pub going: u32,
+    /// The direction that gave `ended` up, plus one; 0 if it ended by itself.
+    pub ended_by: u32,
+    /// When the first byte of a frame's head came whose rest is missing, or 0; nanoseconds of `CLOCK_MONOTONIC`.
+    pub began_ns: u64,
+    /// Header blocks.
+    pub walk: Walk,
+    /// A call that has ended, to be counted.
+    pub ended: Call,
+}
+
+/// What a connection that speaks HTTP/2 needs beside its [`Connection`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Http2 {
+    /// Both directions.
+    pub frames: [Frames; 2],
+    /// Open calls, each where its id puts it.
+    pub calls: [Call; CALLS],
+    /// Tells the connection's calls in the map from those of others.
+    pub cookie: u64,
+    /// Open calls in the map; shared.
+    pub elsewhere: u32,
+    /// Largest stream id that a client has begun.
+    pub last: u32,
+    /// 1 once the connection's protocol was begun to be read.
+    pub begun: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+const _: () = assert!(size_of::<Call>() == 64);
+const _: () = assert!(size_of::<CallKey>() == 16);
+const _: () = assert!(size_of::<Http2>() <= 3328);
+
+/// What the calls of a connection need from where it runs, beside [`Env`].
+pub trait Calls: Env {
+    /// Takes turns until one says that it was the last; false if there were too many.
+    fn frame_turns(&mut self, c: &mut Connection, h: &mut Http2, direction: usize) -> bool;
+    /// A call in the map, or null.
+    fn call(&mut self, key: &CallKey) -> *mut Call;
+    /// Puts a call in the map; false if there is no room.
+    fn insert(&mut self, key: &CallKey, call: &Call) -> bool;
+    /// Takes a call out of the map.
+    fn remove(&mut self, key: &CallKey);
+    /// Calls [`reap`] with each of the connection's own calls above `above`, then with those in the map.
+    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping);
+    /// Larger rings of both directions, made if there are none; null if there is no room.
+    fn wide(&mut self, direction: usize) -> *mut Wide;
+}
+
+/// Why calls are ended that did not end by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reaping {
+    /// Only those with a larger id.
+    pub above: u32,
+    /// They are counted under this reason and in no Istio family; as requests that ended early if there is none.
+    pub uncounted: Option<Counter>,
+    /// The direction that ended them, plus one, or 0.
+    pub by: u32,
+    /// When, nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+}
+
+/// Takes payload `[seq, seq + length)` that lies at packet offset `offset`.
+#[inline(always)]
+pub fn payload<E: Calls>(
+    c: &mut Connection,
+    h: &mut Http2,
+    env: &mut E,
+    direction: usize,
+    seq: u32,
+    offset: u32,
+    length: u32,
+) {
+    begin(c, h);
+    let s = &mut c.streams[direction];
+    if !s.place(seq, offset, length) {
+        return;
+    }
+    let end = seq.wrapping_add(length);
+    let gap = s.gap();
+    if gap != 0 && !s.covers(gap) && h.frames[direction].state != LOST {
+        if s.park(seq, end) {
+            return;
+        }
+        lose(c, h, env, direction, Counter::SyncGap);
+    }
+    let s = &mut c.streams[direction];
+    s.advance(end);
+    if h.frames[direction].state == LOST {
+        s.clear();
+        s.skip = 0;
+        h.frames[direction].state = PROVING;
+        h.frames[direction].proof = s.offset;
+        h.frames[direction].proven = 0;
+    } else {
+        s.skip = s.skip.wrapping_sub(u64::from(s.gap()));
+    }
+    let complete = env.frame_turns(c, h, direction);
+    let failure = h.frames[direction].failure;
+    if failure == Counter::SyncMalformed as u32 + 1 {
+        lose(c, h, env, direction, Counter::SyncMalformed);
+    } else if failure != 0 {
+        lose(c, h, env, direction, Counter::SyncUnreadable);
+    } else if !complete {
+        lose(c, h, env, direction, Counter::SyncSteps);
+    }
+    if h.frames[direction].state == PROVING {
+        h.frames[direction].state = LOST;
+    }
+    if c.streams[direction].waiting != 0 {
+        rejoin(c, h, env, direction);
+    }
+    let (abandoned, going) = (h.frames[direction].abandoned, h.frames[direction].going);
+    if abandoned | going != 0 {
+        h.frames[direction].abandoned = 0;
+        h.frames[direction].going = 0;
+        let at_ns = env.now();
+        let reaping = if abandoned != 0 {
+            Reaping { above: 0, uncounted: Some(Counter::RequestLostSync), by: 0, at_ns }
+        } else {
+            let uncounted = if c.leg == SOURCE { Some(Counter::RequestAbandoned) } else { None };
+            Reaping { above: going - 1, uncounted, by: RESPONSE as u32 + 1, at_ns }
+        };
+        env.each(c, h, &reaping);
+    }
+}
+
+/// Once: is this connection read from its preface, or must its frames be found first?
+#[inline(always)]
+fn begin(c: &mut Connection, h: &mut Http2) {
+    if shared::load(&h.begun) != 0 || !shared::claim(&mut h.begun, 0, 1) {
+        return;
+    }
+    if c.flags & LATE != 0 {
+        h.frames[REQUEST].state = LOST;
+        h.frames[RESPONSE].state = LOST;
+        h.frames[REQUEST].blind = 1;
+        h.frames[RESPONSE].blind = 1;
+    } else {
+        c.streams[REQUEST].skip = PREFACE.wrapping_sub(c.streams[REQUEST].seen);
+    }
+}
+
+/// Goes on behind segments that came early, now that the bytes in front of them are here. Their own bytes are gone.
+#[inline(never)]
+fn rejoin<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) {
+    let mut i = 0;
+    while i < crate::stream::PARKED {
+        let brought = c.streams[direction].unpark();
+        if brought != 0 {
+            if !c.streams[direction].covers(brought) {
+                lose(c, h, env, direction, Counter::SyncGap);
+            }
+            let s = &mut c.streams[direction];
+            s.skip = s.skip.saturating_sub(u64::from(brought));
+            let end = s.next.wrapping_add(brought);
+            s.advance(end);
+            s.offset = s.end;
+        }
+        i += 1;
+    }
+}
+
+/// Gives up the position in one direction, and with it the header table; what was open is counted and forgotten.
+#[inline(never)]
+fn lose<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, reason: Counter) {
+    let f = &mut h.frames[direction];
+    if f.state == LOST {
+        return;
+    }
+    f.state = LOST;
+    f.failure = 0;
+    f.blind = 1;
+    f.block = 0;
+    let s = &mut c.streams[direction];
+    s.clear();
+    s.skip = 0;
+    s.forget_parked();
+    h.frames[direction].abandoned = 1;
+    env.count(reason, 1);
+}
+
+/// Ends the reading of this packet: the position is to be given up for this reason.
+#[inline(always)]
+fn fail(f: &mut Frames, reason: Counter) -> bool {
+    f.failure = reason as u32 + 1;
+    true
+}
+
+/// Takes one turn through the packet; true if it was the last.
+#[inline(always)]
+pub fn turn<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    let s = &mut c.streams[direction];
+    if s.skip > 0 {
+        return s.pass() == Token::Empty;
+    }
+    let state = h.frames[direction].state;
+    if state == FIELDS {
+        return fields(c, h, env, direction);
+    }
+    if state == END {
+        return end(c, h, env, direction);
+    }
+    if state == MESSAGES {
+        return messages(c, h, env, direction);
+    }
+    if state == COUNT {
+        let f = &mut h.frames[direction];
+        f.state = HEAD;
+        let at_ns = env.now();
+        let finished = counted(c, &f.ended, f.ended_by != 0, f.ended_by, at_ns);
+        Finished::put(&mut c.finished[direction], &finished);
+        env.finished(c, direction);
+        return false;
+    }
+    let f = &h.frames[direction];
+    let need = match state {
+        HEAD | PROVING => HEAD_BYTES,
+        PROLOGUE => prologue(f),
+        GOAWAY_ID => 4,
+        _ => return true,
+    };
+    if c.streams[direction].pending() < need {
+        return supply(c, h, env, direction);
+    }
+    if state == HEAD {
+        return head(c, h, env, direction);
+    }
+    if state == PROVING {
+        return prove(c, h, direction);
+    }
+    let s = &mut c.streams[direction];
+    let first = s.word(s.line);
+    s.line = s.line.wrapping_add(need);
+    let f = &mut h.frames[direction];
+    f.left = f.left.wrapping_sub(need);
+    if state == GOAWAY_ID {
+        let last = (first as u32).swap_bytes() & 0x7fff_ffff;
+        s.skip = u64::from(f.left);
+        f.left = 0;
+        f.state = END;
+        // Kept until the frame is whole.
+        f.stream = last;
+        return false;
+    }
+    if f.flags & PADDED != 0 {
+        let padding = first as u32 & 0xff;
+        if padding > f.left {
+            return fail(&mut h.frames[direction], Counter::SyncMalformed);
+        }
+        f.padding = padding;
+        f.left -= padding;
+    }
+    begin_payload(h, s, direction);
+    false
+}
+
+/// Loads more of the packet into the window; true if there is no more.
+#[inline(never)]
+fn supply<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    let s = &mut c.streams[direction];
+    match s.supply() {
+        Token::Load(offset, length) => {
+            let at = s.have;
+            if !env.load(s, offset, length, at) {
+                return fail(&mut h.frames[direction], Counter::SyncUnreadable);
+            }
+            s.loaded(length);
+            false
+        }
+        _ => {
+            let f = &mut h.frames[direction];
+            if f.state == HEAD && s.pending() > 0 && f.began_ns == 0 {
+                f.began_ns = env.now();
+            }
+            true
+        }
+    }
+}
+
+/// Bytes between a frame's head and what it is about.
+#[inline(always)]
+fn prologue(f: &Frames) -> u32 {
+    let padding = u32::from(f.flags & PADDED != 0);
+    if f.kind == HEADERS && f.flags & HAS_PRIORITY != 0 {
+        padding + 5
+    } else if f.kind == PUSH_PROMISE {
+        padding + 4
+    } else {
+        padding
+    }
+}
+
+/// A frame's head, from its nine bytes.
+#[derive(Clone, Copy)]
+struct Header {
+    length: u32,
+    kind: u32,
+    flags: u32,
+    stream: u32,
+}
+
+#[inline(always)]
+fn header(s: &Stream) -> Header {
+    let word = s.word(s.line);
+    let last = u64::from(s.byte(s.line.wrapping_add(8)));
+    Header {
+        length: ((word as u32).swap_bytes()) >> 8,
+        kind: (word >> 24) as u32 & 0xff,
+        flags: (word >> 32) as u32 & 0xff,
+        stream: (((word >> 40) | last << 24) as u32).swap_bytes() & 0x7fff_ffff,
+    }
+}
+
+/// Reads a frame's head.
+#[inline(never)]
+fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    let s = &mut c.streams[direction];
+    let Header { length, kind, flags, stream } = header(s);
+    s.line = s.line.wrapping_add(HEAD_BYTES);
+    let f = &mut h.frames[direction];
+    let began_ns = f.began_ns;
+    f.began_ns = 0;
+    let block = f.block;
+    if (block != 0) != (kind == CONTINUATION) || (block != 0 && block != stream) {
+        return fail(&mut h.frames[direction], Counter::SyncMalformed);
+    }
+    f.kind = kind;
+    f.left = length;
+    f.padding = 0;
+    if kind == CONTINUATION {
+        f.flags |= flags & END_HEADERS;
+        f.state = FIELDS;
+        with(h, env, stream, |call| call.bytes[direction] += u64::from(length));
+        return false;
+    }
+    f.flags = flags;
+    f.stream = stream;
+    match kind {
+        DATA | HEADERS => {
+            if stream == 0 {
+                return fail(&mut h.frames[direction], Counter::SyncMalformed);
+            }
+            if kind == HEADERS && direction == REQUEST && stream > h.last {
+                call_begins(c, h, env, stream, began_ns);
+            }
+            let wire = u64::from(length) + u64::from(HEAD_BYTES);
+            with(h, env, stream, |call| call.bytes[direction] += wire);
+        }
+        PUSH_PROMISE => {}
+        GOAWAY if length >= 8 => {
+            h.frames[direction].state = GOAWAY_ID;
+            return false;
+        }
+        _ => {
+            // RST_STREAM among them: it acts once it is whole.
+            c.streams[direction].skip = u64::from(length);
+            h.frames[direction].left = 0;
+            h.frames[direction].state = END;
+            return false;
+        }
+    }
+    let f = &mut h.frames[direction];
+    let need = prologue(f);
+    if need > length {
+        return fail(&mut h.frames[direction], Counter::SyncMalformed);
+    }
+    if need > 0 {
+        f.state = PROLOGUE;
+        return false;
+    }
+    if kind == DATA {
+        data_begins(c, h, env, direction);
+    } else {
+        begin_payload(h, &mut c.streams[direction], direction);
+    }
+    false
+}
+
+/// Behind head and prologue: the header block, or data without messages.
+#[inline(always)]
+fn begin_payload(h: &mut Http2, s: &mut Stream, direction: usize) {
+    let f = &mut h.frames[direction];
+    if f.kind == DATA {
+        // Padded data is not looked into before its call is known; see `messages`.
+        f.state = MESSAGES;
+        return;
+    }
+    if f.blind != 0 {
+        s.skip = u64::from(f.left);
+        f.left = 0;
+    }
+    if f.kind == PUSH_PROMISE {
+        f.flags |= PROMISED;
+    }
+    f.block = f.stream;
+    f.state = FIELDS;
+    hpack::begin(&mut f.walk);
+}
+
+/// Data: passed over, unless it is gRPC's.
+#[inline(always)]
+fn data_begins<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) {
+    let stream = h.frames[direction].stream;
+    let mut state = 0;
+    with(h, env, stream, |call| state = shared::load(&call.state));
+    let f = &mut h.frames[direction];
+    if state & IS_GRPC != 0 {
+        f.state = MESSAGES;
+        return;
+    }
+    c.streams[direction].skip = u64::from(f.left);
+    f.left = 0;
+    f.state = END;
+}
+
+/// In the data of a call: the five bytes before each message of gRPC, and the messages passed over.
+/// Source: gRPC over HTTP/2, Length-Prefixed-Message.
+#[inline(never)]
+fn messages<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    let f = &h.frames[direction];
+    let (left, padding, stream) = (f.left, f.padding, f.stream);
+    if left == 0 {
+        c.streams[direction].skip = u64::from(padding);
+        h.frames[direction].state = END;
+        return false;
+    }
+    let call = find(h, env, stream);
+    // SAFETY: `find` gives null or a call that lives as long as the program runs.
+    let call = unsafe { call.as_mut() };
+    let mut used = left;
+    if let Some(call) = call
+        && shared::load(&call.state) & IS_GRPC != 0
+    {
+        let message = call.left[direction];
+        let read = call.prefix[direction];
+        if read == 0 && message != 0 {
+            used = if message < left { message } else { left };
+            call.left[direction] = message.wrapping_sub(used);
+        } else {
+            let s = &mut c.streams[direction];
+            let pending = s.pending();
+            if pending == 0 {
+                return supply(c, h, env, direction);
+            }
+            if read == 0 {
+                call.messages[direction] = call.messages[direction].wrapping_add(1);
+            }
+            if read == 0 && pending >= 5 && left >= 5 {
+                call.left[direction] = ((s.word(s.line) >> 8) as u32).swap_bytes();
+                s.line = s.line.wrapping_add(5);
+                used = 5;
+            } else {
+                let byte = u32::from(s.byte(s.line));
+                call.left[direction] = if read == 0 { 0 } else { message << 8 | byte };
+                call.prefix[direction] = if read == 4 { 0 } else { read + 1 };
+                s.line = s.line.wrapping_add(1);
+                used = 1;
+            }
+            h.frames[direction].left = left.wrapping_sub(used);
+            return false;
+        }
+    }
+    c.streams[direction].skip = u64::from(used);
+    h.frames[direction].left = left.wrapping_sub(used);
+    false
+}
+
+/// In a header block.
+#[inline(never)]
+fn fields<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    let f = &mut h.frames[direction];
+    if f.left == 0 {
+        c.streams[direction].skip = u64::from(f.padding);
+        f.padding = 0;
+        f.state = END;
+        return false;
+    }
+    if c.streams[direction].pending() == 0 {
+        return supply(c, h, env, direction);
+    }
+    if f.blind != 0 {
+        c.streams[direction].skip = u64::from(f.left);
+        f.left = 0;
+        return false;
+    }
+    let inserted = f.walk.inserted;
+    if hpack::step(&mut f.walk, &mut c.streams[direction], &mut f.left).is_err() {
+        return fail(f, Counter::SyncMalformed);
+    }
+    let wide = f.walk.wide;
+    if f.walk.state == hpack::FAR || wide == WIDE_WANTED || (wide == WIDE_USED && f.walk.inserted != inserted) {
+        widen(&mut f.walk, env, direction);
+    }
+    false
+}
+
+/// Keeps the larger ring, which there may be, in step, and looks up in it.
+#[inline(never)]
+fn widen<E: Calls>(w: &mut Walk, env: &mut E, direction: usize) {
+    let rings = if w.wide == WIDE_UNUSED { core::ptr::null_mut() } else { env.wide(direction) };
+    // SAFETY: `wide` gives null or rings that live as long as the socket.
+    let rings = unsafe { rings.as_mut() };
+    if w.wide == WIDE_WANTED {
+        w.wide = if rings.is_some() { WIDE_USED } else { WIDE_MISSING };
+        env.count(Counter::LossTables, u64::from(rings.is_none()));
+        if let Some(rings) = rings {
+            hpack::copy_to_wide(w, rings, hpack::RING as u32);
+        }
+    } else if w.state == hpack::FAR {
+        match rings.and_then(|rings| hpack::far_entry(w, rings)) {
+            Some(entry) => hpack::resolve(w, entry),
+            None => {
+                w.facts |= hpack::UNSURE;
+                hpack::resolve(w, 0);
+            }
+        }
+    } else if let Some(rings) = rings {
+        hpack::copy_to_wide(w, rings, 1);
+    }
+}
+
+/// A frame is whole.
+#[inline(never)]
+fn end<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    let f = &mut h.frames[direction];
+    f.state = HEAD;
+    let (kind, flags, stream) = (f.kind, f.flags, f.stream);
+    match kind {
+        DATA if flags & END_STREAM != 0 => side_ends(h, env, direction, stream),
+        HEADERS | PUSH_PROMISE | CONTINUATION if flags & END_HEADERS != 0 => {
+            f.block = 0;
+            if f.blind == 0 && !hpack::is_whole(&f.walk) {
+                return fail(&mut h.frames[direction], Counter::SyncMalformed);
+            }
+            if flags & PROMISED == 0 {
+                block_ends(h, env, direction, stream);
+                if flags & END_STREAM != 0 {
+                    side_ends(h, env, direction, stream);
+                }
+            }
+        }
+        RST_STREAM => reset(c, h, env, direction, stream),
+        GOAWAY if direction == RESPONSE => f.going = stream.wrapping_add(1),
+        _ => {}
+    }
+    false
+}
+
+/// A header block is read: what does it say of its call?
+#[inline(always)]
+fn block_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
+    let f = &h.frames[direction];
+    if f.blind != 0 {
+        return;
+    }
+    let Walk { status, grpc_status, grpc, facts, .. } = f.walk;
+    let unsure = facts & hpack::UNSURE != 0;
+    with(h, env, stream, |call| {
+        if direction == REQUEST {
+            if grpc == 1 {
+                shared::set(&mut call.state, IS_GRPC);
+            }
+            return;
+        }
+        if status != hpack::NONE && (status >= 200 || status == 101) && call.status == 0 {
+            call.status = known(status) + 1;
+        } else if unsure && status == hpack::NONE && call.status == 0 {
+            call.status = UNKNOWN;
+        }
+        if grpc_status != hpack::NONE {
+            call.grpc_status = grpc_status + 1;
+        } else if unsure && call.grpc_status == 0 {
+            call.grpc_status = UNREADABLE + 1;
+        }
+    });
+}
+
+/// A status as it is counted: one that cannot be is unknown.
+#[inline(always)]
+fn known(status: u32) -> u32 {
+    if status == UNREADABLE || status > 999 { u32::from(STATUS_UNKNOWN) } else { status }
+}
+
+/// One direction of a call has ended; the second one ends the call.
+#[inline(always)]
+fn side_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
+    let call = find(h, env, stream);
+    // SAFETY: `find` gives null or a call that lives as long as the program runs.
+    let Some(call) = (unsafe { call.as_mut() }) else { return };
+    let (own, other) = if direction == REQUEST { (REQUEST_DONE, RESPONSE_DONE) } else { (RESPONSE_DONE, REQUEST_DONE) };
+    if shared::set(&mut call.state, own) & other != 0 {
+        call_ends(h, env, direction, call, stream, 0);
+    }
+}
+
+/// One side has given a call up.
+#[inline(always)]
+fn reset<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
+    let call = find(h, env, stream);
+    // SAFETY: as above.
+    let Some(call) = (unsafe { call.as_mut() }) else { return };
+    // The proxy receives what comes in at the source as a request, at the destination as a response.
+    if (c.leg == SOURCE) == (direction == REQUEST) {
+        call.bytes[direction] += RESET_BYTES;
+    }
+    call_ends(h, env, direction, call, stream, direction as u32 + 1);
+}
+
+/// Takes a call out of its place, unless the other direction has done so; it is counted with the next turn.
+#[inline(always)]
+fn call_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, call: &mut Call, id: u32, by: u32) {
+    if shared::set(&mut call.state, FINISHED) & FINISHED != 0 {
+        return;
+    }
+    let f = &mut h.frames[direction];
+    f.ended = *call;
+    f.ended_by = by;
+    f.state = COUNT;
+    let place = own(h, id);
+    if shared::load(&place.id) == id {
+        shared::store(&mut place.id, 0);
+        return;
+    }
+    env.remove(&CallKey { cookie: h.cookie, id, padding: 0 });
+    shared::lower(&mut h.elsewhere);
+}
+
+/// A call that has ended as it is counted: it ended by itself, or early, by the direction `by` less one.
+#[inline(always)]
+fn counted(c: &Connection, call: &Call, early: bool, by: u32, at_ns: u64) -> Finished {
+    let state = call.state;
+    let grpc = state & IS_GRPC != 0;
+    let (mut status, mut grpc_status) = (call.status, if grpc { call.grpc_status } else { 0 });
+    let mut outcome = if early { Counter::RequestEndedEarly } else { Counter::RequestOk };
+    if state & IS_BLIND != 0 {
+        status = UNKNOWN;
+        outcome = Counter::RequestLate;
+    } else if status == UNKNOWN || grpc_status == UNREADABLE + 1 {
+        outcome = Counter::RequestStatusUnknown;
+    } else if status == 0 && c.leg == DESTINATION && by == RESPONSE as u32 + 1 {
+        // The application ended it without an answer, and its proxy answers in its place.
+        status = if grpc { 200 + 1 } else { 503 + 1 };
+        grpc_status = if grpc { UNAVAILABLE + 1 } else { 0 };
+    }
+    Finished {
+        duration_ns: at_ns.saturating_sub(call.start_ns),
+        bytes: call.bytes,
+        messages: call.messages,
+        status: if status == 0 { 0 } else { (status - 1) as u16 },
+        grpc_status: match grpc_status {
+            0 => GRPC_NONE,
+            status if status > UNREADABLE => GRPC_UNKNOWN,
+            status => (status - 1) as u16,
+        },
+        protocol: if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP },
+        security: (state >> SECURITY_SHIFT) as u8,
+        padding: 0,
+        outcome: outcome as u32,
+        padding_end: 0,
+    }
+}
+
+/// A client has begun a stream.
+#[inline(always)]
+fn call_begins<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, id: u32, began_ns: u64) {
+    h.last = id;
+    if id & 1 == 0 {
+        return;
+    }
+    let blind = h.frames[REQUEST].blind | h.frames[RESPONSE].blind;
+    let security = u32::from(env.security(c)) << SECURITY_SHIFT;
+    let call = Call {
+        id,
+        state: security | if blind != 0 { IS_BLIND } else { 0 },
+        start_ns: if began_ns != 0 { began_ns } else { env.now() },
+        bytes: [0; 2],
+        messages: [0; 2],
+        left: [0; 2],
+        prefix: [0; 2],
+        status: 0,
+        grpc_status: 0,
+    };
+    let place = own(h, id);
+    if shared::load(&place.id) == 0 {
+        *place = Call { id: 0, ..call };
+        shared::store(&mut place.id, id);
+        return;
+    }
+    let key = CallKey { cookie: h.cookie, id, padding: 0 };
+    if env.insert(&key, &call) {
+        shared::bump(&mut h.elsewhere);
+    } else {
+        env.count(Counter::RequestNoRoom, 1);
+    }
+}
+
+/// The call of a stream, or null.
+#[inline(always)]
+fn find<E: Calls>(h: &mut Http2, env: &mut E, id: u32) -> *mut Call {
+    let place = own(h, id);
+    if shared::load(&place.id) == id && id != 0 {
+        return place;
+    }
+    if shared::load(&h.elsewhere) == 0 {
+        return core::ptr::null_mut();
+    }
+    env.call(&CallKey { cookie: h.cookie, id, padding: 0 })
+}
+
+/// Works on the call of a stream, if there is one.
+#[inline(always)]
+fn with<E: Calls>(h: &mut Http2, env: &mut E, id: u32, work: impl FnOnce(&mut Call)) {
+    let call = find(h, env, id);
+    // SAFETY: `find` gives null or a call that lives as long as the program runs.
+    if let Some(call) = unsafe { call.as_mut() } {
+        work(call);
+    }
+}
+
+/// The place in the connection's own storage that an id has.
+#[inline(always)]
+fn own(h: &mut Http2, id: u32) -> &mut Call {
+    // SAFETY: the length is a power of two.
+    unsafe { h.calls.get_unchecked_mut((id >> 1) as usize & (CALLS - 1)) }
+}
+
+/// Ends one call for a reason that is not its own; its place is not freed. Called by [`Calls::each`].
+#[inline(always)]
+pub fn reap<E: Calls>(c: &mut Connection, env: &mut E, call: &mut Call, reaping: &Reaping) -> bool {
+    let id = shared::load(&call.id);
+    if id == 0 || id <= reaping.above {
+        return false;
+    }
+    if shared::set(&mut call.state, FINISHED) & FINISHED == 0 {
+        match reaping.uncounted {
+            Some(reason) => env.count(reason, 1),
+            None => {
+                let finished = counted(c, call, true, reaping.by, reaping.at_ns);
+                Finished::put(&mut c.finished[REQUEST], &finished);
+                env.finished(c, REQUEST);
+            }
+        }
+    }
+    true
+}
+
+/// Deals with the end of the connection: every call that is open on it ends too.
+#[inline(always)]
+pub fn ended<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E) {
+    let lost = h.frames[REQUEST].state == LOST || h.frames[RESPONSE].state == LOST;
+    let uncounted = if lost { Some(Counter::RequestLostSync) } else { None };
+    let (by, at_ns) = (shared::load(&c.first_end), ended_at(c, env));
+    env.each(c, h, &Reaping { above: 0, uncounted, by, at_ns });
+}
+
+/// Follows frames from the begin of a segment: enough of them in a row, or one that ends with the segment, prove that the
+/// segment began with a frame, and reading begins there.
+#[inline(always)]
+fn prove(c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
+    let s = &mut c.streams[direction];
+    let header = header(s);
+    let f = &mut h.frames[direction];
+    if !believable(&header) {
+        f.state = LOST;
+        return true;
+    }
+    f.proven += 1;
+    s.line = s.line.wrapping_add(HEAD_BYTES);
+    let inside = u64::from(s.pending()) + u64::from(s.end.wrapping_sub(s.offset));
+    let exact = inside == u64::from(header.length);
+    if exact || f.proven == PROOF {
+        f.state = HEAD;
+        s.offset = f.proof;
+        s.clear();
+        s.skip = 0;
+        return false;
+    }
+    s.skip = u64::from(header.length);
+    if inside < s.skip {
+        f.state = LOST;
+        s.skip = 0;
+        return true;
+    }
+    false
+}
+
+/// Could a peer send a frame with this head (section 6)?
+#[inline(always)]
+fn believable(header: &Header) -> bool {
+    let &Header { length, kind, flags, stream } = header;
+    let (on_stream, size, known) = match kind {
+        DATA => (true, true, END_STREAM | PADDED),
+        HEADERS => (true, length > 0, END_STREAM | END_HEADERS | PADDED | HAS_PRIORITY),
+        PRIORITY => (true, length == 5, 0),
+        RST_STREAM => (true, length == 4, 0),
+        SETTINGS => (false, length.is_multiple_of(6), 1),
+        PING => (false, length == 8, 1),
+        GOAWAY => (false, length >= 8, 0),
+        WINDOW_UPDATE => (stream != 0, length == 4, 0),
+        CONTINUATION => (true, true, END_HEADERS),
+        _ => return false,
+    };
+    size && length <= BELIEVED && (stream != 0) == on_stream && flags & !known == 0
+}

@@ -1,0 +1,169 @@
+//! A packet as the programs read it: where its payload lies, and what reading it needs.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_loop, bpf_skb_load_bytes},
+};
+use core::ffi::c_void;
+use observer_ebpf::{
+    health::Counter,
+    shared,
+    socket::{self, Connection, Env, REQUEST, RESPONSE},
+    stream::{FILL, Stream},
+};
+
+use super::{context::opaque, maps, record};
+
+/// Turns for one packet: a 64 KiB packet of one-byte chunks needs 33,000; more than this has BIG TCP.
+pub(super) const TURNS: u32 = 1 << 17;
+/// Tries to enter a direction that another processor is in: about a millisecond.
+const TRIES: u32 = 1 << 16;
+/// Flag of a TCP header.
+pub(super) const FIN: u8 = 1;
+/// Flag of a TCP header.
+pub(super) const RST: u8 = 4;
+const TCP: u8 = 6;
+const HOP_BY_HOP: u8 = 0;
+
+/// A segment's place in the packet and in the stream.
+pub(super) struct Segment {
+    pub(super) seq: u32,
+    pub(super) offset: u32,
+    pub(super) length: u32,
+    pub(super) flags: u8,
+}
+
+/// Finds sequence number and payload of a packet whose first header is IPv4 or IPv6 and whose second is TCP.
+#[inline(always)]
+pub(super) fn segment(skb: *mut __sk_buff) -> Option<Segment> {
+    // SAFETY: context fields; every byte behind `data` is checked against `data_end` before it is read.
+    unsafe {
+        let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        let byte = |at: usize| *(at as *const u8);
+        let mut header = 40usize;
+        if data + 40 > end {
+            maps::count(Counter::LossHeaders as u32, 1);
+            return None;
+        }
+        let mut next = byte(data + 6);
+        if byte(data) >> 4 == 4 {
+            header = (byte(data) as usize & 15) * 4;
+            next = byte(data + 9);
+        } else if next == HOP_BY_HOP && data + 48 <= end {
+            // A packet above 64 KiB (BIG TCP) has its length in a jumbo option of eight bytes.
+            header = 48;
+            next = if byte(data + 41) == 0 { byte(data + 40) } else { next };
+        }
+        if next != TCP || header < 20 {
+            maps::count(Counter::LossHeaders as u32, 1);
+            return None;
+        }
+        let tcp = data + header;
+        if tcp + 20 > end {
+            maps::count(Counter::LossHeaders as u32, 1);
+            return None;
+        }
+        let offset = header as u32 + (byte(tcp + 12) as u32 >> 4) * 4;
+        let length = (*skb).len;
+        Some(Segment {
+            seq: u32::from_be(core::ptr::read_unaligned((tcp + 4) as *const u32)),
+            offset,
+            length: if length > offset { length - offset } else { 0 },
+            flags: byte(tcp + 13),
+        })
+    }
+}
+
+unsafe extern "C" fn try_enter(_: u32, s: *mut *mut Stream) -> i64 {
+    // SAFETY: the pointer that `enter` gave.
+    let s = unsafe { &mut **s };
+    i64::from(shared::claim(&mut s.busy, 0, 1))
+}
+
+/// Takes a direction for this processor.
+#[inline(never)]
+pub(super) fn enter(s: &mut Stream) -> bool {
+    if shared::claim(&mut s.busy, 0, 1) {
+        return true;
+    }
+    let mut pointer: *mut Stream = s;
+    // SAFETY: the callback gets back the pointer given here.
+    let tries = unsafe { bpf_loop(TRIES, try_enter as *mut c_void, (&raw mut pointer).cast(), 0) };
+    tries < TRIES as i64
+}
+
+/// Leaves it to others.
+#[inline(always)]
+pub(super) fn leave(s: &mut Stream) {
+    shared::store(&mut s.busy, 0);
+}
+
+/// What a loop's callback works on.
+struct Walk {
+    c: *mut Connection,
+    skb: *mut __sk_buff,
+    last: u32,
+}
+
+unsafe extern "C" fn request_turn(_: u32, walk: *mut Walk) -> i64 {
+    // SAFETY: the pointer that `turns` gave; the connection outlives the program.
+    let (walk, c) = unsafe { (&mut *walk, &mut *(*walk).c) };
+    let last = socket::turn(c, &mut Packet { skb: walk.skb }, REQUEST);
+    walk.last = u32::from(last);
+    i64::from(last)
+}
+
+unsafe extern "C" fn response_turn(_: u32, walk: *mut Walk) -> i64 {
+    // SAFETY: as above.
+    let (walk, c) = unsafe { (&mut *walk, &mut *(*walk).c) };
+    let last = socket::turn(c, &mut Packet { skb: walk.skb }, RESPONSE);
+    walk.last = u32::from(last);
+    i64::from(last)
+}
+
+/// A packet, where a connection's logic needs one.
+pub(super) struct Packet {
+    pub(super) skb: *mut __sk_buff,
+}
+
+impl Env for Packet {
+    #[inline(always)]
+    fn now(&mut self) -> u64 {
+        record::now()
+    }
+    #[inline(always)]
+    fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
+        let window = stream.window.as_mut_ptr().cast::<u8>();
+        let at = at as usize & 127;
+        let length = opaque(length);
+        if length == 0 || length > FILL {
+            return false;
+        }
+        // SAFETY: `at` is below 128 and `length` at most 256; the window has 400 bytes.
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, window.add(at).cast(), length) == 0 }
+    }
+    #[inline(always)]
+    fn turns(&mut self, c: &mut Connection, direction: usize) -> bool {
+        let mut walk = Walk { c, skb: self.skb, last: 0 };
+        let callback = if direction == REQUEST { request_turn as *mut c_void } else { response_turn as *mut c_void };
+        // SAFETY: the callback gets back the pointer given here.
+        unsafe { bpf_loop(TURNS, callback, (&raw mut walk).cast(), 0) };
+        walk.last != 0
+    }
+    #[inline(always)]
+    fn count(&mut self, counter: Counter, by: u64) {
+        maps::count(counter as u32, by);
+    }
+    #[inline(always)]
+    fn finished(&mut self, c: &mut Connection, direction: usize) {
+        record::finished(c, direction);
+    }
+    #[inline(always)]
+    fn transferred(&mut self, c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
+        record::transferred(c, opened, closed, direction, bytes);
+    }
+    #[inline(always)]
+    fn security(&mut self, c: &mut Connection) -> u8 {
+        record::security(c)
+    }
+}
