@@ -57,6 +57,8 @@ pub struct SeriesReading {
     pub received: u64,
     /// Payload bytes server to client.
     pub sent: u64,
+    /// gRPC messages client to server, and server to client.
+    pub messages: [u64; 2],
 }
 
 /// One histogram, cumulative.

@@ -22,6 +22,7 @@ use observer_ebpf::{
     DURATION, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST_BYTES, RESPONSE_BYTES, SeriesKey,
     health::{self, Group},
     latency::BUCKETS,
+    socket::{REQUEST, RESPONSE},
 };
 
 use self::{
@@ -251,7 +252,11 @@ impl Round<'_> {
             length
         });
         let (http, tcp) = (series(&model.http), series(&model.tcp));
-        Arc::new(Snapshot { at: now, interval, http, tcp, own: self.own(reading, own) })
+        let has_messages = |series: &Series<HttpFigures>| {
+            series.labels.is_grpc() || [REQUEST, RESPONSE].iter().any(|&way| series.figures.messages(way) > 0)
+        };
+        let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
+        Arc::new(Snapshot { at: now, interval, http, grpc, tcp, own: self.own(reading, own) })
     }
 
     fn own(&self, reading: &Reading, own: &Own) -> Vec<OwnFamily> {
@@ -410,6 +415,8 @@ pub struct Snapshot {
     pub interval: Option<Duration>,
     /// HTTP and gRPC, one entry a label set.
     pub http: Vec<Series<HttpFigures>>,
+    /// Those of `http` that are gRPC.
+    pub grpc: Vec<Series<HttpFigures>>,
     /// TCP, one entry a label set.
     pub tcp: Vec<Series<TcpFigures>>,
     own: Vec<OwnFamily>,
@@ -440,6 +447,7 @@ pub struct FamilyPoints<'a> {
 enum Points<'a> {
     Requests(&'a [Series<HttpFigures>]),
     Histograms(&'a [Series<HttpFigures>], usize),
+    Messages(&'a [Series<HttpFigures>], usize),
     Tcp(&'a [Series<TcpFigures>], fn(&TcpFigures) -> u64),
     Own(&'a [OwnPoint]),
 }
@@ -547,12 +555,14 @@ impl Snapshot {
             1 => (&catalogue::REQUEST_DURATION, Points::Histograms(&self.http, DURATION)),
             2 => (&catalogue::REQUEST_BYTES, Points::Histograms(&self.http, REQUEST_BYTES)),
             3 => (&catalogue::RESPONSE_BYTES, Points::Histograms(&self.http, RESPONSE_BYTES)),
-            4 => (&catalogue::TCP_OPENED, Points::Tcp(&self.tcp, |figures| figures.opened)),
-            5 => (&catalogue::TCP_CLOSED, Points::Tcp(&self.tcp, |figures| figures.closed)),
-            6 => (&catalogue::TCP_RECEIVED_BYTES, Points::Tcp(&self.tcp, |figures| figures.received_bytes)),
-            7 => (&catalogue::TCP_SENT_BYTES, Points::Tcp(&self.tcp, |figures| figures.sent_bytes)),
+            4 => (&catalogue::REQUEST_MESSAGES, Points::Messages(&self.grpc, REQUEST)),
+            5 => (&catalogue::RESPONSE_MESSAGES, Points::Messages(&self.grpc, RESPONSE)),
+            6 => (&catalogue::TCP_OPENED, Points::Tcp(&self.tcp, |figures| figures.opened)),
+            7 => (&catalogue::TCP_CLOSED, Points::Tcp(&self.tcp, |figures| figures.closed)),
+            8 => (&catalogue::TCP_RECEIVED_BYTES, Points::Tcp(&self.tcp, |figures| figures.received_bytes)),
+            9 => (&catalogue::TCP_SENT_BYTES, Points::Tcp(&self.tcp, |figures| figures.sent_bytes)),
             _ => {
-                let own = self.own.get(index - 8)?;
+                let own = self.own.get(index - 10)?;
                 (own.family, Points::Own(&own.points))
             }
         };
@@ -582,6 +592,14 @@ impl<'a> FamilyPoints<'a> {
                 let series = series.get(index)?;
                 let view = HistogramView::new(&series.figures, series.recent.as_deref(), histogram);
                 Point { labels: Labels::Http(&series.labels), value: Value::Histogram(view), created: series.created }
+            }
+            Points::Messages(series, direction) => {
+                let series = series.get(index)?;
+                Point {
+                    labels: Labels::Http(&series.labels),
+                    value: Value::Integer(series.figures.messages(direction)),
+                    created: series.created,
+                }
             }
             Points::Tcp(series, figure) => {
                 let series = series.get(index)?;

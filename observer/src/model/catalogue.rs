@@ -156,6 +156,12 @@ families! {
     REQUESTS = "istio.requests.total.value", "istio_requests_total",
         Counter, "requests", &labels::HTTP, Kernel, Stable, Collected,
         "Requests, counted once each when their stream ends.";
+    REQUEST_MESSAGES = "istio.request.messages.total.value", "istio_request_messages_total",
+        Counter, "messages", &labels::HTTP, Kernel, Stable, Collected,
+        "gRPC messages from client to server, counted when their call ends.";
+    RESPONSE_MESSAGES = "istio.response.messages.total.value", "istio_response_messages_total",
+        Counter, "messages", &labels::HTTP, Kernel, Stable, Collected,
+        "gRPC messages from server to client, counted when their call ends.";
     TCP_SENT_BYTES = "istio.tcp.sent.bytes.total.value", "istio_tcp_sent_bytes_total",
         Counter, "bytes", &labels::TCP, Kernel, Stable, Collected,
         "Payload bytes from server to client, whoever reports.";
@@ -322,7 +328,7 @@ families! {
         "Observed connections by what became of their parsing.";
     PARSED_REQUESTS = "mesh.observer.requests.total.value", "mesh_observer_requests_total",
         Counter, "requests", &["outcome"], Observer, Own, Collected,
-        "Observed requests by what became of them; all but ok and ended_early are in no Istio family.";
+        "Observed requests by what became of them; ok, ended_early, joined_late and unknown_status are in Istio's families.";
     LOST_SYNC = "mesh.observer.lost.sync.total.value", "mesh_observer_lost_sync_total",
         Counter, "times", &["reason"], Observer, Own, Collected,
         "Times a connection's position in its protocol was lost.";

@@ -133,11 +133,11 @@ pub(crate) fn http(key: SeriesKey, milliseconds: &[u64]) -> SeriesReading {
         histogram(&mut milliseconds.iter().map(|_| (400, 400))),
         histogram(&mut milliseconds.iter().map(|_| (1_250, 1_250))),
     ];
-    SeriesReading { key, histograms, opened: 0, closed: 0, received: 0, sent: 0 }
+    SeriesReading { key, histograms, opened: 0, closed: 0, received: 0, sent: 0, messages: [0; 2] }
 }
 
 pub(crate) fn tcp(key: SeriesKey, opened: u64, closed: u64, received: u64, sent: u64) -> SeriesReading {
-    SeriesReading { key, histograms: Default::default(), opened, closed, received, sent }
+    SeriesReading { key, histograms: Default::default(), opened, closed, received, sent, messages: [0; 2] }
 }
 
 pub(crate) fn at(seconds: u64) -> SystemTime {
@@ -172,7 +172,7 @@ pub(crate) fn every_kind(round: u64) -> Vec<SeriesReading> {
     grpc.grpc_status = 14;
     vec![
         http(key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200), &times(&[0, 3, 3, 70])),
-        http(grpc, &times(&[2])),
+        SeriesReading { messages: [round, 3 * round], ..http(grpc, &times(&[2])) },
         http(mutual(key(2, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[1, 1])),
         http(mutual(key(3, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[2])),
         http(key(5, LEG_SOURCE, "203.0.113.9:8080", PROTOCOL_HTTP, 0), &times(&[4_000_000])),

@@ -13,8 +13,8 @@ use std::{
 };
 
 use observer_ebpf::{
-    GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, SECURITY_MUTUAL_TLS, SECURITY_NONE,
-    STATUS_UNKNOWN, SeriesKey,
+    GRPC_NONE, GRPC_UNKNOWN, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, SECURITY_MUTUAL_TLS,
+    SECURITY_NONE, STATUS_UNKNOWN, SeriesKey,
 };
 
 use crate::discovery::{Role, Sidecar, SidecarId, Workload};
@@ -179,7 +179,7 @@ pub struct MeshLabels {
     service: Arc<Service>,
     /// [`STATUS_UNKNOWN`] where it could not be read.
     response_code: u16,
-    /// [`GRPC_NONE`] where there is none.
+    /// [`GRPC_NONE`] where there is none, [`GRPC_UNKNOWN`] where it could not be read.
     grpc_status: u16,
     reporter: Reporter,
     protocol: Protocol,
@@ -198,6 +198,12 @@ impl MeshLabels {
     pub fn tcp(&self, mut each: impl FnMut(&'static str, &str)) {
         let indices = (0..HTTP.len()).filter(|index| !HTTP_ONLY.contains(index));
         indices.for_each(|index| self.with(index, |value| each(HTTP[index], value)));
+    }
+
+    /// Is it a series of gRPC?
+    #[must_use]
+    pub fn is_grpc(&self) -> bool {
+        self.protocol == Protocol::Grpc
     }
 
     /// The labels of the overflow series: what it counts is known, whom it counts is not.
@@ -231,7 +237,7 @@ impl MeshLabels {
     fn with<R>(&self, index: usize, each: impl FnOnce(&str) -> R) -> R {
         match index {
             RESPONSE_CODE if self.response_code != STATUS_UNKNOWN => each(Digits::new(self.response_code).text()),
-            GRPC_STATUS if self.grpc_status != GRPC_NONE => each(Digits::new(self.grpc_status).text()),
+            GRPC_STATUS if self.grpc_status < GRPC_UNKNOWN => each(Digits::new(self.grpc_status).text()),
             _ => each(self.text(index)),
         }
     }
@@ -269,7 +275,7 @@ impl MeshLabels {
                 Protocol::Tcp => "tcp",
                 Protocol::Unknown => UNKNOWN,
             },
-            GRPC_STATUS => "",
+            GRPC_STATUS if self.grpc_status == GRPC_NONE => "",
             23 => "-",
             24 => match self.security {
                 Security::Unknown => UNKNOWN,
