@@ -291,6 +291,7 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
 /// Takes one turn through the packet; true if it was the last.
 #[inline(always)]
 pub fn turn<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
+    http1::pass_lines(&mut c.streams[direction]);
     match c.streams[direction].step() {
         Token::Again => false,
         Token::Load(offset, length) => {

@@ -237,17 +237,24 @@ impl Stream {
             return self.pass();
         }
         if self.marks != 0 {
-            let newline = self.marked.wrapping_add(self.marks.trailing_zeros());
-            self.marks &= self.marks - 1;
-            let line = self.line;
-            self.line = newline + 1;
-            return Token::Line(line, newline.wrapping_sub(line));
+            let (line, length) = self.next_line();
+            return Token::Line(line, length);
         }
         if self.scan < self.have {
             self.mark();
             return Token::Again;
         }
         self.refill()
+    }
+
+    /// Takes the next line whose end is marked: where it begins, and its length without the newline.
+    #[inline(always)]
+    pub fn next_line(&mut self) -> (u32, u32) {
+        let newline = self.marked.wrapping_add(self.marks.trailing_zeros());
+        self.marks &= self.marks.wrapping_sub(1);
+        let line = self.line;
+        self.line = newline.wrapping_add(1);
+        (line, newline.wrapping_sub(line))
     }
 
     /// Passes over the bytes to skip.
@@ -278,7 +285,7 @@ impl Stream {
 
     /// Marks the newlines between `scan` and the end of its block of 64 bytes.
     #[inline(always)]
-    fn mark(&mut self) {
+    pub fn mark(&mut self) {
         let block = (self.scan >> 6) & 7;
         let mut marks = 0u64;
         let mut i = 0;
