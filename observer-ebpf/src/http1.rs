@@ -177,11 +177,8 @@ pub fn status_line(s: &mut Stream, at: u32, length: u32) -> Result<(), Malformed
 /// Passes over the header lines at hand that cannot be one of those that are read, nor the end of the header.
 #[inline(always)]
 pub fn pass_lines(s: &mut Stream) {
-    if s.skip != 0 || s.phase != HEADERS || s.facts & LONG != 0 {
+    if s.phase != HEADERS || s.facts & LONG != 0 {
         return;
-    }
-    if s.marks == 0 && s.scan < s.have {
-        s.mark();
     }
     let mut i = 0;
     while i < LINES_AT_ONCE && s.marks != 0 {
