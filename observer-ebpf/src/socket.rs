@@ -238,7 +238,7 @@ pub fn is_loopback(a: &[u8; 16]) -> bool {
 #[inline(always)]
 pub fn payload<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, offset: u32, length: u32) {
     let s = &c.streams[direction];
-    let before = (s.next, s.seen);
+    let before = (if s.anchored == 0 { seq } else { s.next }, s.seen);
     take(c, env, direction, seq, offset, length);
     if shared::load(&c.protocol) == HTTP2 {
         let s = &mut c.streams[direction];
