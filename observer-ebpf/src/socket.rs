@@ -277,7 +277,7 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
             if !env.turns(c, direction) {
                 lose(c, env, Counter::SyncSteps);
             }
-            if c.streams[direction].waiting != 0 {
+            if c.streams[direction].waiting != 0 && shared::load(&c.protocol) != HTTP2 {
                 rejoin(c, env, direction);
             }
             if shared::load(&c.protocol) == TCP && is_addressed(c) {
