@@ -563,7 +563,10 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
             shared::store(&mut c.sync, sync.wrapping_add(1));
             true
         }
-        Opening::Http2 => false,
+        Opening::Http2 => {
+            is_http2(c, env);
+            false
+        }
         Opening::Other => {
             if c.protocol == UNDECIDED && shared::load(&c.turn) != 0 {
                 late_and_no_http1(c, env);
