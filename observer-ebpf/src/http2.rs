@@ -251,6 +251,8 @@ pub fn payload<E: Calls>(
     let failure = h.frames[direction].failure;
     if failure == Counter::SyncMalformed as u32 + 1 {
         lose(c, h, env, direction, Counter::SyncMalformed);
+    } else if failure == Counter::SyncGap as u32 + 1 {
+        lose(c, h, env, direction, Counter::SyncGap);
     } else if failure != 0 {
         lose(c, h, env, direction, Counter::SyncUnreadable);
     } else if !complete {
@@ -258,9 +260,6 @@ pub fn payload<E: Calls>(
     }
     if h.frames[direction].state == PROVING {
         h.frames[direction].state = LOST;
-    }
-    if c.streams[direction].waiting != 0 {
-        rejoin(c, h, env, direction);
     }
     let (abandoned, going) = (h.frames[direction].abandoned, h.frames[direction].going);
     if abandoned | going != 0 {
@@ -293,24 +292,21 @@ fn begin(c: &mut Connection, h: &mut Http2) {
     }
 }
 
-/// Goes on behind segments that came early, now that the bytes in front of them are here. Their own bytes are gone.
+/// Goes on behind a segment that came early, now that the bytes in front of it are here; false if there is none. Its own
+/// bytes are gone.
 #[inline(never)]
-fn rejoin<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) {
-    let mut i = 0;
-    while i < crate::stream::PARKED {
-        let brought = c.streams[direction].unpark();
-        if brought != 0 {
-            if !c.streams[direction].covers(brought) {
-                lose(c, h, env, direction, Counter::SyncGap);
-            }
-            let s = &mut c.streams[direction];
-            s.skip = s.skip.saturating_sub(u64::from(brought));
-            let end = s.next.wrapping_add(brought);
-            s.advance(end);
-            s.offset = s.end;
-        }
-        i += 1;
+fn rejoin(s: &mut Stream, f: &mut Frames) -> bool {
+    let brought = s.unpark();
+    if brought == 0 {
+        return false;
     }
+    let end = s.next.wrapping_add(brought);
+    s.advance(end);
+    if !s.covers(brought) {
+        return !fail(f, Counter::SyncGap);
+    }
+    s.skip = s.skip.wrapping_sub(u64::from(brought));
+    true
 }
 
 /// Gives up the position in one direction, and with it the header table; what was open is counted and forgotten.
@@ -342,6 +338,16 @@ fn fail(f: &mut Frames, reason: Counter) -> bool {
 /// Takes one turn through the packet; true if it was the last.
 #[inline(always)]
 pub fn turn<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    if !step(c, h, env, direction) {
+        return false;
+    }
+    let (s, f) = (&mut c.streams[direction], &mut h.frames[direction]);
+    s.waiting == 0 || f.failure != 0 || !rejoin(s, f)
+}
+
+/// Takes one step through the packet; true if there is nothing left to read.
+#[inline(always)]
+fn step<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
     let s = &mut c.streams[direction];
     if s.skip > 0 {
         return s.pass() == Token::Empty;
