@@ -151,6 +151,8 @@ pub struct Frames {
     pub going: u32,
     /// The direction that gave `ended` up, plus one; 0 if it ended by itself.
     pub ended_by: u32,
+    /// What the frame adds to its call's wire bytes once it is whole.
+    pub wire: u64,
     /// When the first byte of a frame's head came whose rest is missing, or 0; nanoseconds of `CLOCK_MONOTONIC`.
     pub began_ns: u64,
     /// Header blocks.
@@ -489,21 +491,22 @@ fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     if kind == CONTINUATION {
         f.flags |= flags & END_HEADERS;
         f.state = FIELDS;
-        with(h, env, stream, |call| call.bytes[direction] += u64::from(length));
+        // Envoy's meter has the block whole, without the heads inside; and what is promised not at all.
+        f.wire = if f.flags & PROMISED != 0 { 0 } else { u64::from(length) };
         return false;
     }
     f.flags = flags;
     f.stream = stream;
+    f.wire = 0;
     match kind {
         DATA | HEADERS => {
             if stream == 0 {
                 return fail(&mut h.frames[direction], Counter::SyncMalformed);
             }
+            f.wire = u64::from(length) + u64::from(HEAD_BYTES);
             if kind == HEADERS && direction == REQUEST && stream > h.last {
                 call_begins(c, h, env, stream, began_ns);
             }
-            let wire = u64::from(length) + u64::from(HEAD_BYTES);
-            with(h, env, stream, |call| call.bytes[direction] += wire);
         }
         PUSH_PROMISE => {}
         GOAWAY if length >= 8 => {
@@ -683,7 +686,11 @@ fn widen<E: Calls>(w: &mut Walk, env: &mut E, direction: usize) {
 fn end<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
     let f = &mut h.frames[direction];
     f.state = HEAD;
-    let (kind, flags, stream) = (f.kind, f.flags, f.stream);
+    let (kind, flags, stream, wire) = (f.kind, f.flags, f.stream, f.wire);
+    if wire != 0 {
+        with(h, env, stream, |call| call.bytes[direction] += wire);
+    }
+    let f = &mut h.frames[direction];
     match kind {
         DATA if flags & END_STREAM != 0 => side_ends(h, env, direction, stream),
         HEADERS | PUSH_PROMISE | CONTINUATION if flags & END_HEADERS != 0 => {
