@@ -322,6 +322,7 @@ fn lose<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     f.failure = 0;
     f.blind = 1;
     f.block = 0;
+    f.began_ns = 0;
     let s = &mut c.streams[direction];
     s.clear();
     s.skip = 0;
