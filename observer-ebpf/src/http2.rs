@@ -729,8 +729,12 @@ fn block_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u3
             }
             return;
         }
-        if status != hpack::NONE && (status >= 200 || status == 101) && call.status == 0 {
-            call.status = known(status) + 1;
+        if status != hpack::NONE && call.status == 0 {
+            let status = known(status);
+            // The others announce another block.
+            if status >= 200 || status == 101 {
+                call.status = status + 1;
+            }
         } else if unsure && status == hpack::NONE && call.status == 0 {
             call.status = UNKNOWN;
         }
@@ -745,7 +749,7 @@ fn block_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u3
 /// A status as it is counted: one that cannot be is unknown.
 #[inline(always)]
 fn known(status: u32) -> u32 {
-    if status == UNREADABLE || status > 999 { u32::from(STATUS_UNKNOWN) } else { status }
+    if !(100..=999).contains(&status) { u32::from(STATUS_UNKNOWN) } else { status }
 }
 
 /// One direction of a call has ended; the second one ends the call.
