@@ -931,7 +931,8 @@ fn prove(c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
     let s = &mut c.streams[direction];
     let header = header(s);
     let f = &mut h.frames[direction];
-    if !believable(&header) {
+    // The block that a CONTINUATION goes on with would have no begin.
+    if !believable(&header) || (f.proven == 0 && header.kind == CONTINUATION) {
         f.state = LOST;
         return true;
     }
@@ -960,7 +961,8 @@ fn prove(c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
 fn believable(header: &Header) -> bool {
     let &Header { length, kind, flags, stream } = header;
     let (on_stream, size, known) = match kind {
-        DATA => (true, true, END_STREAM | PADDED),
+        // Nobody sends empty data for nothing, but a padding's zeros look like it.
+        DATA => (true, length > 0 || flags & END_STREAM != 0, END_STREAM | PADDED),
         HEADERS => (true, length > 0, END_STREAM | END_HEADERS | PADDED | HAS_PRIORITY),
         PRIORITY => (true, length == 5, 0),
         RST_STREAM => (true, length == 4, 0),
