@@ -236,7 +236,8 @@ fn number(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed>
         return Ok(());
     }
     w.state = FIRST;
-    value(w, if w.name == OTHER { 0 } else { UNREADABLE });
+    let sure = w.name == OTHER && w.facts & UNSURE == 0;
+    value(w, if sure { 0 } else { UNREADABLE });
     pass(w, s, left, number);
     Ok(())
 }
@@ -336,7 +337,9 @@ fn found(w: &mut Walk, entry: u32) {
     match entry >> NAME_SHIFT {
         STATUS => w.status = value,
         GRPC_STATUS => w.grpc_status = value,
-        CONTENT_TYPE => w.grpc = value & 1,
+        CONTENT_TYPE => w.grpc = u32::from(value == 1),
+        // Inserted under a name that could not be resolved.
+        _ if value != 0 => w.facts |= UNSURE,
         _ => {}
     }
 }

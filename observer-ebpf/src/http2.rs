@@ -151,6 +151,8 @@ pub struct Frames {
     pub going: u32,
     /// The direction that gave `ended` up, plus one; 0 if it ended by itself.
     pub ended_by: u32,
+    /// What the frame adds to its call's wire bytes once it is whole.
+    pub wire: u64,
     /// When the first byte of a frame's head came whose rest is missing, or 0; nanoseconds of `CLOCK_MONOTONIC`.
     pub began_ns: u64,
     /// Header blocks.
@@ -251,6 +253,8 @@ pub fn payload<E: Calls>(
     let failure = h.frames[direction].failure;
     if failure == Counter::SyncMalformed as u32 + 1 {
         lose(c, h, env, direction, Counter::SyncMalformed);
+    } else if failure == Counter::SyncGap as u32 + 1 {
+        lose(c, h, env, direction, Counter::SyncGap);
     } else if failure != 0 {
         lose(c, h, env, direction, Counter::SyncUnreadable);
     } else if !complete {
@@ -258,9 +262,6 @@ pub fn payload<E: Calls>(
     }
     if h.frames[direction].state == PROVING {
         h.frames[direction].state = LOST;
-    }
-    if c.streams[direction].waiting != 0 {
-        rejoin(c, h, env, direction);
     }
 }
 
@@ -280,24 +281,21 @@ fn begin(c: &mut Connection, h: &mut Http2) {
     }
 }
 
-/// Goes on behind segments that came early, now that the bytes in front of them are here. Their own bytes are gone.
+/// Goes on behind a segment that came early, now that the bytes in front of it are here; false if there is none. Its own
+/// bytes are gone.
 #[inline(never)]
-fn rejoin<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) {
-    let mut i = 0;
-    while i < crate::stream::PARKED {
-        let brought = c.streams[direction].unpark();
-        if brought != 0 {
-            if !c.streams[direction].covers(brought) {
-                lose(c, h, env, direction, Counter::SyncGap);
-            }
-            let s = &mut c.streams[direction];
-            s.skip = s.skip.saturating_sub(u64::from(brought));
-            let end = s.next.wrapping_add(brought);
-            s.advance(end);
-            s.offset = s.end;
-        }
-        i += 1;
+fn rejoin(s: &mut Stream, f: &mut Frames) -> bool {
+    let brought = s.unpark();
+    if brought == 0 {
+        return false;
     }
+    let end = s.next.wrapping_add(brought);
+    s.advance(end);
+    if !s.covers(brought) {
+        return !fail(f, Counter::SyncGap);
+    }
+    s.skip = s.skip.wrapping_sub(u64::from(brought));
+    true
 }
 
 /// Gives up the position in one direction, and with it the header table; what was open is counted and forgotten.
@@ -311,6 +309,7 @@ fn lose<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     f.failure = 0;
     f.blind = 1;
     f.block = 0;
+    f.began_ns = 0;
     let s = &mut c.streams[direction];
     s.clear();
     s.skip = 0;
@@ -329,6 +328,16 @@ fn fail(f: &mut Frames, reason: Counter) -> bool {
 /// Takes one turn through the packet; true if it was the last.
 #[inline(always)]
 pub fn turn<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    if !step(c, h, env, direction) {
+        return false;
+    }
+    let (s, f) = (&mut c.streams[direction], &mut h.frames[direction]);
+    s.waiting == 0 || f.failure != 0 || !rejoin(s, f)
+}
+
+/// Takes one step through the packet; true if there is nothing left to read.
+#[inline(always)]
+fn step<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
     let s = &mut c.streams[direction];
     if s.skip > 0 {
         return s.pass() == Token::Empty;
@@ -470,21 +479,22 @@ fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     if kind == CONTINUATION {
         f.flags |= flags & END_HEADERS;
         f.state = FIELDS;
-        with(h, env, stream, |call| call.bytes[direction] += u64::from(length));
+        // Envoy's meter has the block whole, without the heads inside; and what is promised not at all.
+        f.wire = if f.flags & PROMISED != 0 { 0 } else { u64::from(length) };
         return false;
     }
     f.flags = flags;
     f.stream = stream;
+    f.wire = 0;
     match kind {
         DATA | HEADERS => {
             if stream == 0 {
                 return fail(&mut h.frames[direction], Counter::SyncMalformed);
             }
+            f.wire = u64::from(length) + u64::from(HEAD_BYTES);
             if kind == HEADERS && direction == REQUEST && stream > h.last {
                 call_begins(c, h, env, stream, began_ns);
             }
-            let wire = u64::from(length) + u64::from(HEAD_BYTES);
-            with(h, env, stream, |call| call.bytes[direction] += wire);
         }
         PUSH_PROMISE => {}
         GOAWAY if length >= 8 => {
@@ -664,7 +674,11 @@ fn widen<E: Calls>(w: &mut Walk, env: &mut E, direction: usize) {
 fn end<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
     let f = &mut h.frames[direction];
     f.state = HEAD;
-    let (kind, flags, stream) = (f.kind, f.flags, f.stream);
+    let (kind, flags, stream, wire) = (f.kind, f.flags, f.stream, f.wire);
+    if wire != 0 {
+        with(h, env, stream, |call| call.bytes[direction] += wire);
+    }
+    let f = &mut h.frames[direction];
     match kind {
         DATA if flags & END_STREAM != 0 => side_ends(h, env, direction, stream),
         HEADERS | PUSH_PROMISE | CONTINUATION if flags & END_HEADERS != 0 => {
@@ -702,8 +716,12 @@ fn block_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u3
             }
             return;
         }
-        if status != hpack::NONE && (status >= 200 || status == 101) && call.status == 0 {
-            call.status = known(status) + 1;
+        if status != hpack::NONE && call.status == 0 {
+            let status = known(status);
+            // The others announce another block.
+            if status >= 200 || status == 101 {
+                call.status = status + 1;
+            }
         } else if unsure && status == hpack::NONE && call.status == 0 {
             call.status = UNKNOWN;
         }
@@ -718,7 +736,7 @@ fn block_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u3
 /// A status as it is counted: one that cannot be is unknown.
 #[inline(always)]
 fn known(status: u32) -> u32 {
-    if status == UNREADABLE || status > 999 { u32::from(STATUS_UNKNOWN) } else { status }
+    if !(100..=999).contains(&status) { u32::from(STATUS_UNKNOWN) } else { status }
 }
 
 /// One direction of a call has ended; the second one ends the call.
@@ -920,7 +938,8 @@ fn prove(c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
     let s = &mut c.streams[direction];
     let header = header(s);
     let f = &mut h.frames[direction];
-    if !believable(&header) {
+    // The block that a CONTINUATION goes on with would have no begin.
+    if !believable(&header) || (f.proven == 0 && header.kind == CONTINUATION) {
         f.state = LOST;
         return true;
     }
@@ -949,7 +968,8 @@ fn prove(c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
 fn believable(header: &Header) -> bool {
     let &Header { length, kind, flags, stream } = header;
     let (on_stream, size, known) = match kind {
-        DATA => (true, true, END_STREAM | PADDED),
+        // Nobody sends empty data for nothing, but a padding's zeros look like it.
+        DATA => (true, length > 0 || flags & END_STREAM != 0, END_STREAM | PADDED),
         HEADERS => (true, length > 0, END_STREAM | END_HEADERS | PADDED | HAS_PRIORITY),
         PRIORITY => (true, length == 5, 0),
         RST_STREAM => (true, length == 4, 0),

@@ -238,7 +238,7 @@ pub fn is_loopback(a: &[u8; 16]) -> bool {
 #[inline(always)]
 pub fn payload<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, offset: u32, length: u32) {
     let s = &c.streams[direction];
-    let before = (s.next, s.seen);
+    let before = (if s.anchored == 0 { seq } else { s.next }, s.seen);
     take(c, env, direction, seq, offset, length);
     if shared::load(&c.protocol) == HTTP2 {
         let s = &mut c.streams[direction];
@@ -277,7 +277,7 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
             if !env.turns(c, direction) {
                 lose(c, env, Counter::SyncSteps);
             }
-            if c.streams[direction].waiting != 0 {
+            if c.streams[direction].waiting != 0 && shared::load(&c.protocol) != HTTP2 {
                 rejoin(c, env, direction);
             }
             if shared::load(&c.protocol) == TCP && is_addressed(c) {
@@ -571,7 +571,10 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
             shared::store(&mut c.sync, sync.wrapping_add(1));
             true
         }
-        Opening::Http2 => false,
+        Opening::Http2 => {
+            is_http2(c, env);
+            false
+        }
         Opening::Other => {
             if c.protocol == UNDECIDED && shared::load(&c.turn) != 0 {
                 late_and_no_http1(c, env);

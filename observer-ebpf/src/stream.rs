@@ -15,6 +15,8 @@ pub const WINDOW: u32 = FILL + CARRY;
 
 /// Segments that can wait for the bytes in front of them.
 pub const PARKED: usize = 4;
+/// How far they can lie ahead. Bytes that did not come before so many others were not seen and never will be.
+const AHEAD: u32 = 1 << 18;
 
 const WORDS: usize = WINDOW as usize / 8 + 2;
 const ONES: u64 = 0x0101_0101_0101_0101;
@@ -153,6 +155,9 @@ impl Stream {
     /// Remembers a segment that came before the bytes in front of it; false if too many wait already.
     #[inline(never)]
     pub fn park(&mut self, seq: u32, end: u32) -> bool {
+        if end.wrapping_sub(self.next) > AHEAD {
+            return false;
+        }
         let mut i = 0;
         while i < PARKED {
             let (from, to) = self.parked[i];

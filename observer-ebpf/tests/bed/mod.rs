@@ -1,14 +1,21 @@
 //! A connection without a kernel: packets go in, finished requests come out.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod frames;
+
+use std::{collections::HashMap, ptr::null_mut};
+
 use observer_ebpf::{
     SECURITY_NONE,
     health::Counter,
-    socket::{self, ANCHORED, Connection, DESTINATION, Env, Finished, REQUEST, RESPONSE},
+    hpack::{WIDE, Wide},
+    http2::{self, Call, CallKey, Calls, Http2, Reaping},
+    shared,
+    socket::{self, ANCHORED, Connection, DESTINATION, ENDED, Env, Finished, HTTP2, LATE, REQUEST, RESPONSE},
     stream::Stream,
 };
 
-/// What came out.
+/// What came out, and the maps that the programs would use.
 #[derive(Default)]
 pub(crate) struct Bed {
     pub(crate) clock: u64,
@@ -19,6 +26,14 @@ pub(crate) struct Bed {
     pub(crate) closed: u64,
     pub(crate) bytes: [u64; 2],
     pub(crate) turns: u64,
+    /// Boxed, so that a call stays where it is while others come and go.
+    pub(crate) calls: HashMap<CallKey, Box<Call>>,
+    /// Calls for which that map has no room, by their stream.
+    pub(crate) refused: Vec<u32>,
+    /// Both directions' larger rings, once they are wanted.
+    pub(crate) wide: Option<Box<[Wide; 2]>>,
+    /// There is no room for larger rings.
+    pub(crate) narrow: bool,
 }
 
 impl Bed {
@@ -67,9 +82,57 @@ impl Env for Bed {
     }
 }
 
+impl Calls for Bed {
+    fn frame_turns(&mut self, c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
+        for _ in 0..1 << 17 {
+            self.turns += 1;
+            if http2::turn(c, h, self, direction) {
+                return true;
+            }
+        }
+        false
+    }
+    fn call(&mut self, key: &CallKey) -> *mut Call {
+        self.calls.get_mut(key).map_or(null_mut(), |call| &raw mut **call)
+    }
+    fn insert(&mut self, key: &CallKey, call: &Call) -> bool {
+        let room = !self.refused.contains(&key.id);
+        if room {
+            self.calls.insert(*key, Box::new(*call));
+        }
+        room
+    }
+    fn remove(&mut self, key: &CallKey) {
+        self.calls.remove(key);
+    }
+    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
+        for call in &mut h.calls {
+            if http2::reap(c, self, call, reaping) {
+                shared::store(&mut call.id, 0);
+            }
+        }
+        let mut calls = std::mem::take(&mut self.calls);
+        calls.retain(|key, call| {
+            let over = key.cookie == h.cookie && http2::reap(c, self, call, reaping);
+            if over {
+                shared::lower(&mut h.elsewhere);
+            }
+            !over
+        });
+        self.calls = calls;
+    }
+    fn wide(&mut self, direction: usize) -> *mut Wide {
+        if self.narrow {
+            return null_mut();
+        }
+        &raw mut self.wide.get_or_insert_with(|| Box::new([Wide { entries: [0; WIDE] }; 2]))[direction]
+    }
+}
+
 /// A connection and both its byte streams' starting sequence numbers, close to the wrap.
 pub(crate) struct Wire {
     pub(crate) c: Box<Connection>,
+    pub(crate) h: Box<Http2>,
     pub(crate) bed: Bed,
     pub(crate) base: [u32; 2],
 }
@@ -77,7 +140,10 @@ pub(crate) struct Wire {
 impl Wire {
     /// A fresh connection whose establishment was seen.
     pub(crate) fn new(leg: u32) -> Self {
-        let mut wire = Self { c: zeroed(), bed: Bed::default(), base: [u32::MAX - 700, 12] };
+        // SAFETY: integers only; zero is how the kernel hands a new storage out.
+        let (c, h) = unsafe { (Box::new(std::mem::zeroed()), Box::new(std::mem::zeroed())) };
+        let mut wire = Self { c, h, bed: Bed::default(), base: [u32::MAX - 700, 12] };
+        wire.h.cookie = 7;
         wire.c.leg = leg;
         wire.c.sidecar = 1;
         wire.c.destination.port = 8080;
@@ -89,22 +155,55 @@ impl Wire {
         wire
     }
 
+    /// A connection that was open before the programs were attached.
+    pub(crate) fn late(leg: u32) -> Self {
+        let mut wire = Self::new(leg);
+        wire.c.flags = LATE;
+        wire.c.sync = 1;
+        for stream in &mut wire.c.streams {
+            stream.anchored = 0;
+            stream.next = 0;
+        }
+        wire
+    }
+
     /// Delivers bytes `[from, to)` of a direction's stream as one packet.
     pub(crate) fn deliver(&mut self, direction: usize, stream: &[u8], from: usize, to: usize) {
+        if self.c.flags & ENDED != 0 {
+            return;
+        }
         self.bed.packet = vec![0xee; 52];
         self.bed.packet.extend_from_slice(&stream[from..to]);
         let seq = self.base[direction].wrapping_add(from as u32);
-        socket::payload(&mut self.c, &mut self.bed, direction, seq, 52, (to - from) as u32);
+        let length = (to - from) as u32;
+        if self.c.protocol != HTTP2 {
+            socket::payload(&mut self.c, &mut self.bed, direction, seq, 52, length);
+        }
+        if self.c.protocol == HTTP2 {
+            http2::payload(&mut self.c, &mut self.h, &mut self.bed, direction, seq, 52, length);
+            http2::settle(&mut self.c, &mut self.h, &mut self.bed, direction, false);
+        }
     }
 
     /// A FIN or RST of a direction.
     pub(crate) fn end(&mut self, direction: usize, reset: bool) {
         socket::ending(&mut self.c, &mut self.bed, direction, reset);
+        if self.c.flags & LATE != 0 && (reset || self.c.first_end != direction as u32 + 1) {
+            self.close();
+        }
     }
 
     /// The socket's close.
     pub(crate) fn close(&mut self) {
-        socket::ended(&mut self.c, &mut self.bed);
+        if socket::ended(&mut self.c, &mut self.bed) && self.c.protocol == HTTP2 {
+            http2::settle(&mut self.c, &mut self.h, &mut self.bed, REQUEST, true);
+        }
+    }
+
+    /// Calls of HTTP/2 that are open.
+    pub(crate) fn open(&self) -> usize {
+        assert_eq!(self.h.elsewhere as usize, self.bed.calls.len(), "calls in the map");
+        self.h.calls.iter().filter(|call| call.id != 0).count() + self.bed.calls.len()
     }
 }
 
@@ -118,9 +217,4 @@ pub(crate) fn exchange(requests: &[u8], responses: &[u8]) -> Wire {
         wire.deliver(RESPONSE, responses, 0, responses.len());
     }
     wire
-}
-
-fn zeroed() -> Box<Connection> {
-    // SAFETY: integers only; zero is how the kernel hands a new storage out.
-    unsafe { Box::new(std::mem::zeroed()) }
 }

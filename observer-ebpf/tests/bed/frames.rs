@@ -1,0 +1,99 @@
+//! HTTP/2 frames written by hand: what well-behaved libraries do not send.
+
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const PRIORITY: u8 = 2;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PUSH_PROMISE: u8 = 5;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+pub(crate) const PADDED: u8 = 8;
+pub(crate) const HAS_PRIORITY: u8 = 0x20;
+
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// One frame.
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a frame");
+    [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// How a block or data is framed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shape {
+    /// Padding, and whether there is any.
+    pub(crate) padding: Option<u8>,
+    /// HEADERS tell a priority.
+    pub(crate) priority: bool,
+    /// Lengths of the fragments of a block; the last takes the rest.
+    pub(crate) fragments: Vec<usize>,
+}
+
+impl Shape {
+    fn padded(&self, payload: &[u8]) -> (u8, Vec<u8>) {
+        match self.padding {
+            Some(padding) => (PADDED, [&[padding], payload, &vec![0; padding.into()]].concat()),
+            None => (0, payload.to_vec()),
+        }
+    }
+}
+
+/// A frame of data.
+pub(crate) fn data(stream: u32, flags: u8, payload: &[u8], shape: &Shape) -> Vec<u8> {
+    let (padded, payload) = shape.padded(payload);
+    frame(DATA, flags | padded, stream, &payload)
+}
+
+/// A header block: HEADERS or PUSH_PROMISE with `before` in front of the block, and CONTINUATION behind it.
+fn block(kind: u8, flags: u8, stream: u32, before: &[u8], block: &[u8], shape: &Shape) -> Vec<u8> {
+    let mut parts = Vec::new();
+    let mut rest = block;
+    for &length in &shape.fragments {
+        let (part, behind) = rest.split_at(length.min(rest.len()));
+        parts.push(part);
+        rest = behind;
+    }
+    parts.push(rest);
+    let ends = |number: usize| if number + 1 == parts.len() { END_HEADERS } else { 0 };
+    let (padded, payload) = shape.padded(&[before, parts[0]].concat());
+    let mut written = frame(kind, flags | padded | ends(0), stream, &payload);
+    for (number, part) in parts.iter().enumerate().skip(1) {
+        written.extend(frame(CONTINUATION, ends(number), stream, part));
+    }
+    written
+}
+
+/// A header block in HEADERS.
+pub(crate) fn headers(stream: u32, flags: u8, fields: &[u8], shape: &Shape) -> Vec<u8> {
+    if shape.priority {
+        block(HEADERS, flags | HAS_PRIORITY, stream, &[0x80, 0, 0, 0, 15], fields, shape)
+    } else {
+        block(HEADERS, flags, stream, &[], fields, shape)
+    }
+}
+
+/// A header block in PUSH_PROMISE.
+pub(crate) fn promise(stream: u32, promised: u32, fields: &[u8], shape: &Shape) -> Vec<u8> {
+    block(PUSH_PROMISE, 0, stream, &promised.to_be_bytes(), fields, shape)
+}
+
+/// RST_STREAM.
+pub(crate) fn reset(stream: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+}
+
+/// GOAWAY without an error.
+pub(crate) fn goaway(last: u32) -> Vec<u8> {
+    frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
+}
+
+/// A message of gRPC, uncompressed.
+pub(crate) fn message(length: usize) -> Vec<u8> {
+    [&[0][..], &u32::try_from(length).expect("a message").to_be_bytes(), &vec![b'm'; length]].concat()
+}
