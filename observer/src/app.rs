@@ -21,6 +21,7 @@ use crate::{
     discovery::{Change, Sidecar, watch::Watcher},
     emit::{
         Emitter, Limits, Target, Transport,
+        spool::{Spool, directory_name},
         wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
     },
     model::{Model, Own, Snapshot, cardinality, labels::Peers},
@@ -290,8 +291,11 @@ fn forward_log(kernel: &mut Kernel) {
 fn start_emitters(config: &Config) -> Result<Vec<Emitter>> {
     let start = |target: &Target| {
         let encoder = wavefront::Lines::new(config.wavefront_names, &node_name())?;
-        let transport = transport(config, target)?;
-        Ok::<_, anyhow::Error>(Emitter::start(target.to_string(), Box::new(encoder), transport, Limits::default()))
+        let (name, transport) = (target.to_string(), transport(config, target)?);
+        // A file takes everything at once, or never.
+        let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, Target::WavefrontFile(_)));
+        let spool = directory.map(|directory| Spool::new(directory.join(directory_name(&name)), config.queue_bytes));
+        Ok::<_, anyhow::Error>(Emitter::start(name, Box::new(encoder), transport, spool, Limits::default()))
     };
     config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target}"))).collect()
 }

@@ -59,6 +59,10 @@ pub struct RunArgs {
     /// File with the authorities (PEM) that wavefront+https:// trusts [default: the system's]
     #[arg(long, value_name = "FILE", env = "OBSERVER_WAVEFRONT_CA_FILE")]
     pub wavefront_ca_file: Option<PathBuf>,
+    /// Directory where reports wait for a Wavefront receiver that does not take them, across restarts; its size is the
+    /// configuration's queue_bytes [default: they wait in memory only]
+    #[arg(long, value_name = "DIR", env = "OBSERVER_QUEUE_DIR")]
+    pub queue_dir: Option<PathBuf>,
     /// Where and what to observe.
     #[command(flatten)]
     pub node: NodeArgs,
@@ -217,13 +221,14 @@ mod tests {
     #[test]
     fn parses_every_option() {
         let line = "observer run --listen 0.0.0.0:9000 --interval 1m --emit wavefront+file:- --emit \
-                    wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --config c.toml --sidecar-exe envoy \
+                    wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --config c.toml --sidecar-exe envoy \
                     --sidecar-exe pilot --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Duration::from_mins(1)));
         assert_eq!(args.emit.len(), 2);
         assert_eq!(args.wavefront_token_file, Some("/t".into()));
         assert_eq!(args.wavefront_ca_file, Some("/c".into()));
+        assert_eq!(args.queue_dir, Some("/q".into()));
         assert_eq!(args.node.sidecar_exe, ["envoy", "pilot"]);
         assert_eq!(args.node.log, Some(LogLevel::Debug));
     }

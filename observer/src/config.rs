@@ -28,6 +28,8 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 /// Most series held apart where no number is given.
 pub const DEFAULT_MAX_SERIES: u32 = 10_000;
+/// Most bytes of one emitter's queue on disk where no number is given.
+pub const DEFAULT_QUEUE_BYTES: u64 = 256 * 1024 * 1024;
 /// More series than this would take a gigabyte of kernel memory.
 const MOST_SERIES: u32 = 1_000_000;
 
@@ -46,6 +48,10 @@ pub struct Config {
     pub wavefront_token_file: Option<PathBuf>,
     /// File with the authorities that are trusted over TLS; the system's if absent.
     pub wavefront_ca_file: Option<PathBuf>,
+    /// Directory where batches wait for receivers that do not take them.
+    pub queue_dir: Option<PathBuf>,
+    /// Most bytes of one emitter's batches there.
+    pub queue_bytes: u64,
     /// How much is logged.
     pub log: LogLevel,
     /// Executable names of sidecars.
@@ -108,8 +114,16 @@ impl Config {
 
     /// Options and environment first, then the file, then defaults.
     fn resolve(args: &RunArgs, file: Settings) -> Self {
-        let RunArgs { listen, interval, emit, wavefront_names, wavefront_token_file, wavefront_ca_file, node } =
-            args.clone();
+        let RunArgs {
+            listen,
+            interval,
+            emit,
+            wavefront_names,
+            wavefront_token_file,
+            wavefront_ca_file,
+            queue_dir,
+            node,
+        } = args.clone();
         let NodeArgs { config: _, sidecar_exe, cgroup, proc_root, cgroup_root, log } = node;
         let mut sidecar_exe = either(sidecar_exe, file.sidecar_exe);
         if sidecar_exe.is_empty() {
@@ -122,6 +136,8 @@ impl Config {
             wavefront_names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
             wavefront_token_file: wavefront_token_file.or(file.wavefront_token_file),
             wavefront_ca_file: wavefront_ca_file.or(file.wavefront_ca_file),
+            queue_dir: queue_dir.or(file.queue_dir),
+            queue_bytes: file.queue_bytes.unwrap_or(DEFAULT_QUEUE_BYTES),
             log: log.or(file.log).unwrap_or_default(),
             sidecar_exe,
             cgroup: either(cgroup, file.cgroup),
@@ -177,6 +193,8 @@ struct Settings {
     wavefront_names: Option<Names>,
     wavefront_token_file: Option<PathBuf>,
     wavefront_ca_file: Option<PathBuf>,
+    queue_dir: Option<PathBuf>,
+    queue_bytes: Option<u64>,
     log: Option<LogLevel>,
     sidecar_exe: Vec<String>,
     cgroup: Vec<PathBuf>,
@@ -216,6 +234,8 @@ impl Settings {
             wavefront_names: file.wavefront_names.map(|WavefrontNames(names)| names),
             wavefront_token_file: file.wavefront_token_file.map(|FilePath(path)| path),
             wavefront_ca_file: file.wavefront_ca_file.map(|FilePath(path)| path),
+            queue_dir: file.queue_dir.map(|DirectoryPath(path)| path),
+            queue_bytes: file.queue_bytes.map(|QueueBytes(number)| number),
             log: file.log,
             sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
             cgroup: file.cgroup.into_iter().map(|DirectoryPath(path)| path).collect(),
@@ -243,6 +263,8 @@ struct File {
     wavefront_names: Option<WavefrontNames>,
     wavefront_token_file: Option<FilePath>,
     wavefront_ca_file: Option<FilePath>,
+    queue_dir: Option<DirectoryPath>,
+    queue_bytes: Option<QueueBytes>,
     log: Option<LogLevel>,
     sidecar_exe: Vec<ExecutableName>,
     cgroup: Vec<DirectoryPath>,
@@ -359,19 +381,28 @@ checked!(DirectoryPath(PathBuf), |text: &str| match text {
     path => Ok(PathBuf::from(path)),
 });
 
-#[derive(Debug)]
-struct MaxSeries(u32);
+/// A number within bounds.
+macro_rules! bounded {
+    ($name:ident($value:ty), $least:expr, $most:expr) => {
+        #[derive(Debug)]
+        struct $name($value);
 
-impl<'de> Deserialize<'de> for MaxSeries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        u32::try_from(number)
-            .ok()
-            .filter(|number| (1..=MOST_SERIES).contains(number))
-            .map(Self)
-            .ok_or_else(|| de::Error::custom(format!("{number} is not between 1 and {MOST_SERIES}")))
-    }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let number = i64::deserialize(deserializer)?;
+                <$value>::try_from(number)
+                    .ok()
+                    .filter(|number| ($least..=$most).contains(number))
+                    .map(Self)
+                    .ok_or_else(|| de::Error::custom(format!("{number} is not between {} and {}", $least, $most)))
+            }
+        }
+    };
 }
+
+bounded!(MaxSeries(u32), 1, MOST_SERIES);
+// One batch is at most half a mebibyte before it is compressed; more than a tebibyte is a slip.
+bounded!(QueueBytes(u64), 1_u64 << 20, 1_u64 << 40);
 
 /// Ports that services declare as TCP. The kernel programs know ports, not services, so that two services cannot disagree.
 fn tcp_ports_of(services: &[Spanned<Service>]) -> Result<Vec<u16>, Problem> {
@@ -532,6 +563,7 @@ mod tests {
         assert_eq!(in_force.listen, Some(DEFAULT_LISTEN));
         assert_eq!(in_force.interval, Some(DEFAULT_INTERVAL));
         assert_eq!(in_force.max_series, Some(DEFAULT_MAX_SERIES));
+        assert_eq!(in_force.queue_bytes, Some(DEFAULT_QUEUE_BYTES));
         assert_eq!(in_force.wavefront_names, Some(Names::default()));
         assert_eq!(in_force.log, Some(LogLevel::default()));
         assert_eq!(in_force.sidecar_exe, ["envoy"]);
@@ -594,6 +626,7 @@ mod tests {
             ("listen = \"9469\"", "o.toml:1:10: listen: ", "127.0.0.1:9469"),
             ("log = \"loud\"", "o.toml:1:7: log: ", "`trace`"),
             ("max_series = 0", "o.toml:1:14: max_series: ", "between 1 and 1000000"),
+            ("queue_bytes = 1000", "o.toml:1:15: queue_bytes: ", "between 1048576 and 1099511627776"),
             ("tcp_ports = [\n  25,\n  70000,\n]", "o.toml:3:3: tcp_ports: ", "70000"),
             ("emit = [\"kafka:x\"]", "o.toml:1:8: emit: ", "wavefront+file:PATH"),
             ("cgroup_root = \"\"", "o.toml:1:15: cgroup_root: ", "a path is missing"),

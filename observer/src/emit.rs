@@ -1,25 +1,35 @@
 //! Emitters: each has its own task and a bounded queue of reports, so that no receiver holds up collection.
 //!
-//! What a receiver does not take is tried again with jittered, growing pauses for a bounded time. A queue that is full
-//! drops its oldest report; figures are cumulative, so the next report still holds all counts. Every drop is counted.
+//! What a receiver does not take is tried again with jittered, growing pauses: for a bounded time, or out of a directory
+//! of bounded size. A queue that is full drops its oldest; figures are cumulative, so the next report still holds all
+//! counts. Every drop is counted.
 
 pub mod prometheus;
+pub mod spool;
 pub mod target;
 pub mod wavefront;
+mod worker;
 
 use std::{
     collections::{BTreeMap, VecDeque},
     future::Future,
     hash::{BuildHasher, Hasher, RandomState},
+    io::Write,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::{sync::Notify, task::JoinHandle};
+use flate2::{Compression, write::GzEncoder};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::Instant,
+};
 
 pub use self::target::{Target, TargetError};
+use self::{spool::Spool, worker::Worker};
 use crate::model::{EmitterFigures, Snapshot};
 
 /// Part of a report, as one send.
@@ -32,6 +42,14 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The text, gzipped.
+    #[must_use]
+    pub fn compressed(&self) -> Bytes {
+        let mut encoder = GzEncoder::new(Vec::with_capacity(self.text.len() / 16), Compression::fast());
+        encoder.write_all(&self.text).expect("writing to memory does not fail");
+        encoder.finish().expect("writing to memory does not fail").into()
+    }
+
     /// Two halves, cut between lines; `None` if there is only one.
     fn split(&self) -> Option<(Self, Self)> {
         let middle = self.text.len() / 2;
@@ -95,7 +113,7 @@ pub enum Failure {
 pub struct Limits {
     /// Reports that wait at most.
     pub queue: usize,
-    /// How long one batch is tried.
+    /// How long one batch is tried where it cannot wait on disk.
     pub patience: Duration,
     /// First pause between two tries; each further one is twice as long.
     pub first_pause: Duration,
@@ -138,18 +156,26 @@ pub struct Emitter {
 }
 
 impl Emitter {
-    /// Starts an emitter in a task of its own. `name` is its label value, without secrets.
+    /// Starts an emitter in a task of its own. `name` is its label value, without secrets; `spool` is where batches wait
+    /// for a receiver that does not take them.
     #[must_use]
-    pub fn start(name: String, encoder: Box<dyn Encoder>, transport: Box<dyn Transport>, limits: Limits) -> Self {
+    pub fn start(
+        name: String,
+        encoder: Box<dyn Encoder>,
+        transport: Box<dyn Transport>,
+        spool: Option<Spool>,
+        limits: Limits,
+    ) -> Self {
         let state = State {
             // Known ways to lose something start at 0, so that the first loss is seen as growth.
-            dropped: [("gave_up", 0)].into(),
+            dropped: [("gave_up", 0), ("queue_full", 0)].into(),
             reports_dropped: [("queue_full", 0), ("shutdown", 0)].into(),
             figures: EmitterFigures { name, rejected: encoder.rejected(), ..EmitterFigures::default() },
             ..State::default()
         };
-        let shared = Arc::new(Shared { limits, state: Mutex::new(state), changed: Notify::new() });
-        let worker = Worker { shared: shared.clone(), encoder, transport, failing: false };
+        let (end, _) = watch::channel(None);
+        let shared = Arc::new(Shared { limits, state: Mutex::new(state), changed: Notify::new(), end });
+        let worker = Worker::new(shared.clone(), encoder, transport, spool);
         Self { shared, task: tokio::spawn(worker.run()) }
     }
 
@@ -179,9 +205,11 @@ impl Emitter {
         }
     }
 
-    /// Sends what waits and ends, within `limit`; what is left then is dropped, counted and said. Returns the last figures.
+    /// Sends what waits and ends, within `limit`. What is left then stays on disk for the next run; without a place there
+    /// it is dropped, counted and said. Returns the last figures.
     pub async fn finish(mut self, limit: Duration) -> EmitterFigures {
         self.shared.state().closing = true;
+        self.shared.end.send_replace(Some(Instant::now() + limit / 2));
         self.shared.changed.notify_one();
         if tokio::time::timeout(limit, &mut self.task).await.is_err() {
             self.task.abort();
@@ -201,6 +229,8 @@ struct Shared {
     limits: Limits,
     state: Mutex<State>,
     changed: Notify,
+    /// When a send is given up in favour of the disk; `None` while the emitter is to go on.
+    end: watch::Sender<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -218,70 +248,7 @@ impl Shared {
         // Counters stay usable even if a thread panicked while it held them.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-struct Worker {
-    shared: Arc<Shared>,
-    encoder: Box<dyn Encoder>,
-    transport: Box<dyn Transport>,
-    /// Whether the last send failed: only changes are logged.
-    failing: bool,
-}
-
-impl Worker {
-    async fn run(mut self) {
-        while let Some(snapshot) = self.shared.next().await {
-            let Self { shared, encoder, transport, failing } = &mut self;
-            for batch in encoder.encode(snapshot) {
-                deliver(shared, transport.as_mut(), batch, failing).await;
-            }
-            shared.state().figures.rejected = encoder.rejected();
-        }
-    }
-}
-
-/// Sends one batch, in halves if need be, until it is taken, refused or the patience ends.
-async fn deliver(shared: &Shared, transport: &mut dyn Transport, batch: Batch, failing: &mut bool) {
-    let mut waiting = vec![batch];
-    let (began, mut attempt) = (Instant::now(), 0);
-    while let Some(batch) = waiting.pop() {
-        let Err(failure) = transport.send(&batch).await else {
-            shared.state().figures.sent += batch.points;
-            if std::mem::take(failing) {
-                tracing::info!("emitter {}: sending again", shared.state().figures.name);
-            }
-            attempt = 0;
-            continue;
-        };
-        let (kind, message) = failure.said();
-        {
-            let mut state = shared.state();
-            *state.errors.entry(kind).or_default() += 1;
-            if !std::mem::replace(failing, true) {
-                tracing::warn!("emitter {}: {message}", state.figures.name);
-            }
-        }
-        match failure {
-            Failure::TooLarge => match batch.split() {
-                Some((first, second)) => waiting.extend([second, first]),
-                None => shared.drop_points(kind, &batch),
-            },
-            Failure::Refused { .. } => shared.drop_points(kind, &batch),
-            Failure::PushBack { .. } | Failure::Transient { .. } => {
-                let pause = shared.limits.pause(attempt, &failure, chance());
-                if began.elapsed() + pause > shared.limits.patience {
-                    shared.drop_points("gave_up", &batch);
-                    continue;
-                }
-                attempt += 1;
-                tokio::time::sleep(pause).await;
-                waiting.push(batch);
-            }
-        }
-    }
-}
-
-impl Shared {
     /// The next report; `None` when the emitter is to end and nothing waits.
     async fn next(&self) -> Option<Arc<Snapshot>> {
         loop {
@@ -297,8 +264,24 @@ impl Shared {
         }
     }
 
-    fn drop_points(&self, reason: &'static str, batch: &Batch) {
-        *self.state().dropped.entry(reason).or_default() += batch.points;
+    /// Returns when the emitter is to end and a send has had its time.
+    async fn ending(&self) {
+        let mut end = self.end.subscribe();
+        if let Ok(end) = end.wait_for(Option::is_some).await.map(|end| *end) {
+            tokio::time::sleep_until(end.unwrap_or_else(Instant::now)).await;
+        }
+    }
+
+    fn name(&self) -> String {
+        self.state().figures.name.clone()
+    }
+
+    fn count_error(&self, kind: &'static str) {
+        *self.state().errors.entry(kind).or_default() += 1;
+    }
+
+    fn drop_points(&self, reason: &'static str, points: u64) {
+        *self.state().dropped.entry(reason).or_default() += points;
     }
 }
 

@@ -75,6 +75,8 @@ pub struct EmitterFigures {
     pub name: String,
     /// Reports that wait now.
     pub queued_reports: u64,
+    /// Points and bytes that wait on disk now, where some may.
+    pub on_disk: Option<(u64, u64)>,
     /// Points the receiver took.
     pub sent: u64,
     /// Points that break the format's rules, by reason.
@@ -376,6 +378,11 @@ fn own_kernel(kernel: &KernelReading, families: &mut Families) {
 fn own_outputs(own: &Own, families: &mut Families) {
     let queue = families.add(&catalogue::EMITTER_QUEUE);
     own.emitters.iter().for_each(|emitter| queue.point(&[&emitter.name], emitter.queued_reports));
+    let on_disk = || own.emitters.iter().filter_map(|emitter| Some((&emitter.name, emitter.on_disk?)));
+    let points = families.add(&catalogue::EMITTER_DISK_POINTS);
+    on_disk().for_each(|(name, (waiting, _))| points.point(&[name], waiting));
+    let bytes = families.add(&catalogue::EMITTER_DISK_BYTES);
+    on_disk().for_each(|(name, (_, waiting))| bytes.point(&[name], waiting));
     let sent = families.add(&catalogue::EMITTER_SENT);
     own.emitters.iter().for_each(|emitter| sent.point(&[&emitter.name], emitter.sent));
     type ByReason = fn(&EmitterFigures) -> &Vec<(&'static str, u64)>;

@@ -1,68 +1,15 @@
 //! The emitter against a receiver that follows a script.
 
+mod outage;
+mod receiver;
+
 use super::{
     wavefront::{Lines, Names, file::FileSink, http::HttpSink},
     *,
 };
 use crate::model::fixture;
-use std::io::Read;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-    sync::mpsc,
-};
-
-/// What the scripted receiver does with one request.
-enum Act {
-    Answer(&'static str),
-    Hang,
-    Close,
-}
-
-/// A receiver that follows a script, then takes everything; it hands on what it took.
-async fn receiver(script: Vec<Act>) -> (reqwest::Url, mpsc::UnboundedReceiver<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
-    let (taken, receiver) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        let mut script = script.into_iter();
-        let mut hanging = Vec::new();
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = Vec::new();
-            let body = loop {
-                if stream.read_buf(&mut request).await.unwrap() == 0 {
-                    break None;
-                }
-                let text = String::from_utf8_lossy(&request).to_lowercase();
-                let Some(head) = request.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
-                assert!(text.starts_with("post / http/1.1") && text.contains("content-encoding: gzip"));
-                let (_, length) = text.split_once("content-length: ").unwrap();
-                let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
-                if request.len() >= head + 4 + length {
-                    break Some(request[head + 4..head + 4 + length].to_vec());
-                }
-            };
-            let Some(body) = body else { continue };
-            let answer = match script.next().unwrap_or(Act::Answer("202 Accepted")) {
-                Act::Hang => {
-                    hanging.push(stream);
-                    continue;
-                }
-                Act::Close => continue,
-                Act::Answer(answer) => answer,
-            };
-            if answer.starts_with("202") {
-                let mut text = String::new();
-                flate2::read::GzDecoder::new(body.as_slice()).read_to_string(&mut text).unwrap();
-                let _ = taken.send(text);
-            }
-            let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        }
-    });
-    (url, receiver)
-}
+use receiver::{Act, receiver};
+use tokio::net::TcpListener;
 
 const QUICK: Limits = Limits {
     queue: 2,
@@ -75,7 +22,7 @@ const QUICK: Limits = Limits {
 fn emitter(url: reqwest::Url, limits: Limits) -> Emitter {
     let lines = Lines::new(Names::Documented, "node-1").unwrap();
     let sink = HttpSink::proxy(url, Duration::from_millis(300)).unwrap();
-    Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), limits)
+    Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), None, limits)
 }
 
 fn losses(counts: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
@@ -109,8 +56,9 @@ async fn every_transient_failure_is_tried_again_until_all_is_taken_once() {
         (vec![Act::Answer("429 Too Many Requests\r\nretry-after: 0")], "push_back", 1),
         (vec![Act::Answer("500 Oops"), Act::Answer("503 Later")], "server", 2),
         (vec![Act::Answer("408 Slow"), Act::Answer("407 Proxy")], "server", 2),
-        (vec![Act::Hang], "timeout", 1),
+        (vec![Act::Hang(None)], "timeout", 1),
         (vec![Act::Close], "connection", 1),
+        (vec![Act::BrokenGzip], "", 0),
         (vec![Act::Answer("413 Large"), Act::Answer("413 Large")], "too_large", 2),
     ] {
         let (text, figures) = report(script, QUICK).await;
@@ -150,7 +98,7 @@ async fn patience_ends_and_a_single_line_that_is_too_large_is_dropped() {
 
 #[tokio::test]
 async fn a_full_queue_drops_the_oldest_and_the_end_drops_the_rest() {
-    let (url, mut taken) = receiver((0..100).map(|_| Act::Hang).collect()).await;
+    let (url, mut taken) = receiver((0..100).map(|_| Act::Hang(None)).collect()).await;
     let emitter = emitter(url, QUICK);
     let [first, second] = fixture::snapshots();
     emitter.offer(first.clone());
@@ -184,7 +132,7 @@ async fn a_file_is_appended_to_and_may_be_moved_away() {
     let path = directory.path().join("points");
     let lines = Lines::new(Names::Documented, "node-1").unwrap();
     let sink = FileSink::new(path.to_str().unwrap());
-    let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), QUICK);
+    let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), None, QUICK);
     let [first, second] = fixture::snapshots();
     emitter.offer(first);
     while !path.exists() || emitter.figures().sent == 0 {
@@ -202,7 +150,7 @@ async fn a_file_is_appended_to_and_may_be_moved_away() {
 async fn a_file_that_cannot_be_written_costs_its_points_only() {
     let lines = Lines::new(Names::Documented, "node-1").unwrap();
     let sink = FileSink::new("/nonexistent/points");
-    let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), QUICK);
+    let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), None, QUICK);
     emitter.offer(fixture::snapshots()[0].clone());
     let figures = emitter.finish(Duration::from_secs(5)).await;
     assert_eq!(losses(&figures.dropped), [("write", expected().lines().count() as u64)]);

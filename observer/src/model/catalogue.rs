@@ -371,7 +371,7 @@ families! {
         "Points not sent because they break the format's rules.";
     EMITTER_DROPPED = "mesh.observer.emitter.points.dropped.total.value", "mesh_observer_emitter_points_dropped_total",
         Counter, "points", &["emitter", "reason"], Observer, Own, Collected,
-        "Points given up after the receiver did not take them.";
+        "Points dropped: refused, not taken in time, or without room to wait.";
     EMITTER_REPORTS_DROPPED = "mesh.observer.emitter.reports.dropped.total.value",
         "mesh_observer_emitter_reports_dropped_total",
         Counter, "reports", &["emitter", "reason"], Observer, Own, Collected,
@@ -379,6 +379,12 @@ families! {
     EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
         Counter, "errors", &["emitter", "kind"], Observer, Own, Collected,
         "Sends that failed, the ones tried again included.";
+    EMITTER_DISK_POINTS = "mesh.observer.emitter.disk.points.value", "mesh_observer_emitter_disk_points",
+        Gauge, "points", &["emitter"], Observer, Own, Collected,
+        "Points that wait on disk to be sent.";
+    EMITTER_DISK_BYTES = "mesh.observer.emitter.disk.bytes.value", "mesh_observer_emitter_disk_bytes",
+        Gauge, "bytes", &["emitter"], Observer, Own, Collected,
+        "Bytes on disk of points that wait to be sent.";
     SCRAPES = "mesh.observer.scrapes.total.value", "mesh_observer_scrapes_total",
         Counter, "scrapes", &["outcome"], Observer, Own, Collected,
         "Requests for the metrics page by outcome.";

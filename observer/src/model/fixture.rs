@@ -195,6 +195,7 @@ pub(crate) fn own() -> Own {
         unattached: Some(0),
         emitters: vec![EmitterFigures {
             name: "wavefront+file:-".to_owned(),
+            on_disk: Some((7, 512)),
             sent: 10,
             rejected: vec![("tag_length", 1)],
             dropped: vec![("gave_up", 2)],

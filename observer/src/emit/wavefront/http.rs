@@ -1,9 +1,7 @@
 //! Lines posted to a Wavefront proxy or to the service itself.
 
-use std::{io::Write as _, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use bytes::Bytes;
-use flate2::{Compression, write::GzEncoder};
 use reqwest::{Client, StatusCode, Url, header};
 
 use super::token::{TokenError, TokenFile};
@@ -67,7 +65,7 @@ impl HttpSink {
         request = request
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_ENCODING, "gzip")
-            .body(compressed(&batch.text));
+            .body(batch.compressed());
         let response = request.send().await.map_err(|error| unreachable(&self.url, &error))?;
         let after = response.headers().get(header::RETRY_AFTER);
         let after = after.and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
@@ -79,12 +77,6 @@ impl Transport for HttpSink {
     fn send<'a>(&'a mut self, batch: &'a Batch) -> Sending<'a> {
         Box::pin(self.post(batch))
     }
-}
-
-fn compressed(text: &[u8]) -> Bytes {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 16), Compression::fast());
-    encoder.write_all(text).expect("writing to memory does not fail");
-    encoder.finish().expect("writing to memory does not fail").into()
 }
 
 fn unreachable(url: &Url, error: &reqwest::Error) -> Failure {
@@ -117,7 +109,7 @@ mod tests {
     use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
     use std::{
         fs,
-        io::{BufRead, BufReader, Read},
+        io::{BufRead, BufReader, Read, Write},
         net::TcpListener,
         sync::{Arc, mpsc},
         thread,
