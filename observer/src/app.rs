@@ -290,7 +290,7 @@ fn forward_log(kernel: &mut Kernel) {
 
 fn start_emitters(config: &Config) -> Result<Vec<Emitter>> {
     let start = |target: &Target| {
-        let encoder = wavefront::Lines::new(config.wavefront_names, &node_name())?;
+        let encoder = wavefront::Lines::new(config.wavefront.clone(), &node_name())?;
         let (name, transport) = (target.to_string(), transport(config, target)?);
         // A file takes everything at once, or never.
         let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, Target::WavefrontFile(_)));

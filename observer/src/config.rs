@@ -18,7 +18,10 @@ use crate::{
     cli::{self, LogLevel, NodeArgs, RunArgs},
     collect::kernel,
     discovery::{DiscoveryConfig, Role, SidecarRule, Workload},
-    emit::{Target, wavefront::Names},
+    emit::{
+        Target,
+        wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
+    },
     model::labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
 };
 
@@ -42,8 +45,8 @@ pub struct Config {
     pub interval: Duration,
     /// Where reports go.
     pub emit: Vec<Target>,
-    /// Which Wavefront names are sent.
-    pub wavefront_names: Names,
+    /// What is sent to Wavefront.
+    pub wavefront: Options,
     /// File with the API token of the service.
     pub wavefront_token_file: Option<PathBuf>,
     /// File with the authorities that are trusted over TLS; the system's if absent.
@@ -133,7 +136,10 @@ impl Config {
             listen: listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
             interval: interval.or(file.interval).unwrap_or(DEFAULT_INTERVAL),
             emit: either(emit, file.emit),
-            wavefront_names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
+            wavefront: Options {
+                names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
+                ..file.wavefront
+            },
             wavefront_token_file: wavefront_token_file.or(file.wavefront_token_file),
             wavefront_ca_file: wavefront_ca_file.or(file.wavefront_ca_file),
             queue_dir: queue_dir.or(file.queue_dir),
@@ -191,6 +197,8 @@ struct Settings {
     interval: Option<Duration>,
     emit: Vec<Target>,
     wavefront_names: Option<Names>,
+    /// All but the names.
+    wavefront: Options,
     wavefront_token_file: Option<PathBuf>,
     wavefront_ca_file: Option<PathBuf>,
     queue_dir: Option<PathBuf>,
@@ -232,6 +240,7 @@ impl Settings {
             interval: file.interval.map(|Interval(interval)| interval),
             emit: file.emit.into_iter().map(|Emit(target)| target).collect(),
             wavefront_names: file.wavefront_names.map(|WavefrontNames(names)| names),
+            wavefront: file.wavefront.options(),
             wavefront_token_file: file.wavefront_token_file.map(|FilePath(path)| path),
             wavefront_ca_file: file.wavefront_ca_file.map(|FilePath(path)| path),
             queue_dir: file.queue_dir.map(|DirectoryPath(path)| path),
@@ -265,6 +274,7 @@ struct File {
     wavefront_ca_file: Option<FilePath>,
     queue_dir: Option<DirectoryPath>,
     queue_bytes: Option<QueueBytes>,
+    wavefront: WavefrontTable,
     log: Option<LogLevel>,
     sidecar_exe: Vec<ExecutableName>,
     cgroup: Vec<DirectoryPath>,
@@ -276,6 +286,20 @@ struct File {
     service: Vec<Spanned<Service>>,
     workload: Vec<Spanned<WorkloadTable>>,
     sidecar: Vec<Spanned<SidecarTable>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WavefrontTable {
+    tags: PointTags,
+    metric_allow_list: Vec<Pattern>,
+    metric_deny_list: Vec<Pattern>,
+    metric_tag_allow_list: BTreeMap<String, Vec<Pattern>>,
+    metric_tag_deny_list: BTreeMap<String, Vec<Pattern>>,
+    tag_include: Vec<Pattern>,
+    tag_exclude: Vec<Pattern>,
+    delta_counters: bool,
+    distributions: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -371,6 +395,7 @@ checked!(Listen(SocketAddr), |text: &str| {
 checked!(Interval(Duration), cli::interval);
 checked!(Emit(Target), str::parse::<Target>);
 checked!(WavefrontNames(Names), cli::wavefront_names);
+checked!(Pattern(Glob), str::parse::<Glob>);
 checked!(ExecutableName(String), cli::executable_name);
 checked!(FilePath(PathBuf), |text: &str| match text {
     "" => Err("a path is missing; write a file, or leave the key out"),
@@ -380,6 +405,39 @@ checked!(DirectoryPath(PathBuf), |text: &str| match text {
     "" => Err("a path is missing; write a directory, or leave the key out"),
     path => Ok(PathBuf::from(path)),
 });
+
+#[derive(Debug, Default)]
+struct PointTags(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for PointTags {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let tags = BTreeMap::<String, String>::deserialize(deserializer)?;
+        let tags = tags.iter().map(|(key, value)| point_tag(key, value));
+        tags.collect::<Result<_, _>>().map(Self).map_err(de::Error::custom)
+    }
+}
+
+impl WavefrontTable {
+    fn options(self) -> Options {
+        let globs = |list: Vec<Pattern>| list.into_iter().map(|Pattern(glob)| glob).collect();
+        let by_key =
+            |table: BTreeMap<String, Vec<Pattern>>| table.into_iter().map(|(key, list)| (key, globs(list))).collect();
+        Options {
+            names: Names::default(),
+            tags: self.tags.0,
+            filters: Filters {
+                metric_allow: globs(self.metric_allow_list),
+                metric_deny: globs(self.metric_deny_list),
+                metric_tag_allow: by_key(self.metric_tag_allow_list),
+                metric_tag_deny: by_key(self.metric_tag_deny_list),
+                tag_include: globs(self.tag_include),
+                tag_exclude: globs(self.tag_exclude),
+            },
+            delta_counters: self.delta_counters,
+            distributions: self.distributions,
+        }
+    }
+}
 
 /// A number within bounds.
 macro_rules! bounded {
@@ -541,6 +599,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::catalogue;
 
     const EXAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/observer.example.toml"));
 
@@ -572,10 +631,26 @@ mod tests {
     }
 
     #[test]
+    fn the_old_chains_set_up_loads_and_sends_its_names() {
+        const CHAIN: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/wavefront.example.toml"));
+        let config = Config::resolve(&RunArgs::default(), parse(CHAIN).unwrap());
+        assert_eq!(config.emit.len(), 1);
+        assert_eq!(config.wavefront.names, Names::Collector);
+        assert_eq!(config.wavefront.tags["cluster"], "my-cluster");
+        let documented = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/documented_names.txt"));
+        for name in documented.lines() {
+            let sent = name.replace('*', "bucket.p99");
+            assert!(config.wavefront.filters.passes_name(&sent), "{name}");
+        }
+        assert!(!config.wavefront.filters.passes_name(catalogue::CPU_SECONDS.documented_name));
+    }
+
+    #[test]
     fn the_example_has_every_key() {
         // serde lists a table's keys when it meets one that it does not know.
         for (table, unknown) in [
             ("", "x = 1"),
+            ("[wavefront]", "[wavefront]\nx = 1"),
             ("[[service]]", "[[service]]\nx = 1"),
             ("ports = ", "[[service]]\nhost = \"a.b\"\naddresses = []\nports = [{ x = 1 }]"),
             ("[[workload]]", "[[workload]]\nx = 1"),
@@ -588,8 +663,7 @@ mod tests {
             let after = uncommented();
             let section = &after[after.find(table).unwrap()..];
             for key in keys {
-                let forms =
-                    [format!("\n{key} = "), format!("{{ {key} = "), format!(", {key} = "), format!("[[{key}]]")];
+                let forms = [format!("\n{key} = "), format!("{{ {key} = "), format!(", {key} = "), format!("[{key}]")];
                 assert!(forms.iter().any(|form| section.contains(form)), "{table} {key}");
             }
         }
@@ -626,6 +700,8 @@ mod tests {
             ("listen = \"9469\"", "o.toml:1:10: listen: ", "127.0.0.1:9469"),
             ("log = \"loud\"", "o.toml:1:7: log: ", "`trace`"),
             ("max_series = 0", "o.toml:1:14: max_series: ", "between 1 and 1000000"),
+            ("[wavefront]\ntags = { source = \"x\" }", "o.toml:2:8: wavefront.tags: ", "have a meaning already"),
+            ("[wavefront]\ntag_include = [\"a[\"]", "o.toml:2:15: wavefront.tag_include: ", "[ is never closed"),
             ("queue_bytes = 1000", "o.toml:1:15: queue_bytes: ", "between 1048576 and 1099511627776"),
             ("tcp_ports = [\n  25,\n  70000,\n]", "o.toml:3:3: tcp_ports: ", "70000"),
             ("emit = [\"kafka:x\"]", "o.toml:1:8: emit: ", "wavefront+file:PATH"),

@@ -39,6 +39,17 @@ pub struct Batch {
     pub text: Bytes,
     /// Points, one a line.
     pub points: u64,
+    /// What the lines are.
+    pub form: Form,
+}
+
+/// What lines are: some receivers have a door for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One value each.
+    Points,
+    /// Many values each.
+    Distributions,
 }
 
 impl Batch {
@@ -58,7 +69,7 @@ impl Batch {
         let cut = before.or_else(after)? + 1;
         let half = |text: Bytes| {
             let points = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-            Self { text, points }
+            Self { text, points, form: self.form }
         };
         (cut < self.text.len()).then(|| (half(self.text.slice(..cut)), half(self.text.slice(cut..))))
     }
@@ -71,6 +82,9 @@ pub trait Encoder: Send + 'static {
 
     /// Points that broke the format's rules so far, by reason.
     fn rejected(&self) -> Vec<(&'static str, u64)>;
+
+    /// Points that the configured filters kept back so far.
+    fn filtered(&self) -> u64;
 }
 
 /// A send in progress.

@@ -81,6 +81,8 @@ pub struct EmitterFigures {
     pub sent: u64,
     /// Points that break the format's rules, by reason.
     pub rejected: Vec<(&'static str, u64)>,
+    /// Points that the configured filters keep back.
+    pub filtered: u64,
     /// Points given up, by reason.
     pub dropped: Vec<(&'static str, u64)>,
     /// Reports dropped unsent, by reason.
@@ -385,6 +387,8 @@ fn own_outputs(own: &Own, families: &mut Families) {
     on_disk().for_each(|(name, (_, waiting))| bytes.point(&[name], waiting));
     let sent = families.add(&catalogue::EMITTER_SENT);
     own.emitters.iter().for_each(|emitter| sent.point(&[&emitter.name], emitter.sent));
+    let filtered = families.add(&catalogue::EMITTER_FILTERED);
+    own.emitters.iter().for_each(|emitter| filtered.point(&[&emitter.name], emitter.filtered));
     type ByReason = fn(&EmitterFigures) -> &Vec<(&'static str, u64)>;
     let by_reason: [(_, ByReason); 4] = [
         (&catalogue::EMITTER_REJECTED, |emitter| &emitter.rejected),
@@ -407,6 +411,9 @@ fn own_outputs(own: &Own, families: &mut Families) {
         families.add(&catalogue::SCRAPE_REFUSED).point(&[], figures.refused);
     }
 }
+
+/// Istio's families of the data plane, which come first in a [`Snapshot`].
+pub const MESH_FAMILIES: usize = 8;
 
 /// How everything stands at one instant. Shares its figures with the model and with other snapshots.
 #[derive(Debug)]
@@ -539,6 +546,14 @@ impl<'a> HistogramView<'a> {
         Some(quantiles.map(|value| self.exposed(value)))
     }
 
+    /// Values of the last reporting interval, ascending, milliseconds or bytes, each with its count. A value is its cell's
+    /// midpoint, within 1/64 of the truth.
+    #[must_use]
+    pub fn recent_values(&self) -> Vec<(f64, u64)> {
+        let cells = self.recent.map(|recent| recent.of(self.index)).unwrap_or_default();
+        cells.into_iter().map(|(cell, count)| (self.exposed(histogram::midpoint(cell)), u64::from(count))).collect()
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "exposed as a double by both formats")]
     fn exposed(&self, value: u64) -> f64 {
         if self.index == DURATION { value as f64 / 1_000.0 } else { value as f64 }
@@ -546,7 +561,8 @@ impl<'a> HistogramView<'a> {
 }
 
 impl Snapshot {
-    /// The family at `index`, in the order they are printed; `None` behind the last one. Some may have no points.
+    /// The family at `index`, in the order they are printed; `None` behind the last one. Some may have no points. The
+    /// first [`MESH_FAMILIES`] are Istio's.
     #[must_use]
     pub fn family(&self, index: usize) -> Option<FamilyPoints<'_>> {
         let (family, points) = match index {
@@ -559,7 +575,7 @@ impl Snapshot {
             6 => (&catalogue::TCP_RECEIVED_BYTES, Points::Tcp(&self.tcp, |figures| figures.received_bytes)),
             7 => (&catalogue::TCP_SENT_BYTES, Points::Tcp(&self.tcp, |figures| figures.sent_bytes)),
             _ => {
-                let own = self.own.get(index - 8)?;
+                let own = self.own.get(index - MESH_FAMILIES)?;
                 (own.family, Points::Own(&own.points))
             }
         };

@@ -16,7 +16,7 @@ use crate::{
     emit::{
         Encoder,
         prometheus::{Format, Page},
-        wavefront::{self, Names},
+        wavefront::{self, Options},
     },
     model::{
         Point, Snapshot, Value,
@@ -31,10 +31,10 @@ use crate::{
 pub async fn print(config: &Config, length: Duration, format: SnapshotFormat) -> Result<()> {
     let snapshot = app::snapshot(config, length).await?;
     let mut output = io::stdout().lock();
-    write(&mut output, snapshot, format, config.wavefront_names).context("standard output cannot be written")
+    write(&mut output, snapshot, format, &config.wavefront).context("standard output cannot be written")
 }
 
-fn write(output: &mut impl Write, snapshot: Arc<Snapshot>, format: SnapshotFormat, names: Names) -> Result<()> {
+fn write(output: &mut impl Write, snapshot: Arc<Snapshot>, format: SnapshotFormat, options: &Options) -> Result<()> {
     match format {
         SnapshotFormat::Prometheus => {
             for piece in Page::new(snapshot, Format::Text) {
@@ -42,7 +42,7 @@ fn write(output: &mut impl Write, snapshot: Arc<Snapshot>, format: SnapshotForma
             }
         }
         SnapshotFormat::Wavefront => {
-            for batch in wavefront::Lines::new(names, &app::node_name())?.encode(snapshot) {
+            for batch in wavefront::Lines::new(options.clone(), &app::node_name())?.encode(snapshot) {
                 output.write_all(&batch.text)?;
             }
         }
@@ -108,7 +108,7 @@ mod tests {
     fn printed(format: SnapshotFormat) -> String {
         let snapshot = fixture::snapshots()[1].clone();
         let mut output = Vec::new();
-        write(&mut output, snapshot, format, Names::default()).unwrap();
+        write(&mut output, snapshot, format, &Options::default()).unwrap();
         String::from_utf8(output).unwrap()
     }
 

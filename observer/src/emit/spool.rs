@@ -14,10 +14,11 @@ use std::{
 
 use flate2::read::GzDecoder;
 
-use super::Batch;
+use super::{Batch, Form};
 
-/// End of a batch's file name, after its number and its points.
+/// End of a batch's file name, after its number, its points and the word for its form.
 const FINISHED: &str = "gz";
+const FORMS: [(Form, &str); 2] = [(Form::Points, "points"), (Form::Distributions, "distributions")];
 /// The file being written.
 const UNFINISHED: &str = "unfinished";
 /// Held by the observer that uses the directory.
@@ -43,6 +44,7 @@ struct Opened {
 struct Entry {
     name: String,
     points: u64,
+    form: Form,
     bytes: u64,
 }
 
@@ -104,7 +106,7 @@ impl Spool {
             return Ok(batch.points);
         }
         let number = self.open()?.next_number;
-        let name = format!("{number:020}.{}.{FINISHED}", batch.points);
+        let name = file_name(number, batch);
         let (unfinished, finished) = (self.directory.join(UNFINISHED), self.directory.join(&name));
         let written = fs::write(&unfinished, &packed).and_then(|()| fs::rename(&unfinished, finished));
         if let Err(error) = written {
@@ -114,7 +116,7 @@ impl Spool {
         }
         let opened = self.open()?;
         opened.next_number += 1;
-        opened.waiting.push_back(Entry { name, points: batch.points, bytes });
+        opened.waiting.push_back(Entry { name, points: batch.points, form: batch.form, bytes });
         let mut dropped = 0;
         while self.waiting()?.bytes > self.limit_bytes {
             dropped += self.remove_oldest();
@@ -128,11 +130,11 @@ impl Spool {
     /// The directory cannot be used.
     pub fn oldest(&mut self) -> Result<Oldest, SpoolError> {
         let Some(entry) = self.open()?.waiting.front() else { return Ok(Oldest::None) };
-        let (name, points) = (entry.name.clone(), entry.points);
+        let (name, points, form) = (entry.name.clone(), entry.points, entry.form);
         let mut text = Vec::new();
         let read = File::open(self.directory.join(name)).and_then(|file| GzDecoder::new(file).read_to_end(&mut text));
         Ok(match read {
-            Ok(_) => Oldest::Batch(Batch { text: text.into(), points }),
+            Ok(_) => Oldest::Batch(Batch { text: text.into(), points, form }),
             Err(_) => Oldest::Unreadable(points),
         })
     }
@@ -167,8 +169,8 @@ impl Opened {
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some((number, points)) = parse(&name) {
-                numbered.push((number, Entry { name, points, bytes: entry.metadata()?.len() }));
+            if let Some((number, points, form)) = parse(&name) {
+                numbered.push((number, Entry { name, points, form, bytes: entry.metadata()?.len() }));
             }
         }
         numbered.sort_unstable_by_key(|(number, _)| *number);
@@ -177,11 +179,18 @@ impl Opened {
     }
 }
 
-/// Number and points in the name of a batch's file.
-fn parse(name: &str) -> Option<(u64, u64)> {
+fn file_name(number: u64, batch: &Batch) -> String {
+    let form = FORMS.iter().find(|(form, _)| *form == batch.form).map_or("", |(_, word)| word);
+    format!("{number:020}.{}.{form}.{FINISHED}", batch.points)
+}
+
+/// Number, points and form in the name of a batch's file.
+fn parse(name: &str) -> Option<(u64, u64, Form)> {
     let mut parts = name.split('.');
-    let found = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    (parts.next() == Some(FINISHED) && parts.next().is_none()).then_some(found)
+    let (number, points) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let form = parts.next()?;
+    let (form, _) = FORMS.iter().find(|(_, word)| *word == form)?;
+    (parts.next() == Some(FINISHED) && parts.next().is_none()).then_some((number, points, *form))
 }
 
 /// A name for a directory, of anything.
@@ -195,7 +204,7 @@ mod tests {
     use super::*;
 
     fn batch(text: &str) -> Batch {
-        Batch { text: text.to_owned().into(), points: text.lines().count() as u64 }
+        Batch { text: text.to_owned().into(), points: text.lines().count() as u64, form: Form::Points }
     }
 
     #[test]
@@ -205,8 +214,9 @@ mod tests {
         let mut spool = Spool::new(place.clone(), 1 << 20);
         assert_eq!(spool.waiting().unwrap(), Waiting::default());
         assert_eq!(spool.oldest().unwrap(), Oldest::None);
-        for text in ["a\nb\n", "c\n", "d\n"] {
-            assert_eq!(spool.push(&batch(text)).unwrap(), 0);
+        let distribution = Batch { form: Form::Distributions, ..batch("d\n") };
+        for batch in [&batch("a\nb\n"), &batch("c\n"), &distribution] {
+            assert_eq!(spool.push(batch).unwrap(), 0);
         }
         assert_eq!(spool.oldest().unwrap(), Oldest::Batch(batch("a\nb\n")));
         assert_eq!(spool.remove_oldest(), 2);
@@ -220,7 +230,7 @@ mod tests {
             Oldest::Batch(batch) => Some((batch, spool.remove_oldest())),
             _ => None,
         });
-        assert_eq!(rest.collect::<Vec<_>>(), [(batch("c\n"), 1), (batch("d\n"), 1), (batch("e\n"), 1)]);
+        assert_eq!(rest.collect::<Vec<_>>(), [(batch("c\n"), 1), (distribution, 1), (batch("e\n"), 1)]);
     }
 
     #[test]

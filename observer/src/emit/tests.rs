@@ -4,7 +4,7 @@ mod outage;
 mod receiver;
 
 use super::{
-    wavefront::{Lines, Names, file::FileSink, http::HttpSink},
+    wavefront::{Lines, Options, file::FileSink, http::HttpSink},
     *,
 };
 use crate::model::fixture;
@@ -20,7 +20,7 @@ const QUICK: Limits = Limits {
 };
 
 fn emitter(url: reqwest::Url, limits: Limits) -> Emitter {
-    let lines = Lines::new(Names::Documented, "node-1").unwrap();
+    let lines = Lines::new(Options::default(), "node-1").unwrap();
     let sink = HttpSink::proxy(url, Duration::from_millis(300)).unwrap();
     Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), None, limits)
 }
@@ -43,7 +43,7 @@ async fn report(script: Vec<Act>, limits: Limits) -> (String, EmitterFigures) {
 }
 
 fn expected() -> String {
-    let mut lines = Lines::new(Names::Documented, "node-1").unwrap();
+    let mut lines = Lines::new(Options::default(), "node-1").unwrap();
     let batches: Vec<Batch> = lines.encode(fixture::snapshots()[0].clone()).collect();
     batches.iter().map(|batch| std::str::from_utf8(&batch.text).unwrap()).collect()
 }
@@ -130,7 +130,7 @@ async fn nobody_there_is_a_connection_failure() {
 async fn a_file_is_appended_to_and_may_be_moved_away() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("points");
-    let lines = Lines::new(Names::Documented, "node-1").unwrap();
+    let lines = Lines::new(Options::default(), "node-1").unwrap();
     let sink = FileSink::new(path.to_str().unwrap());
     let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), None, QUICK);
     let [first, second] = fixture::snapshots();
@@ -148,7 +148,7 @@ async fn a_file_is_appended_to_and_may_be_moved_away() {
 
 #[tokio::test]
 async fn a_file_that_cannot_be_written_costs_its_points_only() {
-    let lines = Lines::new(Names::Documented, "node-1").unwrap();
+    let lines = Lines::new(Options::default(), "node-1").unwrap();
     let sink = FileSink::new("/nonexistent/points");
     let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), None, QUICK);
     emitter.offer(fixture::snapshots()[0].clone());
@@ -158,7 +158,8 @@ async fn a_file_that_cannot_be_written_costs_its_points_only() {
 
 #[test]
 fn halves_are_cut_between_lines_and_lose_nothing() {
-    let batch = |text: &'static str| Batch { points: text.lines().count() as u64, text: text.into() };
+    let batch =
+        |text: &'static str| Batch { points: text.lines().count() as u64, text: text.into(), form: Form::Points };
     assert_eq!(batch("one\n").split(), None);
     for text in ["a\nb\n", "long long long\nb\n", "a\nlong long long\n", "a\nb\nc\n"] {
         let (first, second) = batch(text).split().unwrap();

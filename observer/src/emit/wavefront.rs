@@ -9,37 +9,40 @@
 //! names ([`Names::Collector`]) reproduce the recording rules of the integration for Prometheus, which keep eight labels.
 //! There a bucket is a rate over the last interval, elsewhere a cumulative count.
 //!
+//! Tags that the filters leave out are left out before that, so what becomes alike is added up and not sent twice.
+//!
 //! A proxy answers 202 even for lines it rejects later, so every limit is checked here and every rejected point counted.
 
+mod delta;
 pub mod file;
+pub mod filter;
+pub mod glob;
 pub mod http;
 mod line;
+mod report;
 pub mod token;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-    vec,
+    time::SystemTime,
 };
 
-use observer_ebpf::{DURATION, REQUEST_BYTES, RESPONSE_BYTES};
-
-use self::line::{REASONS, SOURCE_LENGTH, Tags, Writer};
+pub use self::line::point_tag;
+use self::{
+    filter::Filters,
+    line::{Ledger, REASONS, SOURCE_LENGTH, Writer},
+    report::{Connections, Report, Requests},
+};
 use super::{Batch, Encoder};
 use crate::model::{
-    HistogramView, Labels, Series, Snapshot, Value,
+    Series, Snapshot,
     cardinality::{Accounts, Moment},
-    catalogue::{self, Family},
-    counter::{self, Figures, TcpFigures},
-    histogram::{HttpFigures, LE, PackedCells, QUANTILES},
-    labels::{MeshLabels, Projection, REPORTING_APP},
+    counter::{Figures, TcpFigures},
+    histogram::HttpFigures,
+    labels::{self, MeshLabels, Projection, REPORTING_APP},
 };
 
-/// Lines in one batch at most, the default of Wavefront's own senders.
-const BATCH_POINTS: u64 = 10_000;
-/// Bytes at which a batch is full; a proxy takes 16 MiB.
-const BATCH_BYTES: usize = 512 * 1024;
 /// Labels sent under documented names, by index of `labels::HTTP`: all but principals and canonical names.
 const DOCUMENTED: &[usize] = &[0, 1, 4, 6, 7, 8, 9, 10, 12, 13, 14, 17, 18, 19, 20, 21, 22, 23, 24];
 /// The same without what TCP families lack.
@@ -60,6 +63,21 @@ pub enum Names {
     Collector,
 }
 
+/// What is sent, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Which names.
+    pub names: Names,
+    /// Tags of every point, made by [`point_tag`]; they count more than a label of the same name.
+    pub tags: BTreeMap<String, String>,
+    /// Which points and which of their tags.
+    pub filters: Filters,
+    /// Counters as delta counters: their increase since the last report, under the name with ∆ before it.
+    pub delta_counters: bool,
+    /// Histograms also as distributions of the last interval, which add up across nodes as percentiles do not.
+    pub distributions: bool,
+}
+
 /// A source that cannot be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -73,14 +91,17 @@ type SeriesId = (Arc<MeshLabels>, SystemTime);
 /// Makes lines of snapshots. Remembers totals, which must not go back when series that were added up retire.
 #[derive(Debug)]
 pub struct Lines {
-    names: Names,
+    options: Options,
     source: String,
+    /// Labels that are sent, by index of `labels::HTTP`.
+    kept_http: Arc<[usize]>,
+    kept_tcp: Arc<[usize]>,
     http: Accounts<SeriesId, Projection, HttpFigures>,
     tcp: Accounts<SeriesId, Projection, TcpFigures>,
     /// Totals of the last report, for rates.
     previous: HashMap<Arc<Projection>, Arc<HttpFigures>>,
     reported: Option<SystemTime>,
-    rejected: [u64; REASONS.len()],
+    ledger: Ledger,
 }
 
 impl Lines {
@@ -88,35 +109,42 @@ impl Lines {
     ///
     /// # Errors
     /// The name cannot be a source.
-    pub fn new(names: Names, source: &str) -> Result<Self, SourceError> {
+    pub fn new(options: Options, source: &str) -> Result<Self, SourceError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if source.is_empty() || source.len() > SOURCE_LENGTH || !source.bytes().all(allowed) {
             return Err(SourceError(source.to_owned()));
         }
+        let (http, tcp) = match options.names {
+            Names::Documented => (DOCUMENTED, DOCUMENTED_TCP),
+            Names::Collector => (COLLECTOR, COLLECTOR_TCP),
+        };
+        let kept = |all: &[usize]| {
+            let stays = |index: &&usize| options.filters.keeps_tag(labels::projected_name(**index));
+            all.iter().filter(stays).copied().collect()
+        };
         Ok(Self {
-            names,
             source: source.to_owned(),
+            kept_http: kept(http),
+            kept_tcp: kept(tcp),
             http: Accounts::default(),
             tcp: Accounts::default(),
             previous: HashMap::new(),
             reported: None,
-            rejected: [0; REASONS.len()],
+            ledger: Ledger::default(),
+            options,
         })
     }
 
     /// Adds up what differs only in labels that are not sent.
     fn aggregate(&mut self, snapshot: &Snapshot) {
         let at = Moment { now: snapshot.at, before: self.reported.unwrap_or(snapshot.at) };
-        let (http, tcp) = match self.names {
-            Names::Documented => (DOCUMENTED, DOCUMENTED_TCP),
-            Names::Collector => (COLLECTOR, COLLECTOR_TCP),
-        };
-        add_up(&mut self.http, &snapshot.http, http, at);
-        add_up(&mut self.tcp, &snapshot.tcp, tcp, at);
+        add_up(&mut self.http, &snapshot.http, &self.kept_http, at);
+        add_up(&mut self.tcp, &snapshot.tcp, &self.kept_tcp, at);
     }
 
     /// The rate of every bucket since the last report needs that report's totals; none before the second.
-    fn requests(&mut self, snapshot: &Snapshot) -> vec::IntoIter<Requests> {
+    fn requests(&mut self, snapshot: &Snapshot) -> Vec<Requests> {
+        let rates = self.options.names == Names::Collector;
         let elapsed = self.reported.and_then(|before| snapshot.at.duration_since(before).ok());
         let requests: Vec<_> = self
             .http
@@ -125,29 +153,30 @@ impl Lines {
                 labels: account.labels.clone(),
                 total: account.total.clone(),
                 recent: account.recent.clone(),
-                grown: elapsed.filter(|_| self.names == Names::Collector).map(|elapsed| {
+                grown: elapsed.filter(|_| rates).map(|elapsed| {
                     // What was not there in the last report was 0 then.
                     (self.previous.get(&account.labels).cloned().unwrap_or_default(), elapsed)
                 }),
+                created: account.created,
             })
             .collect();
-        if self.names == Names::Collector {
+        if rates {
             self.previous = requests.iter().map(|own| (own.labels.clone(), own.total.clone())).collect();
         }
         self.reported = Some(snapshot.at);
-        requests.into_iter()
+        requests
     }
 }
 
 fn add_up<F: Figures>(
     accounts: &mut Accounts<SeriesId, Projection, F>,
     series: &[Series<F>],
-    kept: &'static [usize],
+    kept: &Arc<[usize]>,
     at: Moment,
 ) {
     accounts.begin(true);
     for series in series {
-        let labels = || Projection::new(series.labels.clone(), kept);
+        let labels = || Projection::new(series.labels.clone(), kept.clone());
         let id = (series.labels.clone(), series.created);
         accounts.feed(id.clone(), series.figures.clone(), true, at, labels);
         if let Some(recent) = &series.recent {
@@ -161,123 +190,24 @@ fn add_up<F: Figures>(
 impl Encoder for Lines {
     fn encode(&mut self, snapshot: Arc<Snapshot>) -> Box<dyn Iterator<Item = Batch> + Send + '_> {
         self.aggregate(&snapshot);
-        let seconds = snapshot.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let ending = format!(" {seconds} source=\"{}\"", self.source);
         let requests = self.requests(&snapshot);
-        let tcp: Vec<_> = self.tcp.exposed().map(|own| (own.labels.clone(), own.total.clone())).collect();
-        let writer = Writer { text: String::new(), points: 0, ending, rejected: &mut self.rejected };
-        // Istio's families come first in a snapshot; they are sent added up.
-        Box::new(Report { names: self.names, requests, tcp: tcp.into_iter(), snapshot, family: 8, writer })
+        let connections = self.tcp.exposed().map(|account| Connections {
+            labels: account.labels.clone(),
+            total: account.total.clone(),
+            created: account.created,
+        });
+        let connections = connections.collect();
+        let writer = Writer::new(&self.options, &self.source, snapshot.at, &mut self.ledger);
+        Box::new(Report::new(&self.options, requests, connections, snapshot, writer))
     }
 
     fn rejected(&self) -> Vec<(&'static str, u64)> {
-        REASONS.iter().zip(self.rejected).map(|((_, name), count)| (*name, count)).collect()
-    }
-}
-
-/// One label set of the HTTP families.
-struct Requests {
-    labels: Arc<Projection>,
-    total: Arc<HttpFigures>,
-    recent: Option<Arc<PackedCells>>,
-    /// Totals of the last report and the time since, where buckets are rates.
-    grown: Option<(Arc<HttpFigures>, Duration)>,
-}
-
-/// The batches of one snapshot.
-struct Report<'a> {
-    names: Names,
-    requests: vec::IntoIter<Requests>,
-    tcp: vec::IntoIter<(Arc<Projection>, Arc<TcpFigures>)>,
-    snapshot: Arc<Snapshot>,
-    family: usize,
-    writer: Writer<'a>,
-}
-
-impl Iterator for Report<'_> {
-    type Item = Batch;
-
-    fn next(&mut self) -> Option<Batch> {
-        while self.writer.points < BATCH_POINTS && self.writer.text.len() < BATCH_BYTES && self.advance() {}
-        self.writer.take()
-    }
-}
-
-impl Report<'_> {
-    /// Writes one label set or one family of the observer's own; `false` at the end.
-    fn advance(&mut self) -> bool {
-        if let Some(requests) = self.requests.next() {
-            self.request_lines(&requests);
-        } else if let Some((labels, total)) = self.tcp.next() {
-            let tags = Tags::new(|each| labels.each(each));
-            for (family, value) in [
-                (&catalogue::TCP_OPENED, total.opened),
-                (&catalogue::TCP_CLOSED, total.closed),
-                (&catalogue::TCP_RECEIVED_BYTES, total.received_bytes),
-                (&catalogue::TCP_SENT_BYTES, total.sent_bytes),
-            ] {
-                self.writer.line(family.documented_name, &value, &tags, None);
-            }
-        } else if let Some(points) = self.snapshot.family(self.family) {
-            self.family += 1;
-            for point in points.iter() {
-                let Labels::Own(..) = point.labels else { continue };
-                let tags = Tags::new(|each| point.labels.each(each));
-                match point.value {
-                    Value::Integer(value) => self.writer.line(points.family.documented_name, &value, &tags, None),
-                    Value::Real(value) => self.writer.real(points.family.documented_name, value, &tags, None),
-                    Value::Histogram(_) => {}
-                }
-            }
-        } else {
-            return false;
-        }
-        true
+        REASONS.iter().zip(self.ledger.rejected).map(|((_, name), count)| (*name, count)).collect()
     }
 
-    fn request_lines(&mut self, requests: &Requests) {
-        let tags = Tags::new(|each| requests.labels.each(each));
-        let total = &requests.total;
-        self.writer.line(catalogue::REQUESTS.documented_name, &total.requests(), &tags, None);
-        for (family, index) in [
-            (&catalogue::REQUEST_DURATION, DURATION),
-            (&catalogue::REQUEST_BYTES, REQUEST_BYTES),
-            (&catalogue::RESPONSE_BYTES, RESPONSE_BYTES),
-        ] {
-            let view = HistogramView::new(total, requests.recent.as_deref(), index);
-            let cumulative = view.cumulative();
-            let bucket = statistic(family, "bucket");
-            match (self.names, &requests.grown) {
-                (Names::Documented, _) => {
-                    for (le, count) in LE.into_iter().zip(cumulative) {
-                        self.writer.line(&bucket, &count, &tags, Some(le));
-                    }
-                }
-                (Names::Collector, Some((older, elapsed))) => {
-                    let older = HistogramView::new(older, None, index).cumulative();
-                    for ((le, older), newer) in LE.into_iter().zip(older).zip(cumulative) {
-                        if let Some(rate) = counter::rate(older, newer, *elapsed) {
-                            self.writer.real(&bucket, rate, &tags, Some(le));
-                        }
-                    }
-                }
-                (Names::Collector, None) => {}
-            }
-            for ((name, _), value) in QUANTILES.into_iter().zip(view.quantiles().into_iter().flatten()) {
-                let name = match self.names {
-                    Names::Documented => statistic(family, name),
-                    Names::Collector => statistic(family, &format!("bucket.{name}")),
-                };
-                self.writer.real(&name, value, &tags, None);
-            }
-            self.writer.line(&statistic(family, "count"), &cumulative[LE.len() - 1], &tags, None);
-            self.writer.real(&statistic(family, "sum"), view.sum(), &tags, None);
-        }
+    fn filtered(&self) -> u64 {
+        self.ledger.filtered
     }
-}
-
-fn statistic(family: &Family, statistic: &str) -> String {
-    family.documented_name.replace('*', statistic)
 }
 
 #[cfg(test)]

@@ -59,7 +59,9 @@ impl Worker {
         for batch in self.encoder.encode(snapshot) {
             self.delivery.take(batch).await;
         }
-        self.delivery.shared.state().figures.rejected = self.encoder.rejected();
+        let mut state = self.delivery.shared.state();
+        state.figures.rejected = self.encoder.rejected();
+        state.figures.filtered = self.encoder.filtered();
     }
 }
 

@@ -379,6 +379,10 @@ families! {
     EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
         Counter, "errors", &["emitter", "kind"], Observer, Own, Collected,
         "Sends that failed, the ones tried again included.";
+    EMITTER_FILTERED = "mesh.observer.emitter.points.filtered.total.value",
+        "mesh_observer_emitter_points_filtered_total",
+        Counter, "points", &["emitter"], Observer, Own, Collected,
+        "Points not sent because the configured filters keep them back.";
     EMITTER_DISK_POINTS = "mesh.observer.emitter.disk.points.value", "mesh_observer_emitter_disk_points",
         Gauge, "points", &["emitter"], Observer, Own, Collected,
         "Points that wait on disk to be sent.";

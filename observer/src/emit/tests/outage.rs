@@ -18,7 +18,7 @@ use super::{
     receiver::{Act, receive},
 };
 use crate::{
-    emit::{Batch, Emitter, Encoder, Limits, Sending, Transport, spool::Spool, wavefront::http::HttpSink},
+    emit::{Batch, Emitter, Encoder, Form, Limits, Sending, Transport, spool::Spool, wavefront::http::HttpSink},
     model::{EmitterFigures, Snapshot, fixture},
 };
 
@@ -38,12 +38,16 @@ impl Encoder for Numbered {
         Box::new((0..BATCHES).map(|_| {
             let first = self.0.fetch_add(LINES, Relaxed);
             let lines: String = (first..first + LINES).map(|number| format!("line {number}\n")).collect();
-            Batch { text: lines.into(), points: LINES }
+            Batch { text: lines.into(), points: LINES, form: Form::Points }
         }))
     }
 
     fn rejected(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
+    }
+
+    fn filtered(&self) -> u64 {
+        0
     }
 }
 

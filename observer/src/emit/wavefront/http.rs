@@ -7,7 +7,7 @@ use reqwest::{Client, StatusCode, Url, header};
 use super::token::{TokenError, TokenFile};
 use crate::{
     client::{self, ClientError, causes},
-    emit::{Batch, Failure, Sending, Transport, target::shown},
+    emit::{Batch, Failure, Form, Sending, Transport, target::shown},
 };
 
 /// Posts lines, compressed.
@@ -53,7 +53,7 @@ impl HttpSink {
             None => self.client.post(self.url.clone()),
             Some(token) => {
                 let mut url = self.url.clone();
-                url.query_pairs_mut().append_pair("f", "wavefront");
+                url.query_pairs_mut().append_pair("f", door(batch.form));
                 // A new token may be half written, so this is worth another try.
                 let token = token
                     .read_now()
@@ -76,6 +76,14 @@ impl HttpSink {
 impl Transport for HttpSink {
     fn send<'a>(&'a mut self, batch: &'a Batch) -> Sending<'a> {
         Box::pin(self.post(batch))
+    }
+}
+
+/// What the service calls the kinds of lines.
+fn door(form: Form) -> &'static str {
+    match form {
+        Form::Points => "wavefront",
+        Form::Distributions => "histogram",
     }
 }
 
@@ -160,7 +168,7 @@ mod tests {
     }
 
     fn batch() -> Batch {
-        Batch { text: "line\n".into(), points: 1 }
+        Batch { text: "line\n".into(), points: 1, form: Form::Points }
     }
 
     #[tokio::test]
@@ -175,8 +183,10 @@ mod tests {
         assert!(head.starts_with("POST /report?f=wavefront HTTP/1.1\r\n"), "{head}");
         assert!(head.contains("authorization: Bearer secret-1\r\n"), "{head}");
         fs::write(file.path(), "secret-2\n").unwrap();
-        sink.send(&batch()).await.unwrap();
-        assert!(received.recv().unwrap().contains("authorization: Bearer secret-2\r\n"));
+        sink.send(&Batch { form: Form::Distributions, ..batch() }).await.unwrap();
+        let head = received.recv().unwrap();
+        assert!(head.starts_with("POST /report?f=histogram HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("authorization: Bearer secret-2\r\n"), "{head}");
         fs::remove_file(file.path()).unwrap();
         let Err(Failure::Transient { kind, message }) = sink.send(&batch()).await else { panic!("sent") };
         assert!(kind == "token" && message.contains(file.path().to_str().unwrap()), "{message}");

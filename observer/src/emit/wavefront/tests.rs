@@ -1,108 +1,37 @@
 //! Lines of whole reports, read back by a decoder of its own.
 
+mod decoder;
+
 use super::*;
 use crate::{
     discovery::{Role, Workload},
     model::{Inputs, Model, Own, fixture, labels::Peers},
 };
-use observer_ebpf::{LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
+use decoder::{Decoded, Point, decode};
+use line::{Number, Tags};
+use observer_ebpf::{DURATION, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, HashSet};
+use std::{collections::HashSet, time::Duration};
 
-#[derive(Clone, Debug, PartialEq)]
-struct Point {
-    name: String,
-    value: f64,
-    seconds: u64,
-    source: String,
-    tags: BTreeMap<String, String>,
+use crate::{
+    emit::Form,
+    model::{
+        HistogramView,
+        catalogue::{self, Family, Kind},
+        histogram::QUANTILES,
+    },
+};
+
+fn lines(names: Names) -> Lines {
+    Lines::new(Options { names, ..Options::default() }, "node-1").unwrap()
 }
 
-/// A decoder of its own, written from the rules of the receivers' tokeniser and validation, taking the strictest of
-/// each: whitespace parts tokens, `=` is a token, a backslash escapes only the quote that is open.
-fn decode(line: &str) -> Result<Point, String> {
-    if line.contains('\u{4}') || line.len() > 32 * 1024 {
-        return Err("line refused whole".to_owned());
-    }
-    let mut tokens = Vec::new();
-    let mut rest = line.chars().peekable();
-    loop {
-        while rest.next_if(|c| c.is_whitespace()).is_some() {}
-        let Some(first) = rest.next() else { break };
-        let mut token = String::new();
-        match first {
-            '=' => token.push('='),
-            quote @ ('"' | '\'') => loop {
-                match rest.next().ok_or("unmatched quote")? {
-                    end if end == quote => break,
-                    '\\' if rest.peek() == Some(&quote) => token.extend(rest.next()),
-                    other => token.push(other),
-                }
-            },
-            other => {
-                token.push(other);
-                while let Some(more) = rest.next_if(|c| !matches!(c, ' ' | '\t' | '=')) {
-                    token.push(more);
-                }
-            }
-        }
-        tokens.push((token, matches!(first, '"' | '\'')));
-    }
-    let mut tokens = tokens.into_iter();
-    let mut next = |what: &str| tokens.next().ok_or(format!("{what} is missing"));
-    let (name, _) = next("name")?;
-    let allowed = |text: &str| text.chars().all(|c| matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' | '.'));
-    if name.is_empty() || name.len() > 256 || !allowed(&name) || !name.contains('.') {
-        return Err(format!("name {name:?}"));
-    }
-    let (value, quoted) = next("value")?;
-    if quoted || !value.chars().all(|c| matches!(c, '0'..='9' | '.' | '-')) {
-        return Err(format!("value {value:?}"));
-    }
-    let (seconds, quoted) = next("timestamp")?;
-    if quoted || seconds.len() != 10 {
-        return Err(format!("timestamp {seconds:?}"));
-    }
-    let (mut source, mut tags) = (None, BTreeMap::new());
-    let mut previous = String::new();
-    while let Ok((key, _)) = next("key") {
-        if next("=")? != ("=".to_owned(), false) {
-            return Err(format!("no = after {key:?}"));
-        }
-        let (value, _) = next("value")?;
-        if value.trim().is_empty() || matches!(value.as_str(), "-" | "/") {
-            return Err(format!("blank value of {key:?}"));
-        }
-        if key == "source" {
-            source = Some(value);
-            continue;
-        }
-        if key.is_empty() || key.len() > 64 || !allowed(&key) || key == "host" {
-            return Err(format!("key {key:?}"));
-        }
-        if key.encode_utf16().count() + value.encode_utf16().count() > 254 {
-            return Err(format!("tag {key:?} is too long"));
-        }
-        if key <= previous {
-            return Err(format!("key {key:?} after {previous:?}"));
-        }
-        previous.clone_from(&key);
-        tags.insert(key, value);
-    }
-    if tags.len() > 20 {
-        return Err(format!("{} tags", tags.len()));
-    }
-    Ok(Point {
-        name,
-        value: value.parse().map_err(|error| format!("{value:?}: {error}"))?,
-        seconds: seconds.parse().map_err(|error| format!("{seconds:?}: {error}"))?,
-        source: source.filter(|own| own.len() <= 128 && allowed(own)).ok_or("source is missing")?,
-        tags,
-    })
+fn statistic(family: &Family, statistic: &str) -> String {
+    family.documented_name.replace('*', statistic)
 }
 
-fn text(lines: &mut Lines, snapshot: &Arc<Snapshot>) -> String {
-    let batches: Vec<Batch> = lines.encode(snapshot.clone()).collect();
+fn text(encoder: &mut Lines, snapshot: &Arc<Snapshot>) -> String {
+    let batches: Vec<Batch> = encoder.encode(snapshot.clone()).collect();
     for batch in &batches {
         assert_eq!(batch.text.iter().filter(|byte| **byte == b'\n').count() as u64, batch.points);
     }
@@ -141,10 +70,10 @@ fn snapshot(app: &str, workload: &str) -> Arc<Snapshot> {
 #[test]
 fn the_lines_are_the_golden_ones() {
     for (names, golden) in [(Names::Documented, "documented.wavefront"), (Names::Collector, "collector.wavefront")] {
-        let mut lines = Lines::new(names, "node-1").unwrap();
+        let mut encoder = lines(names);
         let [first, second] = fixture::snapshots();
-        points(&text(&mut lines, &first));
-        let lines = text(&mut lines, &second);
+        points(&text(&mut encoder, &first));
+        let lines = text(&mut encoder, &second);
         points(&lines);
         fixture::assert_golden(golden, &lines);
     }
@@ -154,7 +83,7 @@ fn the_lines_are_the_golden_ones() {
 fn no_two_points_of_a_report_are_the_same_series() {
     for names in [Names::Documented, Names::Collector] {
         let [_, snapshot] = fixture::snapshots();
-        let points = points(&text(&mut Lines::new(names, "node-1").unwrap(), &snapshot));
+        let points = points(&text(&mut lines(names), &snapshot));
         let distinct: HashSet<_> = points.iter().map(|point| (&point.name, &point.tags)).collect();
         assert_eq!(distinct.len(), points.len());
     }
@@ -163,16 +92,16 @@ fn no_two_points_of_a_report_are_the_same_series() {
 #[test]
 fn documented_buckets_are_cumulative_and_percentiles_have_their_names() {
     let [_, snapshot] = fixture::snapshots();
-    let points = points(&text(&mut Lines::new(Names::Documented, "node-1").unwrap(), &snapshot));
+    let points = points(&text(&mut lines(Names::Documented), &snapshot));
     let family = &catalogue::REQUEST_DURATION;
     let all =
         |point: &&&Point| point.tags["destination_service_name"] == "reviews" && point.tags["reporter"] == "source";
     let buckets = named(&points, &statistic(family, "bucket"));
-    let values: Vec<_> = buckets.iter().filter(all).map(|point| point.value).collect();
+    let values: Vec<_> = buckets.iter().filter(all).map(|point| point.single()).collect();
     assert_eq!(values[..6], [2.0, 2.0, 6.0, 6.0, 6.0, 6.0]);
     assert_eq!(values.last(), Some(&8.0));
     let count = named(&points, &statistic(family, "count"));
-    assert_eq!(count.iter().find(|point| all(point)).map(|point| point.value), Some(8.0));
+    assert_eq!(count.iter().find(|point| all(point)).map(|point| point.single()), Some(8.0));
     for (name, _) in QUANTILES {
         assert!(!named(&points, &statistic(family, name)).is_empty());
     }
@@ -182,16 +111,16 @@ fn documented_buckets_are_cumulative_and_percentiles_have_their_names() {
 #[test]
 fn collector_buckets_are_rates_and_absent_in_the_first_report() {
     let [first, second] = fixture::snapshots();
-    let mut lines = Lines::new(Names::Collector, "node-1").unwrap();
+    let mut encoder = lines(Names::Collector);
     let bucket = statistic(&catalogue::REQUEST_DURATION, "bucket");
-    assert!(named(&points(&text(&mut lines, &first)), &bucket).is_empty());
-    let points = points(&text(&mut lines, &second));
+    assert!(named(&points(&text(&mut encoder, &first)), &bucket).is_empty());
+    let points = points(&text(&mut encoder, &second));
     let infinite: Vec<_> = named(&points, &bucket)
         .into_iter()
         .filter(|point| point.tags["le"] == "+Inf" && point.tags["source_workload"] == "productpage-v1")
         .collect();
     // Four requests to reviews and one to ratings more in ten seconds.
-    let mut rates: Vec<_> = infinite.iter().map(|point| point.value).collect();
+    let mut rates: Vec<_> = infinite.iter().map(|point| point.single()).collect();
     rates.sort_by(f64::total_cmp);
     assert_eq!(rates, [0.1, 0.4]);
     let names: HashSet<_> = infinite[0].tags.keys().map(String::as_str).collect();
@@ -212,7 +141,7 @@ fn collector_buckets_are_rates_and_absent_in_the_first_report() {
 
 #[test]
 fn a_sum_keeps_the_past_of_series_that_retire_and_does_not_count_it_twice() {
-    let mut lines = Lines::new(Names::Collector, "node-1").unwrap();
+    let mut encoder = lines(Names::Collector);
     let mut model = Model::new(fixture::at(0), Duration::ZERO);
     let mut running = fixture::sidecars();
     running.truncate(1);
@@ -234,8 +163,8 @@ fn a_sum_keeps_the_past_of_series_that_retire_and_does_not_count_it_twice() {
             own: &Own::default(),
             closes_interval: true,
         });
-        let points = points(&text(&mut lines, &snapshot));
-        named(&points, catalogue::REQUESTS.documented_name).iter().map(|point| point.value).sum::<f64>()
+        let points = points(&text(&mut encoder, &snapshot));
+        named(&points, catalogue::REQUESTS.documented_name).iter().map(|point| point.single()).sum::<f64>()
     };
     let second = fixture::sidecar(2, Role::Sidecar, "10.0.0.2", running[0].workload.clone());
     let both = [running[0].clone(), second];
@@ -247,10 +176,10 @@ fn a_sum_keeps_the_past_of_series_that_retire_and_does_not_count_it_twice() {
 
 #[test]
 fn what_breaks_the_rules_is_counted_by_reason() {
-    let mut lines = Lines::new(Names::Documented, "node-1").unwrap();
+    let mut encoder = lines(Names::Documented);
     let long = "x".repeat(300);
-    points(&text(&mut lines, &snapshot(&long, "w")));
-    let rejected: HashMap<_, _> = lines.rejected().into_iter().collect();
+    points(&text(&mut encoder, &snapshot(&long, "w")));
+    let rejected: HashMap<_, _> = encoder.rejected().into_iter().collect();
     // One count, three histograms of 20 buckets, 6 percentiles, count and sum, and four TCP figures.
     assert_eq!(rejected["tag_length"], 1 + 3 * 28 + 4);
     assert_eq!(rejected.values().sum::<u64>(), 89);
@@ -258,42 +187,186 @@ fn what_breaks_the_rules_is_counted_by_reason() {
 
 #[test]
 fn limits_of_names_tags_and_values_hold_at_their_edges() {
-    let mut rejected = [0; REASONS.len()];
-    let mut writer = Writer {
-        text: String::new(),
-        points: 0,
-        ending: " 1700000000 source=\"n\"".to_owned(),
-        rejected: &mut rejected,
-    };
-    let tags = |value: &str| Tags::new(|each| each("key", value));
-    writer.line("a.b", &1, &tags(&"é".repeat(251)), None);
-    writer.line("a.b", &1, &tags(&"é".repeat(252)), None);
-    writer.line(&format!("a.{}", "b".repeat(254)), &1, &tags("v"), None);
-    writer.line(&format!("a.{}", "b".repeat(255)), &1, &tags("v"), None);
-    writer.line("a b", &1, &tags("v"), None);
-    writer.real("a.b", f64::NAN, &tags("v"), None);
-    writer.real("a.b", f64::INFINITY, &tags("v"), None);
-    writer.real("a.b", 1e300, &tags("v"), None);
-    writer.line("a.b", &1, &Tags::new(|each| each("bad key", "v")), None);
-    let keys: Vec<&'static str> = labels_of_twenty();
-    writer.line("a.b", &1, &Tags::new(|each| keys.iter().for_each(|key| each(key, "v"))), None);
-    writer.line("a.b", &1, &Tags::new(|each| keys.iter().for_each(|key| each(key, "v"))), Some("1"));
-    let batch = writer.take().unwrap();
-    assert_eq!(batch.points, 4);
-    assert_eq!(points(std::str::from_utf8(&batch.text).unwrap()).len(), 4);
-    assert_eq!(rejected, [2, 1, 1, 1, 2, 0]);
+    let (options, mut ledger) = (Options::default(), Ledger::default());
+    let mut writer = Writer::new(&options, "n", fixture::at(0), &mut ledger);
+    let tags = |key: &str, value: &str| Tags::new(&options, |each| each(key, value));
+    let many =
+        |count: usize| Tags::new(&options, |each| (0..count).for_each(|number| each(&format!("key-{number:02}"), "v")));
+    let one = Number::Integer(1);
+    writer.line("a.b", one, &tags("key", &"é".repeat(251)), None);
+    writer.line("a.b", one, &tags("key", &"é".repeat(252)), None);
+    writer.line("a.b", one, &tags(&"k".repeat(64), &"v".repeat(190)), None);
+    writer.line("a.b", one, &tags(&"k".repeat(65), "v"), None);
+    writer.line("a.b", one, &tags("bad key", "v"), None);
+    writer.line(&format!("a.{}", "b".repeat(254)), one, &tags("k", "v"), None);
+    writer.line(&format!("a.{}", "b".repeat(255)), one, &tags("k", "v"), None);
+    writer.line("a b", one, &tags("k", "v"), None);
+    for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300] {
+        writer.line("a.b", Number::Real(value), &tags("k", "v"), None);
+    }
+    writer.line("a.b", one, &many(20), None);
+    writer.line("a.b", one, &many(20), Some("1"));
+    let endless: Vec<_> = (0..3_000).map(|number| (f64::from(number) + 0.123_456_789, 1)).collect();
+    writer.distribution("a.b", &endless, &tags("k", "v"));
+    let batch = writer.take(Form::Points).unwrap();
+    assert_eq!(batch.points, 5);
+    assert_eq!(points(std::str::from_utf8(&batch.text).unwrap()).len(), 5);
+    assert_eq!(ledger.rejected, [2, 2, 1, 1, 3, 1]);
 }
 
-fn labels_of_twenty() -> Vec<&'static str> {
-    crate::model::labels::HTTP[..20].to_vec()
+#[test]
+fn a_delta_counts_its_sign_and_a_distribution_its_values() {
+    let (options, mut ledger) = (Options { delta_counters: true, ..Options::default() }, Ledger::default());
+    let mut writer = Writer::new(&options, "n", fixture::at(0), &mut ledger);
+    let tags = Tags::new(&options, |each| each("k", "v"));
+    let origin = catalogue::Origin::Observer;
+    for length in [253, 254] {
+        let name = format!("a.{}", "b".repeat(length));
+        writer.counter(&name, Number::Integer(1), &tags, origin, fixture::at(0));
+    }
+    writer.distribution("a.b", &[(1.5, 2), (2.0, 3 << 31)], &tags);
+    writer.distribution("a.b", &[], &tags);
+    let batch = writer.take(Form::Distributions).unwrap();
+    let points = points(std::str::from_utf8(&batch.text).unwrap());
+    assert_eq!(points.len(), 2);
+    let Decoded::Minute(centroids) = &points[1].value else { panic!("{points:?}") };
+    assert_eq!(centroids[0], (2, 1.5));
+    assert_eq!(centroids[1..].iter().map(|(count, _)| u64::from(*count)).sum::<u64>(), 3 << 31);
+    assert_eq!(ledger.rejected, [1, 0, 0, 0, 0, 0]);
 }
 
 #[test]
 fn a_source_must_be_a_node_name() {
     for bad in ["", "a b", "a\"b", "ü", &"n".repeat(129)] {
-        assert!(Lines::new(Names::Documented, bad).is_err(), "{bad:?}");
+        assert!(Lines::new(Options::default(), bad).is_err(), "{bad:?}");
     }
-    assert!(Lines::new(Names::Documented, "ip-10-0-0-1.eu_west.example").is_ok());
+    assert!(Lines::new(Options::default(), "ip-10-0-0-1.eu_west.example").is_ok());
+}
+
+fn globs(patterns: &[&str]) -> Vec<glob::Glob> {
+    patterns.iter().map(|pattern| pattern.parse().unwrap()).collect()
+}
+
+/// Both fixture reports; the second one's points.
+fn second_report(encoder: &mut Lines) -> Vec<Point> {
+    let [first, second] = fixture::snapshots();
+    text(encoder, &first);
+    points(&text(encoder, &second))
+}
+
+#[test]
+fn filters_keep_points_back_and_count_them() {
+    let filters = Filters {
+        metric_allow: globs(&["istio.*"]),
+        metric_deny: globs(&["*.bucket.*"]),
+        metric_tag_allow: vec![("reporter".to_owned(), globs(&["source"]))],
+        metric_tag_deny: vec![("destination_service_name".to_owned(), globs(&["ratings*"]))],
+        ..Filters::default()
+    };
+    let all = second_report(&mut lines(Names::Documented));
+    let mut encoder = Lines::new(Options { filters, ..Options::default() }, "node-1").unwrap();
+    let sent = second_report(&mut encoder);
+    let expected: Vec<_> = all
+        .into_iter()
+        .filter(|point| point.name.starts_with("istio.") && !point.name.contains(".bucket."))
+        .filter(|point| point.tags.get("reporter").is_some_and(|reporter| reporter == "source"))
+        .filter(|point| point.tags.get("destination_service_name").is_none_or(|name| !name.starts_with("ratings")))
+        .collect();
+    assert!(!sent.is_empty() && sent == expected);
+    assert!(encoder.filtered() > 0);
+}
+
+#[test]
+fn tags_that_are_left_out_leave_no_two_points_alike() {
+    for patterns in [&["source_*", "reporter"][..], &["*"]] {
+        let filters = Filters { tag_exclude: globs(patterns), ..Filters::default() };
+        let mut encoder = Lines::new(Options { filters, ..Options::default() }, "node-1").unwrap();
+        let sent = second_report(&mut encoder);
+        let distinct: HashSet<_> = sent.iter().map(|point| (&point.name, &point.tags)).collect();
+        assert_eq!(distinct.len(), sent.len());
+        assert!(sent.iter().flat_map(|point| point.tags.keys()).all(|key| key != "reporter"));
+        for family in [&catalogue::REQUESTS, &catalogue::TCP_SENT_BYTES, &catalogue::EMITTER_DROPPED] {
+            let total = |points: &[Point]| {
+                named(points, family.documented_name).iter().map(|point| point.single()).sum::<f64>()
+            };
+            assert_eq!(
+                total(&sent),
+                total(&second_report(&mut lines(Names::Documented))),
+                "{}",
+                family.prometheus_name
+            );
+        }
+    }
+}
+
+#[test]
+fn tags_of_every_point_count_more_than_labels() {
+    let tags = [("cluster", "prod \"1\""), ("source_app", "mine")];
+    let tags = tags.into_iter().map(|(key, value)| point_tag(key, value).unwrap()).collect();
+    let mut encoder = Lines::new(Options { tags, ..Options::default() }, "node-1").unwrap();
+    let sent = second_report(&mut encoder);
+    assert!(sent.iter().all(|point| point.tags["cluster"] == "prod \"1\"" && point.tags["source_app"] == "mine"));
+    for (key, value) in [("", "v"), ("a b", "v"), ("source", "v"), ("le", "v"), ("k", " "), ("k", &"v".repeat(254))] {
+        assert!(point_tag(key, value).is_err(), "{key:?} {value:?}");
+    }
+}
+
+#[test]
+fn a_label_named_tag_is_sent_as_the_charts_know_it() {
+    let tags = Tags::new(&Options::default(), |each| each("tag", "1.25.3"));
+    assert_eq!(tags.before_le, " \"_tag\"=\"1.25.3\"");
+}
+
+#[test]
+fn delta_counters_add_up_to_the_totals() {
+    let mut encoder = Lines::new(Options { delta_counters: true, ..Options::default() }, "node-1").unwrap();
+    let mut sums: HashMap<_, f64> = HashMap::new();
+    for snapshot in fixture::snapshots() {
+        for point in points(&text(&mut encoder, &snapshot)) {
+            if point.is_delta() {
+                *sums.entry((point.name.trim_start_matches('\u{2206}').to_owned(), point.tags.clone())).or_default() +=
+                    point.single();
+            } else {
+                let family = catalogue::FAMILIES.iter().find(|family| family.documented_name == point.name);
+                assert!(family.is_none_or(|family| family.kind != Kind::Counter), "{}", point.name);
+            }
+        }
+    }
+    let totals = second_report(&mut lines(Names::Documented));
+    assert!(!sums.is_empty());
+    for ((name, tags), sum) in &sums {
+        let total = totals.iter().find(|point| point.name == *name && point.tags == *tags).unwrap();
+        assert!((total.single() - sum).abs() < 1e-9, "{name} {tags:?}");
+    }
+}
+
+#[test]
+fn distributions_hold_the_values_of_the_interval() {
+    let options = Options { distributions: true, ..Options::default() };
+    let mut encoder = Lines::new(options, "node-1").unwrap();
+    let [_, snapshot] = fixture::snapshots();
+    let batches: Vec<Batch> = encoder.encode(snapshot.clone()).collect();
+    let (distributions, plain): (Vec<_>, Vec<_>) = batches.iter().partition(|batch| batch.form == Form::Distributions);
+    let decoded = |batches: &[&Batch]| {
+        let text: String = batches.iter().map(|batch| std::str::from_utf8(&batch.text).unwrap()).collect();
+        points(&text)
+    };
+    assert!(decoded(&plain).iter().all(|point| matches!(point.value, Decoded::Single(_))));
+    let counts = |points: &[Point]| {
+        let count = |point: &Point| match &point.value {
+            Decoded::Minute(centroids) => centroids.iter().map(|(count, _)| u64::from(*count)).sum::<u64>(),
+            Decoded::Single(_) => panic!("{} is no distribution", point.name),
+        };
+        let name = statistic(&catalogue::REQUEST_DURATION, "").replace("..value", "");
+        named(points, &name).into_iter().map(count).sum::<u64>()
+    };
+    let recent = |series: &Series<HttpFigures>| {
+        let view = HistogramView::new(&series.figures, series.recent.as_deref(), DURATION);
+        view.recent_values().iter().map(|(_, count)| count).sum::<u64>()
+    };
+    let expected: u64 = snapshot.http.iter().map(recent).sum();
+    assert!(expected > 0);
+    assert_eq!(counts(&decoded(&distributions)), expected);
 }
 
 proptest! {
@@ -302,17 +375,20 @@ proptest! {
         app in prop_oneof![any::<String>(), "[\"'\\\\\n\r\t =#-/a\u{4}]{0,20}"],
         workload in "\\PC{0,40}",
         collector: bool,
+        delta_counters: bool,
+        distributions: bool,
     ) {
         let names = if collector { Names::Collector } else { Names::Documented };
-        let mut lines = Lines::new(names, "node-1").unwrap();
-        let found = points(&text(&mut lines, &snapshot(&app, &workload)));
-        let rejected: u64 = lines.rejected().iter().map(|(_, count)| count).sum();
-        prop_assert!(rejected > 0 || found.iter().any(|point| point.name == catalogue::REQUESTS.documented_name));
+        let options = Options { names, delta_counters, distributions, ..Options::default() };
+        let mut encoder = Lines::new(options, "node-1").unwrap();
+        let found = points(&text(&mut encoder, &snapshot(&app, &workload)));
+        let rejected: u64 = encoder.rejected().iter().map(|(_, count)| count).sum();
+        prop_assert!(rejected > 0 || found.iter().any(|point| point.name.ends_with(catalogue::REQUESTS.documented_name)));
         // Independent of the encoder: what a reader may expect to find of a value.
         let expected = app.replace('\n', "\\n").replace('\r', "\\r").replace(|c: char| c.is_control(), " ");
         let expected = expected.trim().trim_end_matches(|c: char| c == '\\' || c.is_whitespace());
         let key = if collector { "app" } else { "source_app" };
-        for point in found.iter().filter(|point| point.name == catalogue::REQUESTS.documented_name) {
+        for point in found.iter().filter(|point| point.name.ends_with(catalogue::REQUESTS.documented_name)) {
             let value = point.tags.get(key).map(String::as_str);
             prop_assert_eq!(value, (!matches!(expected, "" | "-" | "/")).then_some(expected));
         }
