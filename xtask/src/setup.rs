@@ -1,7 +1,9 @@
-//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy. Every version is pinned here.
+//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy, Wavefront's decoders. Every version is pinned.
 //!
 //! Each need is checked for directly, which takes a fraction of a second, so nothing is remembered that could go stale.
 //! As root on Debian the missing things are installed; otherwise the exact commands are printed and the task fails.
+
+mod decoder;
 
 use std::{
     fs,
@@ -61,6 +63,7 @@ pub(crate) fn everything() -> Result<()> {
     let toolchain = for_build(None)?;
     for_checks()?;
     for_mesh()?;
+    decoder::wavefront_decoder()?;
     say(format!("set up: {}", toolchain.toolchain));
     Ok(())
 }

@@ -79,6 +79,82 @@ fn the_lines_are_the_golden_ones() {
     }
 }
 
+/// Values that a decoder could stumble over.
+fn hostile() -> Vec<String> {
+    let mut values: Vec<String> = (0..=0x20)
+        .chain([0x7f, 0x85, 0xa0, 0xad, 0x2028, 0xfeff, 0x1f600])
+        .filter_map(char::from_u32)
+        .flat_map(|character| [format!("{character}"), format!("a{character}b"), format!("{character}{character}a")])
+        .collect();
+    let words = [
+        "\"",
+        "'",
+        "\\",
+        "\\\"",
+        "a\\",
+        "a\\\\",
+        "a\\\"",
+        "\"a\"",
+        "a\"b'c",
+        "\\n",
+        "a\nb\r\nc",
+        "=",
+        "a=b",
+        "a=\"b\"",
+        "#1",
+        "#",
+        "!M",
+        "@Event",
+        "source=x",
+        "\" source=\"x",
+        "∆a",
+        "Δ",
+        "-",
+        "/",
+        "--",
+        "-a",
+        " a ",
+        "a  b",
+        "1",
+        "NaN",
+        "+Inf",
+        "${x}",
+        "%s",
+        "{}",
+        "日本語",
+        "e\u{301}",
+        "\u{202e}abc",
+    ];
+    values.extend(words.map(str::to_owned));
+    values.extend([250, 251, 252, 253, 254, 300].map(|length| "v".repeat(length)));
+    values.extend([120, 121, 122, 123].map(|length| "😀".repeat(length)));
+    values
+}
+
+#[test]
+fn lines_of_every_mode_and_of_hostile_values_are_the_golden_ones() {
+    let tags = [("cluster".to_owned(), "prod".to_owned())].into();
+    let every_option = Options { tags, delta_counters: true, distributions: true, ..Options::default() };
+    let mut encoder = Lines::new(every_option.clone(), "node-1").unwrap();
+    let [first, second] = fixture::snapshots();
+    text(&mut encoder, &first);
+    let lines = text(&mut encoder, &second);
+    points(&lines);
+    fixture::assert_golden("options.wavefront", &lines);
+
+    let mut lines = String::new();
+    for value in hostile() {
+        for names in [Names::Documented, Names::Collector] {
+            let mut encoder = Lines::new(Options { names, ..every_option.clone() }, "node-1").unwrap();
+            let all = text(&mut encoder, &snapshot(&value, &value));
+            points(&all);
+            let wanted = |line: &&str| line.contains("requests.total") || line.starts_with("!M");
+            lines.extend(all.split_inclusive('\n').filter(wanted).take(2));
+        }
+    }
+    fixture::assert_golden("hostile.wavefront", &lines);
+}
+
 #[test]
 fn no_two_points_of_a_report_are_the_same_series() {
     for names in [Names::Documented, Names::Collector] {
