@@ -19,7 +19,10 @@ use crate::{
     collect::{Outcome, Reading, kernel::Kernel, own},
     config::Config,
     discovery::{Change, Sidecar, watch::Watcher},
-    emit::{Emitter, Limits, Target, wavefront},
+    emit::{
+        Emitter, Limits, Target, Transport,
+        wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
+    },
     model::{Model, Own, Snapshot, cardinality, labels::Peers},
     readiness::Readiness,
     serve,
@@ -287,19 +290,24 @@ fn forward_log(kernel: &mut Kernel) {
 fn start_emitters(config: &Config) -> Result<Vec<Emitter>> {
     let start = |target: &Target| {
         let encoder = wavefront::Lines::new(config.wavefront_names, &node_name())?;
-        let emitter = match target {
-            Target::WavefrontFile(path) => {
-                let sink = wavefront::FileSink::new(path);
-                Emitter::start(format!("wavefront+file:{path}"), Box::new(encoder), Box::new(sink), Limits::default())
-            }
-            Target::WavefrontHttp(url) => {
-                let sink = wavefront::HttpSink::new(url.clone(), PUSH)?;
-                Emitter::start(format!("wavefront+{url}"), Box::new(encoder), Box::new(sink), Limits::default())
-            }
-        };
-        Ok::<_, anyhow::Error>(emitter)
+        let transport = transport(config, target)?;
+        Ok::<_, anyhow::Error>(Emitter::start(target.to_string(), Box::new(encoder), transport, Limits::default()))
     };
-    config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target:?}"))).collect()
+    config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target}"))).collect()
+}
+
+fn transport(config: &Config, target: &Target) -> Result<Box<dyn Transport>> {
+    Ok(match target {
+        Target::WavefrontFile(path) => Box::new(FileSink::new(path)),
+        Target::WavefrontHttp(url) => Box::new(HttpSink::proxy(url.clone(), PUSH)?),
+        Target::WavefrontHttps(url) => {
+            let token = config.wavefront_token_file.clone();
+            let token =
+                token.context("it needs an API token: put one in a file and name it with --wavefront-token-file")?;
+            let ca_file = config.wavefront_ca_file.as_deref();
+            Box::new(HttpSink::service(url.clone(), TokenFile::new(token), ca_file, PUSH)?)
+        }
+    })
 }
 
 /// The node's name: what Kubernetes says, or the host's.

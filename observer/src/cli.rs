@@ -46,13 +46,19 @@ pub struct RunArgs {
     /// Time between two reports to the emitters, 100ms to 1h, as in 500ms, 10s, 1m [default: 10s]
     #[arg(long, value_name = "DURATION", env = "OBSERVER_INTERVAL", value_parser = interval)]
     pub interval: Option<Duration>,
-    /// Where to send reports; may be repeated: wavefront+http://HOST:PORT[/PATH] or wavefront+file:PATH (- for standard
-    /// output)
+    /// Where to send reports; may be repeated: wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE
+    /// (the service itself) or wavefront+file:PATH (- for standard output)
     #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',')]
     pub emit: Vec<Target>,
     /// Names of Wavefront metrics: as documented, or as the old chain of collectors sent them [default: documented]
     #[arg(long, value_name = "documented|collector", env = "OBSERVER_WAVEFRONT_NAMES", value_parser = wavefront_names)]
     pub wavefront_names: Option<Names>,
+    /// File with the API token for wavefront+https://; read anew for every report
+    #[arg(long, value_name = "FILE", env = "OBSERVER_WAVEFRONT_TOKEN_FILE")]
+    pub wavefront_token_file: Option<PathBuf>,
+    /// File with the authorities (PEM) that wavefront+https:// trusts [default: the system's]
+    #[arg(long, value_name = "FILE", env = "OBSERVER_WAVEFRONT_CA_FILE")]
+    pub wavefront_ca_file: Option<PathBuf>,
     /// Where and what to observe.
     #[command(flatten)]
     pub node: NodeArgs,
@@ -211,11 +217,13 @@ mod tests {
     #[test]
     fn parses_every_option() {
         let line = "observer run --listen 0.0.0.0:9000 --interval 1m --emit wavefront+file:- --emit \
-                    wavefront+http://proxy:2878 --wavefront-names collector --config c.toml --sidecar-exe envoy \
+                    wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --config c.toml --sidecar-exe envoy \
                     --sidecar-exe pilot --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Duration::from_mins(1)));
         assert_eq!(args.emit.len(), 2);
+        assert_eq!(args.wavefront_token_file, Some("/t".into()));
+        assert_eq!(args.wavefront_ca_file, Some("/c".into()));
         assert_eq!(args.node.sidecar_exe, ["envoy", "pilot"]);
         assert_eq!(args.node.log, Some(LogLevel::Debug));
     }
@@ -224,7 +232,7 @@ mod tests {
     fn wrong_usage_says_what_is_right() {
         for (line, expected) in [
             ("run --emit otlp+http://collector:4318", "wavefront+file:PATH"),
-            ("run --emit otlp+http://collector:4318", "wavefront+http://HOST:PORT"),
+            ("run --emit otlp+http://collector:4318", "wavefront+https://INSTANCE"),
             ("run --interval 10", "as in 10s"),
             ("run --interval 2h", "between 100ms and 1h"),
             ("run --wavefront-names old", "documented or collector"),

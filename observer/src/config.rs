@@ -42,6 +42,10 @@ pub struct Config {
     pub emit: Vec<Target>,
     /// Which Wavefront names are sent.
     pub wavefront_names: Names,
+    /// File with the API token of the service.
+    pub wavefront_token_file: Option<PathBuf>,
+    /// File with the authorities that are trusted over TLS; the system's if absent.
+    pub wavefront_ca_file: Option<PathBuf>,
     /// How much is logged.
     pub log: LogLevel,
     /// Executable names of sidecars.
@@ -104,7 +108,8 @@ impl Config {
 
     /// Options and environment first, then the file, then defaults.
     fn resolve(args: &RunArgs, file: Settings) -> Self {
-        let RunArgs { listen, interval, emit, wavefront_names, node } = args.clone();
+        let RunArgs { listen, interval, emit, wavefront_names, wavefront_token_file, wavefront_ca_file, node } =
+            args.clone();
         let NodeArgs { config: _, sidecar_exe, cgroup, proc_root, cgroup_root, log } = node;
         let mut sidecar_exe = either(sidecar_exe, file.sidecar_exe);
         if sidecar_exe.is_empty() {
@@ -115,6 +120,8 @@ impl Config {
             interval: interval.or(file.interval).unwrap_or(DEFAULT_INTERVAL),
             emit: either(emit, file.emit),
             wavefront_names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
+            wavefront_token_file: wavefront_token_file.or(file.wavefront_token_file),
+            wavefront_ca_file: wavefront_ca_file.or(file.wavefront_ca_file),
             log: log.or(file.log).unwrap_or_default(),
             sidecar_exe,
             cgroup: either(cgroup, file.cgroup),
@@ -168,6 +175,8 @@ struct Settings {
     interval: Option<Duration>,
     emit: Vec<Target>,
     wavefront_names: Option<Names>,
+    wavefront_token_file: Option<PathBuf>,
+    wavefront_ca_file: Option<PathBuf>,
     log: Option<LogLevel>,
     sidecar_exe: Vec<String>,
     cgroup: Vec<PathBuf>,
@@ -205,6 +214,8 @@ impl Settings {
             interval: file.interval.map(|Interval(interval)| interval),
             emit: file.emit.into_iter().map(|Emit(target)| target).collect(),
             wavefront_names: file.wavefront_names.map(|WavefrontNames(names)| names),
+            wavefront_token_file: file.wavefront_token_file.map(|FilePath(path)| path),
+            wavefront_ca_file: file.wavefront_ca_file.map(|FilePath(path)| path),
             log: file.log,
             sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
             cgroup: file.cgroup.into_iter().map(|DirectoryPath(path)| path).collect(),
@@ -230,6 +241,8 @@ struct File {
     interval: Option<Interval>,
     emit: Vec<Emit>,
     wavefront_names: Option<WavefrontNames>,
+    wavefront_token_file: Option<FilePath>,
+    wavefront_ca_file: Option<FilePath>,
     log: Option<LogLevel>,
     sidecar_exe: Vec<ExecutableName>,
     cgroup: Vec<DirectoryPath>,
@@ -337,6 +350,10 @@ checked!(Interval(Duration), cli::interval);
 checked!(Emit(Target), str::parse::<Target>);
 checked!(WavefrontNames(Names), cli::wavefront_names);
 checked!(ExecutableName(String), cli::executable_name);
+checked!(FilePath(PathBuf), |text: &str| match text {
+    "" => Err("a path is missing; write a file, or leave the key out"),
+    path => Ok(PathBuf::from(path)),
+});
 checked!(DirectoryPath(PathBuf), |text: &str| match text {
     "" => Err("a path is missing; write a directory, or leave the key out"),
     path => Ok(PathBuf::from(path)),

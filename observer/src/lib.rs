@@ -6,6 +6,7 @@
 pub mod app;
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod collect;
 pub mod config;
 pub mod discovery;

@@ -72,7 +72,8 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let name = entry.file_name();
         if kind.is_dir() && ![".git", ".cache", "target", "corpus"].iter().any(|skipped| name == *skipped) {
             walk(&entry.path(), files)?;
-        } else if kind.is_file() {
+        } else if kind.is_file() && name != ".git" {
+            // Git's mark in a linked working tree is no file of the repository.
             files.push(entry.path());
         }
     }
