@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    collect::{Outcome, Reading, kernel::Kernel, own},
+    collect::{Outcome, Reading, kernel::Kernel, own, procfs},
     config::Config,
     discovery::{Change, Sidecar, watch::Watcher},
     emit::{
@@ -103,6 +103,7 @@ struct Node(Arc<Mutex<State>>);
 
 struct State {
     kernel: Kernel,
+    proc_root: PathBuf,
     model: Model,
     peers: Arc<Peers>,
     running: Vec<Arc<Sidecar>>,
@@ -122,6 +123,7 @@ impl Node {
         forward_log(&mut kernel);
         Ok(Self(Arc::new(Mutex::new(State {
             kernel,
+            proc_root: config.proc_root.clone(),
             model: Model::new(started, cardinality::DEFAULT_RETENTION),
             peers: Arc::new(config.peers()),
             running: Vec::new(),
@@ -251,7 +253,11 @@ impl State {
         if let Some(error) = &error {
             tracing::error!("reading the kernel's maps: {error}");
         }
-        let outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
+        let mut outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
+        let start = Instant::now();
+        let wanted = self.running.iter().map(|sidecar| (sidecar.process, Some(&*sidecar.cgroup)));
+        let (processes, error) = procfs::read(&self.proc_root, wanted);
+        outcomes.push(Outcome { collector: "procfs", duration: start.elapsed(), error });
         let usage = own::usage();
         let own = Own {
             cpu: usage.cpu,
@@ -260,7 +266,7 @@ impl State {
             emitters: self.emitters.iter().map(Emitter::figures).collect(),
             scrapes: self.scrapes.as_ref().map(|figures| figures()),
         };
-        round.finish(&Reading { at, kernel, outcomes }, &own)
+        round.finish(&Reading { at, kernel, processes, outcomes }, &own)
     }
 }
 

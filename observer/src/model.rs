@@ -8,6 +8,7 @@ pub mod catalogue;
 pub mod counter;
 pub mod histogram;
 pub mod labels;
+mod process;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -277,6 +278,7 @@ impl Round<'_> {
             seconds.point(&[name], collector.busy);
         }
         own_outputs(own, &mut families);
+        process::families(&reading.processes, self.running, &mut families);
         let gateways = families.add(&catalogue::GATEWAY_ENCRYPTED);
         for account in encrypted.exposed() {
             let GatewayLabels { workload, namespace, cluster, port } = &*account.labels;

@@ -229,14 +229,46 @@ families! {
         Histogram, "seconds", &[], Istiod, Stable, NotYet,
         "Time a proxy waited in the push queue.";
     PROCESS_CPU_SECONDS_TOTAL = "process.cpu.seconds.total.value", "process_cpu_seconds_total",
-        Counter, "seconds", &[], Procfs, Stable, NotYet,
+        Counter, "seconds", &labels::PROCESS, Procfs, Stable, Collected,
         "User and system CPU time of the control-plane and sidecar processes on the node.";
     PROCESS_RESIDENT_MEMORY_BYTES = "process.resident.memory.bytes.value", "process_resident_memory_bytes",
-        Gauge, "bytes", &[], Procfs, Stable, NotYet,
+        Gauge, "bytes", &labels::PROCESS, Procfs, Stable, Collected,
         "Resident memory of the control-plane and sidecar processes on the node.";
     PROCESS_VIRTUAL_MEMORY_BYTES = "process.virtual.memory.bytes.value", "process_virtual_memory_bytes",
-        Gauge, "bytes", &[], Procfs, Stable, NotYet,
+        Gauge, "bytes", &labels::PROCESS, Procfs, Stable, Collected,
         "Virtual memory of the control-plane and sidecar processes on the node.";
+    PROCESS_OPEN_FDS = "process.open.fds.value", "process_open_fds",
+        Gauge, "", &labels::PROCESS, Procfs, Stable, Collected,
+        "File descriptors in use by the control-plane and sidecar processes on the node.";
+    PROCESS_MAX_FDS = "process.max.fds.value", "process_max_fds",
+        Gauge, "", &labels::PROCESS, Procfs, Stable, Collected,
+        "Most file descriptors that the process may have (soft limit).";
+    PROCESS_START_TIME_SECONDS = "process.start.time.seconds.value", "process_start_time_seconds",
+        Gauge, "seconds", &labels::PROCESS, Procfs, Stable, Collected,
+        "When the process started, in seconds since 1970.";
+    PROCESS_THREADS = "process.threads.value", "process_threads",
+        Gauge, "", &labels::PROCESS, Procfs, Own, Collected,
+        "Threads of the control-plane and sidecar processes on the node.";
+    CGROUP_MEMORY = "mesh.observer.cgroup.memory.bytes.value", "mesh_observer_cgroup_memory_bytes",
+        Gauge, "bytes", &labels::PROCESS, Procfs, Own, Collected,
+        "Memory charged to the cgroup of the process (cgroup v2 memory.current), page cache included.";
+    CGROUP_MEMORY_LIMIT = "mesh.observer.cgroup.memory.limit.bytes.value", "mesh_observer_cgroup_memory_limit_bytes",
+        Gauge, "bytes", &labels::PROCESS, Procfs, Own, Collected,
+        "Memory limit of the cgroup of the process (cgroup v2 memory.max); absent without a limit.";
+    CGROUP_CPU_PERIODS = "mesh.observer.cgroup.cpu.periods.total.value", "mesh_observer_cgroup_cpu_periods_total",
+        Counter, "periods", &labels::PROCESS, Procfs, Own, Collected,
+        "Enforcement periods of the CPU limit of the cgroup of the process (cgroup v2 cpu.stat, nr_periods).";
+    CGROUP_CPU_THROTTLED_PERIODS = "mesh.observer.cgroup.cpu.throttled.periods.total.value",
+        "mesh_observer_cgroup_cpu_throttled_periods_total",
+        Counter, "periods", &labels::PROCESS, Procfs, Own, Collected,
+        "Periods in which the cgroup of the process was throttled (cgroup v2 cpu.stat, nr_throttled).";
+    CGROUP_CPU_THROTTLED_SECONDS = "mesh.observer.cgroup.cpu.throttled.seconds.total.value",
+        "mesh_observer_cgroup_cpu_throttled_seconds_total",
+        Counter, "seconds", &labels::PROCESS, Procfs, Own, Collected,
+        "Time for which the cgroup of the process was throttled (cgroup v2 cpu.stat, throttled_usec).";
+    PROCESSES = "mesh.observer.processes.value", "mesh_observer_processes",
+        Gauge, "processes", &["outcome"], Observer, Own, Collected,
+        "Processes whose figures were read: exposed, or hidden behind a younger one of the same labels.";
     GALLEY_VALIDATION_HTTP_ERROR = "galley.validation.http.error.value", "galley_validation_http_error",
         Counter, "", &["status"], Istiod, Stable, NotYet,
         "Errors in answering the validation webhook.";

@@ -20,7 +20,9 @@ use super::{
     labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
 };
 use crate::{
-    collect::{HistogramReading, KernelReading, Outcome, ProgramReading, Reading, SeriesReading},
+    collect::{
+        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading, SeriesReading,
+    },
     discovery::{ProcessId, Role, Sidecar, Workload},
 };
 
@@ -144,6 +146,29 @@ pub(crate) fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
 }
 
+/// The account of the process that [`sidecar`] gives a sidecar; without what may be hidden if `throttled_ms` is 0.
+pub(crate) fn process(pid: u32, throttled_ms: u64) -> ProcessReading {
+    let hidden = throttled_ms == 0;
+    let seen = |value: u64| (!hidden).then_some(value);
+    ProcessReading {
+        process: ProcessId { pid, start_time: 1 },
+        cpu: Duration::from_millis(12_340),
+        resident_bytes: 52_000_000,
+        virtual_bytes: 2_200_000_000,
+        threads: 9,
+        started: (!hidden).then(|| at(0) - Duration::from_millis(4_250)),
+        open_files: seen(61),
+        most_open_files: seen(1_048_576),
+        cgroup: CgroupReading {
+            memory_bytes: seen(60_000_000),
+            most_memory_bytes: seen(1_073_741_824),
+            periods: seen(100),
+            throttled_periods: seen(7),
+            throttled: seen(throttled_ms).map(Duration::from_millis),
+        },
+    }
+}
+
 pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
     let program = |name, runs| ProgramReading { name, links: 5, runs, run_time: Duration::from_micros(runs) };
     Reading {
@@ -154,6 +179,7 @@ pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             programs: vec![program("mesh_ingress", 1_000), program("mesh_egress", 0)],
             series_capacity: 16_384,
         }),
+        processes: vec![process(1, 250 * seconds), process(4, 0)],
         outcomes: vec![
             Outcome { collector: "kernel", duration: Duration::from_millis(3), error: None },
             Outcome { collector: "procfs", duration: Duration::from_millis(1), error: Some("gone".to_owned()) },
