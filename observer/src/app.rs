@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    collect::{Outcome, Reading, kernel::Kernel, own, procfs},
+    collect::{Outcome, Reading, control_plane::ControlPlane, kernel::Kernel, own, procfs},
     config::Config,
     discovery::{Change, Sidecar, watch::Watcher},
     emit::{
@@ -82,6 +82,8 @@ pub async fn run(config: &Config) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>> {
+    // Whatever else is scraped seldom is to be scraped in that time.
+    let config = &Config { interval: config.interval.min(length), ..config.clone() };
     let node = Node::start(config, true)?;
     let mut watcher = Watcher::new(config.discovery())?;
     node.state().apply(watcher.scan());
@@ -104,6 +106,7 @@ struct Node(Arc<Mutex<State>>);
 struct State {
     kernel: Kernel,
     proc_root: PathBuf,
+    control_plane: ControlPlane,
     model: Model,
     peers: Arc<Peers>,
     running: Vec<Arc<Sidecar>>,
@@ -121,9 +124,12 @@ impl Node {
         let started = SystemTime::now();
         let mut kernel = Kernel::load(&config.kernel())?;
         forward_log(&mut kernel);
+        let mut control_plane = ControlPlane::new(config.scraping());
+        control_plane.set(config.control_plane()).context("the control plane's pages cannot be read")?;
         Ok(Self(Arc::new(Mutex::new(State {
             kernel,
             proc_root: config.proc_root.clone(),
+            control_plane,
             model: Model::new(started, cardinality::DEFAULT_RETENTION),
             peers: Arc::new(config.peers()),
             running: Vec::new(),
@@ -266,7 +272,7 @@ impl State {
             emitters: self.emitters.iter().map(Emitter::figures).collect(),
             scrapes: self.scrapes.as_ref().map(|figures| figures()),
         };
-        round.finish(&Reading { at, kernel, processes, outcomes }, &own)
+        round.finish(&Reading { at, kernel, processes, control_plane: self.control_plane.read(), outcomes }, &own)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What was read, raw and cumulative: no rates, no labels, no identity. Each collector fills its own part.
 
+pub mod control_plane;
 pub mod exposition;
 pub mod kernel;
 pub mod own;
@@ -20,6 +21,8 @@ pub struct Reading {
     pub kernel: Option<KernelReading>,
     /// What the kernel accounts for the processes of the mesh, those that could be read.
     pub processes: Vec<ProcessReading>,
+    /// What the control plane's pages said last.
+    pub control_plane: Vec<control_plane::TargetReading>,
     /// How each collector fared.
     pub outcomes: Vec<Outcome>,
 }

@@ -4,6 +4,7 @@
 //! drops its oldest report; figures are cumulative, so the next report still holds all counts. Every drop is counted.
 
 pub mod prometheus;
+pub mod selection;
 pub mod target;
 pub mod wavefront;
 

@@ -186,13 +186,19 @@ impl<'a> Word<'a> {
     /// The text meant: `\\`, `\n` and `\"` replaced, any other backslash kept.
     #[must_use]
     pub fn plain(self) -> Cow<'a, str> {
-        if !self.escaped {
-            return Cow::Borrowed(self.raw);
-        }
-        let mut plain = String::with_capacity(self.raw.len());
-        unescape(self.raw, &mut plain);
-        Cow::Owned(plain)
+        if self.escaped { plain(self.raw) } else { Cow::Borrowed(self.raw) }
     }
+}
+
+/// The text meant by what stands between quotes: `\\`, `\n` and `\"` replaced, any other backslash kept.
+#[must_use]
+pub fn plain(raw: &str) -> Cow<'_, str> {
+    if !raw.contains('\\') {
+        return Cow::Borrowed(raw);
+    }
+    let mut plain = String::with_capacity(raw.len());
+    unescape(raw, &mut plain);
+    Cow::Owned(plain)
 }
 
 fn unescape(mut raw: &str, plain: &mut String) {

@@ -21,7 +21,9 @@ use super::{
 };
 use crate::{
     collect::{
-        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading, SeriesReading,
+        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
+        SeriesReading,
+        control_plane::{Page, Target, TargetReading},
     },
     discovery::{ProcessId, Role, Sidecar, Workload},
 };
@@ -180,6 +182,7 @@ pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             series_capacity: 16_384,
         }),
         processes: vec![process(1, 250 * seconds), process(4, 0)],
+        control_plane: Vec::new(),
         outcomes: vec![
             Outcome { collector: "kernel", duration: Duration::from_millis(3), error: None },
             Outcome { collector: "procfs", duration: Duration::from_millis(1), error: Some("gone".to_owned()) },
@@ -243,6 +246,31 @@ pub(crate) fn snapshots() -> [Arc<Snapshot>; 2] {
             own: &own,
             closes_interval: true,
         })
+    })
+}
+
+/// A target whose last scrape brought this page.
+pub(crate) fn scraped(instance: &str, page: &str) -> TargetReading {
+    let target = Target::named(format!("http://{instance}").parse().unwrap());
+    TargetReading {
+        target: Arc::new(Target { instance: instance.to_owned(), ..target }),
+        page: Some(Arc::new(Page::read(page))),
+        tried: true,
+        took: Duration::from_millis(5),
+        scrapes: [("ok", 1)].into(),
+        skipped: BTreeMap::new(),
+    }
+}
+
+/// The mesh with these control planes.
+pub(crate) fn snapshot_of(control_plane: Vec<TargetReading>) -> Arc<Snapshot> {
+    Model::new(at(0), Duration::from_mins(15)).update(Inputs {
+        reading: &Reading { control_plane, ..reading(1, every_kind(1)) },
+        running: &sidecars(),
+        ended: &[],
+        peers: &peers(),
+        own: &own(),
+        closes_interval: true,
     })
 }
 
