@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    collect::{Outcome, Reading, kernel::Kernel, own},
+    collect::{Outcome, Reading, control_plane::ControlPlane, kernel::Kernel, own, procfs},
     config::Config,
     discovery::{Change, Sidecar, watch::Watcher},
     emit::{
@@ -83,6 +83,8 @@ pub async fn run(config: &Config) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>> {
+    // Whatever else is scraped seldom is to be scraped in that time.
+    let config = &Config { interval: config.interval.min(length), ..config.clone() };
     let node = Node::start(config, true)?;
     let mut watcher = Watcher::new(config.discovery())?;
     node.state().apply(watcher.scan());
@@ -104,6 +106,8 @@ struct Node(Arc<Mutex<State>>);
 
 struct State {
     kernel: Kernel,
+    proc_root: PathBuf,
+    control_plane: ControlPlane,
     model: Model,
     peers: Arc<Peers>,
     running: Vec<Arc<Sidecar>>,
@@ -121,8 +125,12 @@ impl Node {
         let started = SystemTime::now();
         let mut kernel = Kernel::load(&config.kernel())?;
         forward_log(&mut kernel);
+        let mut control_plane = ControlPlane::new(config.scraping());
+        control_plane.set(config.control_plane()).context("the control plane's pages cannot be read")?;
         Ok(Self(Arc::new(Mutex::new(State {
             kernel,
+            proc_root: config.proc_root.clone(),
+            control_plane,
             model: Model::new(started, cardinality::DEFAULT_RETENTION),
             peers: Arc::new(config.peers()),
             running: Vec::new(),
@@ -252,7 +260,11 @@ impl State {
         if let Some(error) = &error {
             tracing::error!("reading the kernel's maps: {error}");
         }
-        let outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
+        let mut outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
+        let start = Instant::now();
+        let wanted = self.running.iter().map(|sidecar| (sidecar.process, Some(&*sidecar.cgroup)));
+        let (processes, error) = procfs::read(&self.proc_root, wanted);
+        outcomes.push(Outcome { collector: "procfs", duration: start.elapsed(), error });
         let usage = own::usage();
         let own = Own {
             cpu: usage.cpu,
@@ -261,7 +273,7 @@ impl State {
             emitters: self.emitters.iter().map(Emitter::figures).collect(),
             scrapes: self.scrapes.as_ref().map(|figures| figures()),
         };
-        round.finish(&Reading { at, kernel, outcomes }, &own)
+        round.finish(&Reading { at, kernel, processes, control_plane: self.control_plane.read(), outcomes }, &own)
     }
 }
 

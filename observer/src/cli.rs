@@ -1,12 +1,15 @@
 //! The command line: a contract that scripts rely on. Defaults are stated here for people and applied in `config`, so that
 //! a value in the configuration file counts where neither option nor environment variable is given.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use crate::emit::{Target, wavefront::Names};
+use crate::{
+    collect::control_plane::PageUrl,
+    emit::{Target, wavefront::Names},
+};
 
 /// Shortest and longest interval.
 const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
@@ -77,6 +80,11 @@ pub struct NodeArgs {
     /// Executable name of sidecars; may be repeated [default: envoy]
     #[arg(long, value_name = "NAME", env = "OBSERVER_SIDECAR_EXE", value_delimiter = ',', value_parser = executable_name)]
     pub sidecar_exe: Vec<String>,
+    /// Metrics page of a control-plane process, as http://istiod.istio-system:15014 (path /metrics if none is given); may be
+    /// repeated
+    #[arg(long, value_name = "URL", env = "OBSERVER_CONTROL_PLANE", value_delimiter = ',', value_parser = control_plane,
+        hide_env_values = true)]
+    pub control_plane: Vec<Result<PageUrl, String>>,
     /// cgroup v2 directory to observe even if no sidecar is recognised in it; may be repeated
     #[arg(long, value_name = "PATH", env = "OBSERVER_CGROUP", value_delimiter = ',')]
     pub cgroup: Vec<PathBuf>,
@@ -194,6 +202,15 @@ pub fn executable_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A metrics page. What is wrong with it is told later and not by the command line's parser, which would repeat the text
+/// and the password that may be in it.
+///
+/// # Errors
+/// None.
+pub fn control_plane(text: &str) -> Result<Result<PageUrl, String>, Infallible> {
+    Ok(text.parse())
+}
+
 /// Which Wavefront names are sent.
 ///
 /// # Errors
@@ -222,7 +239,7 @@ mod tests {
     fn parses_every_option() {
         let line = "observer run --listen 0.0.0.0:9000 --interval 1m --emit wavefront+file:- --emit \
                     wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --config c.toml --sidecar-exe envoy \
-                    --sidecar-exe pilot --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
+                    --sidecar-exe pilot --control-plane http://istiod:15014 --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Duration::from_mins(1)));
         assert_eq!(args.emit.len(), 2);
@@ -230,6 +247,7 @@ mod tests {
         assert_eq!(args.wavefront_ca_file, Some("/c".into()));
         assert_eq!(args.queue_dir, Some("/q".into()));
         assert_eq!(args.node.sidecar_exe, ["envoy", "pilot"]);
+        assert_eq!(args.node.control_plane, [Ok("http://istiod:15014/metrics".parse().unwrap())]);
         assert_eq!(args.node.log, Some(LogLevel::Debug));
     }
 

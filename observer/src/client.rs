@@ -50,6 +50,19 @@ pub fn trusting(ca_file: Option<&Path>, timeout: Duration) -> Result<Client, Cli
     builder.build().map_err(ClientError::Tls)
 }
 
+/// A client that connects by itself, whatever proxy the environment names: for addresses of this node and its cluster.
+///
+/// # Errors
+/// As those of [`plain`] and [`trusting`].
+pub fn direct(https: bool, ca_file: Option<&Path>, timeout: Duration) -> Result<Client, ClientError> {
+    let builder = builder(timeout).no_proxy();
+    match (https, ca_file) {
+        (false, _) => builder.tls_certs_only([]).build().map_err(ClientError::Plain),
+        (true, None) => builder.build().map_err(ClientError::Tls),
+        (true, Some(path)) => builder.tls_certs_only(authorities(path)?).build().map_err(ClientError::Tls),
+    }
+}
+
 fn builder(timeout: Duration) -> ClientBuilder {
     // The first client installs it; for the others it is there, which is no error.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -16,7 +16,10 @@ use toml::Spanned;
 
 use crate::{
     cli::{self, LogLevel, NodeArgs, RunArgs},
-    collect::kernel,
+    collect::{
+        control_plane::{self, PageUrl},
+        kernel,
+    },
     discovery::{DiscoveryConfig, Role, SidecarRule, Workload},
     emit::{
         Target,
@@ -59,6 +62,10 @@ pub struct Config {
     pub log: LogLevel,
     /// Executable names of sidecars.
     pub sidecar_exe: Vec<String>,
+    /// Metrics pages of the control plane that were named.
+    pub control_plane: Vec<PageUrl>,
+    /// Authorities of those pages' certificates.
+    pub control_plane_ca: Option<PathBuf>,
     /// cgroup v2 directories that are observed in any case.
     pub cgroup: Vec<PathBuf>,
     /// The proc file system.
@@ -88,6 +95,9 @@ pub enum ConfigError {
         /// Why.
         reason: io::Error,
     },
+    /// An address that was given is none. It is not repeated, as it may hold a password.
+    #[error("--control-plane: {0}")]
+    ControlPlane(String),
     /// The file is wrong.
     #[error("{path}:{line}:{column}: {key}: {problem}; the annotated observer.example.toml has every key")]
     Wrong {
@@ -110,6 +120,9 @@ impl Config {
     /// # Errors
     /// The file cannot be read or is wrong.
     pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
+        if let Some(wrong) = args.node.control_plane.iter().find_map(|page| page.as_ref().err()) {
+            return Err(ConfigError::ControlPlane(wrong.clone()));
+        }
         let Some(path) = &args.node.config else { return Ok(Self::resolve(args, Settings::default())) };
         let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable { path: path.clone(), reason })?;
         Ok(Self::resolve(args, Settings::parse(path, &text)?))
@@ -127,7 +140,7 @@ impl Config {
             queue_dir,
             node,
         } = args.clone();
-        let NodeArgs { config: _, sidecar_exe, cgroup, proc_root, cgroup_root, log } = node;
+        let NodeArgs { config: _, control_plane, sidecar_exe, cgroup, proc_root, cgroup_root, log } = node;
         let mut sidecar_exe = either(sidecar_exe, file.sidecar_exe);
         if sidecar_exe.is_empty() {
             sidecar_exe.push("envoy".to_owned());
@@ -146,6 +159,8 @@ impl Config {
             queue_bytes: file.queue_bytes.unwrap_or(DEFAULT_QUEUE_BYTES),
             log: log.or(file.log).unwrap_or_default(),
             sidecar_exe,
+            control_plane: either(control_plane.into_iter().flatten().collect(), file.control_plane),
+            control_plane_ca: file.control_plane_ca,
             cgroup: either(cgroup, file.cgroup),
             proc_root: proc_root.or(file.proc_root).unwrap_or_else(|| "/proc".into()),
             cgroup_root: cgroup_root.or(file.cgroup_root),
@@ -167,6 +182,17 @@ impl Config {
             cgroups: self.cgroup.clone(),
             rules: self.sidecars.clone(),
         }
+    }
+
+    /// The metrics pages that were named.
+    pub fn control_plane(&self) -> impl Iterator<Item = control_plane::Target> + use<'_> {
+        self.control_plane.iter().cloned().map(control_plane::Target::named)
+    }
+
+    /// How the control plane is scraped.
+    #[must_use]
+    pub fn scraping(&self) -> control_plane::Options {
+        control_plane::Options { interval: self.interval, ca_file: self.control_plane_ca.clone() }
     }
 
     /// What the kernel programs are told.
@@ -205,6 +231,8 @@ struct Settings {
     queue_bytes: Option<u64>,
     log: Option<LogLevel>,
     sidecar_exe: Vec<String>,
+    control_plane: Vec<PageUrl>,
+    control_plane_ca: Option<PathBuf>,
     cgroup: Vec<PathBuf>,
     proc_root: Option<PathBuf>,
     cgroup_root: Option<PathBuf>,
@@ -247,6 +275,8 @@ impl Settings {
             queue_bytes: file.queue_bytes.map(|QueueBytes(number)| number),
             log: file.log,
             sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
+            control_plane: file.control_plane.into_iter().map(|ControlPlane(url)| url).collect(),
+            control_plane_ca: file.control_plane_ca,
             cgroup: file.cgroup.into_iter().map(|DirectoryPath(path)| path).collect(),
             proc_root: file.proc_root.map(|DirectoryPath(path)| path),
             cgroup_root: file.cgroup_root.map(|DirectoryPath(path)| path),
@@ -277,6 +307,8 @@ struct File {
     wavefront: WavefrontTable,
     log: Option<LogLevel>,
     sidecar_exe: Vec<ExecutableName>,
+    control_plane: Vec<ControlPlane>,
+    control_plane_ca: Option<PathBuf>,
     cgroup: Vec<DirectoryPath>,
     proc_root: Option<DirectoryPath>,
     cgroup_root: Option<DirectoryPath>,
@@ -401,6 +433,7 @@ checked!(FilePath(PathBuf), |text: &str| match text {
     "" => Err("a path is missing; write a file, or leave the key out"),
     path => Ok(PathBuf::from(path)),
 });
+checked!(ControlPlane(PageUrl), str::parse::<PageUrl>);
 checked!(DirectoryPath(PathBuf), |text: &str| match text {
     "" => Err("a path is missing; write a directory, or leave the key out"),
     path => Ok(PathBuf::from(path)),

@@ -5,6 +5,7 @@
 //! counts. Every drop is counted.
 
 pub mod prometheus;
+pub mod selection;
 pub mod spool;
 pub mod target;
 pub mod wavefront;

@@ -5,9 +5,11 @@
 
 pub mod cardinality;
 pub mod catalogue;
+pub mod control_plane;
 pub mod counter;
 pub mod histogram;
 pub mod labels;
+mod process;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -26,7 +28,8 @@ use observer_ebpf::{
 
 use self::{
     cardinality::{Accounts, Moment},
-    catalogue::Family,
+    catalogue::{Family, Origin},
+    control_plane::ControlPlane,
     counter::{Figures, TcpFigures},
     histogram::{HttpFigures, PackedCells},
     labels::{Directory, GatewayLabels, MeshLabels, Peers},
@@ -255,10 +258,12 @@ impl Round<'_> {
             length
         });
         let (http, tcp) = (series(&model.http), series(&model.tcp));
-        Arc::new(Snapshot { at: now, interval, http, tcp, own: self.own(reading, own) })
+        let mut control_plane = ControlPlane::new(&reading.control_plane);
+        let own = self.own(reading, own, &mut control_plane);
+        Arc::new(Snapshot { at: now, interval, http, tcp, own, control_plane })
     }
 
-    fn own(&self, reading: &Reading, own: &Own) -> Vec<OwnFamily> {
+    fn own(&self, reading: &Reading, own: &Own, control_plane: &mut ControlPlane) -> Vec<OwnFamily> {
         let Model { http, tcp, encrypted, .. } = &*self.model;
         let mut families = Families { created: self.model.started, families: Vec::new() };
         self.own_process(own, &mut families);
@@ -281,6 +286,9 @@ impl Round<'_> {
             seconds.point(&[name], collector.busy);
         }
         own_outputs(own, &mut families);
+        process::families(&reading.processes, self.running, &mut families);
+        control_plane::own(&reading.control_plane, control_plane, &mut families);
+        families.outdo(control_plane);
         let gateways = families.add(&catalogue::GATEWAY_ENCRYPTED);
         for account in encrypted.exposed() {
             let GatewayLabels { workload, namespace, cluster, port } = &*account.labels;
@@ -427,6 +435,8 @@ pub struct Snapshot {
     /// TCP, one entry a label set.
     pub tcp: Vec<Series<TcpFigures>>,
     own: Vec<OwnFamily>,
+    /// What the control plane's pages said last; its families come behind the others.
+    pub control_plane: ControlPlane,
 }
 
 /// One label set of Istio's families with its totals.
@@ -651,6 +661,22 @@ enum OwnValue {
     Real(f64),
 }
 
+impl OwnValue {
+    #[expect(clippy::cast_precision_loss, reason = "compared with a double")]
+    const fn real(self) -> f64 {
+        match self {
+            Self::Integer(value) => value as f64,
+            Self::Real(value) => value,
+        }
+    }
+}
+
+impl From<f64> for OwnValue {
+    fn from(value: f64) -> Self {
+        Self::Real(value)
+    }
+}
+
 impl From<u64> for OwnValue {
     fn from(value: u64) -> Self {
         Self::Integer(value)
@@ -671,12 +697,33 @@ struct Families {
 
 impl Families {
     fn add(&mut self, family: &'static Family) -> &mut OwnFamily {
-        self.families.push(OwnFamily { family, points: Vec::new(), created: self.created });
+        self.families.push(OwnFamily::new(family, self.created));
         self.families.last_mut().expect("just pushed")
     }
 }
 
+impl Families {
+    /// Where the kernel knows a process's figure and its page says it too, the kernel's is exposed, and the difference.
+    fn outdo(&mut self, control_plane: &mut ControlPlane) {
+        let mut differences = OwnFamily::new(&catalogue::PROCESS_DIFFERENCE, self.created);
+        for own in self.families.iter().filter(|own| own.family.origin == Origin::Procfs) {
+            let Some(label) = own.family.labels.iter().position(|label| *label == "instance") else { continue };
+            let known: BTreeMap<&str, f64> =
+                own.points.iter().map(|point| (&*point.labels[label], point.value.real())).collect();
+            for (instance, said) in control_plane.yield_to(own.family, |instance| known.contains_key(instance)) {
+                let difference = said - known[instance.as_str()];
+                differences.point(&[&instance, own.family.prometheus_name], difference);
+            }
+        }
+        self.families.push(differences);
+    }
+}
+
 impl OwnFamily {
+    const fn new(family: &'static Family, created: SystemTime) -> Self {
+        Self { family, points: Vec::new(), created }
+    }
+
     fn point(&mut self, labels: &[&str], value: impl Into<OwnValue>) {
         let labels: Box<[Box<str>]> = labels.iter().map(|label| Box::from(*label)).collect();
         debug_assert_eq!(labels.len(), self.family.labels.len());

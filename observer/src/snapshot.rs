@@ -12,6 +12,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::{
     app,
     cli::SnapshotFormat,
+    collect::control_plane::Suffix,
     config::Config,
     emit::{
         Encoder,
@@ -20,6 +21,7 @@ use crate::{
     },
     model::{
         Point, Snapshot, Value,
+        control_plane::ScrapedLine,
         histogram::{LE, QUANTILES},
     },
 };
@@ -66,6 +68,16 @@ fn document(snapshot: &Snapshot) -> Json {
             "points": points.iter().map(|point| json_point(&point)).collect::<Vec<_>>(),
         })
     });
+    let scraped = snapshot.control_plane.families().map(|family| {
+        json!({
+            "name": family.name(),
+            "documented_name": family.documented_name(Suffix::None),
+            "type": format!("{:?}", family.kind()).to_lowercase(),
+            "unit": family.unit(),
+            "points": family.lines().map(|line| json_line(&line)).collect::<Vec<_>>(),
+        })
+    });
+    let families = families.chain(scraped);
     json!({
         "at": seconds(snapshot.at),
         "interval_seconds": snapshot.interval.map(|interval| interval.as_secs_f64()),
@@ -94,6 +106,18 @@ fn json_point(point: &Point<'_>) -> Json {
         }
     };
     json.into()
+}
+
+/// A line as it was scraped: buckets, sums and counts are lines of their own, told apart by the end of their name.
+fn json_line(line: &ScrapedLine<'_>) -> Json {
+    let mut labels = Map::new();
+    line.each(|name, value| {
+        labels.insert(name.to_owned(), value.into());
+    });
+    if let Some(bound) = line.bound {
+        labels.insert("le".to_owned(), bound.into());
+    }
+    json!({ "labels": labels, "suffix": line.suffix.text(), "value": line.value })
 }
 
 fn seconds(time: SystemTime) -> f64 {

@@ -54,6 +54,9 @@ pub const TCP: [&str; 23] = [
     HTTP[12], HTTP[13], HTTP[14], HTTP[15], HTTP[16], HTTP[17], HTTP[18], HTTP[19], HTTP[20], HTTP[23], HTTP[24],
 ];
 
+/// Labels of a process's figures, and of what its own metrics page says.
+pub const PROCESS: [&str; 4] = ["app", "instance", "pod", "namespace"];
+
 /// Index of `response_code`.
 const RESPONSE_CODE: usize = 21;
 /// Index of `grpc_response_status`.

@@ -37,7 +37,7 @@ impl Filters {
         (self.metric_tag_allow.is_empty() || has(&self.metric_tag_allow)) && !has(&self.metric_tag_deny)
     }
 
-    /// Whether tags of this key stay. `le` always does: without it the buckets of a histogram would be one series.
+    /// Whether tags of this key stay. It is not asked for `le`: without it the buckets of a histogram would be one series.
     #[must_use]
     pub fn keeps_tag(&self, key: &str) -> bool {
         (self.tag_include.is_empty() || any(&self.tag_include, key)) && !any(&self.tag_exclude, key)

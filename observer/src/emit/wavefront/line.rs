@@ -107,7 +107,7 @@ impl Tags {
         });
         let asked = if options.filters.asks_for_tags() { sorted.clone() } else { Vec::new() };
         if options.filters.drops_tags() {
-            sorted.retain(|(key, _)| options.filters.keeps_tag(key));
+            sorted.retain(|(key, _)| key == "le" || options.filters.keeps_tag(key));
         }
         for (key, _) in &mut sorted {
             // A proxy would do the same, and the charts ask for it.

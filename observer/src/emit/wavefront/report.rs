@@ -1,9 +1,10 @@
 //! The lines of one report, a batch at a time.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, hash_map::Entry},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
     vec,
 };
 
@@ -14,10 +15,12 @@ use super::{
     line::{CENTROIDS, Number, Tags, Writer},
 };
 use crate::{
+    collect::{control_plane::Suffix, exposition},
     emit::{Batch, Form},
     model::{
-        FamilyPoints, HistogramView, Labels, MESH_FAMILIES, Snapshot, Value,
-        catalogue::{self, Family, Kind},
+        FamilyPoints, HistogramView, Labels, MESH_FAMILIES, Point, Snapshot, Value,
+        catalogue::{self, Family, Kind, Origin},
+        control_plane::ScrapedFamily,
         counter::{self, TcpFigures},
         histogram::{HttpFigures, LE, PackedCells, QUANTILES},
         labels::Projection,
@@ -50,10 +53,11 @@ pub(super) struct Connections {
 
 /// One point of any other family.
 struct Single {
-    family: &'static Family,
+    name: Cow<'static, str>,
     tags: Tags,
     value: Number,
-    created: SystemTime,
+    /// Of a counter: whose it is and when it was 0.
+    counter: Option<(Origin, SystemTime)>,
 }
 
 /// The batches of one snapshot: points first, then distributions, which have a door of their own.
@@ -65,7 +69,9 @@ pub(super) struct Report<'a> {
     distributed: usize,
     connections: vec::IntoIter<Connections>,
     snapshot: Arc<Snapshot>,
+    /// The next family of the observer's own and of the control plane's.
     family: usize,
+    scraped: usize,
     singles: vec::IntoIter<Single>,
     writer: Writer<'a>,
 }
@@ -87,6 +93,7 @@ impl<'a> Report<'a> {
             snapshot,
             // Istio's own families are sent added up.
             family: MESH_FAMILIES,
+            scraped: 0,
             singles: Vec::new().into_iter(),
             writer,
         }
@@ -118,15 +125,17 @@ impl Report<'_> {
             request_lines(self.options, requests, &mut self.writer);
         } else if let Some(connections) = self.connections.next() {
             connection_lines(self.options, &connections, &mut self.writer);
-        } else if let Some(Single { family, tags, value, created }) = self.singles.next() {
-            let name = family.documented_name;
-            match family.kind {
-                Kind::Counter => self.writer.counter(name, value, &tags, family.origin, created),
-                _ => self.writer.line(name, value, &tags, None),
+        } else if let Some(Single { name, tags, value, counter }) = self.singles.next() {
+            match counter {
+                Some((origin, created)) => self.writer.counter(&name, value, &tags, origin, created),
+                None => self.writer.line(&name, value, &tags, None),
             }
         } else if let Some(points) = self.snapshot.family(self.family) {
             self.family += 1;
-            self.singles = singles(self.options, points).into_iter();
+            self.singles = together(self.options, own(self.options, points)).into_iter();
+        } else if let Some(family) = self.snapshot.control_plane.family(self.scraped) {
+            self.scraped += 1;
+            self.singles = together(self.options, scraped(self.options, family)).into_iter();
         } else {
             return false;
         }
@@ -199,32 +208,66 @@ fn connection_lines(options: &Options, connections: &Connections, writer: &mut W
     }
 }
 
-/// The points of a family; where tags are left out, those that become alike are added up.
-fn singles(options: &Options, points: FamilyPoints<'_>) -> Vec<Single> {
-    let mut singles: Vec<Single> = Vec::new();
-    let mut alike: HashMap<(String, String), usize> = HashMap::new();
-    for point in points.iter() {
-        let Labels::Own(..) = point.labels else { continue };
+/// The points of a family of the observer's own.
+fn own(options: &Options, points: FamilyPoints<'_>) -> Vec<Single> {
+    let single = |point: Point<'_>| {
+        let Labels::Own(..) = point.labels else { return None };
         let value = match point.value {
             Value::Integer(value) => Number::Integer(value),
             Value::Real(value) => Number::Real(value),
-            Value::Histogram(_) => continue,
+            Value::Histogram(_) => return None,
         };
-        let tags = Tags::new(options, |each| point.labels.each(|key, value| each(key, value)));
-        if options.filters.drops_tags() {
-            match alike.entry((tags.before_le.clone(), tags.after_le.clone())) {
-                Entry::Occupied(known) => {
-                    let known = &mut singles[*known.get()];
-                    known.value = known.value.plus(value);
-                    known.created = known.created.min(point.created);
-                    continue;
-                }
-                Entry::Vacant(free) => {
-                    free.insert(singles.len());
-                }
+        Some(Single {
+            name: points.family.documented_name.into(),
+            tags: Tags::new(options, |each| point.labels.each(|key, value| each(key, value))),
+            value,
+            counter: (points.family.kind == Kind::Counter).then_some((points.family.origin, point.created)),
+        })
+    };
+    points.iter().filter_map(single).collect()
+}
+
+/// The points of a family that was scraped. The chain sent one of them under istiod's own spelling, which is not the
+/// documented one: among the collector's names it has both.
+fn scraped(options: &Options, family: ScrapedFamily<'_>) -> Vec<Single> {
+    let mut singles = Vec::new();
+    for line in family.lines() {
+        let documented = family.documented_name(line.suffix);
+        let spelled = format!("{}{}", family.name(), line.suffix.text()).replace('_', ".") + ".value";
+        let both = options.names == Names::Collector && spelled != documented;
+        for name in [Some(documented), Some(spelled).filter(|_| both)].into_iter().flatten() {
+            let tags = Tags::new(options, |each| {
+                line.each(|key, value| each(key, value));
+                line.bound.into_iter().for_each(|bound| each("le", bound));
+            });
+            // When a scraped counter was 0 nobody says.
+            let counts = family.kind() == exposition::Kind::Counter && line.suffix == Suffix::None;
+            let counter = counts.then_some((Origin::Istiod, UNIX_EPOCH));
+            singles.push(Single { name: name.into(), tags, value: Number::Real(line.value), counter });
+        }
+    }
+    singles
+}
+
+/// Where tags are left out, points that become alike are added up.
+fn together(options: &Options, all: Vec<Single>) -> Vec<Single> {
+    if !options.filters.drops_tags() {
+        return all;
+    }
+    let mut singles: Vec<Single> = Vec::new();
+    let mut alike: HashMap<(Cow<'static, str>, String, String), usize> = HashMap::new();
+    for single in all {
+        match alike.entry((single.name.clone(), single.tags.before_le.clone(), single.tags.after_le.clone())) {
+            Entry::Occupied(known) => {
+                let known = &mut singles[*known.get()];
+                known.value = known.value.plus(single.value);
+                known.counter = known.counter.zip(single.counter).map(|(own, other)| (own.0, own.1.min(other.1)));
+            }
+            Entry::Vacant(free) => {
+                free.insert(singles.len());
+                singles.push(single);
             }
         }
-        singles.push(Single { family: points.family, tags, value, created: point.created });
     }
     singles
 }

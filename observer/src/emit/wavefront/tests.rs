@@ -68,13 +68,27 @@ fn snapshot(app: &str, workload: &str) -> Arc<Snapshot> {
 }
 
 #[test]
-fn the_lines_are_the_golden_ones() {
+fn the_lines_are_the_golden_ones_and_have_every_documented_name() {
+    let documented = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/documented_names.txt"));
+    assert_eq!(documented.lines().count(), 46);
     for (names, golden) in [(Names::Documented, "documented.wavefront"), (Names::Collector, "collector.wavefront")] {
         let mut encoder = lines(names);
-        let [first, second] = fixture::snapshots();
+        let [first, second] = fixture::snapshots_of_everything();
         points(&text(&mut encoder, &first));
         let lines = text(&mut encoder, &second);
-        points(&lines);
+        let sent: HashSet<String> = points(&lines).into_iter().map(|point| point.name).collect();
+        for name in documented.lines() {
+            let percentile = match names {
+                Names::Documented => "",
+                Names::Collector => "bucket.",
+            };
+            let statistics = QUANTILES.iter().map(|(name, _)| format!("{percentile}{name}"));
+            for statistic in statistics.chain(["bucket", "count", "sum"].map(str::to_owned)) {
+                let name = name.replace('*', &statistic);
+                assert!(sent.contains(&name), "{name} is not sent");
+            }
+        }
+        assert_eq!(encoder.rejected().iter().map(|(_, count)| count).sum::<u64>(), 0);
         fixture::assert_golden(golden, &lines);
     }
 }
@@ -389,8 +403,37 @@ fn tags_of_every_point_count_more_than_labels() {
 
 #[test]
 fn a_label_named_tag_is_sent_as_the_charts_know_it() {
-    let tags = Tags::new(&Options::default(), |each| each("tag", "1.25.3"));
-    assert_eq!(tags.before_le, " \"_tag\"=\"1.25.3\"");
+    let [_, snapshot] = fixture::snapshots_of_everything();
+    let sent = points(&text(&mut lines(Names::Documented), &snapshot));
+    let builds = named(&sent, catalogue::ISTIO_BUILD.documented_name);
+    assert!(builds.len() == 1 && builds[0].tags["_tag"] == "a tag" && !builds[0].tags.contains_key("tag"));
+}
+
+#[test]
+fn what_was_scraped_is_sent_with_its_tags_and_cannot_break_a_line() {
+    let page = "# TYPE pilot_x counter\npilot_x{a=\"b \\\"c\\\" \\\\\",le=\"x\\\"\"} 3\n# TYPE \"odd name\" gauge\n{\"odd name\"} 1\n\
+                # TYPE pilot_h histogram\npilot_h_bucket{le=\"\\\"1\\n\"} 1\npilot_h_bucket{le=\"+Inf\"} 1\npilot_h_sum NaN\npilot_h_count 1\n";
+    let snapshot = fixture::snapshot_of(vec![fixture::scraped("10.0.0.8:15014", page)]);
+    for names in [Names::Documented, Names::Collector] {
+        let sent = points(&text(&mut lines(names), &snapshot));
+        let scraped: Vec<_> = sent.iter().filter(|point| point.name.starts_with("pilot.")).collect();
+        assert!(scraped.iter().all(|point| point.tags["instance"] == "10.0.0.8:15014"), "{scraped:?}");
+        let counter = named(&sent, "pilot.x.value");
+        assert_eq!((counter.len(), counter[0].tags["a"].as_str()), (1, "b \"c\""));
+        assert!(named(&sent, "pilot.h.bucket.value").iter().any(|point| point.tags["le"] == "+Inf"));
+    }
+}
+
+#[test]
+fn both_spellings_of_a_scraped_name_are_among_the_collectors() {
+    let [_, snapshot] = fixture::snapshots_of_everything();
+    let family = &catalogue::CITADEL_SERVER_CSR_SIGN_ERR_COUNT;
+    let spelled = family.prometheus_name.replace('_', ".") + ".value";
+    for (names, expected) in [(Names::Documented, 0), (Names::Collector, 1)] {
+        let sent = points(&text(&mut lines(names), &snapshot));
+        assert_eq!(named(&sent, family.documented_name).len(), 1);
+        assert_eq!(named(&sent, &spelled).len(), expected);
+    }
 }
 
 #[test]
@@ -411,6 +454,11 @@ fn delta_counters_add_up_to_the_totals() {
     let totals = second_report(&mut lines(Names::Documented));
     assert!(!sums.is_empty());
     for ((name, tags), sum) in &sums {
+        let family = catalogue::FAMILIES.iter().find(|family| family.documented_name == *name);
+        // What was counted before the observer came is in the totals only.
+        if family.is_some_and(|family| family.origin == catalogue::Origin::Procfs) {
+            continue;
+        }
         let total = totals.iter().find(|point| point.name == *name && point.tags == *tags).unwrap();
         assert!((total.single() - sum).abs() < 1e-9, "{name} {tags:?}");
     }
