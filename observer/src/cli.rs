@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::{
     collect::control_plane::PageUrl,
+    config::DEFAULT_LISTEN,
     emit::{Target, wavefront::Names},
 };
 
@@ -30,11 +31,17 @@ pub enum Command {
     Run(RunArgs),
     /// Say what this kernel, these privileges and this node allow; exit code 1 if `run` could not work
     Check(NodeArgs),
-    /// Print every family: names, type, unit, labels, and where it comes from
+    /// Print every family: names, type, unit, labels, where it comes from, and which releases of Istio report it
     Catalogue {
         /// How to print it
         #[arg(long, value_enum, default_value_t)]
         format: CatalogueFormat,
+        /// Only Istio's families, and whether a running observer has data of each now, or why it has none
+        #[arg(long)]
+        live: bool,
+        /// Where that observer listens
+        #[arg(long, value_name = "ADDR:PORT", env = "OBSERVER_LISTEN", default_value_t = DEFAULT_LISTEN)]
+        listen: SocketAddr,
     },
     /// Observe for a while, print once and exit
     Snapshot(SnapshotArgs),

@@ -11,6 +11,7 @@ pub mod collect;
 pub mod config;
 pub mod discovery;
 pub mod emit;
+pub mod live;
 pub mod model;
 pub mod readiness;
 pub mod serve;

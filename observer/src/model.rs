@@ -9,6 +9,7 @@ pub mod control_plane;
 pub mod counter;
 pub mod histogram;
 pub mod labels;
+pub mod live;
 mod process;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     sync::LazyLock,
 };
 
-use super::labels;
+use super::{labels, live::Live};
 
 /// What a family's figures are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -550,27 +550,40 @@ const COLUMNS: [&str; 11] = [
     "until_istio",
 ];
 
-/// The catalogue for people: aligned columns without the help texts, which follow their family on a line of its own.
+/// The column that a running observer's answer adds.
+const LIVE: &str = "live";
+
+/// Families that are printed: all, or with a running observer's answer those that are Istio's.
+fn printed(live: Option<&Live>) -> impl Iterator<Item = &'static Family> {
+    FAMILIES.iter().copied().filter(move |family| live.is_none() || family.stability != Stability::Own)
+}
+
+/// The catalogue for people: aligned columns without the help texts, which follow their family on a line of its own. With
+/// a running observer's answer only that stands beside the names.
 #[must_use]
-pub fn table() -> String {
-    let rows: Vec<_> = FAMILIES.iter().map(|family| cells(family)).collect();
-    let shown = [0, 1, 2, 3, 5, 6, 7, 9, 10];
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(COLUMNS[column].len());
-    let widths = shown.map(width);
-    let line = |text: &mut String, row: [&str; COLUMNS.len()]| {
-        for (column, width) in shown.into_iter().zip(widths) {
-            let _ = write!(text, "{:<width$}  ", row[column]);
+pub fn table(live: Option<&Live>) -> String {
+    let shown: &[usize] = if live.is_some() { &[0, 1] } else { &[0, 1, 2, 3, 5, 6, 7, 9, 10] };
+    let rows: Vec<_> = printed(live).map(|family| (cells(family), live.map(|live| live.says(family)))).collect();
+    let width =
+        |column: usize| rows.iter().map(|(row, _)| row[column].len()).max().unwrap_or(0).max(COLUMNS[column].len());
+    let widths: Vec<_> = shown.iter().map(|column| width(*column)).collect();
+    let line = |text: &mut String, row: [&str; COLUMNS.len()], last: &str| {
+        for (column, width) in shown.iter().zip(&widths) {
+            let _ = write!(text, "{:<width$}  ", row[*column]);
         }
+        text.push_str(last);
         text.truncate(text.trim_end().len());
         text.push('\n');
     };
     let mut text = String::new();
-    line(&mut text, COLUMNS);
-    for row in &rows {
-        line(&mut text, std::array::from_fn(|column| row[column].as_str()));
-        let _ = writeln!(text, "    {}", row[8]);
-        if !row[4].is_empty() {
-            let _ = writeln!(text, "    labels: {}", row[4].replace(',', ", "));
+    line(&mut text, COLUMNS, if live.is_some() { LIVE } else { "" });
+    for (row, says) in &rows {
+        line(&mut text, std::array::from_fn(|column| row[column].as_str()), says.as_deref().unwrap_or_default());
+        if says.is_none() {
+            let _ = writeln!(text, "    {}", row[8]);
+            if !row[4].is_empty() {
+                let _ = writeln!(text, "    labels: {}", row[4].replace(',', ", "));
+            }
         }
     }
     text
@@ -578,11 +591,12 @@ pub fn table() -> String {
 
 /// The catalogue with one line a family, columns separated by tabs, the first line naming them.
 #[must_use]
-pub fn tsv() -> String {
-    let mut text = COLUMNS.join("\t");
+pub fn tsv(live: Option<&Live>) -> String {
+    let mut text = COLUMNS.into_iter().chain(live.map(|_| LIVE)).collect::<Vec<_>>().join("\t");
     text.push('\n');
-    for family in FAMILIES {
-        text.push_str(&cells(family).join("\t"));
+    for family in printed(live) {
+        let cells = cells(family).into_iter().chain(live.map(|live| live.says(family)));
+        text.push_str(&cells.collect::<Vec<_>>().join("\t"));
         text.push('\n');
     }
     text
@@ -590,11 +604,10 @@ pub fn tsv() -> String {
 
 /// The catalogue as a JSON array with one object a family.
 #[must_use]
-pub fn json() -> String {
-    let families: Vec<_> = FAMILIES
-        .iter()
+pub fn json(live: Option<&Live>) -> String {
+    let families: Vec<_> = printed(live)
         .map(|family| {
-            serde_json::json!({
+            let mut json = serde_json::json!({
                 "documented_name": family.documented_name,
                 "prometheus_name": family.prometheus_name,
                 "type": family.kind.word(),
@@ -606,7 +619,11 @@ pub fn json() -> String {
                 "help": family.help,
                 "since_istio": family.releases().map(|own| own.since.to_string()),
                 "until_istio": until(family),
-            })
+            });
+            if let Some(live) = live {
+                json[LIVE] = live.says(family).into();
+            }
+            json
         })
         .collect();
     format!("{:#}\n", serde_json::Value::Array(families))
@@ -670,7 +687,7 @@ mod tests {
 
     #[test]
     fn every_row_of_the_tsv_has_all_columns() {
-        let text = tsv();
+        let text = tsv(None);
         assert!(text.starts_with("documented_name\tprometheus_name\ttype\tunit\t"));
         assert!(text.lines().all(|line| line.split('\t').count() == COLUMNS.len()));
         assert_eq!(text.lines().count(), FAMILIES.len() + 1);
@@ -697,8 +714,20 @@ mod tests {
     }
 
     #[test]
+    fn a_running_observer_answers_for_istios_families() {
+        let live = Live::default();
+        let text = tsv(Some(&live));
+        assert!(text.lines().all(|line| line.split('\t').count() == COLUMNS.len() + 1));
+        let istios = FAMILIES.iter().filter(|family| family.stability != Stability::Own).count();
+        assert_eq!(text.lines().count(), istios + 1);
+        assert_eq!(json(Some(&live)).matches("no data: ").count(), istios);
+        let table = table(Some(&live));
+        assert!(table.lines().skip(1).all(|line| line.contains("  no data: ")), "{table}");
+    }
+
+    #[test]
     fn the_formats_name_every_family() {
-        let (table, json) = (table(), json());
+        let (table, json) = (table(None), json(None));
         let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(parsed.as_array().unwrap().len(), FAMILIES.len());
         assert!(FAMILIES.iter().all(|family| table.contains(family.prometheus_name)));
