@@ -138,9 +138,12 @@ impl Delivery {
         let Err(failure) = self.send(&mut waiting).await else { return self.forget_oldest().await };
         let pause = self.pause(&failure);
         let left: u64 = waiting.iter().map(|batch| batch.points).sum();
-        if left < points && self.keep(&mut waiting).await {
-            // Some of it was taken: what was not waits on its own.
+        if left < points {
+            // Some of it was taken: what was not waits on its own. The whole makes room for it.
             self.forget_oldest().await;
+            if !self.keep(&mut waiting).await {
+                waiting.iter().for_each(|batch| self.shared.drop_points("queue_dir", batch.points));
+            }
         }
         self.wait(pause);
     }
