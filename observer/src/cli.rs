@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::{
     collect::control_plane::PageUrl,
     config::DEFAULT_LISTEN,
-    emit::{Target, wavefront::Names},
+    emit::{Target, TargetError, wavefront::Names},
 };
 
 /// Shortest and longest interval.
@@ -58,8 +58,9 @@ pub struct RunArgs {
     pub interval: Option<Duration>,
     /// Where to send reports; may be repeated: wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE
     /// (the service itself) or wavefront+file:PATH (- for standard output)
-    #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',')]
-    pub emit: Vec<Target>,
+    #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',', value_parser = emit_target,
+        hide_env_values = true)]
+    pub emit: Vec<Result<Target, TargetError>>,
     /// Names of Wavefront metrics: as documented, or as the old chain of collectors sent them [default: documented]
     #[arg(long, value_name = "documented|collector", env = "OBSERVER_WAVEFRONT_NAMES", value_parser = wavefront_names)]
     pub wavefront_names: Option<Names>,
@@ -218,6 +219,14 @@ pub fn control_plane(text: &str) -> Result<Result<PageUrl, String>, Infallible> 
     Ok(text.parse())
 }
 
+/// Where reports go. What is wrong with it is told later, for the same reason.
+///
+/// # Errors
+/// None.
+pub fn emit_target(text: &str) -> Result<Result<Target, TargetError>, Infallible> {
+    Ok(text.parse())
+}
+
 /// Which Wavefront names are sent.
 ///
 /// # Errors
@@ -261,8 +270,6 @@ mod tests {
     #[test]
     fn wrong_usage_says_what_is_right() {
         for (line, expected) in [
-            ("run --emit otlp+http://collector:4318", "wavefront+file:PATH"),
-            ("run --emit otlp+http://collector:4318", "wavefront+https://INSTANCE"),
             ("run --interval 10", "as in 10s"),
             ("run --interval 2h", "between 100ms and 1h"),
             ("run --wavefront-names old", "documented or collector"),

@@ -22,7 +22,7 @@ use crate::{
     },
     discovery::{DiscoveryConfig, Role, SidecarRule, Workload},
     emit::{
-        Target,
+        Target, TargetError,
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
     model::labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
@@ -98,6 +98,9 @@ pub enum ConfigError {
     /// An address that was given is none. It is not repeated, as it may hold a password.
     #[error("--control-plane: {0}")]
     ControlPlane(String),
+    /// A target that was given is none.
+    #[error("--emit: {0}")]
+    Emit(TargetError),
     /// The file is wrong.
     #[error("{path}:{line}:{column}: {key}: {problem}; the annotated observer.example.toml has every key")]
     Wrong {
@@ -122,6 +125,9 @@ impl Config {
     pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
         if let Some(wrong) = args.node.control_plane.iter().find_map(|page| page.as_ref().err()) {
             return Err(ConfigError::ControlPlane(wrong.clone()));
+        }
+        if let Some(wrong) = args.emit.iter().find_map(|target| target.as_ref().err()) {
+            return Err(ConfigError::Emit(wrong.clone()));
         }
         let Some(path) = &args.node.config else { return Ok(Self::resolve(args, Settings::default())) };
         let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable { path: path.clone(), reason })?;
@@ -148,7 +154,7 @@ impl Config {
         Self {
             listen: listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
             interval: interval.or(file.interval).unwrap_or(DEFAULT_INTERVAL),
-            emit: either(emit, file.emit),
+            emit: either(emit.into_iter().flatten().collect(), file.emit),
             wavefront: Options {
                 names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
                 ..file.wavefront
@@ -761,6 +767,19 @@ mod tests {
         let node = NodeArgs { config: Some("/nonexistent/o.toml".into()), ..NodeArgs::default() };
         let error = Config::load(&RunArgs { node, ..RunArgs::default() }).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/o.toml") && error.contains("--config"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_target_is_explained_without_its_password() {
+        for (text, said) in [
+            ("otlp+http://collector:4318", "this version has no emitter"),
+            ("wavefront+http://u:secret@p", "credentials"),
+        ] {
+            let args = RunArgs { emit: vec![text.parse()], ..RunArgs::default() };
+            let error = Config::load(&args).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("wavefront+https://INSTANCE"), "{error}");
+            assert!(error.contains("--emit") && !error.contains("secret"), "{error}");
+        }
     }
 
     #[test]
