@@ -55,7 +55,8 @@ pub fn trusting(ca_file: Option<&Path>, timeout: Duration) -> Result<Client, Cli
 /// # Errors
 /// As those of [`plain`] and [`trusting`].
 pub fn direct(https: bool, ca_file: Option<&Path>, timeout: Duration) -> Result<Client, ClientError> {
-    let builder = builder(timeout).no_proxy();
+    // An idle connection keeps a buffer as large as the largest page; a new one every few seconds costs nothing.
+    let builder = builder(timeout).no_proxy().pool_max_idle_per_host(0);
     match (https, ca_file) {
         (false, _) => builder.tls_certs_only([]).build().map_err(ClientError::Plain),
         (true, None) => builder.build().map_err(ClientError::Tls),

@@ -29,6 +29,9 @@ fn every_known_figure_of_every_version_is_exposed() -> Result<()> {
     ensure!(exposition.sum("mesh_observer_control_plane_families_left_out", &[]) == Some(0.0), "families are left out");
     check_expected(&planes, &exposition)?;
     check_coverage(&planes, &exposition)?;
+    for (format, accept) in [("text", "text/plain"), ("openmetrics", "application/openmetrics-text;version=1.0.0")] {
+        check_form(&stage, format, accept)?;
+    }
     stage.end()
 }
 
@@ -192,6 +195,21 @@ fn check_coverage(planes: &BTreeMap<String, Replay>, exposition: &Exposition) ->
         }
     }
     println!("{checked} states are as the pages and the releases say");
+    Ok(())
+}
+
+/// The reference parser, strict in OpenMetrics, takes the whole page.
+fn check_form(stage: &Stage, format: &str, accept: &str) -> Result<()> {
+    let page = stage.directory.join(format);
+    let mut curl = Command::new(tools::require("curl")?);
+    curl.args(["-sSf", "-H", &format!("accept: {accept}"), "-o"]).arg(&page);
+    let status = curl.arg(format!("http://{}/metrics", stage.observer.address())).status()?;
+    ensure!(status.success(), "curl: {status}");
+    let mut reference = Command::new(tools::require("python3")?);
+    reference.arg(tools::repository().join("tests/fixtures/reference_parser.py")).args(["parse", format]).arg(page);
+    let output = reference.env("PYTHONPATH", tools::cache().join("prometheus-client")).output()?;
+    ensure!(output.status.success(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.stdout.len() > 100_000, "{format}: the reference reads little of the page");
     Ok(())
 }
 
