@@ -217,8 +217,12 @@ mod tests {
     impl Busy {
         fn start() -> Self {
             let mut command = Command::new("/bin/sh");
-            let child = command.args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
-            Self(child)
+            let busy = Self(command.args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap());
+            // By then it has loaded all that it will ever load.
+            while busy.direct()[0] < 2 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            busy
         }
 
         fn id(&self) -> ProcessId {
