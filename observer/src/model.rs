@@ -5,9 +5,12 @@
 
 pub mod cardinality;
 pub mod catalogue;
+pub mod control_plane;
 pub mod counter;
 pub mod histogram;
 pub mod labels;
+pub mod live;
+mod process;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -27,7 +30,8 @@ use observer_ebpf::{
 
 use self::{
     cardinality::{Accounts, Moment},
-    catalogue::Family,
+    catalogue::{Family, Origin},
+    control_plane::ControlPlane,
     counter::{Figures, TcpFigures},
     histogram::{HttpFigures, PackedCells},
     labels::{Directory, GatewayLabels, MeshLabels, Peers},
@@ -76,10 +80,14 @@ pub struct EmitterFigures {
     pub name: String,
     /// Reports that wait now.
     pub queued_reports: u64,
+    /// Points and bytes that wait on disk now, where some may.
+    pub on_disk: Option<(u64, u64)>,
     /// Points the receiver took.
     pub sent: u64,
     /// Points that break the format's rules, by reason.
     pub rejected: Vec<(&'static str, u64)>,
+    /// Points that the configured filters keep back.
+    pub filtered: u64,
     /// Points given up, by reason.
     pub dropped: Vec<(&'static str, u64)>,
     /// Reports dropped unsent, by reason.
@@ -256,10 +264,12 @@ impl Round<'_> {
             series.labels.is_grpc() || [REQUEST, RESPONSE].iter().any(|&way| series.figures.messages(way) > 0)
         };
         let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
-        Arc::new(Snapshot { at: now, interval, http, grpc, tcp, own: self.own(reading, own) })
+        let mut control_plane = ControlPlane::new(&reading.control_plane);
+        let own = self.own(reading, own, &mut control_plane);
+        Arc::new(Snapshot { at: now, interval, http, grpc, tcp, own, control_plane })
     }
 
-    fn own(&self, reading: &Reading, own: &Own) -> Vec<OwnFamily> {
+    fn own(&self, reading: &Reading, own: &Own, control_plane: &mut ControlPlane) -> Vec<OwnFamily> {
         let Model { http, tcp, encrypted, .. } = &*self.model;
         let mut families = Families { created: self.model.started, families: Vec::new() };
         self.own_process(own, &mut families);
@@ -282,6 +292,9 @@ impl Round<'_> {
             seconds.point(&[name], collector.busy);
         }
         own_outputs(own, &mut families);
+        process::families(&reading.processes, self.running, &mut families);
+        control_plane::own(&reading.control_plane, control_plane, &mut families);
+        families.outdo(control_plane);
         let gateways = families.add(&catalogue::GATEWAY_ENCRYPTED);
         for account in encrypted.exposed() {
             let GatewayLabels { workload, namespace, cluster, port } = &*account.labels;
@@ -381,8 +394,15 @@ fn own_kernel(kernel: &KernelReading, families: &mut Families) {
 fn own_outputs(own: &Own, families: &mut Families) {
     let queue = families.add(&catalogue::EMITTER_QUEUE);
     own.emitters.iter().for_each(|emitter| queue.point(&[&emitter.name], emitter.queued_reports));
+    let on_disk = || own.emitters.iter().filter_map(|emitter| Some((&emitter.name, emitter.on_disk?)));
+    let points = families.add(&catalogue::EMITTER_DISK_POINTS);
+    on_disk().for_each(|(name, (waiting, _))| points.point(&[name], waiting));
+    let bytes = families.add(&catalogue::EMITTER_DISK_BYTES);
+    on_disk().for_each(|(name, (_, waiting))| bytes.point(&[name], waiting));
     let sent = families.add(&catalogue::EMITTER_SENT);
     own.emitters.iter().for_each(|emitter| sent.point(&[&emitter.name], emitter.sent));
+    let filtered = families.add(&catalogue::EMITTER_FILTERED);
+    own.emitters.iter().for_each(|emitter| filtered.point(&[&emitter.name], emitter.filtered));
     type ByReason = fn(&EmitterFigures) -> &Vec<(&'static str, u64)>;
     let by_reason: [(_, ByReason); 4] = [
         (&catalogue::EMITTER_REJECTED, |emitter| &emitter.rejected),
@@ -406,6 +426,9 @@ fn own_outputs(own: &Own, families: &mut Families) {
     }
 }
 
+/// Istio's families of the data plane, which come first in a [`Snapshot`].
+pub const MESH_FAMILIES: usize = 10;
+
 /// How everything stands at one instant. Shares its figures with the model and with other snapshots.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -420,6 +443,8 @@ pub struct Snapshot {
     /// TCP, one entry a label set.
     pub tcp: Vec<Series<TcpFigures>>,
     own: Vec<OwnFamily>,
+    /// What the control plane's pages said last; its families come behind the others.
+    pub control_plane: ControlPlane,
 }
 
 /// One label set of Istio's families with its totals.
@@ -540,6 +565,14 @@ impl<'a> HistogramView<'a> {
         Some(quantiles.map(|value| self.exposed(value)))
     }
 
+    /// Values of the last reporting interval, ascending, milliseconds or bytes, each with its count. A value is its cell's
+    /// midpoint, within 1/64 of the truth.
+    #[must_use]
+    pub fn recent_values(&self) -> Vec<(f64, u64)> {
+        let cells = self.recent.map(|recent| recent.of(self.index)).unwrap_or_default();
+        cells.into_iter().map(|(cell, count)| (self.exposed(histogram::midpoint(cell)), u64::from(count))).collect()
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "exposed as a double by both formats")]
     fn exposed(&self, value: u64) -> f64 {
         if self.index == DURATION { value as f64 / 1_000.0 } else { value as f64 }
@@ -547,7 +580,8 @@ impl<'a> HistogramView<'a> {
 }
 
 impl Snapshot {
-    /// The family at `index`, in the order they are printed; `None` behind the last one. Some may have no points.
+    /// The family at `index`, in the order they are printed; `None` behind the last one. Some may have no points. The
+    /// first [`MESH_FAMILIES`] are Istio's.
     #[must_use]
     pub fn family(&self, index: usize) -> Option<FamilyPoints<'_>> {
         let (family, points) = match index {
@@ -562,7 +596,7 @@ impl Snapshot {
             8 => (&catalogue::TCP_RECEIVED_BYTES, Points::Tcp(&self.tcp, |figures| figures.received_bytes)),
             9 => (&catalogue::TCP_SENT_BYTES, Points::Tcp(&self.tcp, |figures| figures.sent_bytes)),
             _ => {
-                let own = self.own.get(index - 10)?;
+                let own = self.own.get(index - MESH_FAMILIES)?;
                 (own.family, Points::Own(&own.points))
             }
         };
@@ -646,6 +680,22 @@ enum OwnValue {
     Real(f64),
 }
 
+impl OwnValue {
+    #[expect(clippy::cast_precision_loss, reason = "compared with a double")]
+    const fn real(self) -> f64 {
+        match self {
+            Self::Integer(value) => value as f64,
+            Self::Real(value) => value,
+        }
+    }
+}
+
+impl From<f64> for OwnValue {
+    fn from(value: f64) -> Self {
+        Self::Real(value)
+    }
+}
+
 impl From<u64> for OwnValue {
     fn from(value: u64) -> Self {
         Self::Integer(value)
@@ -666,12 +716,33 @@ struct Families {
 
 impl Families {
     fn add(&mut self, family: &'static Family) -> &mut OwnFamily {
-        self.families.push(OwnFamily { family, points: Vec::new(), created: self.created });
+        self.families.push(OwnFamily::new(family, self.created));
         self.families.last_mut().expect("just pushed")
     }
 }
 
+impl Families {
+    /// Where the kernel knows a process's figure and its page says it too, the kernel's is exposed, and the difference.
+    fn outdo(&mut self, control_plane: &mut ControlPlane) {
+        let mut differences = OwnFamily::new(&catalogue::PROCESS_DIFFERENCE, self.created);
+        for own in self.families.iter().filter(|own| own.family.origin == Origin::Procfs) {
+            let Some(label) = own.family.labels.iter().position(|label| *label == "instance") else { continue };
+            let known: BTreeMap<&str, f64> =
+                own.points.iter().map(|point| (&*point.labels[label], point.value.real())).collect();
+            for (instance, said) in control_plane.yield_to(own.family, |instance| known.contains_key(instance)) {
+                let difference = said - known[instance.as_str()];
+                differences.point(&[&instance, own.family.prometheus_name], difference);
+            }
+        }
+        self.families.push(differences);
+    }
+}
+
 impl OwnFamily {
+    const fn new(family: &'static Family, created: SystemTime) -> Self {
+        Self { family, points: Vec::new(), created }
+    }
+
     fn point(&mut self, labels: &[&str], value: impl Into<OwnValue>) {
         let labels: Box<[Box<str>]> = labels.iter().map(|label| Box::from(*label)).collect();
         debug_assert_eq!(labels.len(), self.family.labels.len());

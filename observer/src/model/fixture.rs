@@ -16,11 +16,15 @@ use observer_ebpf::{
 };
 
 use super::{
-    EmitterFigures, Inputs, Model, Own, ScrapeFigures, Snapshot,
+    EmitterFigures, Inputs, Model, Own, ScrapeFigures, Snapshot, catalogue,
     labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
 };
 use crate::{
-    collect::{HistogramReading, KernelReading, Outcome, ProgramReading, Reading, SeriesReading},
+    collect::{
+        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
+        SeriesReading,
+        control_plane::{Page, Target, TargetReading},
+    },
     discovery::{ProcessId, Role, Sidecar, Workload},
 };
 
@@ -144,6 +148,29 @@ pub(crate) fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
 }
 
+/// The account of the process that [`sidecar`] gives a sidecar; without what may be hidden if `throttled_ms` is 0.
+pub(crate) fn process(pid: u32, throttled_ms: u64) -> ProcessReading {
+    let hidden = throttled_ms == 0;
+    let seen = |value: u64| (!hidden).then_some(value);
+    ProcessReading {
+        process: ProcessId { pid, start_time: 1 },
+        cpu: Duration::from_millis(12_340),
+        resident_bytes: 52_000_000,
+        virtual_bytes: 2_200_000_000,
+        threads: 9,
+        started: (!hidden).then(|| at(0) - Duration::from_millis(4_250)),
+        open_files: seen(61),
+        most_open_files: seen(1_048_576),
+        cgroup: CgroupReading {
+            memory_bytes: seen(60_000_000),
+            most_memory_bytes: seen(1_073_741_824),
+            periods: seen(100),
+            throttled_periods: seen(7),
+            throttled: seen(throttled_ms).map(Duration::from_millis),
+        },
+    }
+}
+
 pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
     let program = |name, runs| ProgramReading { name, links: 5, runs, run_time: Duration::from_micros(runs) };
     Reading {
@@ -154,6 +181,8 @@ pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             programs: vec![program("mesh_ingress", 1_000), program("mesh_egress", 0)],
             series_capacity: 16_384,
         }),
+        processes: vec![process(1, 250 * seconds), process(4, 0)],
+        control_plane: Vec::new(),
         outcomes: vec![
             Outcome { collector: "kernel", duration: Duration::from_millis(3), error: None },
             Outcome { collector: "procfs", duration: Duration::from_millis(1), error: Some("gone".to_owned()) },
@@ -195,6 +224,7 @@ pub(crate) fn own() -> Own {
         unattached: Some(0),
         emitters: vec![EmitterFigures {
             name: "wavefront+file:-".to_owned(),
+            on_disk: Some((7, 512)),
             sent: 10,
             rejected: vec![("tag_length", 1)],
             dropped: vec![("gave_up", 2)],
@@ -217,6 +247,65 @@ pub(crate) fn snapshots() -> [Arc<Snapshot>; 2] {
             own: &own,
             closes_interval: true,
         })
+    })
+}
+
+/// The same with a control plane that shows every family of the catalogue that istiod may have.
+pub(crate) fn snapshots_of_everything() -> [Arc<Snapshot>; 2] {
+    let mut model = Model::new(at(0), Duration::from_mins(15));
+    let (sidecars, peers, own) = (sidecars(), peers(), own());
+    [1, 2].map(|round| {
+        let control_plane = vec![scraped("10.0.0.8:15014", &page_of_everything(round))];
+        model.update(Inputs {
+            reading: &Reading { control_plane, ..reading(round * 10, every_kind(round)) },
+            running: &sidecars,
+            ended: &[],
+            peers: &peers,
+            own: &own,
+            closes_interval: true,
+        })
+    })
+}
+
+fn page_of_everything(value: u64) -> String {
+    let mut page = String::new();
+    for family in catalogue::FAMILIES.iter().filter(|family| family.origin == catalogue::Origin::Istiod) {
+        let name = family.prometheus_name;
+        let labels: Vec<String> = family.labels.iter().map(|label| format!("{label}=\"a {label}\"")).collect();
+        let labels = labels.join(",");
+        page.push_str(&format!("# TYPE {name} {}\n", family.kind.word()));
+        match family.kind {
+            catalogue::Kind::Histogram => page.push_str(&format!(
+                "{name}_bucket{{le=\"0.1\"}} 0\n{name}_bucket{{le=\"+Inf\"}} {value}\n{name}_sum {value}\n{name}_count {value}\n"
+            )),
+            _ => page.push_str(&format!("{name}{{{labels}}} {value}\n")),
+        }
+    }
+    page
+}
+
+/// A target whose last scrape brought this page.
+pub(crate) fn scraped(instance: &str, page: &str) -> TargetReading {
+    let target = Target::named(format!("http://{instance}").parse().unwrap());
+    TargetReading {
+        target: Arc::new(Target { instance: instance.to_owned(), ..target }),
+        page: Some(Arc::new(Page::read(page))),
+        tried: true,
+        took: Duration::from_millis(5),
+        scrapes: [("ok", 1)].into(),
+        skipped: BTreeMap::new(),
+    }
+}
+
+/// The mesh with these control planes.
+pub(crate) fn snapshot_of(control_plane: Vec<TargetReading>) -> Arc<Snapshot> {
+    Model::new(at(0), Duration::from_mins(15)).update(Inputs {
+        reading: &Reading { control_plane, ..reading(1, every_kind(1)) },
+        running: &sidecars(),
+        ended: &[],
+        peers: &peers(),
+        own: &own(),
+        closes_interval: true,
     })
 }
 

@@ -259,7 +259,9 @@ fn merge(
     joined.filter(|(_, count)| *count != 0)
 }
 
-fn midpoint(index: u16) -> u64 {
+/// The value that stands for all in a cell, in the unit of the cells.
+#[must_use]
+pub fn midpoint(index: u16) -> u64 {
     middle(u32::from(index) / CELLS as u32, u32::from(index) % CELLS as u32)
 }
 

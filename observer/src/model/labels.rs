@@ -54,6 +54,9 @@ pub const TCP: [&str; 23] = [
     HTTP[12], HTTP[13], HTTP[14], HTTP[15], HTTP[16], HTTP[17], HTTP[18], HTTP[19], HTTP[20], HTTP[23], HTTP[24],
 ];
 
+/// Labels of a process's figures, and of what its own metrics page says.
+pub const PROCESS: [&str; 4] = ["app", "instance", "pod", "namespace"];
+
 /// Index of `response_code`.
 const RESPONSE_CODE: usize = 21;
 /// Index of `grpc_response_status`.
@@ -293,21 +296,26 @@ impl MeshLabels {
 #[derive(Clone, Debug)]
 pub struct Projection {
     labels: Arc<MeshLabels>,
-    kept: &'static [usize],
+    kept: Arc<[usize]>,
+}
+
+/// The name of a label by its index, as a [`Projection`] takes them.
+#[must_use]
+pub fn projected_name(index: usize) -> &'static str {
+    if index == REPORTING_APP { "app" } else { HTTP[index] }
 }
 
 impl Projection {
     /// `labels` reduced to `kept`: indices into [`HTTP`], or [`REPORTING_APP`].
     #[must_use]
-    pub fn new(labels: Arc<MeshLabels>, kept: &'static [usize]) -> Self {
+    pub fn new(labels: Arc<MeshLabels>, kept: Arc<[usize]>) -> Self {
         Self { labels, kept }
     }
 
     /// Calls `each` with every label that counts, in the order of `kept`.
     pub fn each(&self, mut each: impl FnMut(&'static str, &str)) {
-        for index in self.kept {
-            let name = if *index == REPORTING_APP { "app" } else { HTTP[*index] };
-            self.labels.with(*index, |value| each(name, value));
+        for index in self.kept.iter() {
+            self.labels.with(*index, |value| each(projected_name(*index), value));
         }
     }
 }
@@ -873,8 +881,9 @@ mod tests {
             Arc::new(directory().resolve(&key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200))),
             Arc::new(directory().resolve(&key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 500))),
         );
-        assert!(Projection::new(two.clone(), &[0, 1, 20]) == Projection::new(other.clone(), &[0, 1, 20]));
-        assert!(Projection::new(two, &[0, 1, 21]) != Projection::new(other, &[0, 1, 21]));
+        let projection = |labels: &Arc<MeshLabels>, kept: [usize; 3]| Projection::new(labels.clone(), kept.into());
+        assert!(projection(&two, [0, 1, 20]) == projection(&other, [0, 1, 20]));
+        assert!(projection(&two, [0, 1, 21]) != projection(&other, [0, 1, 21]));
     }
 
     #[test]
