@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     collect::{Outcome, Reading, kernel::Kernel, own, procfs},
     config::Config,
-    discovery::{Change, Sidecar, watch::Watcher},
+    discovery::{Change, Sidecar, component::Component, watch::Watcher},
     emit::{Emitter, Limits, Target, wavefront},
     model::{Model, Own, Snapshot, cardinality, labels::Peers},
     readiness::Readiness,
@@ -105,6 +105,7 @@ struct State {
     peers: Arc<Peers>,
     running: Vec<Arc<Sidecar>>,
     ended: Vec<Arc<Sidecar>>,
+    components: Vec<Arc<Component>>,
     unattached: Vec<u64>,
     lingering: Vec<(Instant, u64)>,
     emitters: Vec<Emitter>,
@@ -125,6 +126,7 @@ impl Node {
             peers: Arc::new(config.peers()),
             running: Vec::new(),
             ended: Vec::new(),
+            components: Vec::new(),
             unattached: Vec::new(),
             lingering: Vec::new(),
             emitters: Vec::new(),
@@ -161,8 +163,24 @@ impl State {
             match change {
                 Change::Found(sidecar) | Change::Updated(sidecar) => self.observe(sidecar),
                 Change::Gone(sidecar) => self.leave(&sidecar),
+                Change::ComponentFound(component) | Change::ComponentUpdated(component) => self.know(component),
+                Change::ComponentGone(component) => self.forget(&component),
             }
         }
+    }
+
+    fn know(&mut self, component: Arc<Component>) {
+        self.components.retain(|other| other.process != component.process);
+        if let Ok(page) = &component.page {
+            let (pid, evidence) = (component.process.pid, &page.evidence);
+            tracing::info!(pid, evidence, "{} at {}", component.app, page.address);
+        }
+        self.components.push(component);
+    }
+
+    fn forget(&mut self, component: &Component) {
+        self.components.retain(|other| other.process != component.process);
+        tracing::info!(pid = component.process.pid, "{} has ended", component.app);
     }
 
     fn observe(&mut self, sidecar: Arc<Sidecar>) {
@@ -252,8 +270,9 @@ impl State {
         }
         let mut outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
         let start = Instant::now();
-        let wanted = self.running.iter().map(|sidecar| (sidecar.process, Some(&*sidecar.cgroup)));
-        let (processes, error) = procfs::read(&self.proc_root, wanted);
+        let sidecars = self.running.iter().map(|sidecar| (sidecar.process, Some(&*sidecar.cgroup)));
+        let components = self.components.iter().map(|component| (component.process, component.cgroup.as_deref()));
+        let (processes, error) = procfs::read(&self.proc_root, sidecars.chain(components));
         outcomes.push(Outcome { collector: "procfs", duration: start.elapsed(), error });
         let usage = own::usage();
         let own = Own {
@@ -263,7 +282,7 @@ impl State {
             emitters: self.emitters.iter().map(Emitter::figures).collect(),
             scrapes: self.scrapes.as_ref().map(|figures| figures()),
         };
-        round.finish(&Reading { at, kernel, processes, outcomes }, &own)
+        round.finish(&Reading { at, kernel, processes, outcomes }, &self.components, &own)
     }
 }
 

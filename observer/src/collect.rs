@@ -1,5 +1,6 @@
 //! What was read, raw and cumulative: no rates, no labels, no identity. Each collector fills its own part.
 
+pub mod inside;
 pub mod kernel;
 pub mod own;
 pub mod procfs;
