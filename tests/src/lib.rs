@@ -13,6 +13,7 @@ pub mod pair;
 pub mod pki;
 pub mod redirect;
 pub mod referee;
+pub mod server;
 pub mod sidecar;
 pub mod tally;
 pub mod tools;
