@@ -16,11 +16,16 @@ use tokio::{
 };
 
 use crate::{
-    collect::{Outcome, Reading, control_plane::ControlPlane, kernel::Kernel, own, procfs},
+    collect::{
+        Outcome, Reading,
+        control_plane::{ControlPlane, Target},
+        kernel::Kernel,
+        own, procfs,
+    },
     config::Config,
-    discovery::{Change, Sidecar, watch::Watcher},
+    discovery::{Change, Sidecar, component::Component, target::targets, watch::Watcher},
     emit::{
-        Emitter, Limits, Target, Transport,
+        self, Emitter, Limits, Transport,
         spool::{Spool, directory_name},
         wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
     },
@@ -108,10 +113,14 @@ struct State {
     kernel: Kernel,
     proc_root: PathBuf,
     control_plane: ControlPlane,
+    /// Pages that the configuration names.
+    named_pages: Vec<Target>,
+    scrape_proxies: bool,
     model: Model,
     peers: Arc<Peers>,
     running: Vec<Arc<Sidecar>>,
     ended: Vec<Arc<Sidecar>>,
+    components: Vec<Arc<Component>>,
     unattached: Vec<u64>,
     lingering: Vec<(Instant, u64)>,
     emitters: Vec<Emitter>,
@@ -131,10 +140,13 @@ impl Node {
             kernel,
             proc_root: config.proc_root.clone(),
             control_plane,
+            named_pages: config.control_plane().collect(),
+            scrape_proxies: config.scrape_proxies,
             model: Model::new(started, cardinality::DEFAULT_RETENTION),
             peers: Arc::new(config.peers()),
             running: Vec::new(),
             ended: Vec::new(),
+            components: Vec::new(),
             unattached: Vec::new(),
             lingering: Vec::new(),
             emitters: Vec::new(),
@@ -171,8 +183,38 @@ impl State {
             match change {
                 Change::Found(sidecar) | Change::Updated(sidecar) => self.observe(sidecar),
                 Change::Gone(sidecar) => self.leave(&sidecar),
+                Change::ComponentFound(component) | Change::ComponentUpdated(component) => self.know(component),
+                Change::ComponentGone(component) => self.forget(&component),
             }
         }
+        self.follow_pages();
+    }
+
+    /// Has the pages scraped that are named, and those of the processes that are here now.
+    fn follow_pages(&mut self) {
+        let named = &self.named_pages;
+        let found = targets(&self.components, &self.running, self.scrape_proxies)
+            .into_iter()
+            .filter(|found| found.inside_only.is_none())
+            .filter_map(Target::found)
+            .filter(|found| named.iter().all(|named| named.url != found.url));
+        if let Err(error) = self.control_plane.set(named.iter().cloned().chain(found)) {
+            tracing::error!("metrics pages cannot be read: {:#}", anyhow::Error::from(error));
+        }
+    }
+
+    fn know(&mut self, component: Arc<Component>) {
+        self.components.retain(|other| other.process != component.process);
+        if let Ok(page) = &component.page {
+            let (pid, evidence) = (component.process.pid, &page.evidence);
+            tracing::info!(pid, evidence, "{} at {}", component.app, page.address);
+        }
+        self.components.push(component);
+    }
+
+    fn forget(&mut self, component: &Component) {
+        self.components.retain(|other| other.process != component.process);
+        tracing::info!(pid = component.process.pid, "{} has ended", component.app);
     }
 
     fn observe(&mut self, sidecar: Arc<Sidecar>) {
@@ -262,8 +304,9 @@ impl State {
         }
         let mut outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
         let start = Instant::now();
-        let wanted = self.running.iter().map(|sidecar| (sidecar.process, Some(&*sidecar.cgroup)));
-        let (processes, error) = procfs::read(&self.proc_root, wanted);
+        let sidecars = self.running.iter().map(|sidecar| (sidecar.process, Some(&*sidecar.cgroup)));
+        let components = self.components.iter().map(|component| (component.process, component.cgroup.as_deref()));
+        let (processes, error) = procfs::read(&self.proc_root, sidecars.chain(components));
         outcomes.push(Outcome { collector: "procfs", duration: start.elapsed(), error });
         let usage = own::usage();
         let own = Own {
@@ -273,7 +316,9 @@ impl State {
             emitters: self.emitters.iter().map(Emitter::figures).collect(),
             scrapes: self.scrapes.as_ref().map(|figures| figures()),
         };
-        round.finish(&Reading { at, kernel, processes, control_plane: self.control_plane.read(), outcomes }, &own)
+        let control_plane = self.control_plane.read();
+        let reading = Reading { at, kernel, processes, control_plane, outcomes };
+        round.finish(&reading, &self.components, &own)
     }
 }
 
@@ -301,22 +346,22 @@ fn forward_log(kernel: &mut Kernel) {
 }
 
 fn start_emitters(config: &Config) -> Result<Vec<Emitter>> {
-    let start = |target: &Target| {
+    let start = |target: &emit::Target| {
         let encoder = wavefront::Lines::new(config.wavefront.clone(), &node_name())?;
         let (name, transport) = (target.to_string(), transport(config, target)?);
         // A file takes everything at once, or never.
-        let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, Target::WavefrontFile(_)));
+        let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, emit::Target::WavefrontFile(_)));
         let spool = directory.map(|directory| Spool::new(directory.join(directory_name(&name)), config.queue_bytes));
         Ok::<_, anyhow::Error>(Emitter::start(name, Box::new(encoder), transport, spool, Limits::default()))
     };
     config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target}"))).collect()
 }
 
-fn transport(config: &Config, target: &Target) -> Result<Box<dyn Transport>> {
+fn transport(config: &Config, target: &emit::Target) -> Result<Box<dyn Transport>> {
     Ok(match target {
-        Target::WavefrontFile(path) => Box::new(FileSink::new(path)),
-        Target::WavefrontHttp(url) => Box::new(HttpSink::proxy(url.clone(), PUSH)?),
-        Target::WavefrontHttps(url) => {
+        emit::Target::WavefrontFile(path) => Box::new(FileSink::new(path)),
+        emit::Target::WavefrontHttp(url) => Box::new(HttpSink::proxy(url.clone(), PUSH)?),
+        emit::Target::WavefrontHttps(url) => {
             let token = config.wavefront_token_file.clone();
             let token =
                 token.context("it needs an API token: put one in a file and name it with --wavefront-token-file")?;

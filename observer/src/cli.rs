@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::{
     collect::control_plane::PageUrl,
     config::DEFAULT_LISTEN,
+    discovery::component::ComponentRule,
     emit::{Target, TargetError, wavefront::Names},
 };
 
@@ -93,6 +94,14 @@ pub struct NodeArgs {
     #[arg(long, value_name = "URL", env = "OBSERVER_CONTROL_PLANE", value_delimiter = ',', value_parser = control_plane,
         hide_env_values = true)]
     pub control_plane: Vec<Result<PageUrl, String>>,
+    /// Executable of a control-plane process, with the port of its metrics page where its sockets do not tell; may be
+    /// repeated [default: pilot-discovery, galley, istio_ca, mixs]
+    #[arg(long, value_name = "NAME[:PORT]", env = "OBSERVER_CONTROL_PLANE_EXE", value_delimiter = ',')]
+    pub control_plane_exe: Vec<ComponentRule>,
+    /// Also read the metrics pages of sidecars, gateways and ztunnels [default: false]
+    #[arg(long, value_name = "true|false", env = "OBSERVER_SCRAPE_PROXIES", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    pub scrape_proxies: Option<bool>,
     /// cgroup v2 directory to observe even if no sidecar is recognised in it; may be repeated
     #[arg(long, value_name = "PATH", env = "OBSERVER_CGROUP", value_delimiter = ',')]
     pub cgroup: Vec<PathBuf>,
@@ -255,7 +264,7 @@ mod tests {
     fn parses_every_option() {
         let line = "observer run --listen 0.0.0.0:9000 --interval 1m --emit wavefront+file:- --emit \
                     wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --config c.toml --sidecar-exe envoy \
-                    --sidecar-exe pilot --control-plane http://istiod:15014 --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
+                    --sidecar-exe pilot --control-plane http://istiod:15014 --control-plane-exe etcd:2379 --scrape-proxies --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Duration::from_mins(1)));
         assert_eq!(args.emit.len(), 2);
@@ -264,6 +273,8 @@ mod tests {
         assert_eq!(args.queue_dir, Some("/q".into()));
         assert_eq!(args.node.sidecar_exe, ["envoy", "pilot"]);
         assert_eq!(args.node.control_plane, [Ok("http://istiod:15014/metrics".parse().unwrap())]);
+        assert_eq!(args.node.control_plane_exe, ["etcd:2379".parse().unwrap()]);
+        assert_eq!(args.node.scrape_proxies, Some(true));
         assert_eq!(args.node.log, Some(LogLevel::Debug));
     }
 
@@ -275,6 +286,7 @@ mod tests {
             ("run --wavefront-names old", "documented or collector"),
             ("run --sidecar-exe /usr/bin/envoy", "as in envoy"),
             ("run --sidecar-exe=", "as in envoy"),
+            ("run --control-plane-exe galley:0", "as in pilot-discovery"),
             ("run --cgroup=", "a value is required"),
             ("run --pin /x", "unexpected argument"),
             ("snapshot --for 0s", "between 100ms and 1h"),

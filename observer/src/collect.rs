@@ -2,6 +2,7 @@
 
 pub mod control_plane;
 pub mod exposition;
+pub mod inside;
 pub mod kernel;
 pub mod own;
 pub mod procfs;

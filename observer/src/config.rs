@@ -20,7 +20,7 @@ use crate::{
         control_plane::{self, PageUrl},
         kernel,
     },
-    discovery::{DiscoveryConfig, Role, SidecarRule, Workload},
+    discovery::{DiscoveryConfig, Role, SidecarRule, Workload, component::ComponentRule},
     emit::{
         Target, TargetError,
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
@@ -66,6 +66,10 @@ pub struct Config {
     pub control_plane: Vec<PageUrl>,
     /// Authorities of those pages' certificates.
     pub control_plane_ca: Option<PathBuf>,
+    /// Executables of the control plane.
+    pub control_plane_exe: Vec<ComponentRule>,
+    /// Whether the metrics pages of sidecars, gateways and ztunnels are read too.
+    pub scrape_proxies: bool,
     /// cgroup v2 directories that are observed in any case.
     pub cgroup: Vec<PathBuf>,
     /// The proc file system.
@@ -146,10 +150,24 @@ impl Config {
             queue_dir,
             node,
         } = args.clone();
-        let NodeArgs { config: _, control_plane, sidecar_exe, cgroup, proc_root, cgroup_root, log } = node;
+        let NodeArgs {
+            config: _,
+            control_plane,
+            sidecar_exe,
+            control_plane_exe,
+            scrape_proxies,
+            cgroup,
+            proc_root,
+            cgroup_root,
+            log,
+        } = node;
         let mut sidecar_exe = either(sidecar_exe, file.sidecar_exe);
         if sidecar_exe.is_empty() {
             sidecar_exe.push("envoy".to_owned());
+        }
+        let mut control_plane_exe = either(control_plane_exe, file.control_plane_exe);
+        if control_plane_exe.is_empty() {
+            control_plane_exe = ComponentRule::control_plane();
         }
         Self {
             listen: listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
@@ -167,6 +185,8 @@ impl Config {
             sidecar_exe,
             control_plane: either(control_plane.into_iter().flatten().collect(), file.control_plane),
             control_plane_ca: file.control_plane_ca,
+            control_plane_exe,
+            scrape_proxies: scrape_proxies.or(file.scrape_proxies).unwrap_or_default(),
             cgroup: either(cgroup, file.cgroup),
             proc_root: proc_root.or(file.proc_root).unwrap_or_else(|| "/proc".into()),
             cgroup_root: cgroup_root.or(file.cgroup_root),
@@ -181,10 +201,12 @@ impl Config {
     /// What discovery looks for.
     #[must_use]
     pub fn discovery(&self) -> DiscoveryConfig {
+        let ztunnel = self.scrape_proxies.then(ComponentRule::ztunnel);
         DiscoveryConfig {
             proc_root: self.proc_root.clone(),
             cgroup_root: self.cgroup_root.clone(),
             executables: self.sidecar_exe.clone(),
+            components: self.control_plane_exe.iter().cloned().chain(ztunnel).collect(),
             cgroups: self.cgroup.clone(),
             rules: self.sidecars.clone(),
         }
@@ -239,6 +261,8 @@ struct Settings {
     sidecar_exe: Vec<String>,
     control_plane: Vec<PageUrl>,
     control_plane_ca: Option<PathBuf>,
+    control_plane_exe: Vec<ComponentRule>,
+    scrape_proxies: Option<bool>,
     cgroup: Vec<PathBuf>,
     proc_root: Option<PathBuf>,
     cgroup_root: Option<PathBuf>,
@@ -283,6 +307,8 @@ impl Settings {
             sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
             control_plane: file.control_plane.into_iter().map(|ControlPlane(url)| url).collect(),
             control_plane_ca: file.control_plane_ca,
+            control_plane_exe: file.control_plane_exe.into_iter().map(|ControlPlaneExe(rule)| rule).collect(),
+            scrape_proxies: file.scrape_proxies,
             cgroup: file.cgroup.into_iter().map(|DirectoryPath(path)| path).collect(),
             proc_root: file.proc_root.map(|DirectoryPath(path)| path),
             cgroup_root: file.cgroup_root.map(|DirectoryPath(path)| path),
@@ -315,6 +341,8 @@ struct File {
     sidecar_exe: Vec<ExecutableName>,
     control_plane: Vec<ControlPlane>,
     control_plane_ca: Option<PathBuf>,
+    control_plane_exe: Vec<ControlPlaneExe>,
+    scrape_proxies: Option<bool>,
     cgroup: Vec<DirectoryPath>,
     proc_root: Option<DirectoryPath>,
     cgroup_root: Option<DirectoryPath>,
@@ -440,6 +468,7 @@ checked!(FilePath(PathBuf), |text: &str| match text {
     path => Ok(PathBuf::from(path)),
 });
 checked!(ControlPlane(PageUrl), str::parse::<PageUrl>);
+checked!(ControlPlaneExe(ComponentRule), str::parse::<ComponentRule>);
 checked!(DirectoryPath(PathBuf), |text: &str| match text {
     "" => Err("a path is missing; write a directory, or leave the key out"),
     path => Ok(PathBuf::from(path)),
@@ -665,6 +694,8 @@ mod tests {
         assert_eq!(in_force.wavefront_names, Some(Names::default()));
         assert_eq!(in_force.log, Some(LogLevel::default()));
         assert_eq!(in_force.sidecar_exe, ["envoy"]);
+        assert_eq!(in_force.control_plane_exe, ComponentRule::control_plane());
+        assert_eq!(in_force.scrape_proxies, Some(false));
         assert_eq!(in_force.proc_root.as_deref(), Some(Path::new("/proc")));
         assert_eq!((in_force.sidecars.len(), in_force.peers.services.len(), in_force.peers.workloads.len()), (1, 1, 1));
     }
@@ -746,6 +777,7 @@ mod tests {
             ("emit = [\"kafka:x\"]", "o.toml:1:8: emit: ", "wavefront+file:PATH"),
             ("cgroup_root = \"\"", "o.toml:1:15: cgroup_root: ", "a path is missing"),
             ("sidecar_exe = [\"a/b\"]", "o.toml:1:15: sidecar_exe: ", "as in envoy"),
+            ("control_plane_exe = [\"a:x\"]", "o.toml:1:21: control_plane_exe: ", "as in pilot-discovery"),
             ("listen = ", "o.toml:1:", "listen"),
             (
                 "[[service]]\nhost = \"reviews\"\naddresses = [\"10.0.0.1\"]",

@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     collect::{KernelReading, Reading, SeriesReading},
-    discovery::{Role, Sidecar, SidecarId},
+    discovery::{Role, Sidecar, SidecarId, component::Component},
 };
 
 /// What one round knows.
@@ -50,6 +50,8 @@ pub struct Inputs<'a> {
     pub running: &'a [Arc<Sidecar>],
     /// Those that ended and whose figures or addresses may still matter, the last one first.
     pub ended: &'a [Arc<Sidecar>],
+    /// Control-plane processes that run.
+    pub components: &'a [Arc<Component>],
     /// Peers known otherwise; compared by pointer, so a change needs a new `Arc`.
     pub peers: &'a Arc<Peers>,
     /// The observer's own figures.
@@ -153,12 +155,12 @@ impl Model {
 
     /// Takes one round and says how everything stands. Without a kernel reading the figures of the last one stand.
     pub fn update(&mut self, inputs: Inputs<'_>) -> Arc<Snapshot> {
-        let Inputs { reading, running, ended, peers, own, closes_interval } = inputs;
+        let Inputs { reading, running, ended, components, peers, own, closes_interval } = inputs;
         let mut round = self.begin(reading.at, running, ended, peers, closes_interval);
         for series in reading.kernel.iter().flat_map(|kernel| &kernel.series) {
             round.series(series);
         }
-        round.finish(reading, own)
+        round.finish(reading, components, own)
     }
 
     /// Begins a round whose series are handed over one by one, so that they need never be in memory together.
@@ -238,7 +240,7 @@ impl Round<'_> {
     /// Ends the round with all else that was read; the series in `reading` are not looked at. Without a kernel reading
     /// the series that were not handed over stand as they were.
     #[must_use]
-    pub fn finish(self, reading: &Reading, own: &Own) -> Arc<Snapshot> {
+    pub fn finish(self, reading: &Reading, components: &[Arc<Component>], own: &Own) -> Arc<Snapshot> {
         let (model, now) = (&mut *self.model, self.at.now);
         if reading.kernel.is_some() {
             model.http.end(now, model.retention);
@@ -265,11 +267,17 @@ impl Round<'_> {
         };
         let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
         let mut control_plane = ControlPlane::new(&reading.control_plane);
-        let own = self.own(reading, own, &mut control_plane);
+        let own = self.own(reading, components, own, &mut control_plane);
         Arc::new(Snapshot { at: now, interval, http, grpc, tcp, own, control_plane })
     }
 
-    fn own(&self, reading: &Reading, own: &Own, control_plane: &mut ControlPlane) -> Vec<OwnFamily> {
+    fn own(
+        &self,
+        reading: &Reading,
+        components: &[Arc<Component>],
+        own: &Own,
+        control_plane: &mut ControlPlane,
+    ) -> Vec<OwnFamily> {
         let Model { http, tcp, encrypted, .. } = &*self.model;
         let mut families = Families { created: self.model.started, families: Vec::new() };
         self.own_process(own, &mut families);
@@ -292,7 +300,7 @@ impl Round<'_> {
             seconds.point(&[name], collector.busy);
         }
         own_outputs(own, &mut families);
-        process::families(&reading.processes, self.running, &mut families);
+        process::families(&reading.processes, self.running, components, &mut families);
         control_plane::own(&reading.control_plane, control_plane, &mut families);
         families.outdo(control_plane);
         let gateways = families.add(&catalogue::GATEWAY_ENCRYPTED);
@@ -780,6 +788,7 @@ mod tests {
                 reading: &reading(seconds, series),
                 running: &self.running,
                 ended: &self.ended,
+                components: &[],
                 peers: &self.peers,
                 own: &Own::default(),
                 closes_interval,
@@ -885,6 +894,7 @@ mod tests {
             reading: &failed,
             running: &bench.running,
             ended: &[],
+            components: &[],
             peers: &bench.peers,
             own: &Own::default(),
             closes_interval: false,

@@ -14,6 +14,7 @@ pub mod pki;
 pub mod redirect;
 pub mod referee;
 pub mod replay;
+pub mod server;
 pub mod sidecar;
 pub mod tally;
 pub mod tools;

@@ -280,6 +280,7 @@ fn attached(exposition: &Exposition) -> usize {
     (seen - unattached) as usize
 }
 
-fn free_port() -> Result<SocketAddr> {
+/// An address on this machine's loopback that nobody listens on.
+pub fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?.local_addr()?)
 }

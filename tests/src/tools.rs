@@ -53,6 +53,12 @@ pub fn wavefront_decoder() -> Result<Command> {
     Ok(command)
 }
 
+/// A real server written in Go: as `cargo xtask setup` unpacked it, or an installed one.
+pub fn server(name: &str) -> Result<PathBuf> {
+    let path = cache().join("servers/usr/bin").join(name);
+    if path.is_file() { Ok(path) } else { require(name) }
+}
+
 /// The release observer: `MESH_OBSERVER_BIN`, or where `cargo xtask build` puts it.
 pub fn observer() -> Result<PathBuf> {
     let path = match env::var_os("MESH_OBSERVER_BIN") {

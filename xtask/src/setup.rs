@@ -61,6 +61,9 @@ const MESH: [(&str, &str); 9] = [
     ("openssl", "openssl"),
 ];
 
+/// Real servers written in Go, with metrics pages of their own.
+const SERVERS: [(&str, &str); 2] = [("prometheus", "prometheus"), ("etcd", "etcd-server")];
+
 /// Everything any task needs.
 pub(crate) fn everything() -> Result<()> {
     let toolchain = for_build(None)?;
@@ -102,7 +105,32 @@ pub(crate) fn for_build(wanted: Option<crate::build::Route>) -> Result<KernelToo
 /// Finds or installs what the test mesh runs on; returns the Envoy binary.
 pub(crate) fn for_mesh() -> Result<PathBuf> {
     install(&MESH)?;
+    servers()?;
     envoy()
+}
+
+/// Fetches the servers that are not installed and unpacks them beside Envoy: an installed package would start its service.
+fn servers() -> Result<()> {
+    let folder = cache().join("servers");
+    let is_missing = |program: &str| which(program).is_none() && !folder.join("usr/bin").join(program).is_file();
+    let missing: Vec<&str> =
+        SERVERS.into_iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    ensure_apt(&names, &format!("apt-get update\n  apt-get install --yes --no-install-recommends {names}"))?;
+    timed(&format!("fetching Debian packages {names} into {}", folder.display()), || {
+        let work = folder.join("packages");
+        fs::create_dir_all(&work).with_context(|| format!("{}: cannot create", work.display()))?;
+        update_lists();
+        exec(apt().arg("download").args(&missing).current_dir(&work))?;
+        for package in fs::read_dir(&work)? {
+            exec(Command::new("dpkg-deb").arg("--extract").arg(package?.path()).arg(&folder))?;
+        }
+        fs::remove_dir_all(work)?;
+        Ok(())
+    })
 }
 
 fn bpf_linker() -> Result<PathBuf> {
@@ -238,24 +266,35 @@ fn install(needs: &[(&str, &'static str)]) -> Result<()> {
 fn packages(names: &[&str]) -> Result<()> {
     let names = names.join(" ");
     let commands = format!("apt-get update\n  apt-get install --yes --no-install-recommends {names}");
+    ensure_apt(&names, &commands)?;
+    timed(&format!("installing Debian packages {names}"), || {
+        update_lists();
+        exec(apt().args(["install", "--yes", "--no-install-recommends"]).args(names.split(' ')))
+    })
+}
+
+/// Fails unless packages can be had here, and says by which commands they could be.
+fn ensure_apt(names: &str, commands: &str) -> Result<()> {
     let debian = Path::new("/usr/bin/apt-get").is_file();
     let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
     if !debian || !root {
         let reason = if debian { "this is not root" } else { "this is not a Debian machine" };
         bail!("missing: {names}; {reason}, so install them yourself. On Debian, as root:\n  {commands}");
     }
-    timed(&format!("installing Debian packages {names}"), || {
-        let apt = || {
-            let mut command = Command::new("/usr/bin/apt-get");
-            command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-q", "-o", "DPkg::Lock::Timeout=300"]);
-            command
-        };
-        // A third-party source that is down must not stop us: what counts is whether the packages can be installed.
-        if let Err(error) = exec(apt().arg("update")) {
-            say(format!("{error}; going on with the package lists there are"));
-        }
-        exec(apt().args(["install", "--yes", "--no-install-recommends"]).args(names.split(' ')))
-    })
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("/usr/bin/apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-q", "-o", "DPkg::Lock::Timeout=300"]);
+    command
+}
+
+/// A third-party source that is down must not stop us: what counts is whether the packages can be had.
+fn update_lists() {
+    if let Err(error) = exec(apt().arg("update")) {
+        say(format!("{error}; going on with the package lists there are"));
+    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,10 @@ use std::{
 use reqwest::{Client, Url};
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
-use crate::client::{self, ClientError};
+use crate::{
+    client::{self, ClientError},
+    discovery,
+};
 
 pub use self::{
     fetch::ScrapeError,
@@ -54,6 +57,13 @@ impl Target {
         let host = url.0.host_str().unwrap_or_default();
         let instance = format!("{host}:{}", url.0.port_or_known_default().unwrap_or_default());
         Self { url, instance, app: "istiod".to_owned(), pod: None, namespace: None }
+    }
+
+    /// The page of a process that was found.
+    #[must_use]
+    pub fn found(found: discovery::target::Target) -> Option<Self> {
+        let discovery::target::Target { url, instance, app, pod, namespace, .. } = found;
+        Some(Self { url: url.parse().ok()?, instance, app, pod, namespace })
     }
 }
 

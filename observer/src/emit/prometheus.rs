@@ -560,6 +560,7 @@ mod tests {
                 reading: &fixture::reading(1, series),
                 running: &sidecars,
                 ended: &[],
+                components: &[],
                 peers: &Arc::new(Peers::default()),
                 own: &Own::default(),
                 closes_interval: false,

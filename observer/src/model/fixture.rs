@@ -25,7 +25,10 @@ use crate::{
         SeriesReading,
         control_plane::{Page, Target, TargetReading},
     },
-    discovery::{ProcessId, Role, Sidecar, Workload},
+    discovery::{
+        ProcessId, Role, Sidecar, Workload,
+        component::{self, Component},
+    },
 };
 
 pub(crate) const HOSTILE: &str = "a\"b\\c\nd é \\";
@@ -65,6 +68,29 @@ pub(crate) fn sidecar(id: u32, role: Role, address: &str, workload: Arc<Workload
         addresses: vec![address.parse().unwrap()],
         companions: Vec::new(),
         workload,
+    })
+}
+
+pub(crate) fn istiod(pid: u32) -> Arc<Component> {
+    let address = "10.0.0.9:15014".parse().unwrap();
+    let workload = Workload {
+        pod: Some("istiod-0".to_owned()),
+        namespace: Some("istio-system".to_owned()),
+        ..Workload::default()
+    };
+    Arc::new(Component {
+        process: ProcessId { pid, start_time: 1 },
+        app: "istiod".to_owned(),
+        cgroup: None,
+        container: crate::discovery::container::Container::default(),
+        workload: Arc::new(workload),
+        page: Ok(component::Page {
+            instance: address,
+            address,
+            inside_only: None,
+            evidence: "listens on 15014".to_owned(),
+            is_guess: false,
+        }),
     })
 }
 
@@ -181,7 +207,7 @@ pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             programs: vec![program("mesh_ingress", 1_000), program("mesh_egress", 0)],
             series_capacity: 16_384,
         }),
-        processes: vec![process(1, 250 * seconds), process(4, 0)],
+        processes: vec![process(1, 250 * seconds), process(4, 0), process(9, 1)],
         control_plane: Vec::new(),
         outcomes: vec![
             Outcome { collector: "kernel", duration: Duration::from_millis(3), error: None },
@@ -237,12 +263,13 @@ pub(crate) fn own() -> Own {
 /// The snapshots of two rounds ten seconds apart, both closing an interval.
 pub(crate) fn snapshots() -> [Arc<Snapshot>; 2] {
     let mut model = Model::new(at(0), Duration::from_mins(15));
-    let (sidecars, peers, own) = (sidecars(), peers(), own());
+    let (sidecars, components, peers, own) = (sidecars(), [istiod(9)], peers(), own());
     [1, 2].map(|round| {
         model.update(Inputs {
             reading: &reading(round * 10, every_kind(round)),
             running: &sidecars,
             ended: &[],
+            components: &components,
             peers: &peers,
             own: &own,
             closes_interval: true,
@@ -260,6 +287,7 @@ pub(crate) fn snapshots_of_everything() -> [Arc<Snapshot>; 2] {
             reading: &Reading { control_plane, ..reading(round * 10, every_kind(round)) },
             running: &sidecars,
             ended: &[],
+            components: &[],
             peers: &peers,
             own: &own,
             closes_interval: true,
@@ -303,6 +331,7 @@ pub(crate) fn snapshot_of(control_plane: Vec<TargetReading>) -> Arc<Snapshot> {
         reading: &Reading { control_plane, ..reading(1, every_kind(1)) },
         running: &sidecars(),
         ended: &[],
+        components: &[],
         peers: &peers(),
         own: &own(),
         closes_interval: true,

@@ -8,20 +8,23 @@ use super::{
 };
 use crate::{
     collect::ProcessReading,
-    discovery::{ProcessId, Sidecar},
+    discovery::{ProcessId, Sidecar, Workload, component::Component, target::PROXY},
 };
-
-/// Name of the container that Istio's injector and its gateways run Envoy in.
-const PROXY: &str = "istio-proxy";
 
 /// Values of [`super::labels::PROCESS`].
 type Identity = [String; 4];
 
 /// Adds the families of those processes whose identity is known. Of several with the same labels, as while one sidecar of a
 /// pod takes over from another, the youngest is exposed.
-pub(super) fn families(readings: &[ProcessReading], running: &[Arc<Sidecar>], families: &mut Families) {
-    let identities: BTreeMap<ProcessId, Identity> =
-        running.iter().map(|sidecar| (sidecar.process, of_sidecar(sidecar))).collect();
+pub(super) fn families(
+    readings: &[ProcessReading],
+    running: &[Arc<Sidecar>],
+    components: &[Arc<Component>],
+    families: &mut Families,
+) {
+    let sidecars = running.iter().map(|sidecar| (sidecar.process, of_sidecar(sidecar)));
+    let components = components.iter().map(|component| (component.process, of_component(component)));
+    let identities: BTreeMap<ProcessId, Identity> = sidecars.chain(components).collect();
     let mut exposed: BTreeMap<&Identity, &ProcessReading> = BTreeMap::new();
     let mut hidden = 0;
     for reading in readings {
@@ -48,16 +51,26 @@ pub(super) fn families(readings: &[ProcessReading], running: &[Arc<Sidecar>], fa
     processes.point(&["hidden"], hidden);
 }
 
-/// A sidecar's address tells it apart; without pod and address its process number does.
+/// A sidecar is told apart by its address.
 fn of_sidecar(sidecar: &Sidecar) -> Identity {
-    let workload = &sidecar.workload;
-    let instance = match (sidecar.addresses.first(), &workload.pod) {
-        (Some(address), _) => address.to_string(),
+    identity(PROXY, sidecar.addresses.first(), &sidecar.workload, sidecar.process)
+}
+
+/// A component is told apart by its metrics page.
+fn of_component(component: &Component) -> Identity {
+    let instance = component.page.as_ref().ok().map(|page| page.instance);
+    identity(&component.app, instance, &component.workload, component.process)
+}
+
+/// Without pod and instance its number tells a process apart.
+fn identity(app: &str, instance: Option<impl ToString>, workload: &Workload, process: ProcessId) -> Identity {
+    let instance = match (instance, &workload.pod) {
+        (Some(instance), _) => instance.to_string(),
         (None, Some(_)) => String::new(),
-        (None, None) => format!("process-{}", sidecar.process.pid),
+        (None, None) => format!("process-{}", process.pid),
     };
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    [PROXY.to_owned(), instance, text(&workload.pod), text(&workload.namespace)]
+    [app.to_owned(), instance, text(&workload.pod), text(&workload.namespace)]
 }
 
 type Figure = fn(&ProcessReading) -> Option<OwnValue>;
@@ -85,7 +98,7 @@ mod tests {
     use super::{
         super::{
             FamilyPoints, Inputs, Model, Own, Snapshot, Value,
-            fixture::{at, peers, process, reading, sidecar, workload},
+            fixture::{at, istiod, peers, process, reading, sidecar, workload},
         },
         *,
     };
@@ -96,8 +109,15 @@ mod tests {
         let mut reading = reading(1, Vec::new());
         reading.processes = readings;
         let (peers, own) = (peers(), Own::default());
-        let inputs =
-            Inputs { reading: &reading, running, ended: &[], peers: &peers, own: &own, closes_interval: false };
+        let inputs = Inputs {
+            reading: &reading,
+            running,
+            ended: &[],
+            components: &[istiod(9)],
+            peers: &peers,
+            own: &own,
+            closes_interval: false,
+        };
         Model::new(at(0), Duration::from_mins(15)).update(inputs)
     }
 
@@ -115,11 +135,15 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecars_figures_stand_under_its_pod() {
+    fn figures_stand_under_the_pod() {
         let running = [sidecar(1, Role::Sidecar, "10.0.0.1", workload("reviews", &[]))];
-        let snapshot = snapshot(vec![process(1, 250), process(9, 250)], &running);
+        let snapshot = snapshot(vec![process(1, 250), process(8, 250), process(9, 250)], &running);
         let cpu = points(&snapshot, &catalogue::PROCESS_CPU_SECONDS_TOTAL).unwrap();
-        assert_eq!(labels(cpu), [["istio-proxy", "10.0.0.1", "reviews-0", "default"]], "nobody knows process 9");
+        let expected = [
+            ["istio-proxy", "10.0.0.1", "reviews-0", "default"],
+            ["istiod", "10.0.0.9:15014", "istiod-0", "istio-system"],
+        ];
+        assert_eq!(labels(cpu), expected, "nobody knows process 8");
         let point = cpu.get(0).unwrap();
         assert!(matches!(point.value, Value::Real(12.34)), "{point:?}");
         assert_eq!(Some(point.created), process(1, 250).started);

@@ -60,6 +60,8 @@ const KERNEL_NAMES: &str = "observer-ebpf/src/names.rs";
 /// Where names are watched: the product. What looks at it from outside names what it expects to see.
 const NAMED: [&str; 2] = ["observer/src/", "observer-ebpf/src/"];
 const METRIC_PREFIXES: [&str; 3] = ["istio_", "istio.", "mesh_observer_"];
+/// Istio's site and the executable of citadel begin so and are no metrics.
+const NO_METRICS: [&str; 2] = ["istio.io", "istio_ca"];
 
 /// What must be known of all files before one is judged.
 #[derive(Default)]
@@ -175,7 +177,7 @@ fn not_in_a_name(c: char) -> bool {
 
 fn is_metric(word: &str) -> bool {
     let rest = METRIC_PREFIXES.iter().find_map(|prefix| word.strip_prefix(prefix));
-    rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase())) && word != "istio.io"
+    rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase())) && !NO_METRICS.contains(&word)
 }
 
 /// What one file uses, outside its tests.
