@@ -367,7 +367,11 @@ impl Builder<'_> {
                     "method": "%REQ(:METHOD)%",
                     "path": "%REQ(:PATH)%",
                     "authority": "%REQ(:AUTHORITY)%",
+                    "content_type": "%REQ(CONTENT-TYPE)%",
                     "code": "%RESPONSE_CODE%",
+                    // GRPC_STATUS_NUMBER makes one up where neither has one.
+                    "grpc_header": "%RESP(GRPC-STATUS)%",
+                    "grpc_trailer": "%TRAILER(GRPC-STATUS)%",
                     "details": "%RESPONSE_CODE_DETAILS%",
                     "flags": "%RESPONSE_FLAGS%",
                     "termination": "%CONNECTION_TERMINATION_DETAILS%",

@@ -456,7 +456,7 @@ fn length_and_chunked_in_a_response(pair: &mut Pair) -> Result<String> {
             Ok(())
         },
         &|truth| {
-            let refused = truth.requests.remove(&(destination.clone(), "502".to_owned())).unwrap_or_default();
+            let refused = truth.take(&destination, "502");
             *truth.of(&destination, "200") = refused;
         },
     );
@@ -636,12 +636,12 @@ fn malformed_request(pair: &mut Pair) -> Result<String> {
     }
     // What was seen before stays counted; the rest is Envoy's own 400, on which Envoy and we need not agree.
     let (mut truth, _) = pair.truth(&Expected { source: 4, destination: 2 })?;
-    truth.requests.remove(&(pair.source(), "400".to_owned()));
+    truth.take(&pair.source(), "400");
     without_durations(&mut truth);
     let Some(observer) = &pair.observer else { return Ok(truth.to_string()) };
     sleep(Duration::from_millis(300));
     let mut seen = observer.tally()?.since(&before);
-    seen.requests.remove(&(pair.source(), "400".to_owned()));
+    seen.take(&pair.source(), "400");
     let differences = truth.differences(&seen);
     ensure!(differences.is_empty(), "{differences:?}");
     Ok(truth.to_string())
