@@ -44,6 +44,8 @@ pub struct Pair {
     pub sniffed: Service,
     /// Not declared: port 82 to 8082, for the case's own server.
     pub raw: Service,
+    /// HTTP/2, declared: port 83 to 8083, for the case's own server.
+    pub http2: Service,
     /// TCP, declared: port 9000, for the case's own server.
     pub tcp: Service,
     /// TCP, declared: port 9001, where nothing listens.
@@ -94,6 +96,7 @@ impl Pair {
         let web = mesh.service("web", 80, &server, 8080, Protocol::Http)?;
         let sniffed = mesh.service("sniffed", 81, &server, 8081, Protocol::Auto)?;
         let raw = mesh.service("raw", 82, &server, 8082, Protocol::Auto)?;
+        let http2 = mesh.service("http2", 83, &server, 8083, Protocol::Http2)?;
         let tcp = mesh.service("tcp", 9000, &server, 9000, Protocol::Tcp)?;
         let dead = mesh.service("dead", 9001, &server, 9001, Protocol::Tcp)?;
         let foreign = mesh.plaintext_service("foreign", 80, &outside, 8080, Protocol::Http)?;
@@ -111,6 +114,7 @@ impl Pair {
             web,
             sniffed,
             raw,
+            http2,
             tcp,
             dead,
             foreign,
