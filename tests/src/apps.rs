@@ -4,6 +4,7 @@
 //! Sockets of our own are made inside the workload's namespace by threads of the test itself, so a case reads from top to
 //! bottom; they are in no sidecar's cgroup.
 
+pub mod frames;
 pub mod grpc;
 pub mod http;
 pub mod program;

@@ -231,8 +231,34 @@ impl Pair {
         finish(&mut command, "").map(|codes| codes.trim().to_owned())
     }
 
+    /// Makes traffic while one packet in thirty on the loopback of both pods is lost.
+    pub fn losing_packets(&self, traffic: impl FnOnce() -> Result<()>) -> Result<()> {
+        let lose = |action: &str| -> Result<()> {
+            for (workload, command) in [&self.client, &self.server]
+                .iter()
+                .flat_map(|workload| ["iptables-legacy", "ip6tables-legacy"].map(|command| (workload, command)))
+            {
+                let rule =
+                    format!("{action} INPUT -i lo -p tcp -m statistic --mode random --probability 0.033 -j DROP");
+                finish(workload.command(command)?.args(rule.split(' ')), "")?;
+            }
+            Ok(())
+        };
+        lose("-A")?;
+        let outcome = traffic();
+        lose("-D")?;
+        outcome
+    }
+
     /// URL at the declared HTTP service.
     pub fn url(&self, family: Family, path: &str) -> String {
         self.web.url(family, path)
+    }
+}
+
+/// The correction for where times of the log and of the sockets are not the same thing.
+pub fn without_durations(truth: &mut Tally) {
+    for requests in truth.requests.values_mut() {
+        requests.duration_ms = None;
     }
 }

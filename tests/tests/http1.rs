@@ -13,7 +13,7 @@ use harness::{
     mesh::Family,
     net::finish,
     observer::Snapshot,
-    pair::{Expected, PATIENCE, Pair},
+    pair::{Expected, PATIENCE, Pair, without_durations},
     tally::{Leg, Tally},
 };
 
@@ -647,37 +647,27 @@ fn malformed_request(pair: &mut Pair) -> Result<String> {
     Ok(truth.to_string())
 }
 
-/// One packet in thirty on the loopback of both pods is lost. Times are not compared: a byte on its way again is sent for
+/// Times are not compared: a byte on its way again is sent for
 /// Envoy, and not yet for the peer.
 fn retransmissions(pair: &mut Pair) -> Result<String> {
-    let lose = |pair: &Pair, action: &str| -> Result<()> {
-        for (workload, command) in [&pair.client, &pair.server]
-            .iter()
-            .flat_map(|workload| ["iptables-legacy", "ip6tables-legacy"].map(|command| (workload, command)))
-        {
-            let rule = format!("{action} INPUT -i lo -p tcp -m statistic --mode random --probability 0.033 -j DROP");
-            finish(workload.command(command)?.args(rule.split(' ')), "")?;
-        }
-        Ok(())
-    };
     pair.check_with(
         Expected::both(40),
         |pair| {
-            lose(pair, "-A")?;
-            let outcome = BOTH.iter().try_for_each(|family| {
-                pair.curl(&["-m", "60", &pair.url(*family, "/bytes/[200000-200009]")])?;
-                let body = vec![b'r'; 100_000];
-                let mut connection = Connection::open(&pair.client, pair.web.address(*family))?;
-                for _ in 0..10 {
-                    let head = format!("POST /echo HTTP/1.1\r\nhost: web\r\ncontent-length: {}\r\n\r\n", body.len());
-                    connection.send(head)?;
-                    connection.send(&body)?;
-                    ensure!(connection.receive_response()?.body == body);
-                }
-                Ok(())
-            });
-            lose(pair, "-D")?;
-            outcome
+            pair.losing_packets(|| {
+                BOTH.iter().try_for_each(|family| {
+                    pair.curl(&["-m", "60", &pair.url(*family, "/bytes/[200000-200009]")])?;
+                    let body = vec![b'r'; 100_000];
+                    let mut connection = Connection::open(&pair.client, pair.web.address(*family))?;
+                    for _ in 0..10 {
+                        let head =
+                            format!("POST /echo HTTP/1.1\r\nhost: web\r\ncontent-length: {}\r\n\r\n", body.len());
+                        connection.send(head)?;
+                        connection.send(&body)?;
+                        ensure!(connection.receive_response()?.body == body);
+                    }
+                    Ok(())
+                })
+            })
         },
         &without_durations,
     )
@@ -898,10 +888,4 @@ fn raw_server(
     Server::start(&pair.server, pair.raw.target_port, move |connection| {
         handler(connection.as_mut().expect("given by the server"))
     })
-}
-
-fn without_durations(truth: &mut Tally) {
-    for requests in truth.requests.values_mut() {
-        requests.duration_ms = None;
-    }
 }
