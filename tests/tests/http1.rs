@@ -63,7 +63,6 @@ fn main() -> ExitCode {
             client_ends_inside_the_request_body,
             client_ends_inside_the_headers,
             sniffed_port,
-            http2_is_its_own_outcome,
             malformed_request,
             retransmissions,
             delays,
@@ -601,28 +600,6 @@ fn sniffed_port(pair: &mut Pair) -> Result<String> {
         }
         Ok(())
     })
-}
-
-fn http2_is_its_own_outcome(pair: &mut Pair) -> Result<String> {
-    let count = |pair: &Pair| {
-        let outcome = [("outcome", "unsupported_http2")];
-        pair.observer.as_ref().map_or(Ok(0.0), |observer| observer.own("mesh_observer_connections_total", &outcome))
-    };
-    let before = count(pair)?;
-    let figures = pair.check_with(
-        Expected::both(2),
-        |pair| {
-            for family in BOTH {
-                // The application speaks HTTP/1 only, so Envoy answers; at the source there is HTTP/2 either way.
-                pair.curl(&["--http2-prior-knowledge", &pair.sniffed.url(family, "/")])?;
-            }
-            Ok(())
-        },
-        &|truth| *truth = Tally::default(),
-    )?;
-    let came = count(pair)? - before;
-    ensure!(pair.observer.is_none() || came >= 2.0, "{came} connections counted as HTTP/2");
-    Ok(format!("{came} connections {figures}"))
 }
 
 fn malformed_request(pair: &mut Pair) -> Result<String> {

@@ -131,6 +131,16 @@ pub(super) fn sniffed_port(pair: &mut Pair) -> Result<String> {
     })
 }
 
+/// Nobody declared the port, so HTTP/2 is passed on as it is; the application's answer is none.
+pub(super) fn application_that_speaks_http1_only(pair: &mut Pair) -> Result<String> {
+    pair.check(Expected::both(2), |pair| {
+        for family in BOTH {
+            ensure!(pair.curl(&[PRIOR_KNOWLEDGE, &pair.sniffed.url(family, "/")])? == "502");
+        }
+        Ok(())
+    })
+}
+
 pub(super) fn bodies_of_64_mib(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     let file = upload(pair, 64 << 20)?;

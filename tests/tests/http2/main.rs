@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             http1_to_an_http2_application,
             http2_to_an_http1_application,
             sniffed_port,
+            application_that_speaks_http1_only,
             bodies_of_64_mib,
             one_stream_at_a_time,
             retransmissions,
