@@ -11,7 +11,7 @@ use harness::{
     pair::{Expected, Pair},
 };
 
-use super::{BOTH, application, talks};
+use super::{BOTH, application, greet, introduce, talks};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// Reason of a stream whose rest is not needed.
@@ -52,6 +52,7 @@ pub(super) fn answers_split_at_every_byte(pair: &mut Pair) -> Result<String> {
 /// Answers to thirty requests at once, their bodies interleaved.
 pub(super) fn answers_in_one_segment(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
+        greet(peer)?;
         loop {
             let streams = (0..30).map(|_| peer.request()).collect::<Result<Vec<_>, _>>()?;
             let heads = streams.iter().map(|stream| headers(*stream, 0, &Block::status(203)));
@@ -65,6 +66,7 @@ pub(super) fn answers_in_one_segment(pair: &mut Pair) -> Result<String> {
 
 pub(super) fn two_hundred_streams_at_once(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
+        greet(peer)?;
         loop {
             let streams = (0..200).map(|_| peer.request()).collect::<Result<Vec<_>, _>>()?;
             for stream in streams.iter().rev() {
@@ -79,8 +81,9 @@ pub(super) fn two_hundred_streams_at_once(pair: &mut Pair) -> Result<String> {
 }
 
 fn all_at_once(pair: &mut Pair, requests: u32) -> Result<String> {
-    talks(pair, usize::try_from(requests)?, |peer| {
-        let streams = (0..requests).map(|number| 2 * number + 1);
+    talks(pair, 1 + usize::try_from(requests)?, |peer| {
+        introduce(peer)?;
+        let streams = (0..requests).map(|number| 2 * number + 3);
         let all = streams.clone().map(|stream| headers(stream, flag::END_STREAM, &Block::request("GET", "/")));
         peer.send(all.collect::<Vec<_>>().concat())?;
         for stream in streams {

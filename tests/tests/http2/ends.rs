@@ -15,7 +15,7 @@ use harness::{
     pair::{Expected, PATIENCE, Pair, without_durations},
 };
 
-use super::{BOTH, application, nghttpd, talks, talks_with};
+use super::{BOTH, application, greet, introduce, nghttpd, talks, talks_with};
 
 const INTERNAL_ERROR: u32 = 2;
 const REFUSED_STREAM: u32 = 7;
@@ -182,6 +182,7 @@ pub(super) fn application_goes_away_after_its_answer(pair: &mut Pair) -> Result<
 /// Of three streams the first is answered, the others are beyond what the application says it will answer.
 pub(super) fn application_goes_away_before_later_streams(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
+        greet(peer)?;
         let first = peer.request()?;
         peer.request()?;
         peer.request()?;
@@ -195,6 +196,7 @@ pub(super) fn application_goes_away_before_later_streams(pair: &mut Pair) -> Res
 
 pub(super) fn application_ends_without_a_word(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
+        greet(peer)?;
         for _ in 0..3 {
             peer.request()?;
         }
@@ -263,10 +265,11 @@ fn asks(pair: &mut Pair) -> Result<String> {
 fn at_once(pair: &mut Pair) -> Result<String> {
     talks_with(
         pair,
-        Expected::both(6),
+        Expected::both(8),
         |peer| {
-            peer.send([1, 3, 5].map(|stream| headers(stream, flag::END_STREAM, &get())).concat())?;
-            for stream in [1, 3, 5] {
+            introduce(peer)?;
+            peer.send([3, 5, 7].map(|stream| headers(stream, flag::END_STREAM, &get())).concat())?;
+            for stream in [3, 5, 7] {
                 peer.ended(stream)?;
             }
             Ok(())

@@ -5,12 +5,12 @@ mod clients;
 mod ends;
 mod requests;
 
-use std::{fs, io, process::ExitCode};
+use std::{fs, io, process::ExitCode, thread::sleep, time::Duration};
 
 use anyhow::Result;
 use harness::{
     apps::{
-        frames::Peer,
+        frames::{Block, Peer, flag, headers},
         program::Program,
         raw::{Connection, Server},
     },
@@ -120,6 +120,21 @@ fn application(
     Server::start(&pair.server, pair.http2.target_port, move |connection| {
         handler(&mut Peer::server(connection.as_mut().expect("given by the server"), settings)?)
     })
+}
+
+/// Makes one request that [`greet`] answers. Before it has found out where the application is, Envoy opens a connection for
+/// each request of its own, so what is to come on one connection comes after this.
+fn introduce(peer: &mut Peer<'_>) -> Result<()> {
+    peer.send(headers(1, flag::END_STREAM, &Block::request("GET", "/")))?;
+    peer.ended(1)?;
+    sleep(Duration::from_millis(50));
+    Ok(())
+}
+
+/// Answers the first request of a connection.
+fn greet(peer: &mut Peer<'_>) -> io::Result<()> {
+    let stream = peer.request()?;
+    peer.send(headers(stream, flag::END_STREAM, &Block::status(200)))
 }
 
 /// Lets `talk` make `requests` requests on a connection of its own, over either family, and compares.
