@@ -74,7 +74,7 @@ func (c *client) run(scenario string, number int) error {
 	case "collect":
 		c.stream("Collect", number, false, 0)
 	case "pour":
-		c.pour("messages", strconv.Itoa(number))
+		c.pour(patience, "messages", strconv.Itoa(number))
 	case "talk":
 		c.stream("Talk", number, true, 0)
 	case "statuses":
@@ -82,7 +82,7 @@ func (c *client) run(scenario string, number int) error {
 			text := strconv.Itoa(wished)
 			c.unary("Unary", patience, "status", text)
 			c.unary("Unary", patience, "status", text, "headers-first", "yes")
-			c.pour("messages", "3", "status", text)
+			c.pour(patience, "messages", "3", "status", text)
 		}
 	case "unknown":
 		c.unary("Missing", patience)
@@ -91,13 +91,13 @@ func (c *client) run(scenario string, number int) error {
 			c.unary("Unary", deadline, "delay-ms", "1000")
 		}
 	case "deadline-stream":
-		c.interrupted(1, deadline, false)
+		c.pour(deadline, "messages", "1", "delay-ms", "1000")
 	case "cancel":
 		for call := 0; call < number; call++ {
 			c.cancelled()
 		}
 	case "cancel-stream":
-		c.interrupted(number, patience, true)
+		c.interrupted(number)
 	case "pings":
 		c.stream("Talk", number, true, 1500*time.Millisecond)
 	default:
@@ -153,8 +153,8 @@ func (c *client) invoke(ctx context.Context, method string, options ...grpc.Call
 	c.ended(err, 1, received)
 }
 
-func (c *client) pour(pairs ...string) {
-	ctx, cancel := outgoing(patience, pairs...)
+func (c *client) pour(limit time.Duration, pairs ...string) {
+	ctx, cancel := outgoing(limit, pairs...)
 	defer cancel()
 	stream := c.open(ctx, "Pour")
 	err := stream.SendMsg(&c.message)
@@ -200,19 +200,16 @@ func (c *client) stream(method string, number int, each bool, pause time.Duratio
 	c.ended(err, sent, received)
 }
 
-// interrupted talks for so many messages, then cancels or waits for the deadline.
-func (c *client) interrupted(number int, limit time.Duration, cancelled bool) {
-	ctx, cancel := outgoing(limit)
-	defer cancel()
+// interrupted talks for so many messages, then cancels.
+func (c *client) interrupted(number int) {
+	ctx, cancel := outgoing(patience)
 	stream := c.open(ctx, "Talk")
 	var answer []byte
 	for talked := 0; talked < number; talked++ {
 		must(stream.SendMsg(&c.message))
 		must(stream.RecvMsg(&answer))
 	}
-	if cancelled {
-		cancel()
-	}
+	cancel()
 	c.ended(stream.RecvMsg(&answer), number, number)
 }
 

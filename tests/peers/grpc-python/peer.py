@@ -133,12 +133,12 @@ class Client:
                 for _ in range(number):
                     self.unary([("delay-ms", "1000")], timeout=DEADLINE)
             case "deadline-stream":
-                self.interrupted(1, DEADLINE, cancelled=False)
+                self.pour([("messages", "1"), ("delay-ms", "1000")], timeout=DEADLINE)
             case "cancel":
                 for _ in range(number):
                     self.cancelled()
             case "cancel-stream":
-                self.interrupted(number, PATIENCE, cancelled=True)
+                self.interrupted(number)
             case "pings":
                 self.talk(number, pause=1.5)
             case _:
@@ -171,9 +171,9 @@ class Client:
         messages = (self.message for _ in range(number))
         self.ended(call.future(messages, timeout=PATIENCE), number, single=True)
 
-    def pour(self, metadata):
+    def pour(self, metadata, timeout=PATIENCE):
         call = self.channel.unary_stream(f"/{SERVICE}/Pour")
-        self.ended(call(self.message, metadata=metadata, timeout=PATIENCE), 1)
+        self.ended(call(self.message, metadata=metadata, timeout=timeout), 1)
 
     def talk(self, number, pause=0.0):
         answered = threading.Semaphore(1)
@@ -187,8 +187,8 @@ class Client:
         call = self.channel.stream_stream(f"/{SERVICE}/Talk")
         self.ended(call(messages(), timeout=PATIENCE), number, each=answered.release)
 
-    def interrupted(self, number, limit, cancelled):
-        """Talks for so many messages, then cancels or waits for the deadline."""
+    def interrupted(self, number):
+        """Talks for so many messages, then cancels."""
         ended = threading.Event()
 
         def messages():
@@ -196,11 +196,10 @@ class Client:
                 yield self.message
             ended.wait(PATIENCE)
 
-        stream = self.channel.stream_stream(f"/{SERVICE}/Talk")(messages(), timeout=limit)
+        stream = self.channel.stream_stream(f"/{SERVICE}/Talk")(messages(), timeout=PATIENCE)
         for _ in range(number):
             next(stream)
-        if cancelled:
-            stream.cancel()
+        stream.cancel()
         self.ended(stream, number, received=number)
         ended.set()
 

@@ -214,7 +214,8 @@ pub(super) fn response_table_sizes(pair: &mut Pair) -> Result<String> {
     Ok("150 statuses on each of four connections".to_owned())
 }
 
-/// PING, PRIORITY, SETTINGS, WINDOW_UPDATE and a type that nobody knows, alone, inside a request, and beside one.
+/// PING, PRIORITY, SETTINGS, WINDOW_UPDATE and a type that nobody knows, alone, inside a request, and beside one; some of
+/// them also for the request's own stream.
 pub(super) fn frames_that_are_no_requests(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     talks(pair, 2, |peer| {
