@@ -1,0 +1,422 @@
+//! The kernel's HPACK walk against an independent encoder and an independent decoder: any fields in any representation,
+//! with any table size, cut in any way, yield the same statuses.
+
+mod bed;
+
+use bed::{
+    Wire,
+    frames::{END_STREAM, PREFACE, SETTINGS, Shape, frame, headers},
+};
+use httlib_hpack::Encoder;
+use observer_ebpf::{
+    health::Counter,
+    hpack::{NONE, UNREADABLE, WIDE_MISSING, WIDE_UNUSED, WIDE_USED},
+    socket::{REQUEST, RESPONSE, SOURCE},
+};
+use proptest::{collection::vec, prelude::*, sample::Index};
+
+/// Any table may be this large.
+const LARGEST: u32 = 65_536;
+
+/// One direction's header blocks on a connection, and the decoder that judges their walk.
+struct Judge {
+    wire: Wire,
+    decoder: loona_hpack::Decoder<'static>,
+    direction: usize,
+    stream: Vec<u8>,
+    sent: usize,
+    number: u32,
+}
+
+/// What a walk is to find: status, gRPC status, and whether the content type is gRPC's.
+type Found = (u32, u32, u32);
+
+impl Judge {
+    fn new(direction: usize) -> Self {
+        let mut wire = Wire::new(SOURCE);
+        let mut opening = PREFACE.to_vec();
+        opening.extend(frame(SETTINGS, 0, 0, &[]));
+        wire.deliver(REQUEST, &opening, 0, opening.len());
+        let stream = if direction == REQUEST { opening } else { frame(SETTINGS, 0, 0, &[]) };
+        if direction == RESPONSE {
+            wire.deliver(RESPONSE, &stream, 0, stream.len());
+        }
+        let mut decoder = loona_hpack::Decoder::new();
+        decoder.set_max_allowed_table_size(LARGEST as usize);
+        let sent = stream.len();
+        Self { wire, decoder, direction, stream, sent, number: 0 }
+    }
+
+    /// Has a block walked, and says what was found.
+    fn walk(&mut self, block: &[u8], shape: &Shape, cuts: &[usize]) -> Found {
+        self.number += 1;
+        self.stream.extend(headers(self.number * 2 - 1, END_STREAM, block, shape));
+        for cut in cuts.iter().cycle() {
+            if self.sent == self.stream.len() {
+                break;
+            }
+            let to = (self.sent + cut).min(self.stream.len());
+            self.wire.deliver(self.direction, &self.stream, self.sent, to);
+            self.sent = to;
+        }
+        let walk = &self.wire.h.frames[self.direction].walk;
+        (walk.status, walk.grpc_status, walk.grpc)
+    }
+
+    /// What the decoder finds.
+    fn judge(&mut self, block: &[u8]) -> Found {
+        let mut found = (NONE, NONE, NONE);
+        for (name, value) in self.decoder.decode(block).expect("a valid block") {
+            match &name[..] {
+                b":status" => found.0 = number(&value),
+                b"grpc-status" => found.1 = number(&value),
+                b"content-type" => {
+                    found.2 = u32::from(&value[..] == b"application/grpc" || value.starts_with(b"application/grpc+"));
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    fn losses(&self) -> u64 {
+        self.wire.bed.count_of(Counter::SyncMalformed)
+    }
+}
+
+/// A status as it is read: up to four digits.
+fn number(value: &[u8]) -> u32 {
+    let digits = !value.is_empty() && value.len() <= 4 && value.iter().all(u8::is_ascii_digit);
+    if digits { std::str::from_utf8(value).unwrap().parse().unwrap() } else { UNREADABLE }
+}
+
+/// One field and how it is written.
+#[derive(Clone, Debug)]
+enum Field {
+    /// Indexed, or with its name's index, if the table has it.
+    Best(String, String, u8),
+    /// With its name spelt out.
+    Literal(String, String, u8),
+    /// With the index of a name, anywhere in the table, modulo its length.
+    Named(Index, String, u8),
+    /// Indexed, anywhere in the table, modulo its length.
+    Indexed(Index),
+    /// Not a field: a change of the table's size; only in front of fields.
+    Size(u32),
+}
+
+impl Field {
+    fn write(&self, encoder: &mut Encoder, block: &mut Vec<u8>) {
+        // The encoder does not tell how long its table is, but refuses what is beyond.
+        let length = |encoder: &Encoder| {
+            let (mut low, mut high) = (61, 61 + LARGEST / 32 + 1);
+            while high - low > 1 {
+                let middle = (low + high) / 2;
+                if encoder.encode_indexed(middle, &mut Vec::new()).is_ok() { low = middle } else { high = middle }
+            }
+            low as usize
+        };
+        match self {
+            Self::Best(name, value, flags) => encoder
+                .encode((name.as_bytes().to_vec(), value.as_bytes().to_vec(), flags | Encoder::BEST_FORMAT), block),
+            Self::Literal(name, value, flags) => {
+                encoder.encode((name.as_bytes().to_vec(), value.as_bytes().to_vec(), *flags), block)
+            }
+            Self::Named(index, value, flags) => {
+                let index = index.index(length(encoder)) as u32 + 1;
+                encoder.encode((index, value.as_bytes().to_vec(), *flags), block)
+            }
+            Self::Indexed(index) => encoder.encode(index.index(length(encoder)) as u32 + 1, block),
+            Self::Size(size) => encoder.update_max_dynamic_size(*size, block),
+        }
+        .expect("a field");
+    }
+}
+
+fn flags() -> impl Strategy<Value = u8> {
+    let form = prop_oneof![3 => Just(Encoder::WITH_INDEXING), 1 => Just(Encoder::NEVER_INDEXED), 1 => Just(0)];
+    (form, 0..4u8).prop_map(|(form, huffman)| form | huffman)
+}
+
+fn status() -> impl Strategy<Value = String> {
+    prop_oneof![
+        (100..1000u16).prop_map(|status| status.to_string()),
+        (0..17u16).prop_map(|status| status.to_string()),
+        "[0-9]{0,6}",
+        "[ -~]{0,5}",
+        "[a-z]{30,70}",
+    ]
+}
+
+fn content_type() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("application/grpc".to_owned()),
+        "application/grpc\\+[a-z]{0,20}",
+        "application/grpc[ -~]{0,4}",
+        "application/[a-z]{0,6}",
+        "[ -~]{0,40}",
+    ]
+}
+
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![4 => "[ -~]{0,40}", 1 => "[a-z]{120,300}", 1 => status(), 1 => content_type()]
+}
+
+fn pair() -> impl Strategy<Value = (String, String)> {
+    let near = prop_oneof![
+        Just(":statut"),
+        Just("grpc-statut"),
+        Just("grpc-status-x"),
+        Just("content-typo"),
+        Just("content-types"),
+        Just(":path"),
+        Just("x")
+    ];
+    prop_oneof![
+        3 => status().prop_map(|value| (":status".to_owned(), value)),
+        3 => status().prop_map(|value| ("grpc-status".to_owned(), value)),
+        3 => content_type().prop_map(|value| ("content-type".to_owned(), value)),
+        2 => (near, value()).prop_map(|(name, value)| (name.to_owned(), value)),
+        3 => ("[a-z-]{0,14}", value()),
+    ]
+}
+
+fn field() -> impl Strategy<Value = Field> {
+    prop_oneof![
+        4 => (pair(), flags()).prop_map(|((name, value), flags)| Field::Best(name, value, flags)),
+        3 => (pair(), flags()).prop_map(|((name, value), flags)| Field::Literal(name, value, flags)),
+        2 => (any::<Index>(), value(), flags()).prop_map(|(index, value, flags)| Field::Named(index, value, flags)),
+        3 => any::<Index>().prop_map(Field::Indexed),
+    ]
+}
+
+fn block(largest: u32) -> impl Strategy<Value = Vec<Field>> {
+    let sizes = prop_oneof![Just(0), 1..200u32, Just(4_096), 0..largest + 1, Just(largest)];
+    (vec(sizes.prop_map(Field::Size), 0..2), vec(field(), 1..30)).prop_map(|(sizes, fields)| [sizes, fields].concat())
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    (prop::option::of(any::<u8>()), any::<bool>(), vec(0..60usize, 0..8))
+        .prop_map(|(padding, priority, fragments)| Shape { padding, priority, fragments })
+}
+
+fn cuts() -> impl Strategy<Value = Vec<usize>> {
+    vec(prop_oneof![1..20usize, 1..400usize, Just(1), Just(3_000)], 1..40)
+}
+
+fn agree(direction: usize, blocks: &[(Vec<Field>, Shape)], cuts: &[usize]) -> Result<Judge, TestCaseError> {
+    let mut encoder = Encoder::default();
+    let mut judge = Judge::new(direction);
+    for (number, (fields, shape)) in blocks.iter().enumerate() {
+        let mut block = Vec::new();
+        for field in fields {
+            field.write(&mut encoder, &mut block);
+        }
+        let expected = judge.judge(&block);
+        prop_assert_eq!(judge.walk(&block, shape, cuts), expected, "block {} {:?}", number, judge.wire.bed.counts);
+        prop_assert_eq!(judge.losses(), 0);
+    }
+    Ok(judge)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_representation_and_segmentation_yields_what_the_decoder_finds(
+        blocks in vec((block(4_096), shape()), 1..12), cuts in cuts(), direction in 0..2usize,
+    ) {
+        let judge = agree(direction, &blocks, &cuts)?;
+        prop_assert_eq!(judge.wire.h.frames[direction].walk.wide, WIDE_UNUSED);
+        prop_assert!(judge.wire.bed.wide.is_none());
+    }
+
+    #[test]
+    fn a_larger_table_yields_what_the_decoder_finds(
+        blocks in vec((block(LARGEST), shape()), 1..30), cuts in cuts(), direction in 0..2usize,
+    ) {
+        agree(direction, &blocks, &cuts)?;
+    }
+}
+
+/// Walks blocks given in hexadecimal, one connection for all of them.
+fn walk_all(direction: usize, blocks: &[&str], size: Option<u32>) -> Vec<Found> {
+    let mut judge = Judge::new(direction);
+    if let Some(size) = size {
+        judge.decoder.set_max_table_size(size as usize);
+    }
+    let walk = |block: &&str| {
+        let digits: Vec<u8> = block.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
+        let block: Vec<u8> = digits
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).expect("two digits"))
+            .collect();
+        let expected = judge.judge(&block);
+        let found = judge.walk(&block, &Shape::default(), &[1]);
+        assert_eq!(found, expected, "{block:x?}");
+        found
+    };
+    blocks.iter().map(walk).collect()
+}
+
+#[test]
+fn the_examples_of_rfc_7541_c_2_to_c_4_are_walked() {
+    let nothing = (NONE, NONE, NONE);
+    for single in [
+        "400a 6375 7374 6f6d 2d6b 6579 0d63 7573 746f 6d2d 6865 6164 6572",
+        "040c 2f73 616d 706c 652f 7061 7468",
+        "1008 7061 7373 776f 7264 0673 6563 7265 74",
+        "82",
+    ] {
+        assert_eq!(walk_all(REQUEST, &[single], None), [nothing]);
+    }
+    let plain = [
+        "8286 8441 0f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
+        "8286 84be 5808 6e6f 2d63 6163 6865",
+        "8287 85bf 400a 6375 7374 6f6d 2d6b 6579 0c63 7573 746f 6d2d 7661 6c75 65",
+    ];
+    let huffman = [
+        "8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff",
+        "8286 84be 5886 a8eb 1064 9cbf",
+        "8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf",
+    ];
+    assert_eq!(walk_all(REQUEST, &plain, None), [nothing; 3]);
+    assert_eq!(walk_all(REQUEST, &huffman, None), [nothing; 3]);
+}
+
+#[test]
+fn the_examples_of_rfc_7541_c_5_and_c_6_are_walked_with_evictions() {
+    let plain = [
+        "4803 3330 3258 0770 7269 7661 7465 611d 4d6f 6e2c 2032 3120 4f63 7420 3230 3133 2032 303a 3133 3a32 3120 474d
+         546e 1768 7474 7073 3a2f 2f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
+        "4803 3330 37c1 c0bf",
+        "88c1 611d 4d6f 6e2c 2032 3120 4f63 7420 3230 3133 2032 303a 3133 3a32 3220 474d 54c0 5a04 677a 6970 7738 666f
+         6f3d 4153 444a 4b48 514b 425a 584f 5157 454f 5049 5541 5851 5745 4f49 553b 206d 6178 2d61 6765 3d33 3630 303b
+         2076 6572 7369 6f6e 3d31",
+    ];
+    let huffman = [
+        "4882 6402 5885 aec3 771a 4b61 96d0 7abe 9410 54d4 44a8 2005 9504 0b81 66e0 82a6 2d1b ff6e 919d 29ad 1718 63c7
+         8f0b 97c8 e9ae 82ae 43d3",
+        "4883 640e ffc1 c0bf",
+        "88c1 6196 d07a be94 1054 d444 a820 0595 040b 8166 e084 a62d 1bff c05a 839b d9ab 77ad 94e7 821d d7f2 e6c7 b335
+         dfdf cd5b 3960 d5af 2708 7f36 72c1 ab27 0fb5 291f 9587 3160 65c0 03ed 4ee5 b106 3d50 07",
+    ];
+    let expected = [302, 307, 200].map(|status| (status, NONE, NONE));
+    assert_eq!(walk_all(RESPONSE, &plain, Some(256)), expected);
+    assert_eq!(walk_all(RESPONSE, &huffman, Some(256)), expected);
+}
+
+#[test]
+fn every_status_is_read_plain_and_huffman_coded_and_from_the_table() {
+    let mut encoder = Encoder::default();
+    let mut judge = Judge::new(RESPONSE);
+    let numbers = (100..=999).map(|status| (":status", status)).chain((0..=16).map(|status| ("grpc-status", status)));
+    for (name, status) in numbers {
+        for flags in 0..4 {
+            for form in [Encoder::WITH_INDEXING, Encoder::WITH_INDEXING | Encoder::BEST_FORMAT] {
+                let mut block = Vec::new();
+                let field = (name.as_bytes().to_vec(), status.to_string().into_bytes(), flags | form);
+                encoder.encode(field, &mut block).unwrap();
+                let found = judge.walk(&block, &Shape::default(), &[block.len() + 9]);
+                let expected = if name == ":status" { (status, NONE, NONE) } else { (NONE, status, NONE) };
+                assert_eq!(found, expected, "{name} {status} {flags} {form}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ninety_seven_statuses_live_in_a_table_of_4096_bytes() {
+    let mut encoder = Encoder::default();
+    let mut judge = Judge::new(RESPONSE);
+    let mut block = Vec::new();
+    for status in 300..397 {
+        let field = (b":status".to_vec(), status.to_string().into_bytes(), Encoder::WITH_INDEXING);
+        encoder.encode(field, &mut block).unwrap();
+    }
+    judge.walk(&block, &Shape::default(), &[4_000]);
+    for status in 300..397 {
+        let mut block = Vec::new();
+        let field = (b":status".to_vec(), status.to_string().into_bytes(), Encoder::BEST_FORMAT);
+        encoder.encode(field, &mut block).unwrap();
+        assert!(block.len() <= 2 && block[0] & 0x80 != 0, "indexed");
+        assert_eq!(judge.walk(&block, &Shape::default(), &[9]), (status, NONE, NONE));
+    }
+}
+
+#[test]
+fn an_entry_larger_than_the_table_empties_it() {
+    let mut encoder = Encoder::default();
+    let mut judge = Judge::new(RESPONSE);
+    let literal = |name: &str, value: &str| Field::Literal(name.to_owned(), value.to_owned(), Encoder::WITH_INDEXING);
+    let best = |name: &str, value: &str| Field::Best(name.to_owned(), value.to_owned(), Encoder::WITH_INDEXING);
+    let mut block = Vec::new();
+    for field in [literal(":status", "401"), literal("x-large", &"x".repeat(5_000)), literal(":status", "402")] {
+        field.write(&mut encoder, &mut block);
+    }
+    assert_eq!(judge.judge(&block), judge.walk(&block, &Shape::default(), &[700]));
+    let mut block = Vec::new();
+    for field in [best(":status", "402"), best("grpc-status", "7"), best("grpc-status", "7")] {
+        field.write(&mut encoder, &mut block);
+    }
+    assert_eq!(block.last(), Some(&0xbe));
+    assert_eq!(judge.judge(&block), (402, 7, NONE));
+    assert_eq!(judge.walk(&block, &Shape::default(), &[700]), (402, 7, NONE));
+}
+
+/// A table of 8,192 bytes whose oldest entry, of more than the ring can hold, is a status.
+fn far(judge: &mut Judge) -> Encoder<'static> {
+    let mut encoder = Encoder::default();
+    let mut block = Vec::new();
+    Field::Size(8_192).write(&mut encoder, &mut block);
+    Field::Literal(":status".into(), "418".into(), Encoder::WITH_INDEXING).write(&mut encoder, &mut block);
+    for number in 0..150 {
+        Field::Literal("a".into(), number.to_string(), Encoder::WITH_INDEXING).write(&mut encoder, &mut block);
+    }
+    judge.walk(&block, &Shape::default(), &[10_000]);
+    encoder
+}
+
+#[test]
+fn a_larger_table_is_kept_in_a_larger_ring() {
+    let mut judge = Judge::new(RESPONSE);
+    let mut encoder = far(&mut judge);
+    let mut block = Vec::new();
+    Field::Best(":status".into(), "418".into(), 0).write(&mut encoder, &mut block);
+    assert_eq!(judge.walk(&block, &Shape::default(), &[1]), (418, NONE, NONE));
+    assert_eq!(judge.wire.h.frames[RESPONSE].walk.wide, WIDE_USED);
+    assert_eq!(judge.wire.bed.count_of(Counter::LossTables), 0);
+}
+
+#[test]
+fn without_room_for_a_larger_ring_what_is_far_is_unsure() {
+    let mut judge = Judge::new(RESPONSE);
+    judge.wire.bed.narrow = true;
+    let mut encoder = far(&mut judge);
+    assert_eq!(judge.wire.bed.count_of(Counter::LossTables), 1);
+    assert_eq!(judge.wire.h.frames[RESPONSE].walk.wide, WIDE_MISSING);
+    let mut walk = |field: Field| {
+        let mut block = Vec::new();
+        field.write(&mut encoder, &mut block);
+        let found = judge.walk(&block, &Shape::default(), &[1]);
+        (found.0, judge.wire.h.frames[RESPONSE].walk.facts)
+    };
+    let best = |value: &str| Field::Best(":status".into(), value.into(), Encoder::WITH_INDEXING);
+    assert_eq!(walk(best("418")), (NONE, 1), "an index out of reach");
+    assert_eq!(walk(best("419")), (419, 0), "a name that has an index of its own");
+    assert_eq!(walk(best("419")), (419, 0));
+}
+
+#[test]
+fn what_was_inserted_under_a_name_out_of_reach_stays_unsure() {
+    let mut judge = Judge::new(RESPONSE);
+    judge.wire.bed.narrow = true;
+    let mut encoder = far(&mut judge);
+    // The oldest entry's name is that of the status.
+    let mut block = Vec::new();
+    encoder.encode((62 + 150, b"420".to_vec(), Encoder::WITH_INDEXING), &mut block).unwrap();
+    assert_eq!(judge.walk(&block, &Shape::default(), &[1]), (NONE, NONE, NONE));
+    assert_eq!(judge.wire.h.frames[RESPONSE].walk.facts, 1);
+    assert_eq!(judge.walk(&[0xbe], &Shape::default(), &[1]), (NONE, NONE, NONE));
+    assert_eq!(judge.wire.h.frames[RESPONSE].walk.facts, 1);
+}
