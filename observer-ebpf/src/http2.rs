@@ -263,19 +263,6 @@ pub fn payload<E: Calls>(
     if h.frames[direction].state == PROVING {
         h.frames[direction].state = LOST;
     }
-    let (abandoned, going) = (h.frames[direction].abandoned, h.frames[direction].going);
-    if abandoned | going != 0 {
-        h.frames[direction].abandoned = 0;
-        h.frames[direction].going = 0;
-        let at_ns = env.now();
-        let reaping = if abandoned != 0 {
-            Reaping { above: 0, uncounted: Some(Counter::RequestLostSync), by: 0, at_ns }
-        } else {
-            let uncounted = if c.leg == SOURCE { Some(Counter::RequestAbandoned) } else { None };
-            Reaping { above: going - 1, uncounted, by: RESPONSE as u32 + 1, at_ns }
-        };
-        env.each(c, h, &reaping);
-    }
 }
 
 /// Once: is this connection read from its preface, or must its frames be found first?
@@ -915,13 +902,33 @@ pub fn reap<E: Calls>(c: &mut Connection, env: &mut E, call: &mut Call, reaping:
     true
 }
 
-/// Deals with the end of the connection: every call that is open on it ends too.
+/// Ends the calls that what came in `direction` has left without an end of their own; `over` says that it has ended the
+/// connection.
 #[inline(always)]
-pub fn ended<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E) {
-    let lost = h.frames[REQUEST].state == LOST || h.frames[RESPONSE].state == LOST;
-    let uncounted = if lost { Some(Counter::RequestLostSync) } else { None };
-    let (by, at_ns) = (shared::load(&c.first_end), ended_at(c, env));
-    env.each(c, h, &Reaping { above: 0, uncounted, by, at_ns });
+pub fn settle<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, over: bool) {
+    let f = &mut h.frames[direction];
+    let (abandoned, going) = (f.abandoned, f.going);
+    if abandoned | going == 0 && !over {
+        return;
+    }
+    f.abandoned = 0;
+    f.going = 0;
+    let lost = abandoned != 0 || h.frames[REQUEST].state == LOST || h.frames[RESPONSE].state == LOST;
+    let uncounted = if lost {
+        Some(Counter::RequestLostSync)
+    } else if c.leg == SOURCE && !over {
+        // What a proxy refuses by GOAWAY never began for it.
+        Some(Counter::RequestAbandoned)
+    } else {
+        None
+    };
+    let reaping = Reaping {
+        above: if over || abandoned != 0 { 0 } else { going.wrapping_sub(1) },
+        uncounted,
+        by: if over { shared::load(&c.first_end) } else { RESPONSE as u32 + 1 },
+        at_ns: if over { ended_at(c, env) } else { env.now() },
+    };
+    env.each(c, h, &reaping);
 }
 
 /// Follows frames from the begin of a segment: enough of them in a row, or one that ends with the segment, prove that the

@@ -291,48 +291,56 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
 /// Takes one turn through the packet; true if it was the last.
 #[inline(always)]
 pub fn turn<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
-    match c.streams[direction].step() {
-        Token::Again => false,
-        Token::Load(offset, length) => {
-            let s = &mut c.streams[direction];
-            let at = s.have;
-            if !env.load(s, offset, length, at) {
-                lose(c, env, Counter::SyncUnreadable);
+    let s = &mut c.streams[direction];
+    if s.skip > 0 {
+        if s.pass() == Token::Empty {
+            suspended(c, env, direction);
+            return true;
+        }
+        passed(c, env, direction);
+        return false;
+    }
+    if s.is_read() {
+        match s.refill() {
+            Token::Load(offset, length) => {
+                let at = s.have;
+                if !env.load(s, offset, length, at) {
+                    return lost(c, env, Counter::SyncUnreadable);
+                }
+                c.streams[direction].loaded(length);
+            }
+            Token::Head(at, length) => {
+                if s.facts & http1::LONG != 0 {
+                    return false;
+                }
+                s.facts |= http1::LONG;
+                return read(c, env, direction, at, length, false);
+            }
+            _ => {
+                suspended(c, env, direction);
                 return true;
             }
-            s.loaded(length);
-            false
-        }
-        Token::Passed => {
-            passed(c, env, direction);
-            false
-        }
-        Token::Line(at, length) => {
-            let s = &mut c.streams[direction];
-            s.message += u64::from(length) + 1;
-            if s.facts & http1::LONG != 0 {
-                s.facts &= !http1::LONG;
-                if s.phase == http1::CHUNK {
-                    http1::chunk_begins(s);
-                }
-                return false;
-            }
-            let length = http1::trimmed(s, at, length);
-            read(c, env, direction, at, length, true)
-        }
-        Token::Head(at, length) => {
-            let s = &mut c.streams[direction];
-            if s.facts & http1::LONG != 0 {
-                return false;
-            }
-            s.facts |= http1::LONG;
-            read(c, env, direction, at, length, false)
-        }
-        Token::Empty => {
-            suspended(c, env, direction);
-            true
         }
     }
+    let s = &mut c.streams[direction];
+    if s.marks == 0 {
+        s.mark();
+    }
+    http1::pass_lines(s);
+    if s.marks == 0 {
+        return false;
+    }
+    let (at, length) = s.next_line();
+    s.message += u64::from(length) + 1;
+    if s.facts & http1::LONG != 0 {
+        s.facts &= !http1::LONG;
+        if s.phase == http1::CHUNK {
+            http1::chunk_begins(s);
+        }
+        return false;
+    }
+    let length = http1::trimmed(s, at, length);
+    read(c, env, direction, at, length, true)
 }
 
 /// Notes a FIN or RST at the end of what `direction` sends; `reset` says which.

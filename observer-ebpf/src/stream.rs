@@ -79,12 +79,8 @@ pub struct Stream {
 /// What a turn found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
-    /// Nothing to act on; take another turn.
-    Again,
     /// The bytes to skip are all passed.
     Passed,
-    /// A line begins at window index `.0` and has `.1` bytes without its newline.
-    Line(u32, u32),
     /// The line at window index `.0` has at least `.1` bytes and its end is not in sight.
     Head(u32, u32),
     /// Load `.1` bytes from packet offset `.0` to the end of the window.
@@ -235,24 +231,21 @@ impl Stream {
         self.marks = 0;
     }
 
-    /// Takes the next step through the packet.
+    /// Is all that the window holds handed on, but for an unfinished line?
     #[inline(always)]
-    pub fn step(&mut self) -> Token {
-        if self.skip > 0 {
-            return self.pass();
-        }
-        if self.marks != 0 {
-            let newline = self.marked.wrapping_add(self.marks.trailing_zeros());
-            self.marks &= self.marks - 1;
-            let line = self.line;
-            self.line = newline + 1;
-            return Token::Line(line, newline.wrapping_sub(line));
-        }
-        if self.scan < self.have {
-            self.mark();
-            return Token::Again;
-        }
-        self.refill()
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.marks == 0 && self.scan >= self.have
+    }
+
+    /// Takes the next line whose end is marked: where it begins, and its length without the newline.
+    #[inline(always)]
+    pub fn next_line(&mut self) -> (u32, u32) {
+        let newline = self.marked.wrapping_add(self.marks.trailing_zeros());
+        self.marks &= self.marks.wrapping_sub(1);
+        let line = self.line;
+        self.line = newline.wrapping_add(1);
+        (line, newline.wrapping_sub(line))
     }
 
     /// Passes over the bytes to skip.
@@ -283,7 +276,7 @@ impl Stream {
 
     /// Marks the newlines between `scan` and the end of its block of 64 bytes.
     #[inline(always)]
-    fn mark(&mut self) {
+    pub fn mark(&mut self) {
         let block = (self.scan >> 6) & 7;
         let mut marks = 0u64;
         let mut i = 0;
@@ -310,7 +303,7 @@ impl Stream {
 
     /// The window holds no further newline: keep what is unfinished and ask for more.
     #[inline(always)]
-    fn refill(&mut self) -> Token {
+    pub fn refill(&mut self) -> Token {
         let pending = self.pending();
         if pending >= CARRY {
             let line = self.line;

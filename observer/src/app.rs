@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -16,10 +16,19 @@ use tokio::{
 };
 
 use crate::{
-    collect::{Outcome, Reading, kernel::Kernel, own},
+    collect::{
+        Outcome, Reading,
+        control_plane::{ControlPlane, Target},
+        kernel::Kernel,
+        own, procfs,
+    },
     config::Config,
-    discovery::{Change, Sidecar, watch::Watcher},
-    emit::{Emitter, Limits, Target, wavefront},
+    discovery::{Change, Sidecar, component::Component, target::targets, watch::Watcher},
+    emit::{
+        self, Emitter, Limits, Transport,
+        spool::{Spool, directory_name},
+        wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
+    },
     model::{Model, Own, Snapshot, cardinality, labels::Peers},
     readiness::Readiness,
     serve,
@@ -79,6 +88,8 @@ pub async fn run(config: &Config) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>> {
+    // Whatever else is scraped seldom is to be scraped in that time.
+    let config = &Config { interval: config.interval.min(length), ..config.clone() };
     let node = Node::start(config, true)?;
     let mut watcher = Watcher::new(config.discovery())?;
     node.state().apply(watcher.scan());
@@ -100,10 +111,16 @@ struct Node(Arc<Mutex<State>>);
 
 struct State {
     kernel: Kernel,
+    proc_root: PathBuf,
+    control_plane: ControlPlane,
+    /// Pages that the configuration names.
+    named_pages: Vec<Target>,
+    scrape_proxies: bool,
     model: Model,
     peers: Arc<Peers>,
     running: Vec<Arc<Sidecar>>,
     ended: Vec<Arc<Sidecar>>,
+    components: Vec<Arc<Component>>,
     unattached: Vec<u64>,
     lingering: Vec<(Instant, u64)>,
     emitters: Vec<Emitter>,
@@ -117,12 +134,19 @@ impl Node {
         let started = SystemTime::now();
         let mut kernel = Kernel::load(&config.kernel())?;
         forward_log(&mut kernel);
+        let mut control_plane = ControlPlane::new(config.scraping());
+        control_plane.set(config.control_plane()).context("the control plane's pages cannot be read")?;
         Ok(Self(Arc::new(Mutex::new(State {
             kernel,
+            proc_root: config.proc_root.clone(),
+            control_plane,
+            named_pages: config.control_plane().collect(),
+            scrape_proxies: config.scrape_proxies,
             model: Model::new(started, cardinality::DEFAULT_RETENTION),
             peers: Arc::new(config.peers()),
             running: Vec::new(),
             ended: Vec::new(),
+            components: Vec::new(),
             unattached: Vec::new(),
             lingering: Vec::new(),
             emitters: Vec::new(),
@@ -159,8 +183,38 @@ impl State {
             match change {
                 Change::Found(sidecar) | Change::Updated(sidecar) => self.observe(sidecar),
                 Change::Gone(sidecar) => self.leave(&sidecar),
+                Change::ComponentFound(component) | Change::ComponentUpdated(component) => self.know(component),
+                Change::ComponentGone(component) => self.forget(&component),
             }
         }
+        self.follow_pages();
+    }
+
+    /// Has the pages scraped that are named, and those of the processes that are here now.
+    fn follow_pages(&mut self) {
+        let named = &self.named_pages;
+        let found = targets(&self.components, &self.running, self.scrape_proxies)
+            .into_iter()
+            .filter(|found| found.inside_only.is_none())
+            .filter_map(Target::found)
+            .filter(|found| named.iter().all(|named| named.url != found.url));
+        if let Err(error) = self.control_plane.set(named.iter().cloned().chain(found)) {
+            tracing::error!("metrics pages cannot be read: {:#}", anyhow::Error::from(error));
+        }
+    }
+
+    fn know(&mut self, component: Arc<Component>) {
+        self.components.retain(|other| other.process != component.process);
+        if let Ok(page) = &component.page {
+            let (pid, evidence) = (component.process.pid, &page.evidence);
+            tracing::info!(pid, evidence, "{} at {}", component.app, page.address);
+        }
+        self.components.push(component);
+    }
+
+    fn forget(&mut self, component: &Component) {
+        self.components.retain(|other| other.process != component.process);
+        tracing::info!(pid = component.process.pid, "{} has ended", component.app);
     }
 
     fn observe(&mut self, sidecar: Arc<Sidecar>) {
@@ -248,7 +302,12 @@ impl State {
         if let Some(error) = &error {
             tracing::error!("reading the kernel's maps: {error}");
         }
-        let outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
+        let mut outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
+        let start = Instant::now();
+        let sidecars = self.running.iter().map(|sidecar| (sidecar.process, Some(&*sidecar.cgroup)));
+        let components = self.components.iter().map(|component| (component.process, component.cgroup.as_deref()));
+        let (processes, error) = procfs::read(&self.proc_root, sidecars.chain(components));
+        outcomes.push(Outcome { collector: "procfs", duration: start.elapsed(), error });
         let usage = own::usage();
         let own = Own {
             cpu: usage.cpu,
@@ -257,7 +316,9 @@ impl State {
             emitters: self.emitters.iter().map(Emitter::figures).collect(),
             scrapes: self.scrapes.as_ref().map(|figures| figures()),
         };
-        round.finish(&Reading { at, kernel, outcomes }, &own)
+        let control_plane = self.control_plane.read();
+        let reading = Reading { at, kernel, processes, control_plane, outcomes };
+        round.finish(&reading, &self.components, &own)
     }
 }
 
@@ -285,21 +346,29 @@ fn forward_log(kernel: &mut Kernel) {
 }
 
 fn start_emitters(config: &Config) -> Result<Vec<Emitter>> {
-    let start = |target: &Target| {
-        let encoder = wavefront::Lines::new(config.wavefront_names, &node_name())?;
-        let emitter = match target {
-            Target::WavefrontFile(path) => {
-                let sink = wavefront::FileSink::new(path);
-                Emitter::start(format!("wavefront+file:{path}"), Box::new(encoder), Box::new(sink), Limits::default())
-            }
-            Target::WavefrontHttp(url) => {
-                let sink = wavefront::HttpSink::new(url.clone(), PUSH)?;
-                Emitter::start(format!("wavefront+{url}"), Box::new(encoder), Box::new(sink), Limits::default())
-            }
-        };
-        Ok::<_, anyhow::Error>(emitter)
+    let start = |target: &emit::Target| {
+        let encoder = wavefront::Lines::new(config.wavefront.clone(), &node_name())?;
+        let (name, transport) = (target.to_string(), transport(config, target)?);
+        // A file takes everything at once, or never.
+        let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, emit::Target::WavefrontFile(_)));
+        let spool = directory.map(|directory| Spool::new(directory.join(directory_name(&name)), config.queue_bytes));
+        Ok::<_, anyhow::Error>(Emitter::start(name, Box::new(encoder), transport, spool, Limits::default()))
     };
-    config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target:?}"))).collect()
+    config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target}"))).collect()
+}
+
+fn transport(config: &Config, target: &emit::Target) -> Result<Box<dyn Transport>> {
+    Ok(match target {
+        emit::Target::WavefrontFile(path) => Box::new(FileSink::new(path)),
+        emit::Target::WavefrontHttp(url) => Box::new(HttpSink::proxy(url.clone(), PUSH)?),
+        emit::Target::WavefrontHttps(url) => {
+            let token = config.wavefront_token_file.clone();
+            let token =
+                token.context("it needs an API token: put one in a file and name it with --wavefront-token-file")?;
+            let ca_file = config.wavefront_ca_file.as_deref();
+            Box::new(HttpSink::service(url.clone(), TokenFile::new(token), ca_file, PUSH)?)
+        }
+    })
 }
 
 /// The node's name: what Kubernetes says, or the host's.

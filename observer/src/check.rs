@@ -1,9 +1,12 @@
 //! `observer check`: one page that says what this kernel, these privileges and this node allow.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    net::TcpStream,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use procfs::{FromBufRead, process::Status};
@@ -11,9 +14,17 @@ use procfs::{FromBufRead, process::Status};
 use crate::{
     collect::kernel::{self, ProgramProbe},
     config::Config,
-    discovery::{Finding, Role, Sidecar, events::ExecEvents, scan::Scanner},
+    discovery::{
+        Finding, ProcessId, Role, Sidecar,
+        component::{Component, Page as MetricsPage},
+        events::ExecEvents,
+        scan::Scanner,
+    },
     model::catalogue,
 };
+
+/// How long a metrics page is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What `observer check` has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +68,8 @@ struct Node {
     cgroup_mount: PathBuf,
     hidepid: Option<String>,
     findings: Vec<Finding>,
+    /// Why the metrics pages cannot be reached that should be, by their processes.
+    unreachable: BTreeMap<ProcessId, String>,
 }
 
 fn gather(config: &Config) -> Facts {
@@ -83,7 +96,17 @@ fn look(config: &Config) -> Result<Node, String> {
         cgroup_mount: scanner.hierarchy().mount_point().to_owned(),
         hidepid: scanner.hidepid().map(str::to_owned),
         findings: scanner.findings(),
+        unreachable: scanner
+            .components()
+            .filter_map(|component| Some((component.process, refusal(component)?)))
+            .collect(),
     })
+}
+
+/// Why a page that should be reached from here is not.
+fn refusal(component: &Component) -> Option<String> {
+    let page = component.page.as_ref().ok().filter(|page| page.inside_only.is_none())?;
+    TcpStream::connect_timeout(&page.address, PATIENCE).err().map(|error| error.to_string())
 }
 
 fn security_file(name: &str) -> Option<String> {
@@ -300,7 +323,36 @@ impl Page {
                 catalogue::GATEWAY_ENCRYPTED.prometheus_name
             ));
         }
+        self.control_plane(node, facts);
         self.rest(&node.findings);
+    }
+
+    fn control_plane(&mut self, node: &Node, facts: &Facts) {
+        let mut components: Vec<_> = node
+            .findings
+            .iter()
+            .filter_map(|finding| match finding {
+                Finding::Component(component) => Some(component),
+                _ => None,
+            })
+            .collect();
+        components.sort_by_key(|component| (&component.workload.namespace, &component.workload.pod, component.process));
+        self.title(&format!("Control plane ({})", components.len()));
+        let may_enter = facts.capabilities.is_some_and(|held| held & 1 << SYS_ADMIN != 0);
+        for component in components {
+            let namespace = component.workload.namespace.as_deref().unwrap_or("-");
+            let pod = component.workload.pod.as_deref().unwrap_or("-");
+            let unreachable = node.unreachable.get(&component.process);
+            let (state, page) = match &component.page {
+                Err(reason) => ("note", vec![format!("metrics page not known: {reason}")]),
+                Ok(page) => reachability(page, unreachable, may_enter),
+            };
+            self.item(state, &format!("{namespace}/{pod}: {}, process {}", component.app, component.process.pid));
+            page.iter().for_each(|line| self.detail(line));
+            if let Some(id) = &component.container.id {
+                self.detail(&format!("container {id}"));
+            }
+        }
     }
 
     fn sidecars<'a>(&mut self, title: &str, sidecars: impl Iterator<Item = &'a Arc<Sidecar>>) -> usize {
@@ -355,10 +407,26 @@ impl Page {
     }
 }
 
+/// Whether a page can be read, and what is needed for it.
+fn reachability(page: &MetricsPage, unreachable: Option<&String>, may_enter: bool) -> (&'static str, Vec<String>) {
+    let at = format!("metrics at {}", page.address);
+    let why_not = match (page.inside_only, unreachable) {
+        (None, None) => return ("ok", vec![format!("{at}: {}", page.evidence)]),
+        (Some(reason), _) => reason.text(),
+        (None, Some(reason)) => reason,
+    };
+    let (state, held) = if may_enter { ("ok", "held") } else { ("note", "missing") };
+    let so = format!("To be read only from inside its network namespace, which needs CAP_SYS_ADMIN ({held}).");
+    (state, vec![format!("{at}: {why_not}"), so])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::{ProcessId, Workload};
+    use crate::{
+        discovery::{ProcessId, Workload, component::InsideOnly},
+        model::fixture::istiod,
+    };
 
     const ALL: u64 = 1 << 39 | 1 << 38 | 1 << 12 | 1 << 19 | 1 << 2;
 
@@ -383,6 +451,22 @@ mod tests {
         }))
     }
 
+    fn component(pid: u32, inside_only: Option<InsideOnly>) -> Finding {
+        let mut component = istiod(pid);
+        let known = Arc::get_mut(&mut component).unwrap();
+        known.page.as_mut().unwrap().inside_only = inside_only;
+        Finding::Component(component)
+    }
+
+    /// Without a page, in a container.
+    fn closed(pid: u32) -> Finding {
+        let mut component = istiod(pid);
+        let known = Arc::get_mut(&mut component).unwrap();
+        known.page = Err("it listens on no port".to_owned());
+        known.container.id = Some("3f".repeat(32));
+        Finding::Component(component)
+    }
+
     fn good() -> Facts {
         let probe = |name, instructions| ProgramProbe { name, result: Ok(instructions) };
         Facts {
@@ -401,6 +485,10 @@ mod tests {
                     sidecar(Role::TproxySidecar, 20, "b-1"),
                     sidecar(Role::Sidecar, 10, "a-1"),
                     sidecar(Role::Gateway, 30, "edge-1"),
+                    component(50, None),
+                    component(51, Some(InsideOnly::Loopback)),
+                    component(52, None),
+                    closed(53),
                     Finding::Refused {
                         process: ProcessId { pid: 40, start_time: 1 },
                         executable: "envoy".to_owned(),
@@ -408,6 +496,7 @@ mod tests {
                     },
                     Finding::Warning("cgroup /x holds 2 sidecars".to_owned()),
                 ],
+                unreachable: [(ProcessId { pid: 52, start_time: 1 }, "connection timed out".to_owned())].into(),
             }),
         }
     }
@@ -435,7 +524,8 @@ mod tests {
         facts.node = Ok(Node {
             cgroup_mount: "/sys/fs/cgroup/unified".into(),
             hidepid: Some("invisible".to_owned()),
-            findings: Vec::new(),
+            findings: vec![component(50, Some(InsideOnly::Refusing))],
+            unreachable: BTreeMap::new(),
         });
         facts
     }

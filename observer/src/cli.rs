@@ -1,12 +1,17 @@
 //! The command line: a contract that scripts rely on. Defaults are stated here for people and applied in `config`, so that
 //! a value in the configuration file counts where neither option nor environment variable is given.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use crate::emit::{Target, wavefront::Names};
+use crate::{
+    collect::control_plane::PageUrl,
+    config::DEFAULT_LISTEN,
+    discovery::component::ComponentRule,
+    emit::{Target, TargetError, wavefront::Names},
+};
 
 /// Shortest and longest interval.
 const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
@@ -27,11 +32,17 @@ pub enum Command {
     Run(RunArgs),
     /// Say what this kernel, these privileges and this node allow; exit code 1 if `run` could not work
     Check(NodeArgs),
-    /// Print every family: names, type, unit, labels, and where it comes from
+    /// Print every family: names, type, unit, labels, where it comes from, and which releases of Istio report it
     Catalogue {
         /// How to print it
         #[arg(long, value_enum, default_value_t)]
         format: CatalogueFormat,
+        /// Only Istio's families, and whether a running observer has data of each now, or why it has none
+        #[arg(long)]
+        live: bool,
+        /// Where that observer listens
+        #[arg(long, value_name = "ADDR:PORT", env = "OBSERVER_LISTEN", default_value_t = DEFAULT_LISTEN)]
+        listen: SocketAddr,
     },
     /// Observe for a while, print once and exit
     Snapshot(SnapshotArgs),
@@ -46,13 +57,24 @@ pub struct RunArgs {
     /// Time between two reports to the emitters, 100ms to 1h, as in 500ms, 10s, 1m [default: 10s]
     #[arg(long, value_name = "DURATION", env = "OBSERVER_INTERVAL", value_parser = interval)]
     pub interval: Option<Duration>,
-    /// Where to send reports; may be repeated: wavefront+http://HOST:PORT[/PATH] or wavefront+file:PATH (- for standard
-    /// output)
-    #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',')]
-    pub emit: Vec<Target>,
+    /// Where to send reports; may be repeated: wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE
+    /// (the service itself) or wavefront+file:PATH (- for standard output)
+    #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',', value_parser = emit_target,
+        hide_env_values = true)]
+    pub emit: Vec<Result<Target, TargetError>>,
     /// Names of Wavefront metrics: as documented, or as the old chain of collectors sent them [default: documented]
     #[arg(long, value_name = "documented|collector", env = "OBSERVER_WAVEFRONT_NAMES", value_parser = wavefront_names)]
     pub wavefront_names: Option<Names>,
+    /// File with the API token for wavefront+https://; read anew for every report
+    #[arg(long, value_name = "FILE", env = "OBSERVER_WAVEFRONT_TOKEN_FILE")]
+    pub wavefront_token_file: Option<PathBuf>,
+    /// File with the authorities (PEM) that wavefront+https:// trusts [default: the system's]
+    #[arg(long, value_name = "FILE", env = "OBSERVER_WAVEFRONT_CA_FILE")]
+    pub wavefront_ca_file: Option<PathBuf>,
+    /// Directory where reports wait for a Wavefront receiver that does not take them, across restarts; its size is the
+    /// configuration's queue_bytes [default: they wait in memory only]
+    #[arg(long, value_name = "DIR", env = "OBSERVER_QUEUE_DIR")]
+    pub queue_dir: Option<PathBuf>,
     /// Where and what to observe.
     #[command(flatten)]
     pub node: NodeArgs,
@@ -67,6 +89,19 @@ pub struct NodeArgs {
     /// Executable name of sidecars; may be repeated [default: envoy]
     #[arg(long, value_name = "NAME", env = "OBSERVER_SIDECAR_EXE", value_delimiter = ',', value_parser = executable_name)]
     pub sidecar_exe: Vec<String>,
+    /// Metrics page of a control-plane process, as http://istiod.istio-system:15014 (path /metrics if none is given); may be
+    /// repeated
+    #[arg(long, value_name = "URL", env = "OBSERVER_CONTROL_PLANE", value_delimiter = ',', value_parser = control_plane,
+        hide_env_values = true)]
+    pub control_plane: Vec<Result<PageUrl, String>>,
+    /// Executable of a control-plane process, with the port of its metrics page where its sockets do not tell; may be
+    /// repeated [default: pilot-discovery, galley, istio_ca, mixs]
+    #[arg(long, value_name = "NAME[:PORT]", env = "OBSERVER_CONTROL_PLANE_EXE", value_delimiter = ',')]
+    pub control_plane_exe: Vec<ComponentRule>,
+    /// Also read the metrics pages of sidecars, gateways and ztunnels [default: false]
+    #[arg(long, value_name = "true|false", env = "OBSERVER_SCRAPE_PROXIES", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    pub scrape_proxies: Option<bool>,
     /// cgroup v2 directory to observe even if no sidecar is recognised in it; may be repeated
     #[arg(long, value_name = "PATH", env = "OBSERVER_CGROUP", value_delimiter = ',')]
     pub cgroup: Vec<PathBuf>,
@@ -184,6 +219,23 @@ pub fn executable_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A metrics page. What is wrong with it is told later and not by the command line's parser, which would repeat the text
+/// and the password that may be in it.
+///
+/// # Errors
+/// None.
+pub fn control_plane(text: &str) -> Result<Result<PageUrl, String>, Infallible> {
+    Ok(text.parse())
+}
+
+/// Where reports go. What is wrong with it is told later, for the same reason.
+///
+/// # Errors
+/// None.
+pub fn emit_target(text: &str) -> Result<Result<Target, TargetError>, Infallible> {
+    Ok(text.parse())
+}
+
 /// Which Wavefront names are sent.
 ///
 /// # Errors
@@ -211,25 +263,30 @@ mod tests {
     #[test]
     fn parses_every_option() {
         let line = "observer run --listen 0.0.0.0:9000 --interval 1m --emit wavefront+file:- --emit \
-                    wavefront+http://proxy:2878 --wavefront-names collector --config c.toml --sidecar-exe envoy \
-                    --sidecar-exe pilot --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
+                    wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --config c.toml --sidecar-exe envoy \
+                    --sidecar-exe pilot --control-plane http://istiod:15014 --control-plane-exe etcd:2379 --scrape-proxies --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Duration::from_mins(1)));
         assert_eq!(args.emit.len(), 2);
+        assert_eq!(args.wavefront_token_file, Some("/t".into()));
+        assert_eq!(args.wavefront_ca_file, Some("/c".into()));
+        assert_eq!(args.queue_dir, Some("/q".into()));
         assert_eq!(args.node.sidecar_exe, ["envoy", "pilot"]);
+        assert_eq!(args.node.control_plane, [Ok("http://istiod:15014/metrics".parse().unwrap())]);
+        assert_eq!(args.node.control_plane_exe, ["etcd:2379".parse().unwrap()]);
+        assert_eq!(args.node.scrape_proxies, Some(true));
         assert_eq!(args.node.log, Some(LogLevel::Debug));
     }
 
     #[test]
     fn wrong_usage_says_what_is_right() {
         for (line, expected) in [
-            ("run --emit otlp+http://collector:4318", "wavefront+file:PATH"),
-            ("run --emit otlp+http://collector:4318", "wavefront+http://HOST:PORT"),
             ("run --interval 10", "as in 10s"),
             ("run --interval 2h", "between 100ms and 1h"),
             ("run --wavefront-names old", "documented or collector"),
             ("run --sidecar-exe /usr/bin/envoy", "as in envoy"),
             ("run --sidecar-exe=", "as in envoy"),
+            ("run --control-plane-exe galley:0", "as in pilot-discovery"),
             ("run --cgroup=", "a value is required"),
             ("run --pin /x", "unexpected argument"),
             ("snapshot --for 0s", "between 100ms and 1h"),

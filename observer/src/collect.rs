@@ -1,11 +1,17 @@
 //! What was read, raw and cumulative: no rates, no labels, no identity. Each collector fills its own part.
 
+pub mod control_plane;
+pub mod exposition;
+pub mod inside;
 pub mod kernel;
 pub mod own;
+pub mod procfs;
 
 use std::time::{Duration, SystemTime};
 
 use observer_ebpf::{SeriesKey, health::Counter, latency::BUCKETS};
+
+use crate::discovery::ProcessId;
 
 /// Everything read in one round.
 #[derive(Clone, Debug)]
@@ -14,6 +20,10 @@ pub struct Reading {
     pub at: SystemTime,
     /// What the kernel programs counted, or why it could not be read.
     pub kernel: Option<KernelReading>,
+    /// What the kernel accounts for the processes of the mesh, those that could be read.
+    pub processes: Vec<ProcessReading>,
+    /// What the control plane's pages said last.
+    pub control_plane: Vec<control_plane::TargetReading>,
     /// How each collector fared.
     pub outcomes: Vec<Outcome>,
 }
@@ -57,6 +67,8 @@ pub struct SeriesReading {
     pub received: u64,
     /// Payload bytes server to client.
     pub sent: u64,
+    /// gRPC messages client to server, and server to client.
+    pub messages: [u64; 2],
 }
 
 /// One histogram, cumulative.
@@ -81,4 +93,42 @@ pub struct ProgramReading {
     pub runs: u64,
     /// Time spent, likewise.
     pub run_time: Duration,
+}
+
+/// One process's account, from `/proc/PID` [proc_pid_stat(5), proc_pid_limits(5)]. What may not be read is absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessReading {
+    /// Which process.
+    pub process: ProcessId,
+    /// User and system time of all its threads, those that ended included.
+    pub cpu: Duration,
+    /// Resident memory.
+    pub resident_bytes: u64,
+    /// Address space in use.
+    pub virtual_bytes: u64,
+    /// Threads.
+    pub threads: u64,
+    /// When it started, by the wall clock.
+    pub started: Option<SystemTime>,
+    /// File descriptors in use.
+    pub open_files: Option<u64>,
+    /// Most that it may have (soft limit).
+    pub most_open_files: Option<u64>,
+    /// Its cgroup's account.
+    pub cgroup: CgroupReading,
+}
+
+/// One cgroup's account, from its cgroup v2 directory; absent where the controller is off or sets no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupReading {
+    /// Memory charged to it, page cache included (`memory.current`).
+    pub memory_bytes: Option<u64>,
+    /// Its limit (`memory.max`).
+    pub most_memory_bytes: Option<u64>,
+    /// Enforcement periods of its CPU limit (`cpu.stat`, `nr_periods`).
+    pub periods: Option<u64>,
+    /// Those in which it was throttled (`nr_throttled`).
+    pub throttled_periods: Option<u64>,
+    /// How long it was throttled (`throttled_usec`).
+    pub throttled: Option<Duration>,
 }

@@ -16,9 +16,15 @@ use toml::Spanned;
 
 use crate::{
     cli::{self, LogLevel, NodeArgs, RunArgs},
-    collect::kernel,
-    discovery::{DiscoveryConfig, Role, SidecarRule, Workload},
-    emit::{Target, wavefront::Names},
+    collect::{
+        control_plane::{self, PageUrl},
+        kernel,
+    },
+    discovery::{DiscoveryConfig, Role, SidecarRule, Workload, component::ComponentRule},
+    emit::{
+        Target, TargetError,
+        wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
+    },
     model::labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
 };
 
@@ -28,6 +34,8 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 /// Most series held apart where no number is given.
 pub const DEFAULT_MAX_SERIES: u32 = 10_000;
+/// Most bytes of one emitter's queue on disk where no number is given.
+pub const DEFAULT_QUEUE_BYTES: u64 = 256 * 1024 * 1024;
 /// More series than this would take a gigabyte of kernel memory.
 const MOST_SERIES: u32 = 1_000_000;
 
@@ -40,12 +48,28 @@ pub struct Config {
     pub interval: Duration,
     /// Where reports go.
     pub emit: Vec<Target>,
-    /// Which Wavefront names are sent.
-    pub wavefront_names: Names,
+    /// What is sent to Wavefront.
+    pub wavefront: Options,
+    /// File with the API token of the service.
+    pub wavefront_token_file: Option<PathBuf>,
+    /// File with the authorities that are trusted over TLS; the system's if absent.
+    pub wavefront_ca_file: Option<PathBuf>,
+    /// Directory where batches wait for receivers that do not take them.
+    pub queue_dir: Option<PathBuf>,
+    /// Most bytes of one emitter's batches there.
+    pub queue_bytes: u64,
     /// How much is logged.
     pub log: LogLevel,
     /// Executable names of sidecars.
     pub sidecar_exe: Vec<String>,
+    /// Metrics pages of the control plane that were named.
+    pub control_plane: Vec<PageUrl>,
+    /// Authorities of those pages' certificates.
+    pub control_plane_ca: Option<PathBuf>,
+    /// Executables of the control plane.
+    pub control_plane_exe: Vec<ComponentRule>,
+    /// Whether the metrics pages of sidecars, gateways and ztunnels are read too.
+    pub scrape_proxies: bool,
     /// cgroup v2 directories that are observed in any case.
     pub cgroup: Vec<PathBuf>,
     /// The proc file system.
@@ -75,6 +99,12 @@ pub enum ConfigError {
         /// Why.
         reason: io::Error,
     },
+    /// An address that was given is none. It is not repeated, as it may hold a password.
+    #[error("--control-plane: {0}")]
+    ControlPlane(String),
+    /// A target that was given is none.
+    #[error("--emit: {0}")]
+    Emit(TargetError),
     /// The file is wrong.
     #[error("{path}:{line}:{column}: {key}: {problem}; the annotated observer.example.toml has every key")]
     Wrong {
@@ -97,6 +127,12 @@ impl Config {
     /// # Errors
     /// The file cannot be read or is wrong.
     pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
+        if let Some(wrong) = args.node.control_plane.iter().find_map(|page| page.as_ref().err()) {
+            return Err(ConfigError::ControlPlane(wrong.clone()));
+        }
+        if let Some(wrong) = args.emit.iter().find_map(|target| target.as_ref().err()) {
+            return Err(ConfigError::Emit(wrong.clone()));
+        }
         let Some(path) = &args.node.config else { return Ok(Self::resolve(args, Settings::default())) };
         let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable { path: path.clone(), reason })?;
         Ok(Self::resolve(args, Settings::parse(path, &text)?))
@@ -104,19 +140,53 @@ impl Config {
 
     /// Options and environment first, then the file, then defaults.
     fn resolve(args: &RunArgs, file: Settings) -> Self {
-        let RunArgs { listen, interval, emit, wavefront_names, node } = args.clone();
-        let NodeArgs { config: _, sidecar_exe, cgroup, proc_root, cgroup_root, log } = node;
+        let RunArgs {
+            listen,
+            interval,
+            emit,
+            wavefront_names,
+            wavefront_token_file,
+            wavefront_ca_file,
+            queue_dir,
+            node,
+        } = args.clone();
+        let NodeArgs {
+            config: _,
+            control_plane,
+            sidecar_exe,
+            control_plane_exe,
+            scrape_proxies,
+            cgroup,
+            proc_root,
+            cgroup_root,
+            log,
+        } = node;
         let mut sidecar_exe = either(sidecar_exe, file.sidecar_exe);
         if sidecar_exe.is_empty() {
             sidecar_exe.push("envoy".to_owned());
         }
+        let mut control_plane_exe = either(control_plane_exe, file.control_plane_exe);
+        if control_plane_exe.is_empty() {
+            control_plane_exe = ComponentRule::control_plane();
+        }
         Self {
             listen: listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
             interval: interval.or(file.interval).unwrap_or(DEFAULT_INTERVAL),
-            emit: either(emit, file.emit),
-            wavefront_names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
+            emit: either(emit.into_iter().flatten().collect(), file.emit),
+            wavefront: Options {
+                names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
+                ..file.wavefront
+            },
+            wavefront_token_file: wavefront_token_file.or(file.wavefront_token_file),
+            wavefront_ca_file: wavefront_ca_file.or(file.wavefront_ca_file),
+            queue_dir: queue_dir.or(file.queue_dir),
+            queue_bytes: file.queue_bytes.unwrap_or(DEFAULT_QUEUE_BYTES),
             log: log.or(file.log).unwrap_or_default(),
             sidecar_exe,
+            control_plane: either(control_plane.into_iter().flatten().collect(), file.control_plane),
+            control_plane_ca: file.control_plane_ca,
+            control_plane_exe,
+            scrape_proxies: scrape_proxies.or(file.scrape_proxies).unwrap_or_default(),
             cgroup: either(cgroup, file.cgroup),
             proc_root: proc_root.or(file.proc_root).unwrap_or_else(|| "/proc".into()),
             cgroup_root: cgroup_root.or(file.cgroup_root),
@@ -131,13 +201,26 @@ impl Config {
     /// What discovery looks for.
     #[must_use]
     pub fn discovery(&self) -> DiscoveryConfig {
+        let ztunnel = self.scrape_proxies.then(ComponentRule::ztunnel);
         DiscoveryConfig {
             proc_root: self.proc_root.clone(),
             cgroup_root: self.cgroup_root.clone(),
             executables: self.sidecar_exe.clone(),
+            components: self.control_plane_exe.iter().cloned().chain(ztunnel).collect(),
             cgroups: self.cgroup.clone(),
             rules: self.sidecars.clone(),
         }
+    }
+
+    /// The metrics pages that were named.
+    pub fn control_plane(&self) -> impl Iterator<Item = control_plane::Target> + use<'_> {
+        self.control_plane.iter().cloned().map(control_plane::Target::named)
+    }
+
+    /// How the control plane is scraped.
+    #[must_use]
+    pub fn scraping(&self) -> control_plane::Options {
+        control_plane::Options { interval: self.interval, ca_file: self.control_plane_ca.clone() }
     }
 
     /// What the kernel programs are told.
@@ -168,8 +251,18 @@ struct Settings {
     interval: Option<Duration>,
     emit: Vec<Target>,
     wavefront_names: Option<Names>,
+    /// All but the names.
+    wavefront: Options,
+    wavefront_token_file: Option<PathBuf>,
+    wavefront_ca_file: Option<PathBuf>,
+    queue_dir: Option<PathBuf>,
+    queue_bytes: Option<u64>,
     log: Option<LogLevel>,
     sidecar_exe: Vec<String>,
+    control_plane: Vec<PageUrl>,
+    control_plane_ca: Option<PathBuf>,
+    control_plane_exe: Vec<ComponentRule>,
+    scrape_proxies: Option<bool>,
     cgroup: Vec<PathBuf>,
     proc_root: Option<PathBuf>,
     cgroup_root: Option<PathBuf>,
@@ -205,8 +298,17 @@ impl Settings {
             interval: file.interval.map(|Interval(interval)| interval),
             emit: file.emit.into_iter().map(|Emit(target)| target).collect(),
             wavefront_names: file.wavefront_names.map(|WavefrontNames(names)| names),
+            wavefront: file.wavefront.options(),
+            wavefront_token_file: file.wavefront_token_file.map(|FilePath(path)| path),
+            wavefront_ca_file: file.wavefront_ca_file.map(|FilePath(path)| path),
+            queue_dir: file.queue_dir.map(|DirectoryPath(path)| path),
+            queue_bytes: file.queue_bytes.map(|QueueBytes(number)| number),
             log: file.log,
             sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
+            control_plane: file.control_plane.into_iter().map(|ControlPlane(url)| url).collect(),
+            control_plane_ca: file.control_plane_ca,
+            control_plane_exe: file.control_plane_exe.into_iter().map(|ControlPlaneExe(rule)| rule).collect(),
+            scrape_proxies: file.scrape_proxies,
             cgroup: file.cgroup.into_iter().map(|DirectoryPath(path)| path).collect(),
             proc_root: file.proc_root.map(|DirectoryPath(path)| path),
             cgroup_root: file.cgroup_root.map(|DirectoryPath(path)| path),
@@ -230,8 +332,17 @@ struct File {
     interval: Option<Interval>,
     emit: Vec<Emit>,
     wavefront_names: Option<WavefrontNames>,
+    wavefront_token_file: Option<FilePath>,
+    wavefront_ca_file: Option<FilePath>,
+    queue_dir: Option<DirectoryPath>,
+    queue_bytes: Option<QueueBytes>,
+    wavefront: WavefrontTable,
     log: Option<LogLevel>,
     sidecar_exe: Vec<ExecutableName>,
+    control_plane: Vec<ControlPlane>,
+    control_plane_ca: Option<PathBuf>,
+    control_plane_exe: Vec<ControlPlaneExe>,
+    scrape_proxies: Option<bool>,
     cgroup: Vec<DirectoryPath>,
     proc_root: Option<DirectoryPath>,
     cgroup_root: Option<DirectoryPath>,
@@ -241,6 +352,20 @@ struct File {
     service: Vec<Spanned<Service>>,
     workload: Vec<Spanned<WorkloadTable>>,
     sidecar: Vec<Spanned<SidecarTable>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WavefrontTable {
+    tags: PointTags,
+    metric_allow_list: Vec<Pattern>,
+    metric_deny_list: Vec<Pattern>,
+    metric_tag_allow_list: BTreeMap<String, Vec<Pattern>>,
+    metric_tag_deny_list: BTreeMap<String, Vec<Pattern>>,
+    tag_include: Vec<Pattern>,
+    tag_exclude: Vec<Pattern>,
+    delta_counters: bool,
+    distributions: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -336,25 +461,74 @@ checked!(Listen(SocketAddr), |text: &str| {
 checked!(Interval(Duration), cli::interval);
 checked!(Emit(Target), str::parse::<Target>);
 checked!(WavefrontNames(Names), cli::wavefront_names);
+checked!(Pattern(Glob), str::parse::<Glob>);
 checked!(ExecutableName(String), cli::executable_name);
+checked!(FilePath(PathBuf), |text: &str| match text {
+    "" => Err("a path is missing; write a file, or leave the key out"),
+    path => Ok(PathBuf::from(path)),
+});
+checked!(ControlPlane(PageUrl), str::parse::<PageUrl>);
+checked!(ControlPlaneExe(ComponentRule), str::parse::<ComponentRule>);
 checked!(DirectoryPath(PathBuf), |text: &str| match text {
     "" => Err("a path is missing; write a directory, or leave the key out"),
     path => Ok(PathBuf::from(path)),
 });
 
-#[derive(Debug)]
-struct MaxSeries(u32);
+#[derive(Debug, Default)]
+struct PointTags(BTreeMap<String, String>);
 
-impl<'de> Deserialize<'de> for MaxSeries {
+impl<'de> Deserialize<'de> for PointTags {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        u32::try_from(number)
-            .ok()
-            .filter(|number| (1..=MOST_SERIES).contains(number))
-            .map(Self)
-            .ok_or_else(|| de::Error::custom(format!("{number} is not between 1 and {MOST_SERIES}")))
+        let tags = BTreeMap::<String, String>::deserialize(deserializer)?;
+        let tags = tags.iter().map(|(key, value)| point_tag(key, value));
+        tags.collect::<Result<_, _>>().map(Self).map_err(de::Error::custom)
     }
 }
+
+impl WavefrontTable {
+    fn options(self) -> Options {
+        let globs = |list: Vec<Pattern>| list.into_iter().map(|Pattern(glob)| glob).collect();
+        let by_key =
+            |table: BTreeMap<String, Vec<Pattern>>| table.into_iter().map(|(key, list)| (key, globs(list))).collect();
+        Options {
+            names: Names::default(),
+            tags: self.tags.0,
+            filters: Filters {
+                metric_allow: globs(self.metric_allow_list),
+                metric_deny: globs(self.metric_deny_list),
+                metric_tag_allow: by_key(self.metric_tag_allow_list),
+                metric_tag_deny: by_key(self.metric_tag_deny_list),
+                tag_include: globs(self.tag_include),
+                tag_exclude: globs(self.tag_exclude),
+            },
+            delta_counters: self.delta_counters,
+            distributions: self.distributions,
+        }
+    }
+}
+
+/// A number within bounds.
+macro_rules! bounded {
+    ($name:ident($value:ty), $least:expr, $most:expr) => {
+        #[derive(Debug)]
+        struct $name($value);
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let number = i64::deserialize(deserializer)?;
+                <$value>::try_from(number)
+                    .ok()
+                    .filter(|number| ($least..=$most).contains(number))
+                    .map(Self)
+                    .ok_or_else(|| de::Error::custom(format!("{number} is not between {} and {}", $least, $most)))
+            }
+        }
+    };
+}
+
+bounded!(MaxSeries(u32), 1, MOST_SERIES);
+// One batch is at most half a mebibyte before it is compressed; more than a tebibyte is a slip.
+bounded!(QueueBytes(u64), 1_u64 << 20, 1_u64 << 40);
 
 /// Ports that services declare as TCP. The kernel programs know ports, not services, so that two services cannot disagree.
 fn tcp_ports_of(services: &[Spanned<Service>]) -> Result<Vec<u16>, Problem> {
@@ -493,6 +667,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::catalogue;
 
     const EXAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/observer.example.toml"));
 
@@ -515,11 +690,29 @@ mod tests {
         assert_eq!(in_force.listen, Some(DEFAULT_LISTEN));
         assert_eq!(in_force.interval, Some(DEFAULT_INTERVAL));
         assert_eq!(in_force.max_series, Some(DEFAULT_MAX_SERIES));
+        assert_eq!(in_force.queue_bytes, Some(DEFAULT_QUEUE_BYTES));
         assert_eq!(in_force.wavefront_names, Some(Names::default()));
         assert_eq!(in_force.log, Some(LogLevel::default()));
         assert_eq!(in_force.sidecar_exe, ["envoy"]);
+        assert_eq!(in_force.control_plane_exe, ComponentRule::control_plane());
+        assert_eq!(in_force.scrape_proxies, Some(false));
         assert_eq!(in_force.proc_root.as_deref(), Some(Path::new("/proc")));
         assert_eq!((in_force.sidecars.len(), in_force.peers.services.len(), in_force.peers.workloads.len()), (1, 1, 1));
+    }
+
+    #[test]
+    fn the_old_chains_set_up_loads_and_sends_its_names() {
+        const CHAIN: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/wavefront.example.toml"));
+        let config = Config::resolve(&RunArgs::default(), parse(CHAIN).unwrap());
+        assert_eq!(config.emit.len(), 1);
+        assert_eq!(config.wavefront.names, Names::Collector);
+        assert_eq!(config.wavefront.tags["cluster"], "my-cluster");
+        let documented = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/documented_names.txt"));
+        for name in documented.lines() {
+            let sent = name.replace('*', "bucket.p99");
+            assert!(config.wavefront.filters.passes_name(&sent), "{name}");
+        }
+        assert!(!config.wavefront.filters.passes_name(catalogue::CPU_SECONDS.documented_name));
     }
 
     #[test]
@@ -527,6 +720,7 @@ mod tests {
         // serde lists a table's keys when it meets one that it does not know.
         for (table, unknown) in [
             ("", "x = 1"),
+            ("[wavefront]", "[wavefront]\nx = 1"),
             ("[[service]]", "[[service]]\nx = 1"),
             ("ports = ", "[[service]]\nhost = \"a.b\"\naddresses = []\nports = [{ x = 1 }]"),
             ("[[workload]]", "[[workload]]\nx = 1"),
@@ -539,8 +733,7 @@ mod tests {
             let after = uncommented();
             let section = &after[after.find(table).unwrap()..];
             for key in keys {
-                let forms =
-                    [format!("\n{key} = "), format!("{{ {key} = "), format!(", {key} = "), format!("[[{key}]]")];
+                let forms = [format!("\n{key} = "), format!("{{ {key} = "), format!(", {key} = "), format!("[{key}]")];
                 assert!(forms.iter().any(|form| section.contains(form)), "{table} {key}");
             }
         }
@@ -577,10 +770,14 @@ mod tests {
             ("listen = \"9469\"", "o.toml:1:10: listen: ", "127.0.0.1:9469"),
             ("log = \"loud\"", "o.toml:1:7: log: ", "`trace`"),
             ("max_series = 0", "o.toml:1:14: max_series: ", "between 1 and 1000000"),
+            ("[wavefront]\ntags = { source = \"x\" }", "o.toml:2:8: wavefront.tags: ", "have a meaning already"),
+            ("[wavefront]\ntag_include = [\"a[\"]", "o.toml:2:15: wavefront.tag_include: ", "[ is never closed"),
+            ("queue_bytes = 1000", "o.toml:1:15: queue_bytes: ", "between 1048576 and 1099511627776"),
             ("tcp_ports = [\n  25,\n  70000,\n]", "o.toml:3:3: tcp_ports: ", "70000"),
             ("emit = [\"kafka:x\"]", "o.toml:1:8: emit: ", "wavefront+file:PATH"),
             ("cgroup_root = \"\"", "o.toml:1:15: cgroup_root: ", "a path is missing"),
             ("sidecar_exe = [\"a/b\"]", "o.toml:1:15: sidecar_exe: ", "as in envoy"),
+            ("control_plane_exe = [\"a:x\"]", "o.toml:1:21: control_plane_exe: ", "as in pilot-discovery"),
             ("listen = ", "o.toml:1:", "listen"),
             (
                 "[[service]]\nhost = \"reviews\"\naddresses = [\"10.0.0.1\"]",
@@ -602,6 +799,19 @@ mod tests {
         let node = NodeArgs { config: Some("/nonexistent/o.toml".into()), ..NodeArgs::default() };
         let error = Config::load(&RunArgs { node, ..RunArgs::default() }).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/o.toml") && error.contains("--config"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_target_is_explained_without_its_password() {
+        for (text, said) in [
+            ("otlp+http://collector:4318", "this version has no emitter"),
+            ("wavefront+http://u:secret@p", "credentials"),
+        ] {
+            let args = RunArgs { emit: vec![text.parse()], ..RunArgs::default() };
+            let error = Config::load(&args).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("wavefront+https://INSTANCE"), "{error}");
+            assert!(error.contains("--emit") && !error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

@@ -1,12 +1,16 @@
-//! Who is on this node: sidecars and gateways with their identity, found through procfs.
+//! Who is on this node: sidecars, gateways and the control plane's processes with their identity, found through procfs.
 
+pub mod addresses;
 pub mod cgroup;
+pub mod component;
+pub mod container;
 pub mod events;
 pub mod pod_labels;
 pub mod proc_files;
 pub mod process;
 pub mod registry;
 pub mod scan;
+pub mod target;
 pub mod watch;
 
 use std::{
@@ -17,6 +21,8 @@ use std::{
     sync::Arc,
 };
 
+use self::component::{Component, ComponentRule};
+
 /// Where and what to look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoveryConfig {
@@ -26,6 +32,8 @@ pub struct DiscoveryConfig {
     pub cgroup_root: Option<PathBuf>,
     /// Executable names that make a process a candidate.
     pub executables: Vec<String>,
+    /// Executables of the control plane, and others whose metrics pages are read.
+    pub components: Vec<ComponentRule>,
     /// cgroup v2 directories to observe even if no sidecar is recognised in them.
     pub cgroups: Vec<PathBuf>,
     /// Identities that the configuration file gives where no injector does.
@@ -83,6 +91,25 @@ pub enum Change {
     Updated(Arc<Sidecar>),
     /// It ended, as last known. Another process with the same id may live on (a restart that overlapped).
     Gone(Arc<Sidecar>),
+    /// A control-plane process that was not there before.
+    ComponentFound(Arc<Component>),
+    /// A known one of which more is known now, as where its metrics page is.
+    ComponentUpdated(Arc<Component>),
+    /// It ended, as last known.
+    ComponentGone(Arc<Component>),
+}
+
+impl Change {
+    /// The process that it is about.
+    #[must_use]
+    pub fn process(&self) -> ProcessId {
+        match self {
+            Self::Found(sidecar) | Self::Updated(sidecar) | Self::Gone(sidecar) => sidecar.process,
+            Self::ComponentFound(component) | Self::ComponentUpdated(component) | Self::ComponentGone(component) => {
+                component.process
+            }
+        }
+    }
 }
 
 /// One line of what discovery has to say of this node.
@@ -90,6 +117,8 @@ pub enum Change {
 pub enum Finding {
     /// A sidecar or gateway that is observed.
     Observed(Arc<Sidecar>),
+    /// A control-plane process.
+    Component(Arc<Component>),
     /// A candidate that is not observed.
     Refused {
         /// The process.
@@ -227,12 +256,10 @@ pub fn cgroup_defaults<'a>(sidecars: impl IntoIterator<Item = &'a Arc<Sidecar>>)
     defaults
 }
 
-/// Whether `name`, an executable's file name or a command name that the kernel cut at 15 bytes, is one of `executables`.
-fn is_candidate(name: &str, cut: bool, executables: &[String]) -> bool {
+/// Whether `name`, an executable's file name or a command name that the kernel cut at 15 bytes, is `wanted`.
+fn is_named(wanted: &str, name: &str, cut: bool) -> bool {
     const COMMAND_LENGTH: usize = 15;
-    executables.iter().any(|wanted| {
-        name == wanted || cut && name.len() == COMMAND_LENGTH && wanted.as_bytes().starts_with(name.as_bytes())
-    })
+    name == wanted || cut && name.len() == COMMAND_LENGTH && wanted.as_bytes().starts_with(name.as_bytes())
 }
 
 /// `path` as a line of text that no file name can break.

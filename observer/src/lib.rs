@@ -6,10 +6,12 @@
 pub mod app;
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod collect;
 pub mod config;
 pub mod discovery;
 pub mod emit;
+pub mod live;
 pub mod model;
 pub mod readiness;
 pub mod serve;

@@ -12,7 +12,8 @@ use observer::{
     app, check,
     cli::{CatalogueFormat, Cli, Command, RunArgs, SnapshotArgs},
     config::Config,
-    model::catalogue,
+    live,
+    model::{catalogue, live::Live},
     snapshot, telemetry,
 };
 
@@ -27,7 +28,10 @@ fn main() -> ExitCode {
             let args = RunArgs { wavefront_names, node, ..RunArgs::default() };
             prepared(&args, |config| block_on(snapshot::print(config, length, format)))
         }
-        Command::Catalogue { format } => print(&printed(format)).map_err(Failure::could_not_run),
+        Command::Catalogue { format, live: false, .. } => print(&printed(format, None)).map_err(Failure::could_not_run),
+        Command::Catalogue { format, live: true, listen } => {
+            block_on(async { print(&printed(format, Some(&live::ask(listen).await?))) })
+        }
     };
     outcome.map_or_else(Failure::told, |()| ExitCode::SUCCESS)
 }
@@ -80,10 +84,10 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-fn printed(format: CatalogueFormat) -> String {
+fn printed(format: CatalogueFormat, live: Option<&Live>) -> String {
     match format {
-        CatalogueFormat::Table => catalogue::table(),
-        CatalogueFormat::Json => catalogue::json(),
-        CatalogueFormat::Tsv => catalogue::tsv(),
+        CatalogueFormat::Table => catalogue::table(live),
+        CatalogueFormat::Json => catalogue::json(live),
+        CatalogueFormat::Tsv => catalogue::tsv(live),
     }
 }

@@ -5,9 +5,12 @@
 
 pub mod cardinality;
 pub mod catalogue;
+pub mod control_plane;
 pub mod counter;
 pub mod histogram;
 pub mod labels;
+pub mod live;
+mod process;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -22,18 +25,20 @@ use observer_ebpf::{
     DURATION, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST_BYTES, RESPONSE_BYTES, SeriesKey,
     health::{self, Group},
     latency::BUCKETS,
+    socket::{REQUEST, RESPONSE},
 };
 
 use self::{
     cardinality::{Accounts, Moment},
-    catalogue::Family,
+    catalogue::{Family, Origin},
+    control_plane::ControlPlane,
     counter::{Figures, TcpFigures},
     histogram::{HttpFigures, PackedCells},
     labels::{Directory, GatewayLabels, MeshLabels, Peers},
 };
 use crate::{
     collect::{KernelReading, Reading, SeriesReading},
-    discovery::{Role, Sidecar, SidecarId},
+    discovery::{Role, Sidecar, SidecarId, component::Component},
 };
 
 /// What one round knows.
@@ -45,6 +50,8 @@ pub struct Inputs<'a> {
     pub running: &'a [Arc<Sidecar>],
     /// Those that ended and whose figures or addresses may still matter, the last one first.
     pub ended: &'a [Arc<Sidecar>],
+    /// Control-plane processes that run.
+    pub components: &'a [Arc<Component>],
     /// Peers known otherwise; compared by pointer, so a change needs a new `Arc`.
     pub peers: &'a Arc<Peers>,
     /// The observer's own figures.
@@ -75,10 +82,14 @@ pub struct EmitterFigures {
     pub name: String,
     /// Reports that wait now.
     pub queued_reports: u64,
+    /// Points and bytes that wait on disk now, where some may.
+    pub on_disk: Option<(u64, u64)>,
     /// Points the receiver took.
     pub sent: u64,
     /// Points that break the format's rules, by reason.
     pub rejected: Vec<(&'static str, u64)>,
+    /// Points that the configured filters keep back.
+    pub filtered: u64,
     /// Points given up, by reason.
     pub dropped: Vec<(&'static str, u64)>,
     /// Reports dropped unsent, by reason.
@@ -144,12 +155,12 @@ impl Model {
 
     /// Takes one round and says how everything stands. Without a kernel reading the figures of the last one stand.
     pub fn update(&mut self, inputs: Inputs<'_>) -> Arc<Snapshot> {
-        let Inputs { reading, running, ended, peers, own, closes_interval } = inputs;
+        let Inputs { reading, running, ended, components, peers, own, closes_interval } = inputs;
         let mut round = self.begin(reading.at, running, ended, peers, closes_interval);
         for series in reading.kernel.iter().flat_map(|kernel| &kernel.series) {
             round.series(series);
         }
-        round.finish(reading, own)
+        round.finish(reading, components, own)
     }
 
     /// Begins a round whose series are handed over one by one, so that they need never be in memory together.
@@ -229,7 +240,7 @@ impl Round<'_> {
     /// Ends the round with all else that was read; the series in `reading` are not looked at. Without a kernel reading
     /// the series that were not handed over stand as they were.
     #[must_use]
-    pub fn finish(self, reading: &Reading, own: &Own) -> Arc<Snapshot> {
+    pub fn finish(self, reading: &Reading, components: &[Arc<Component>], own: &Own) -> Arc<Snapshot> {
         let (model, now) = (&mut *self.model, self.at.now);
         if reading.kernel.is_some() {
             model.http.end(now, model.retention);
@@ -251,10 +262,22 @@ impl Round<'_> {
             length
         });
         let (http, tcp) = (series(&model.http), series(&model.tcp));
-        Arc::new(Snapshot { at: now, interval, http, tcp, own: self.own(reading, own) })
+        let has_messages = |series: &Series<HttpFigures>| {
+            series.labels.is_grpc() || [REQUEST, RESPONSE].iter().any(|&way| series.figures.messages(way) > 0)
+        };
+        let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
+        let mut control_plane = ControlPlane::new(&reading.control_plane);
+        let own = self.own(reading, components, own, &mut control_plane);
+        Arc::new(Snapshot { at: now, interval, http, grpc, tcp, own, control_plane })
     }
 
-    fn own(&self, reading: &Reading, own: &Own) -> Vec<OwnFamily> {
+    fn own(
+        &self,
+        reading: &Reading,
+        components: &[Arc<Component>],
+        own: &Own,
+        control_plane: &mut ControlPlane,
+    ) -> Vec<OwnFamily> {
         let Model { http, tcp, encrypted, .. } = &*self.model;
         let mut families = Families { created: self.model.started, families: Vec::new() };
         self.own_process(own, &mut families);
@@ -277,6 +300,9 @@ impl Round<'_> {
             seconds.point(&[name], collector.busy);
         }
         own_outputs(own, &mut families);
+        process::families(&reading.processes, self.running, components, &mut families);
+        control_plane::own(&reading.control_plane, control_plane, &mut families);
+        families.outdo(control_plane);
         let gateways = families.add(&catalogue::GATEWAY_ENCRYPTED);
         for account in encrypted.exposed() {
             let GatewayLabels { workload, namespace, cluster, port } = &*account.labels;
@@ -376,8 +402,15 @@ fn own_kernel(kernel: &KernelReading, families: &mut Families) {
 fn own_outputs(own: &Own, families: &mut Families) {
     let queue = families.add(&catalogue::EMITTER_QUEUE);
     own.emitters.iter().for_each(|emitter| queue.point(&[&emitter.name], emitter.queued_reports));
+    let on_disk = || own.emitters.iter().filter_map(|emitter| Some((&emitter.name, emitter.on_disk?)));
+    let points = families.add(&catalogue::EMITTER_DISK_POINTS);
+    on_disk().for_each(|(name, (waiting, _))| points.point(&[name], waiting));
+    let bytes = families.add(&catalogue::EMITTER_DISK_BYTES);
+    on_disk().for_each(|(name, (_, waiting))| bytes.point(&[name], waiting));
     let sent = families.add(&catalogue::EMITTER_SENT);
     own.emitters.iter().for_each(|emitter| sent.point(&[&emitter.name], emitter.sent));
+    let filtered = families.add(&catalogue::EMITTER_FILTERED);
+    own.emitters.iter().for_each(|emitter| filtered.point(&[&emitter.name], emitter.filtered));
     type ByReason = fn(&EmitterFigures) -> &Vec<(&'static str, u64)>;
     let by_reason: [(_, ByReason); 4] = [
         (&catalogue::EMITTER_REJECTED, |emitter| &emitter.rejected),
@@ -401,6 +434,9 @@ fn own_outputs(own: &Own, families: &mut Families) {
     }
 }
 
+/// Istio's families of the data plane, which come first in a [`Snapshot`].
+pub const MESH_FAMILIES: usize = 10;
+
 /// How everything stands at one instant. Shares its figures with the model and with other snapshots.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -410,9 +446,13 @@ pub struct Snapshot {
     pub interval: Option<Duration>,
     /// HTTP and gRPC, one entry a label set.
     pub http: Vec<Series<HttpFigures>>,
+    /// Those of `http` that are gRPC.
+    pub grpc: Vec<Series<HttpFigures>>,
     /// TCP, one entry a label set.
     pub tcp: Vec<Series<TcpFigures>>,
     own: Vec<OwnFamily>,
+    /// What the control plane's pages said last; its families come behind the others.
+    pub control_plane: ControlPlane,
 }
 
 /// One label set of Istio's families with its totals.
@@ -440,6 +480,7 @@ pub struct FamilyPoints<'a> {
 enum Points<'a> {
     Requests(&'a [Series<HttpFigures>]),
     Histograms(&'a [Series<HttpFigures>], usize),
+    Messages(&'a [Series<HttpFigures>], usize),
     Tcp(&'a [Series<TcpFigures>], fn(&TcpFigures) -> u64),
     Own(&'a [OwnPoint]),
 }
@@ -532,6 +573,14 @@ impl<'a> HistogramView<'a> {
         Some(quantiles.map(|value| self.exposed(value)))
     }
 
+    /// Values of the last reporting interval, ascending, milliseconds or bytes, each with its count. A value is its cell's
+    /// midpoint, within 1/64 of the truth.
+    #[must_use]
+    pub fn recent_values(&self) -> Vec<(f64, u64)> {
+        let cells = self.recent.map(|recent| recent.of(self.index)).unwrap_or_default();
+        cells.into_iter().map(|(cell, count)| (self.exposed(histogram::midpoint(cell)), u64::from(count))).collect()
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "exposed as a double by both formats")]
     fn exposed(&self, value: u64) -> f64 {
         if self.index == DURATION { value as f64 / 1_000.0 } else { value as f64 }
@@ -539,7 +588,8 @@ impl<'a> HistogramView<'a> {
 }
 
 impl Snapshot {
-    /// The family at `index`, in the order they are printed; `None` behind the last one. Some may have no points.
+    /// The family at `index`, in the order they are printed; `None` behind the last one. Some may have no points. The
+    /// first [`MESH_FAMILIES`] are Istio's.
     #[must_use]
     pub fn family(&self, index: usize) -> Option<FamilyPoints<'_>> {
         let (family, points) = match index {
@@ -547,12 +597,14 @@ impl Snapshot {
             1 => (&catalogue::REQUEST_DURATION, Points::Histograms(&self.http, DURATION)),
             2 => (&catalogue::REQUEST_BYTES, Points::Histograms(&self.http, REQUEST_BYTES)),
             3 => (&catalogue::RESPONSE_BYTES, Points::Histograms(&self.http, RESPONSE_BYTES)),
-            4 => (&catalogue::TCP_OPENED, Points::Tcp(&self.tcp, |figures| figures.opened)),
-            5 => (&catalogue::TCP_CLOSED, Points::Tcp(&self.tcp, |figures| figures.closed)),
-            6 => (&catalogue::TCP_RECEIVED_BYTES, Points::Tcp(&self.tcp, |figures| figures.received_bytes)),
-            7 => (&catalogue::TCP_SENT_BYTES, Points::Tcp(&self.tcp, |figures| figures.sent_bytes)),
+            4 => (&catalogue::REQUEST_MESSAGES, Points::Messages(&self.grpc, REQUEST)),
+            5 => (&catalogue::RESPONSE_MESSAGES, Points::Messages(&self.grpc, RESPONSE)),
+            6 => (&catalogue::TCP_OPENED, Points::Tcp(&self.tcp, |figures| figures.opened)),
+            7 => (&catalogue::TCP_CLOSED, Points::Tcp(&self.tcp, |figures| figures.closed)),
+            8 => (&catalogue::TCP_RECEIVED_BYTES, Points::Tcp(&self.tcp, |figures| figures.received_bytes)),
+            9 => (&catalogue::TCP_SENT_BYTES, Points::Tcp(&self.tcp, |figures| figures.sent_bytes)),
             _ => {
-                let own = self.own.get(index - 8)?;
+                let own = self.own.get(index - MESH_FAMILIES)?;
                 (own.family, Points::Own(&own.points))
             }
         };
@@ -582,6 +634,14 @@ impl<'a> FamilyPoints<'a> {
                 let series = series.get(index)?;
                 let view = HistogramView::new(&series.figures, series.recent.as_deref(), histogram);
                 Point { labels: Labels::Http(&series.labels), value: Value::Histogram(view), created: series.created }
+            }
+            Points::Messages(series, direction) => {
+                let series = series.get(index)?;
+                Point {
+                    labels: Labels::Http(&series.labels),
+                    value: Value::Integer(series.figures.messages(direction)),
+                    created: series.created,
+                }
             }
             Points::Tcp(series, figure) => {
                 let series = series.get(index)?;
@@ -628,6 +688,22 @@ enum OwnValue {
     Real(f64),
 }
 
+impl OwnValue {
+    #[expect(clippy::cast_precision_loss, reason = "compared with a double")]
+    const fn real(self) -> f64 {
+        match self {
+            Self::Integer(value) => value as f64,
+            Self::Real(value) => value,
+        }
+    }
+}
+
+impl From<f64> for OwnValue {
+    fn from(value: f64) -> Self {
+        Self::Real(value)
+    }
+}
+
 impl From<u64> for OwnValue {
     fn from(value: u64) -> Self {
         Self::Integer(value)
@@ -648,12 +724,33 @@ struct Families {
 
 impl Families {
     fn add(&mut self, family: &'static Family) -> &mut OwnFamily {
-        self.families.push(OwnFamily { family, points: Vec::new(), created: self.created });
+        self.families.push(OwnFamily::new(family, self.created));
         self.families.last_mut().expect("just pushed")
     }
 }
 
+impl Families {
+    /// Where the kernel knows a process's figure and its page says it too, the kernel's is exposed, and the difference.
+    fn outdo(&mut self, control_plane: &mut ControlPlane) {
+        let mut differences = OwnFamily::new(&catalogue::PROCESS_DIFFERENCE, self.created);
+        for own in self.families.iter().filter(|own| own.family.origin == Origin::Procfs) {
+            let Some(label) = own.family.labels.iter().position(|label| *label == "instance") else { continue };
+            let known: BTreeMap<&str, f64> =
+                own.points.iter().map(|point| (&*point.labels[label], point.value.real())).collect();
+            for (instance, said) in control_plane.yield_to(own.family, |instance| known.contains_key(instance)) {
+                let difference = said - known[instance.as_str()];
+                differences.point(&[&instance, own.family.prometheus_name], difference);
+            }
+        }
+        self.families.push(differences);
+    }
+}
+
 impl OwnFamily {
+    const fn new(family: &'static Family, created: SystemTime) -> Self {
+        Self { family, points: Vec::new(), created }
+    }
+
     fn point(&mut self, labels: &[&str], value: impl Into<OwnValue>) {
         let labels: Box<[Box<str>]> = labels.iter().map(|label| Box::from(*label)).collect();
         debug_assert_eq!(labels.len(), self.family.labels.len());
@@ -691,6 +788,7 @@ mod tests {
                 reading: &reading(seconds, series),
                 running: &self.running,
                 ended: &self.ended,
+                components: &[],
                 peers: &self.peers,
                 own: &Own::default(),
                 closes_interval,
@@ -796,6 +894,7 @@ mod tests {
             reading: &failed,
             running: &bench.running,
             ended: &[],
+            components: &[],
             peers: &bench.peers,
             own: &Own::default(),
             closes_interval: false,

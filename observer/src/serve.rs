@@ -27,6 +27,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use reqwest::Url;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -36,7 +37,10 @@ use tokio::{
 };
 
 use crate::{
-    emit::prometheus::{Format, Gzip, Page, accepts_gzip},
+    emit::{
+        prometheus::{Format, Gzip, Page, accepts_gzip},
+        selection::Selection,
+    },
     model::{ScrapeFigures, Snapshot},
 };
 
@@ -253,7 +257,7 @@ impl<S: Source> Site<S> {
             with(text(StatusCode::PAYLOAD_TOO_LARGE, "no request body is taken\n"), header::CONNECTION, "close")
         } else {
             match path {
-                "/metrics" => self.metrics(request.headers()).await,
+                "/metrics" => self.metrics(request.headers(), selection(request.uri().query())).await,
                 "/healthz" => text(StatusCode::OK, "ok\n"),
                 "/readyz" => self.ready(),
                 _ => index(),
@@ -265,7 +269,7 @@ impl<S: Source> Site<S> {
         response
     }
 
-    async fn metrics(&self, headers: &HeaderMap) -> Response<Pieces> {
+    async fn metrics(&self, headers: &HeaderMap, selection: Selection) -> Response<Pieces> {
         let began = Instant::now();
         let Some(snapshot) = self.snapshot().await else {
             self.statistics.unavailable.fetch_add(1, Relaxed);
@@ -274,7 +278,7 @@ impl<S: Source> Site<S> {
         self.statistics.served.fetch_add(1, Relaxed);
         self.statistics.spent(began);
         let format = Format::negotiate(joined(headers, &header::ACCEPT).as_deref());
-        let page = Page::new(snapshot, format);
+        let page = Page::of(snapshot, format, selection);
         let statistics = self.statistics.clone();
         let pieces = |pieces| Response::new(Pieces { pieces: Some(pieces), statistics: Some(statistics) });
         let response = if accepts_gzip(joined(headers, &header::ACCEPT_ENCODING).as_deref()) {
@@ -335,6 +339,12 @@ fn text(status: StatusCode, text: &str) -> Response<Pieces> {
 fn with<B>(mut response: Response<B>, name: HeaderName, value: &'static str) -> Response<B> {
     response.headers_mut().insert(name, HeaderValue::from_static(value));
     response
+}
+
+/// What a query asks for, its percent signs resolved.
+fn selection(query: Option<&str>) -> Selection {
+    let query = query.map(|query| Url::parse(&format!("http://observer/?{query}")));
+    query.and_then(Result::ok).map(|url| Selection::of(url.query_pairs())).unwrap_or_default()
 }
 
 /// A header that may be repeated, as one list.
@@ -522,6 +532,16 @@ mod tests {
         assert!(text.ends_with("# EOF\n"));
         assert_eq!(figure(&bench, "ok"), 2);
         assert!(bench.server.figures().busy > Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_query_chooses_families() {
+        let bench = bench(Some(fixture::snapshots()[0].clone()), false).await;
+        let (_, whole) = get(&bench, "/metrics", "").await;
+        let (_, body) = get(&bench, "/metrics?name%5B%5D=x&family=*_build_*&other=1", "").await;
+        let body = String::from_utf8(body).unwrap();
+        assert!(body.len() < whole.len() && body.lines().count() == 3, "{body}");
+        assert!(body.lines().all(|line| line.contains("_build_info")), "{body}");
     }
 
     #[tokio::test]

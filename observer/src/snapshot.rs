@@ -12,14 +12,16 @@ use serde_json::{Map, Value as Json, json};
 use crate::{
     app,
     cli::SnapshotFormat,
+    collect::control_plane::Suffix,
     config::Config,
     emit::{
         Encoder,
         prometheus::{Format, Page},
-        wavefront::{self, Names},
+        wavefront::{self, Options},
     },
     model::{
         Point, Snapshot, Value,
+        control_plane::ScrapedLine,
         histogram::{LE, QUANTILES},
     },
 };
@@ -31,10 +33,10 @@ use crate::{
 pub async fn print(config: &Config, length: Duration, format: SnapshotFormat) -> Result<()> {
     let snapshot = app::snapshot(config, length).await?;
     let mut output = io::stdout().lock();
-    write(&mut output, snapshot, format, config.wavefront_names).context("standard output cannot be written")
+    write(&mut output, snapshot, format, &config.wavefront).context("standard output cannot be written")
 }
 
-fn write(output: &mut impl Write, snapshot: Arc<Snapshot>, format: SnapshotFormat, names: Names) -> Result<()> {
+fn write(output: &mut impl Write, snapshot: Arc<Snapshot>, format: SnapshotFormat, options: &Options) -> Result<()> {
     match format {
         SnapshotFormat::Prometheus => {
             for piece in Page::new(snapshot, Format::Text) {
@@ -42,7 +44,7 @@ fn write(output: &mut impl Write, snapshot: Arc<Snapshot>, format: SnapshotForma
             }
         }
         SnapshotFormat::Wavefront => {
-            for batch in wavefront::Lines::new(names, &app::node_name())?.encode(snapshot) {
+            for batch in wavefront::Lines::new(options.clone(), &app::node_name())?.encode(snapshot) {
                 output.write_all(&batch.text)?;
             }
         }
@@ -66,6 +68,16 @@ fn document(snapshot: &Snapshot) -> Json {
             "points": points.iter().map(|point| json_point(&point)).collect::<Vec<_>>(),
         })
     });
+    let scraped = snapshot.control_plane.families().map(|family| {
+        json!({
+            "name": family.name(),
+            "documented_name": family.documented_name(Suffix::None),
+            "type": format!("{:?}", family.kind()).to_lowercase(),
+            "unit": family.unit(),
+            "points": family.lines().map(|line| json_line(&line)).collect::<Vec<_>>(),
+        })
+    });
+    let families = families.chain(scraped);
     json!({
         "at": seconds(snapshot.at),
         "interval_seconds": snapshot.interval.map(|interval| interval.as_secs_f64()),
@@ -96,6 +108,18 @@ fn json_point(point: &Point<'_>) -> Json {
     json.into()
 }
 
+/// A line as it was scraped: buckets, sums and counts are lines of their own, told apart by the end of their name.
+fn json_line(line: &ScrapedLine<'_>) -> Json {
+    let mut labels = Map::new();
+    line.each(|name, value| {
+        labels.insert(name.to_owned(), value.into());
+    });
+    if let Some(bound) = line.bound {
+        labels.insert("le".to_owned(), bound.into());
+    }
+    json!({ "labels": labels, "suffix": line.suffix.text(), "value": line.value })
+}
+
 fn seconds(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
@@ -108,7 +132,7 @@ mod tests {
     fn printed(format: SnapshotFormat) -> String {
         let snapshot = fixture::snapshots()[1].clone();
         let mut output = Vec::new();
-        write(&mut output, snapshot, format, Names::default()).unwrap();
+        write(&mut output, snapshot, format, &Options::default()).unwrap();
         String::from_utf8(output).unwrap()
     }
 

@@ -49,6 +49,7 @@ impl Stage {
             proc_root: "/proc".into(),
             cgroup_root: None,
             executables: vec![self.executable.clone()],
+            components: vec![format!("{}-part", self.executable).parse().unwrap()],
             cgroups: Vec::new(),
             rules: Vec::new(),
         })
@@ -56,8 +57,12 @@ impl Stage {
     }
 
     fn start(&self) -> Child {
+        self.start_as(&self.executable)
+    }
+
+    fn start_as(&self, executable: &str) -> Child {
         let members = self.cgroup.join("cgroup.procs");
-        let mut command = Command::new(self.directory.path().join(&self.executable));
+        let mut command = Command::new(self.directory.path().join(executable));
         command.arg("60").env_clear().env("POD_NAME", "w-1").env("POD_NAMESPACE", "default");
         command.env("ISTIO_META_WORKLOAD_NAME", "w");
         // SAFETY: between fork and exec it only writes a file.
@@ -113,6 +118,29 @@ async fn sidecars_are_noticed_as_they_come_and_go() {
     println!("start to found: median {:?}, slowest {:?}", delays[10], delays[19]);
     assert!(delays[10] < Duration::from_millis(100), "{delays:?}");
     assert!(ids.iter().all(|id| *id == ids[0]), "a restarted pod keeps its number: {ids:?}");
+}
+
+#[tokio::test]
+async fn components_are_noticed_as_they_come_and_go() {
+    let stage = Stage::new("parts");
+    let part = format!("{}-part", stage.executable);
+    fs::hard_link(stage.directory.path().join(&stage.executable), stage.directory.path().join(&part)).unwrap();
+    let mut watcher = stage.watcher();
+    assert_eq!(watcher.scan(), []);
+    for _ in 0..5 {
+        let started = Instant::now();
+        let mut child = stage.start_as(&part);
+        let Change::ComponentFound(component) = change(&mut watcher).await else { panic!("found") };
+        assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+        assert_eq!((component.process.pid, component.app.as_str()), (child.id(), part.as_str()));
+        assert_eq!(component.workload.pod.as_deref(), Some("w-1"));
+        assert_eq!(component.cgroup.as_deref(), Some(&*stage.cgroup));
+        assert_eq!(component.page.as_ref().unwrap_err(), "it listens on no port");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let Change::ComponentGone(gone) = change(&mut watcher).await else { panic!("gone") };
+        assert_eq!(gone, component);
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,12 @@
-//! Applications of the mesh: raw connections for what only raw sockets can do, and small ordinary servers.
+//! Applications of the mesh: raw connections for what only raw sockets can do, small ordinary servers, and programs that
+//! nobody here wrote.
 //!
-//! Their sockets are made inside the workload's namespace by threads of the test itself, so a case reads from top to
+//! Sockets of our own are made inside the workload's namespace by threads of the test itself, so a case reads from top to
 //! bottom; they are in no sidecar's cgroup.
 
+pub mod frames;
+pub mod grpc;
 pub mod http;
+pub mod program;
 pub mod raw;
 pub mod tcp;

@@ -291,6 +291,9 @@ impl Builder<'_> {
         common["alpn_protocols"] = match (tcp, service.protocol) {
             (true, _) => json!(["istio-peer-exchange", "istio"]),
             (false, Protocol::Http2) => json!(["istio-h2", "istio", "h2"]),
+            // Istio's ALPN filter says the one that the client speaks. Both are HTTP at the other end, which then finds
+            // out by the first bytes, since it has neither of these names itself.
+            (false, Protocol::Auto) => json!(["istio-http/1.1", "istio-h2", "istio"]),
             (false, _) => json!(["istio-http/1.1", "istio", "http/1.1"]),
         };
         common["validation_context"] = validation(self.files.root, &json!({"exact": service.endpoint.spiffe()}));
@@ -367,7 +370,11 @@ impl Builder<'_> {
                     "method": "%REQ(:METHOD)%",
                     "path": "%REQ(:PATH)%",
                     "authority": "%REQ(:AUTHORITY)%",
+                    "content_type": "%REQ(CONTENT-TYPE)%",
                     "code": "%RESPONSE_CODE%",
+                    // GRPC_STATUS_NUMBER makes one up where neither has one.
+                    "grpc_header": "%RESP(GRPC-STATUS)%",
+                    "grpc_trailer": "%TRAILER(GRPC-STATUS)%",
                     "details": "%RESPONSE_CODE_DETAILS%",
                     "flags": "%RESPONSE_FLAGS%",
                     "termination": "%CONNECTION_TERMINATION_DETAILS%",

@@ -35,7 +35,11 @@ impl Exposition {
             let place = || format!("line {}: {line}", number + 1);
             if let Some(comment) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = comment.split_once(' ').with_context(place)?;
-                ensure!(matches!(kind, "counter" | "gauge" | "histogram" | "untyped"), "unknown type, {}", place());
+                ensure!(
+                    matches!(kind, "counter" | "gauge" | "histogram" | "summary" | "untyped"),
+                    "unknown type, {}",
+                    place()
+                );
                 let before = exposition.types.insert(name.to_owned(), kind.to_owned());
                 ensure!(before.is_none(), "the family has two types, {}", place());
             } else if !line.starts_with('#') {
@@ -76,7 +80,7 @@ impl Exposition {
         let family = ["_bucket", "_sum", "_count"]
             .iter()
             .filter_map(|suffix| sample.strip_suffix(suffix))
-            .find(|family| self.types.get(*family).is_some_and(|kind| kind == "histogram"))
+            .find(|family| self.types.get(*family).is_some_and(|kind| matches!(kind.as_str(), "histogram" | "summary")))
             .unwrap_or(sample);
         self.types.get(family).map(String::as_str)
     }

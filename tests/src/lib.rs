@@ -13,6 +13,8 @@ pub mod pair;
 pub mod pki;
 pub mod redirect;
 pub mod referee;
+pub mod replay;
+pub mod server;
 pub mod sidecar;
 pub mod tally;
 pub mod tools;

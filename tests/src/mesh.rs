@@ -415,7 +415,7 @@ fn remove_leftovers(mesh: &str) -> Result<()> {
 }
 
 /// Sidecars run as another user, who may not reach the original; a link costs nothing where it can be had.
-fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
     if fs::hard_link(from, to).is_err() {
         fs::copy(from, to).with_context(|| format!("{} cannot be copied to {}", from.display(), to.display()))?;
     }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     exposition::{Exposition, Sample},
     mesh::Mesh,
-    tally::{Leg, Requests, Tally},
+    tally::{Leg, Messages, Outcome, Requests, Tally},
     tools,
 };
 
@@ -221,8 +221,7 @@ pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
 pub fn tally(exposition: &Exposition) -> Result<Tally> {
     let mut tally = Tally::default();
     for sample in exposition.samples("istio_requests_total") {
-        let leg = leg(sample);
-        tally.of(&leg, sample.label("response_code")).count += whole(sample)?;
+        tally.of(&leg(sample), outcome(sample)).count += whole(sample)?;
     }
     type Place = fn(&mut Requests) -> &mut u64;
     let sums: [(&str, Place); 2] = [
@@ -231,12 +230,22 @@ pub fn tally(exposition: &Exposition) -> Result<Tally> {
     ];
     for (name, place) in sums {
         for sample in exposition.samples(name) {
-            *place(tally.of(&leg(sample), sample.label("response_code"))) += whole(sample)?;
+            *place(tally.of(&leg(sample), outcome(sample))) += whole(sample)?;
         }
     }
     for sample in exposition.samples("istio_request_duration_milliseconds_sum") {
-        let requests = tally.of(&leg(sample), sample.label("response_code"));
+        let requests = tally.of(&leg(sample), outcome(sample));
         *requests.duration_ms.get_or_insert(0.0) += sample.value;
+    }
+    type Direction = fn(&mut Messages) -> &mut u64;
+    let directions: [(&str, Direction); 2] = [
+        ("istio_request_messages_total", |messages| &mut messages.requests),
+        ("istio_response_messages_total", |messages| &mut messages.responses),
+    ];
+    for (name, direction) in directions {
+        for sample in exposition.samples(name) {
+            *direction(tally.messages.entry(leg(sample)).or_default()) += whole(sample)?;
+        }
     }
     for (name, place) in [
         ("istio_tcp_connections_opened_total", 0),
@@ -261,6 +270,14 @@ fn leg(sample: &Sample) -> Leg {
     Leg { reporter: reporter.to_owned(), workload: sample.label(&format!("{reporter}_workload")).to_owned() }
 }
 
+fn outcome(sample: &Sample) -> Outcome {
+    Outcome {
+        code: sample.label("response_code").to_owned(),
+        grpc: sample.label("request_protocol") == "grpc",
+        grpc_status: sample.label("grpc_response_status").to_owned(),
+    }
+}
+
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a whole number in range")]
 fn whole(sample: &Sample) -> Result<u64> {
     ensure!(
@@ -280,6 +297,7 @@ fn attached(exposition: &Exposition) -> usize {
     (seen - unattached) as usize
 }
 
-fn free_port() -> Result<SocketAddr> {
+/// An address on this machine's loopback that nobody listens on.
+pub fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?.local_addr()?)
 }

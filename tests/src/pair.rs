@@ -44,6 +44,8 @@ pub struct Pair {
     pub sniffed: Service,
     /// Not declared: port 82 to 8082, for the case's own server.
     pub raw: Service,
+    /// HTTP/2, declared: port 83 to 8083, for the case's own server.
+    pub http2: Service,
     /// TCP, declared: port 9000, for the case's own server.
     pub tcp: Service,
     /// TCP, declared: port 9001, where nothing listens.
@@ -94,6 +96,7 @@ impl Pair {
         let web = mesh.service("web", 80, &server, 8080, Protocol::Http)?;
         let sniffed = mesh.service("sniffed", 81, &server, 8081, Protocol::Auto)?;
         let raw = mesh.service("raw", 82, &server, 8082, Protocol::Auto)?;
+        let http2 = mesh.service("http2", 83, &server, 8083, Protocol::Http2)?;
         let tcp = mesh.service("tcp", 9000, &server, 9000, Protocol::Tcp)?;
         let dead = mesh.service("dead", 9001, &server, 9001, Protocol::Tcp)?;
         let foreign = mesh.plaintext_service("foreign", 80, &outside, 8080, Protocol::Http)?;
@@ -111,6 +114,7 @@ impl Pair {
             web,
             sniffed,
             raw,
+            http2,
             tcp,
             dead,
             foreign,
@@ -227,8 +231,34 @@ impl Pair {
         finish(&mut command, "").map(|codes| codes.trim().to_owned())
     }
 
+    /// Makes traffic while one packet in thirty on the loopback of both pods is lost.
+    pub fn losing_packets(&self, traffic: impl FnOnce() -> Result<()>) -> Result<()> {
+        let lose = |action: &str| -> Result<()> {
+            for (workload, command) in [&self.client, &self.server]
+                .iter()
+                .flat_map(|workload| ["iptables-legacy", "ip6tables-legacy"].map(|command| (workload, command)))
+            {
+                let rule =
+                    format!("{action} INPUT -i lo -p tcp -m statistic --mode random --probability 0.033 -j DROP");
+                finish(workload.command(command)?.args(rule.split(' ')), "")?;
+            }
+            Ok(())
+        };
+        lose("-A")?;
+        let outcome = traffic();
+        lose("-D")?;
+        outcome
+    }
+
     /// URL at the declared HTTP service.
     pub fn url(&self, family: Family, path: &str) -> String {
         self.web.url(family, path)
+    }
+}
+
+/// The correction for where times of the log and of the sockets are not the same thing.
+pub fn without_durations(truth: &mut Tally) {
+    for requests in truth.requests.values_mut() {
+        requests.duration_ms = None;
     }
 }

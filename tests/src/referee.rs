@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     sidecar::Sidecar,
-    tally::{Leg, Tally},
+    tally::{Leg, Outcome, Tally},
 };
 
 /// Longer than Envoy's interval of writing its log (20 ms), by enough for a busy machine.
@@ -138,6 +138,17 @@ impl Line {
         self.number("code").to_string()
     }
 
+    /// What kind it was and how it ended, as Istio labels it.
+    pub fn outcome(&self) -> Outcome {
+        let content_type = self.text("content_type");
+        let grpc = content_type == "application/grpc" || content_type.starts_with("application/grpc+");
+        // In trailers, or in the headers of an answer that has nothing else.
+        let status =
+            [self.text("grpc_trailer"), self.text("grpc_header")].into_iter().find(|status| !status.is_empty());
+        let grpc_status = status.filter(|_| grpc).unwrap_or_default().to_owned();
+        Outcome { code: self.code(), grpc, grpc_status }
+    }
+
     /// How long the request took on the leg: from first byte in to last byte out at source, from first byte to the
     /// application to last byte from it at destination; Envoy's coarse duration where it has no other.
     pub fn duration(&self) -> Duration {
@@ -171,7 +182,7 @@ fn count_request(line: &Line, leg: &Leg, tally: &mut Tally) {
     } else {
         ["upstream_wire_sent", "upstream_wire_received"]
     };
-    let requests = tally.of(leg, &line.code());
+    let requests = tally.of(leg, line.outcome());
     requests.count += 1;
     requests.request_bytes += line.number(received);
     requests.response_bytes += line.number(sent);

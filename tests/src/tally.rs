@@ -16,7 +16,18 @@ pub struct Leg {
     pub workload: String,
 }
 
-/// What HTTP requests of one leg and status add up to.
+/// What kind a request was, and how it ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outcome {
+    /// Response code, `0` if there was none.
+    pub code: String,
+    /// gRPC, by the request's content type.
+    pub grpc: bool,
+    /// gRPC status, empty if there was none.
+    pub grpc_status: String,
+}
+
+/// What HTTP requests of one leg and outcome add up to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Requests {
     /// Number of requests.
@@ -27,6 +38,15 @@ pub struct Requests {
     pub response_bytes: u64,
     /// Sum of the durations in milliseconds; `None` where the counting side's own are known to be off.
     pub duration_ms: Option<f64>,
+}
+
+/// What the gRPC messages of one leg add up to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Messages {
+    /// Client to server.
+    pub requests: u64,
+    /// Server to client.
+    pub responses: u64,
 }
 
 /// What TCP connections of one leg add up to.
@@ -42,11 +62,13 @@ pub struct Connections {
     pub sent: u64,
 }
 
-/// Requests by leg and status, and connections by leg.
+/// Requests by leg and outcome, messages and connections by leg.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
-    /// HTTP, by leg and response code.
-    pub requests: BTreeMap<(Leg, String), Requests>,
+    /// HTTP and gRPC, by leg and outcome.
+    pub requests: BTreeMap<(Leg, Outcome), Requests>,
+    /// gRPC messages, by leg. Envoy's log does not have them: a truth says only those that a case knows of.
+    pub messages: BTreeMap<Leg, Messages>,
     /// TCP, by leg.
     pub connections: BTreeMap<Leg, Connections>,
 }
@@ -63,18 +85,37 @@ impl Leg {
     }
 }
 
+impl Outcome {
+    /// Of a gRPC call.
+    pub fn grpc(code: &str, status: &str) -> Self {
+        Self { code: code.to_owned(), grpc: true, grpc_status: status.to_owned() }
+    }
+}
+
+/// Of a request that is no gRPC call, by its response code.
+impl From<&str> for Outcome {
+    fn from(code: &str) -> Self {
+        Self { code: code.to_owned(), ..Self::default() }
+    }
+}
+
 impl Tally {
-    /// Requests of one leg and status.
-    pub fn of(&mut self, leg: &Leg, code: &str) -> &mut Requests {
-        self.requests.entry((leg.clone(), code.to_owned())).or_default()
+    /// Requests of one leg and outcome.
+    pub fn of(&mut self, leg: &Leg, outcome: impl Into<Outcome>) -> &mut Requests {
+        self.requests.entry((leg.clone(), outcome.into())).or_default()
     }
 
-    /// Number of requests of one leg and status.
-    pub fn count(&self, leg: &Leg, code: &str) -> u64 {
-        self.requests.get(&(leg.clone(), code.to_owned())).map_or(0, |requests| requests.count)
+    /// Takes the requests of one leg and outcome out.
+    pub fn take(&mut self, leg: &Leg, outcome: impl Into<Outcome>) -> Requests {
+        self.requests.remove(&(leg.clone(), outcome.into())).unwrap_or_default()
     }
 
-    /// The requests of one leg, whatever their status, without their durations.
+    /// Number of requests of one leg and outcome.
+    pub fn count(&self, leg: &Leg, outcome: impl Into<Outcome>) -> u64 {
+        self.requests.get(&(leg.clone(), outcome.into())).map_or(0, |requests| requests.count)
+    }
+
+    /// The requests of one leg, whatever their outcome, without their durations.
     pub fn all(&self, leg: &Leg) -> Requests {
         self.requests.iter().filter(|((of, _), _)| of == leg).fold(Requests::default(), |sum, (_, requests)| Requests {
             count: sum.count + requests.count,
@@ -104,6 +145,18 @@ impl Tally {
                 difference.requests.insert(key.clone(), moved);
             }
         }
+        for (leg, now) in &self.messages {
+            let then = before.messages.get(leg).cloned().unwrap_or_default();
+            if *now != then {
+                difference.messages.insert(
+                    leg.clone(),
+                    Messages {
+                        requests: now.requests.saturating_sub(then.requests),
+                        responses: now.responses.saturating_sub(then.responses),
+                    },
+                );
+            }
+        }
         for (key, now) in &self.connections {
             let then = before.connections.get(key).cloned().unwrap_or_default();
             if *now != then {
@@ -121,8 +174,8 @@ impl Tally {
         difference
     }
 
-    /// Every way in which `observed` differs from `self`, the truth: counts, codes and bytes must be equal, and sums of
-    /// durations within 5 % or [`SLACK_MS`] a request.
+    /// Every way in which `observed` differs from `self`, the truth: counts, codes, statuses, bytes and the messages that are
+    /// known must be equal, and sums of durations within 5 % or [`SLACK_MS`] a request.
     pub fn differences(&self, observed: &Self) -> Vec<String> {
         let mut found = Vec::new();
         let mut compare = |what: String, truth: u64, observed: u64| {
@@ -138,19 +191,24 @@ impl Tally {
             compare(format!("{leg} tcp received"), truth.received, seen.received);
             compare(format!("{leg} tcp sent"), truth.sent, seen.sent);
         }
+        for (leg, truth) in &self.messages {
+            let seen = observed.messages.get(leg).cloned().unwrap_or_default();
+            compare(format!("{leg} request messages"), truth.requests, seen.requests);
+            compare(format!("{leg} response messages"), truth.responses, seen.responses);
+        }
         let keys = |tally: &Self| tally.requests.keys().cloned().collect::<Vec<_>>();
         let mut durations = Vec::new();
         for key in union(keys(self), keys(observed)) {
             let [truth, seen] = [self, observed].map(|tally| tally.requests.get(&key).cloned().unwrap_or_default());
-            let (leg, code) = key;
-            compare(format!("{leg} {code} requests"), truth.count, seen.count);
-            compare(format!("{leg} {code} request bytes"), truth.request_bytes, seen.request_bytes);
-            compare(format!("{leg} {code} response bytes"), truth.response_bytes, seen.response_bytes);
+            let (leg, outcome) = key;
+            compare(format!("{leg} {outcome} requests"), truth.count, seen.count);
+            compare(format!("{leg} {outcome} request bytes"), truth.request_bytes, seen.request_bytes);
+            compare(format!("{leg} {outcome} response bytes"), truth.response_bytes, seen.response_bytes);
             if let (Some(truth_ms), Some(seen_ms)) = (truth.duration_ms, seen.duration_ms)
                 && (truth_ms - seen_ms).abs() > f64::max(truth_ms * 0.05, SLACK_MS * as_f64(truth.count))
             {
                 durations.push(format!(
-                    "{leg} {code} durations: {seen_ms:.3} ms in all instead of {truth_ms:.3} ms ({} requests)",
+                    "{leg} {outcome} durations: {seen_ms:.3} ms in all instead of {truth_ms:.3} ms ({} requests)",
                     truth.count
                 ));
             }
@@ -166,18 +224,34 @@ impl fmt::Display for Leg {
     }
 }
 
+/// The response code; for gRPC the status behind it, `-` if there was none.
+impl fmt::Display for Outcome {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { code, grpc, grpc_status } = self;
+        match (grpc, grpc_status.as_str()) {
+            (false, _) => formatter.write_str(code),
+            (true, "") => write!(formatter, "{code}/grpc -"),
+            (true, status) => write!(formatter, "{code}/grpc {status}"),
+        }
+    }
+}
+
 /// One short line: what was counted.
 impl fmt::Display for Tally {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let requests = self.requests.iter().map(|((leg, code), requests)| {
+        let requests = self.requests.iter().map(|((leg, outcome), requests)| {
             let Requests { count, request_bytes, response_bytes, .. } = requests;
-            format!("{leg} {code}: {count} ({request_bytes}/{response_bytes} B)")
+            format!("{leg} {outcome}: {count} ({request_bytes}/{response_bytes} B)")
         });
         let connections = self.connections.iter().map(|(leg, connections)| {
             let Connections { opened, closed, received, sent } = connections;
             format!("{leg} tcp: {opened}/{closed} ({received}/{sent} B)")
         });
-        formatter.write_str(&requests.chain(connections).collect::<Vec<_>>().join(", "))
+        let messages = self
+            .messages
+            .iter()
+            .map(|(leg, Messages { requests, responses })| format!("{leg} messages: {requests}/{responses}"));
+        formatter.write_str(&requests.chain(messages).chain(connections).collect::<Vec<_>>().join(", "))
     }
 }
 

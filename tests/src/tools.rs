@@ -3,6 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -41,6 +42,21 @@ pub fn envoy() -> Result<PathBuf> {
     let path = cache().join("envoy/envoy");
     ensure!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
     Ok(path)
+}
+
+/// A command that judges Wavefront lines on its standard input, one answer a line, with Wavefront's own decoders.
+pub fn wavefront_decoder() -> Result<Command> {
+    let jars = cache().join("wavefront-decoder");
+    ensure!(jars.is_dir(), "{} is missing: run `cargo xtask setup`", jars.display());
+    let mut command = Command::new(require("java")?);
+    command.arg("-cp").arg(jars.join("*")).arg(repository().join("tests/peers/wavefront-decoder/Decode.java"));
+    Ok(command)
+}
+
+/// A real server written in Go: as `cargo xtask setup` unpacked it, or an installed one.
+pub fn server(name: &str) -> Result<PathBuf> {
+    let path = cache().join("servers/usr/bin").join(name);
+    if path.is_file() { Ok(path) } else { require(name) }
 }
 
 /// The release observer: `MESH_OBSERVER_BIN`, or where `cargo xtask build` puts it.

@@ -13,7 +13,7 @@ use harness::{
     mesh::Family,
     net::finish,
     observer::Snapshot,
-    pair::{Expected, PATIENCE, Pair},
+    pair::{Expected, PATIENCE, Pair, without_durations},
     tally::{Leg, Tally},
 };
 
@@ -63,7 +63,6 @@ fn main() -> ExitCode {
             client_ends_inside_the_request_body,
             client_ends_inside_the_headers,
             sniffed_port,
-            http2_is_its_own_outcome,
             malformed_request,
             retransmissions,
             delays,
@@ -456,7 +455,7 @@ fn length_and_chunked_in_a_response(pair: &mut Pair) -> Result<String> {
             Ok(())
         },
         &|truth| {
-            let refused = truth.requests.remove(&(destination.clone(), "502".to_owned())).unwrap_or_default();
+            let refused = truth.take(&destination, "502");
             *truth.of(&destination, "200") = refused;
         },
     );
@@ -603,28 +602,6 @@ fn sniffed_port(pair: &mut Pair) -> Result<String> {
     })
 }
 
-fn http2_is_its_own_outcome(pair: &mut Pair) -> Result<String> {
-    let count = |pair: &Pair| {
-        let outcome = [("outcome", "unsupported_http2")];
-        pair.observer.as_ref().map_or(Ok(0.0), |observer| observer.own("mesh_observer_connections_total", &outcome))
-    };
-    let before = count(pair)?;
-    let figures = pair.check_with(
-        Expected::both(2),
-        |pair| {
-            for family in BOTH {
-                // The application speaks HTTP/1 only, so Envoy answers; at the source there is HTTP/2 either way.
-                pair.curl(&["--http2-prior-knowledge", &pair.sniffed.url(family, "/")])?;
-            }
-            Ok(())
-        },
-        &|truth| *truth = Tally::default(),
-    )?;
-    let came = count(pair)? - before;
-    ensure!(pair.observer.is_none() || came >= 2.0, "{came} connections counted as HTTP/2");
-    Ok(format!("{came} connections {figures}"))
-}
-
 fn malformed_request(pair: &mut Pair) -> Result<String> {
     let before = pair.begin()?;
     for family in BOTH {
@@ -636,48 +613,38 @@ fn malformed_request(pair: &mut Pair) -> Result<String> {
     }
     // What was seen before stays counted; the rest is Envoy's own 400, on which Envoy and we need not agree.
     let (mut truth, _) = pair.truth(&Expected { source: 4, destination: 2 })?;
-    truth.requests.remove(&(pair.source(), "400".to_owned()));
+    truth.take(&pair.source(), "400");
     without_durations(&mut truth);
     let Some(observer) = &pair.observer else { return Ok(truth.to_string()) };
     sleep(Duration::from_millis(300));
     let mut seen = observer.tally()?.since(&before);
-    seen.requests.remove(&(pair.source(), "400".to_owned()));
+    seen.take(&pair.source(), "400");
     let differences = truth.differences(&seen);
     ensure!(differences.is_empty(), "{differences:?}");
     Ok(truth.to_string())
 }
 
-/// One packet in thirty on the loopback of both pods is lost. Times are not compared: a byte on its way again is sent for
+/// Times are not compared: a byte on its way again is sent for
 /// Envoy, and not yet for the peer.
 fn retransmissions(pair: &mut Pair) -> Result<String> {
-    let lose = |pair: &Pair, action: &str| -> Result<()> {
-        for (workload, command) in [&pair.client, &pair.server]
-            .iter()
-            .flat_map(|workload| ["iptables-legacy", "ip6tables-legacy"].map(|command| (workload, command)))
-        {
-            let rule = format!("{action} INPUT -i lo -p tcp -m statistic --mode random --probability 0.033 -j DROP");
-            finish(workload.command(command)?.args(rule.split(' ')), "")?;
-        }
-        Ok(())
-    };
     pair.check_with(
         Expected::both(40),
         |pair| {
-            lose(pair, "-A")?;
-            let outcome = BOTH.iter().try_for_each(|family| {
-                pair.curl(&["-m", "60", &pair.url(*family, "/bytes/[200000-200009]")])?;
-                let body = vec![b'r'; 100_000];
-                let mut connection = Connection::open(&pair.client, pair.web.address(*family))?;
-                for _ in 0..10 {
-                    let head = format!("POST /echo HTTP/1.1\r\nhost: web\r\ncontent-length: {}\r\n\r\n", body.len());
-                    connection.send(head)?;
-                    connection.send(&body)?;
-                    ensure!(connection.receive_response()?.body == body);
-                }
-                Ok(())
-            });
-            lose(pair, "-D")?;
-            outcome
+            pair.losing_packets(|| {
+                BOTH.iter().try_for_each(|family| {
+                    pair.curl(&["-m", "60", &pair.url(*family, "/bytes/[200000-200009]")])?;
+                    let body = vec![b'r'; 100_000];
+                    let mut connection = Connection::open(&pair.client, pair.web.address(*family))?;
+                    for _ in 0..10 {
+                        let head =
+                            format!("POST /echo HTTP/1.1\r\nhost: web\r\ncontent-length: {}\r\n\r\n", body.len());
+                        connection.send(head)?;
+                        connection.send(&body)?;
+                        ensure!(connection.receive_response()?.body == body);
+                    }
+                    Ok(())
+                })
+            })
         },
         &without_durations,
     )
@@ -898,10 +865,4 @@ fn raw_server(
     Server::start(&pair.server, pair.raw.target_port, move |connection| {
         handler(connection.as_mut().expect("given by the server"))
     })
-}
-
-fn without_durations(truth: &mut Tally) {
-    for requests in truth.requests.values_mut() {
-        requests.duration_ms = None;
-    }
 }

@@ -217,7 +217,8 @@ fn observer_restarted_under_load(_: &mut ()) -> Result<String> {
     if let Some(observer) = &pair.observer {
         // On the old connections of the load, nothing but whole requests with the right code.
         let seen = observer.tally()?;
-        let wrong: Vec<_> = seen.requests.keys().filter(|(_, code)| code != "200" && code != "0").collect();
+        let wrong: Vec<_> =
+            seen.requests.keys().filter(|(_, outcome)| outcome.code != "200" && outcome.code != "0").collect();
         ensure!(wrong.is_empty(), "{wrong:?}");
     }
     let mut connection = Connection::open(&pair.client, pair.foreign.address(Family::V4))?;

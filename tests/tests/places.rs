@@ -283,7 +283,7 @@ fn help_names_commands_units_and_defaults() -> Result<()> {
         &[
             "--listen <ADDR:PORT> Where to serve /metrics, /healthz and /readyz [default: 127.0.0.1:9469]",
             "--interval <DURATION> Time between two reports to the emitters, 100ms to 1h, as in 500ms, 10s, 1m [default: 10s]",
-            "wavefront+http://HOST:PORT[/PATH] or wavefront+file:PATH",
+            "wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE (the service itself) or wavefront+file:PATH",
             "--sidecar-exe <NAME> Executable name of sidecars; may be repeated [default: envoy]",
             "--proc-root <PATH> The host's proc file system [default: /proc]",
             "--cgroup-root <PATH> The host's cgroup v2 file system [default: found in mountinfo]",

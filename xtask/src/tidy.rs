@@ -70,9 +70,14 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let entry = entry?;
         let kind = entry.file_type()?;
         let name = entry.file_name();
-        if kind.is_dir() && ![".git", ".cache", "target", "corpus"].iter().any(|skipped| name == *skipped) {
+        // In a second working tree `.git` is a file.
+        if [".git", ".cache", "target", "corpus"].iter().any(|skipped| name == *skipped) {
+            continue;
+        }
+        if kind.is_dir() {
             walk(&entry.path(), files)?;
-        } else if kind.is_file() {
+        } else if kind.is_file() && name != ".git" {
+            // Git's mark in a linked working tree is no file of the repository.
             files.push(entry.path());
         }
     }

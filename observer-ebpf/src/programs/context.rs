@@ -33,6 +33,16 @@ pub(super) fn local_of(sk: *mut bpf_sock) -> [u8; 16] {
     address!(sk, read!(sk, family), src_ip4, src_ip6)
 }
 
+/// Is the local address of a socket 127.0.0.6 or ::6? Asked of nearly every packet, so with few reads.
+#[inline(always)]
+pub(super) fn is_magic(sk: *mut bpf_sock) -> bool {
+    if read!(sk, family) == AF_INET {
+        read!(sk, src_ip4) == u32::from_ne_bytes([127, 0, 0, 6])
+    } else {
+        socket::is_magic(&local_of(sk))
+    }
+}
+
 /// Remote address of a socket.
 #[inline(always)]
 pub(super) fn remote_of(sk: *mut bpf_sock) -> [u8; 16] {

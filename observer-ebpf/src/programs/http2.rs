@@ -92,14 +92,15 @@ fn segment_of(
     if segment.length != 0 {
         http2::payload(c, h, &mut env, direction, segment.seq, segment.offset, segment.length);
     }
+    let mut over = false;
     if segment.flags & (FIN | RST) != 0 {
         socket::ending(c, &mut env, direction, segment.flags & RST != 0);
         // Without the state callback, which an older connection lacks, its end shows only here.
-        let over = segment.flags & RST != 0 || c.first_end != direction as u32 + 1;
-        if c.flags & LATE != 0 && over && socket::ended(c, &mut env) {
-            http2::ended(c, h, &mut env);
-        }
+        over = c.flags & LATE != 0
+            && (segment.flags & RST != 0 || c.first_end != direction as u32 + 1)
+            && socket::ended(c, &mut env);
     }
+    http2::settle(c, h, &mut env, direction, over);
     if !egress {
         leave(&mut c.streams[direction]);
     }

@@ -18,7 +18,7 @@ use observer_ebpf::{
 };
 
 use super::{
-    context::{local_of, read, remote_of},
+    context::{is_magic, local_of, read, remote_of},
     http2, maps,
     packet::{FIN, Packet, RST, Segment, enter, leave, segment},
     record,
@@ -180,18 +180,14 @@ unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
 /// A socket without storage that carries data: it was open before the programs were attached.
 #[inline(never)]
 fn late(skb: *mut __sk_buff, sk: *mut bpf_sock) -> Option<&'static mut Connection> {
-    if read!(sk, state) != ESTABLISHED {
+    let accepted = read!(sk, src_port) == OUTBOUND_PORT;
+    if !accepted && !is_magic(sk) {
         return None;
     }
+    let leg = if accepted { SOURCE } else { DESTINATION };
     let port = u16::from_be(read!(sk, dst_port));
-    let leg = if read!(sk, src_port) == OUTBOUND_PORT {
-        SOURCE
-    } else if socket::is_magic(&local_of(sk)) && maps::port_flags(port) & PORT_EXCLUDED == 0 {
-        DESTINATION
-    } else {
-        return None;
-    };
-    if segment(skb)?.length == 0 {
+    let excluded = leg == DESTINATION && maps::port_flags(port) & PORT_EXCLUDED != 0;
+    if excluded || read!(sk, state) != ESTABLISHED || segment(skb)?.length == 0 {
         return None;
     }
     let c = maps::new_connection(sk)?;

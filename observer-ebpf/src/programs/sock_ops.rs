@@ -98,7 +98,7 @@ fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
         && shared::load(&c.protocol) == socket::HTTP2
         && let Some(h) = maps::http2(sk)
     {
-        http2::ended(c, h, &mut Event);
+        http2::settle(c, h, &mut Event, REQUEST, true);
     }
     if c.flags & LATE == 0 && c.flags & ANCHORED != 0 && c.protocol != socket::ENCRYPTED {
         let (ingress, egress) = if c.leg == SOURCE { (REQUEST, RESPONSE) } else { (RESPONSE, REQUEST) };

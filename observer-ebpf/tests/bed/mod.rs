@@ -181,6 +181,7 @@ impl Wire {
         }
         if self.c.protocol == HTTP2 {
             http2::payload(&mut self.c, &mut self.h, &mut self.bed, direction, seq, 52, length);
+            http2::settle(&mut self.c, &mut self.h, &mut self.bed, direction, false);
         }
     }
 
@@ -195,7 +196,7 @@ impl Wire {
     /// The socket's close.
     pub(crate) fn close(&mut self) {
         if socket::ended(&mut self.c, &mut self.bed) && self.c.protocol == HTTP2 {
-            http2::ended(&mut self.c, &mut self.h, &mut self.bed);
+            http2::settle(&mut self.c, &mut self.h, &mut self.bed, REQUEST, true);
         }
     }
 

@@ -210,6 +210,7 @@ impl Kernel {
                 closed: figures.closed,
                 received: figures.received,
                 sent: figures.sent,
+                messages: figures.messages,
             });
         }
         for &counter in Counter::ALL {

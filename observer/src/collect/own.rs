@@ -15,7 +15,7 @@ pub struct Usage {
 #[must_use]
 pub fn usage() -> Usage {
     let resident = fs::read_to_string("/proc/self/statm").ok().as_deref().and_then(resident_pages);
-    Usage { cpu: cpu(), resident_bytes: resident.map(|pages| pages * page_size()) }
+    Usage { cpu: cpu(), resident_bytes: resident.map(|pages| pages * procfs::page_size()) }
 }
 
 fn cpu() -> Option<Duration> {
@@ -31,11 +31,6 @@ fn cpu() -> Option<Duration> {
 /// Second field of `/proc/PID/statm`, in pages (proc(5)).
 fn resident_pages(statm: &str) -> Option<u64> {
     statm.split_ascii_whitespace().nth(1)?.parse().ok()
-}
-
-fn page_size() -> u64 {
-    // SAFETY: no arguments beyond a constant.
-    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
 use procfs::{FromRead, process::Stat};
 
-use super::Error;
+use super::{Error, addresses};
 
 /// Most bytes read of a file whose content a process controls.
 const MOST_BYTES: u64 = 1 << 20;
@@ -34,10 +35,21 @@ pub struct Executable {
 /// A listening TCP socket of a network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
+    /// Local address, unspecified for all of them.
+    pub address: IpAddr,
     /// Local port.
     pub port: u16,
     /// Socket inode, as in the links of `/proc/PID/fd`.
     pub inode: u64,
+}
+
+/// The listening TCP sockets of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sockets {
+    /// The sockets.
+    pub listeners: Vec<Listener>,
+    /// Whether they are the process's own, or all of its network namespace because its descriptors cannot be read.
+    pub own: bool,
 }
 
 /// Which of the wanted ports a process listens on.
@@ -116,8 +128,32 @@ impl ProcFiles {
         bracketed(&link, "net:").ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no namespace link"))
     }
 
+    /// Inode of the reader's own network namespace.
+    pub fn own_netns_inode(&self) -> Option<u64> {
+        bracketed(&fs::read_link(self.root.join("self/ns/net")).ok()?, "net:")
+    }
+
+    /// Port of its metrics page on a control-plane process's command line.
+    pub fn monitoring_port(&self, pid: u32) -> io::Result<Option<u16>> {
+        Ok(monitoring_port(&self.read(pid, "cmdline")?))
+    }
+
+    /// Addresses of the process's network namespace, without loopback and link-local ones.
+    pub fn addresses(&self, pid: u32) -> Vec<IpAddr> {
+        // Each of them is missing where its protocol is.
+        let [trie, route, inet6] =
+            ["net/fib_trie", "net/route", "net/if_inet6"].map(|file| self.read(pid, file).unwrap_or_default());
+        addresses::of_namespace(&trie, &route, &inet6)
+    }
+
     /// Which of `wanted` the process listens on over TCP.
     pub fn listening(&self, pid: u32, wanted: &[u16]) -> io::Result<Listening> {
+        let Sockets { listeners, own } = self.sockets(pid, |port| wanted.contains(&port))?;
+        Ok(Listening { ports: listeners.into_iter().map(|listener| listener.port).collect(), own })
+    }
+
+    /// The process's listening TCP sockets on those ports that are `wanted`.
+    pub fn sockets(&self, pid: u32, wanted: impl Fn(u16) -> bool) -> io::Result<Sockets> {
         let mut found = Vec::new();
         for file in ["net/tcp", "net/tcp6"] {
             match File::open(self.path(pid, file)) {
@@ -127,9 +163,9 @@ impl ProcFiles {
                 Err(error) => return Err(error),
             }
         }
-        found.retain(|listener| wanted.contains(&listener.port));
+        found.retain(|listener| wanted(listener.port));
         if found.is_empty() {
-            return Ok(Listening { ports: BTreeSet::new(), own: true });
+            return Ok(Sockets { listeners: found, own: true });
         }
         let own = match fs::read_dir(self.path(pid, "fd")) {
             Ok(descriptors) => {
@@ -143,7 +179,7 @@ impl ProcFiles {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
             Err(error) => return Err(error),
         };
-        Ok(Listening { ports: found.into_iter().map(|listener| listener.port).collect(), own })
+        Ok(Sockets { listeners: found, own })
     }
 
     /// The mounts that this process itself sees.
@@ -250,16 +286,26 @@ fn environment(bytes: &[u8], wanted: impl Fn(&str) -> bool) -> BTreeMap<String, 
 }
 
 fn node_type(arguments: &[u8]) -> Option<String> {
+    printable_text(argument(arguments, b"--service-node")?.split(|&byte| byte == b'~').next()?)
+}
+
+/// What istiod, galley, mixer and citadel call it, as an address with a port or as a port.
+fn monitoring_port(arguments: &[u8]) -> Option<u16> {
+    let options: [&[u8]; 3] = [b"--monitoringAddr", b"--monitoringPort", b"--monitoring-port"];
+    let value = options.into_iter().find_map(|option| argument(arguments, option))?;
+    std::str::from_utf8(value.rsplit(|&byte| byte == b':').next()?).ok()?.parse().ok()
+}
+
+/// The value of an option, as `--option value` or `--option=value`.
+fn argument<'a>(arguments: &'a [u8], option: &[u8]) -> Option<&'a [u8]> {
     let mut arguments = arguments.split(|&byte| byte == 0);
-    let node = loop {
-        let argument = arguments.next()?;
-        match argument.strip_prefix(b"--service-node") {
-            Some([]) => break arguments.next()?,
-            Some([b'=', node @ ..]) => break node,
+    loop {
+        match arguments.next()?.strip_prefix(option) {
+            Some([]) => return arguments.next(),
+            Some([b'=', value @ ..]) => return Some(value),
             _ => {}
         }
-    };
-    printable_text(node.split(|&byte| byte == b'~').next()?)
+    }
 }
 
 /// The listening sockets of `/proc/PID/net/tcp` or `tcp6`. The kernel lists them before all others, so that reading ends
@@ -280,10 +326,26 @@ fn listeners(lines: impl BufRead) -> io::Result<Vec<Listener>> {
 
 fn socket(line: &str) -> Option<(&str, Listener)> {
     let mut fields = line.split_ascii_whitespace();
-    let (_, port) = fields.nth(1)?.rsplit_once(':')?;
+    let (address, port) = fields.nth(1)?.rsplit_once(':')?;
     let state = fields.nth(1)?;
     let inode = fields.nth(5)?.parse().ok()?;
-    Some((state, Listener { port: u16::from_str_radix(port, 16).ok()?, inode }))
+    Some((state, Listener { address: socket_address(address)?, port: u16::from_str_radix(port, 16).ok()?, inode }))
+}
+
+/// The kernel prints an address's bytes as one number of its own, or as four.
+fn socket_address(text: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(text.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    match text.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let mut bytes = [0; 16];
+            for (at, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(8 * at)?);
+            }
+            Some(Ipv6Addr::from(bytes).to_canonical())
+        }
+        _ => None,
+    }
 }
 
 /// The number in a link as `socket:[123]`.
@@ -306,8 +368,38 @@ mod tests {
 
     #[test]
     fn reads_listeners_up_to_the_first_connection() {
-        let found = listeners(TCP.as_bytes()).unwrap();
-        assert_eq!(found, [Listener { port: 15001, inode: 4242 }, Listener { port: 8080, inode: 4243 }]);
+        let found: Vec<_> = listeners(TCP.as_bytes()).unwrap().iter().map(|it| (it.port, it.inode)).collect();
+        assert_eq!(found, [(15001, 4242), (8080, 4243)]);
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn reads_addresses_of_both_families() {
+        for (text, expected) in [
+            ("00000000", Some("0.0.0.0")),
+            ("0100007F", Some("127.0.0.1")),
+            ("00000000000000000000000000000000", Some("::")),
+            ("000000FD000000000000000009000000", Some("fd00::9")),
+            ("0000000000000000FFFF00000100007F", Some("127.0.0.1")),
+            ("100007F", None),
+            ("0000000g", None),
+        ] {
+            assert_eq!(socket_address(text), expected.map(|address| address.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn finds_the_monitoring_port() {
+        for (arguments, expected) in [
+            (&b"pilot-discovery\0discovery\0--monitoringAddr=:15014\0--log\0"[..], Some(15014)),
+            (b"pilot-discovery\0--monitoringAddr\x00127.0.0.1:9999\0", Some(9999)),
+            (b"galley\0--monitoringPort=15014", Some(15014)),
+            (b"istio_ca\0--monitoring-port\x0015014", Some(15014)),
+            (b"pilot-discovery\0--monitoringAddr=", None),
+            (b"pilot-discovery\0discovery", None),
+        ] {
+            assert_eq!(monitoring_port(arguments), expected);
+        }
     }
 
     #[test]
@@ -360,7 +452,7 @@ mod tests {
             for input in [bytes.as_slice(), text.as_bytes()] {
                 let variables = environment(input, |_| true);
                 prop_assert!(variables.values().all(|value| !value.chars().any(char::is_control)));
-                let _ = (node_type(input), listeners(input), mounts(input));
+                let _ = (node_type(input), monitoring_port(input), listeners(input), mounts(input));
                 let _ = executable(Path::new(&*String::from_utf8_lossy(input)));
             }
         }

@@ -52,9 +52,11 @@ pub fn is_wanted(name: &str) -> bool {
             | "POD_NAMESPACE"
             | "INSTANCE_IP"
             | "INSTANCE_IPS"
+            | "POD_IP"
             | "SERVICE_ACCOUNT"
             | "TRUST_DOMAIN"
             | "NODE_NAME"
+            | "METRICS_LOCALHOST_ACCESS_ONLY"
             | "ISTIO_METAJSON_LABELS"
             | "ISTIO_META_CLUSTER_ID"
             | "ISTIO_META_INTERCEPTION_MODE"
@@ -80,7 +82,8 @@ impl Facts {
         })
     }
 
-    fn variable(&self, name: &str) -> Option<&str> {
+    /// A variable of its environment.
+    pub fn variable(&self, name: &str) -> Option<&str> {
         self.environment.as_ref()?.get(name).map(String::as_str)
     }
 
@@ -177,7 +180,7 @@ pub fn identity(
         labels,
         node: own("ISTIO_META_NODE_NAME").or_else(|| own("NODE_NAME")),
     };
-    let addresses = addresses(own("INSTANCE_IP"), own("INSTANCE_IPS"));
+    let addresses = addresses(&["INSTANCE_IP", "INSTANCE_IPS", "POD_IP"].map(own));
     match rule {
         None => (environment, addresses),
         Some(rule) => (
@@ -201,10 +204,10 @@ fn merged(rule: &Workload, environment: Workload) -> Workload {
     }
 }
 
-/// `INSTANCE_IP` first, then those of `INSTANCE_IPS` it does not name.
-fn addresses(first: Option<String>, all: Option<String>) -> Vec<IpAddr> {
+/// The addresses of all lists, each once.
+fn addresses(lists: &[Option<String>]) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for text in [first, all].iter().flatten().flat_map(|list| list.split(',')) {
+    for text in lists.iter().flatten().flat_map(|list| list.split(',')) {
         if let Ok(address) = text.trim().parse::<IpAddr>().map(|address| address.to_canonical())
             && !addresses.contains(&address)
         {
@@ -357,7 +360,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_address_list_is_read(first in "[0-9a-f.:, ]{0,20}", all in ".{0,40}") {
-            let found = addresses(Some(first), Some(all));
+            let found = addresses(&[Some(first), Some(all)]);
             prop_assert!(found.iter().all(|address| *address == address.to_canonical()));
         }
     }

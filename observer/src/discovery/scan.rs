@@ -1,4 +1,4 @@
-//! The node's sidecars as one look at /proc shows them, compared with the look before.
+//! The node's sidecars and control-plane processes as one look at /proc shows them, compared with the look before.
 //!
 //! A full look costs one `readlink` a process, and some ten reads more a sidecar that is new. A sidecar that is known costs
 //! two reads, and one more for each process beside it.
@@ -13,8 +13,10 @@ use std::{
 use super::{
     Change, DiscoveryConfig, Error, Finding, ProcessId, Role, Sidecar, Workload,
     cgroup::Hierarchy,
-    is_candidate, pod_labels, printable,
-    proc_files::{ProcFiles, hidepid},
+    component::{self, Component, ComponentRule, Surroundings},
+    container::Container,
+    is_named, pod_labels, printable,
+    proc_files::{Executable, ProcFiles, hidepid},
     process::{self, Facts, INBOUND_PORT, OUTBOUND_PORT, Verdict},
     registry::Registry,
 };
@@ -34,13 +36,21 @@ pub struct Scanner {
 #[derive(Clone, Debug)]
 enum Candidate {
     Observed { sidecar: Arc<Sidecar>, cgroup: String, warning: Option<String> },
+    Component { component: Arc<Component>, cgroup: String },
     Refused { process: ProcessId, executable: String, reason: String },
+}
+
+/// What a process of some executable would be.
+enum Kind {
+    Sidecar,
+    Component(ComponentRule),
 }
 
 impl Candidate {
     fn process(&self) -> ProcessId {
         match self {
             Self::Observed { sidecar, .. } => sidecar.process,
+            Self::Component { component, .. } => component.process,
             Self::Refused { process, .. } => *process,
         }
     }
@@ -48,8 +58,52 @@ impl Candidate {
     fn sidecar(&self) -> Option<&Arc<Sidecar>> {
         match self {
             Self::Observed { sidecar, .. } => Some(sidecar),
+            Self::Component { .. } | Self::Refused { .. } => None,
+        }
+    }
+
+    fn component(&self) -> Option<&Arc<Component>> {
+        match self {
+            Self::Component { component, .. } => Some(component),
+            Self::Observed { .. } | Self::Refused { .. } => None,
+        }
+    }
+
+    /// As in `/proc/PID/cgroup`; `None` if that does not matter.
+    fn cgroup(&self) -> Option<&String> {
+        match self {
+            Self::Observed { cgroup, .. } | Self::Component { cgroup, .. } => Some(cgroup),
             Self::Refused { .. } => None,
         }
+    }
+
+    /// Whether another look cannot tell anything else.
+    fn is_settled(&self) -> bool {
+        !self.is_open() && self.component().is_none_or(|component| component.page.as_ref().is_ok_and(|it| !it.is_guess))
+    }
+
+    /// Whether another look is needed to tell anything.
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Observed { .. } => false,
+            Self::Component { component, .. } => component.page.is_err(),
+            Self::Refused { .. } => true,
+        }
+    }
+
+    fn found(&self) -> Option<Change> {
+        let component = || self.component().cloned().map(Change::ComponentFound);
+        self.sidecar().cloned().map(Change::Found).or_else(component)
+    }
+
+    fn updated(&self) -> Option<Change> {
+        let component = || self.component().cloned().map(Change::ComponentUpdated);
+        self.sidecar().cloned().map(Change::Updated).or_else(component)
+    }
+
+    fn gone(&self) -> Option<Change> {
+        let component = || self.component().cloned().map(Change::ComponentGone);
+        self.sidecar().cloned().map(Change::Gone).or_else(component)
     }
 }
 
@@ -110,17 +164,17 @@ impl Scanner {
         changes
     }
 
-    /// Whether a process has a sidecar's executable, observed or not.
+    /// Whether a process has a sidecar's or a component's executable, observed or not.
     pub fn is_candidate(&self, pid: u32) -> bool {
         self.candidates.contains_key(&pid)
     }
 
-    /// Whether it has, and is not observed.
-    pub fn is_refused(&self, pid: u32) -> bool {
-        matches!(self.candidates.get(&pid), Some(Candidate::Refused { .. }))
+    /// Whether it has, and is not observed, or its metrics page is not known.
+    pub fn is_open(&self, pid: u32) -> bool {
+        self.candidates.get(&pid).is_some_and(Candidate::is_open)
     }
 
-    /// Processes with a sidecar's executable, observed or not.
+    /// Processes with a sidecar's or a component's executable, observed or not.
     pub fn candidates(&self) -> impl Iterator<Item = u32> {
         self.candidates.keys().copied()
     }
@@ -128,6 +182,11 @@ impl Scanner {
     /// All that is observed now.
     pub fn sidecars(&self) -> impl Iterator<Item = &Arc<Sidecar>> {
         self.candidates.values().filter_map(Candidate::sidecar).chain(self.named.values())
+    }
+
+    /// All control-plane processes there are now.
+    pub fn components(&self) -> impl Iterator<Item = &Arc<Component>> {
+        self.candidates.values().filter_map(Candidate::component)
     }
 
     /// The proc file system in use.
@@ -148,6 +207,7 @@ impl Scanner {
     /// What is observed, what is not and why, and what to be warned of.
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings: Vec<Finding> = self.sidecars().cloned().map(Finding::Observed).collect();
+        findings.extend(self.components().cloned().map(Finding::Component));
         for candidate in self.candidates.values() {
             if let Candidate::Refused { process, executable, reason } = candidate {
                 let (executable, reason) = (executable.clone(), reason.clone());
@@ -156,7 +216,7 @@ impl Scanner {
         }
         let warnings = self.candidates.values().filter_map(|candidate| match candidate {
             Candidate::Observed { warning, .. } => warning.clone(),
-            Candidate::Refused { .. } => None,
+            Candidate::Component { .. } | Candidate::Refused { .. } => None,
         });
         findings.extend(warnings.chain(self.shared_cgroups()).chain(self.nested_cgroups()).map(Finding::Warning));
         findings
@@ -203,18 +263,17 @@ impl Scanner {
     /// A vanished process is no error: it is as if it had not been there.
     fn examine(&mut self, pid: u32) -> Vec<Change> {
         let looked = self.files.executable(pid).and_then(|executable| {
-            let cut = executable.path.is_none();
-            if !is_candidate(&executable.name, cut, &self.config.executables) {
-                return Ok(None);
-            }
+            let Some(kind) = self.kind(&executable) else { return Ok(None) };
             let process = ProcessId { pid, start_time: self.files.start_time(pid)? };
             match self.candidates.get(&pid) {
-                Some(Candidate::Observed { sidecar, cgroup, .. })
-                    if sidecar.process == process && *cgroup == self.files.cgroup(pid)? =>
+                Some(known)
+                    if known.process() == process
+                        && known.is_settled()
+                        && known.cgroup() == Some(&self.files.cgroup(pid)?) =>
                 {
-                    Ok(Some(self.candidates[&pid].clone()))
+                    Ok(Some(known.clone()))
                 }
-                _ => self.facts(process, executable).map(|facts| Some(self.judge(facts))),
+                _ => self.judge(process, executable, kind).map(Some),
             }
         });
         match looked {
@@ -228,7 +287,16 @@ impl Scanner {
         }
     }
 
-    fn facts(&self, process: ProcessId, executable: super::proc_files::Executable) -> io::Result<Facts> {
+    /// What a process of this executable would be.
+    fn kind(&self, executable: &Executable) -> Option<Kind> {
+        let is = |wanted: &str| is_named(wanted, &executable.name, executable.path.is_none());
+        if self.config.executables.iter().any(|wanted| is(wanted)) {
+            return Some(Kind::Sidecar);
+        }
+        self.config.components.iter().find(|rule| is(&rule.executable)).cloned().map(Kind::Component)
+    }
+
+    fn judge(&mut self, process: ProcessId, executable: Executable, kind: Kind) -> io::Result<Candidate> {
         let pid = process.pid;
         let mut facts = Facts {
             process,
@@ -238,13 +306,42 @@ impl Scanner {
             listening: None,
             cgroup: self.files.cgroup(pid)?,
         };
-        if facts.need_listeners(facts.rule(&self.config.rules)) {
-            facts.listening = permitted(self.files.listening(pid, &[OUTBOUND_PORT, INBOUND_PORT]))?;
+        match kind {
+            Kind::Component(rule) => self.component(facts, &rule),
+            Kind::Sidecar => {
+                if facts.need_listeners(facts.rule(&self.config.rules)) {
+                    facts.listening = permitted(self.files.listening(pid, &[OUTBOUND_PORT, INBOUND_PORT]))?;
+                }
+                Ok(self.sidecar(facts))
+            }
         }
-        Ok(facts)
     }
 
-    fn judge(&mut self, facts: Facts) -> Candidate {
+    fn component(&self, facts: Facts, rule: &ComponentRule) -> io::Result<Candidate> {
+        let pid = facts.process.pid;
+        let netns_inode = permitted(self.files.netns_inode(pid))?;
+        let (workload, mut addresses) = process::identity(&facts, None, || None);
+        addresses.extend(self.files.addresses(pid));
+        let surroundings = Surroundings {
+            sockets: permitted(self.files.sockets(pid, |_| true))?,
+            configured: rule.port,
+            argument: permitted(self.files.monitoring_port(pid))?.flatten(),
+            addresses,
+            local_only: facts.variable("METRICS_LOCALHOST_ACCESS_ONLY") == Some("true"),
+            same_namespace: netns_inode.is_some() && netns_inode == self.files.own_netns_inode(),
+        };
+        let component = Component {
+            process: facts.process,
+            app: rule.app().to_owned(),
+            cgroup: self.hierarchy.directory(&facts.cgroup).ok(),
+            container: Container::of_cgroup(&facts.cgroup),
+            workload: Arc::new(workload),
+            page: component::page(&surroundings),
+        };
+        Ok(Candidate::Component { component: Arc::new(component), cgroup: facts.cgroup })
+    }
+
+    fn sidecar(&mut self, facts: Facts) -> Candidate {
         let process = facts.process;
         let executable = facts.executable.name.clone();
         let rule = facts.rule(&self.config.rules);
@@ -290,15 +387,18 @@ impl Scanner {
         if before.is_none() {
             changes.extend(self.forget(pid));
         }
-        let before = before.as_ref().and_then(Candidate::sidecar);
-        match (before, candidate.sidecar()) {
-            (None, Some(sidecar)) => changes.push(Change::Found(Arc::clone(sidecar))),
-            (Some(before), Some(sidecar)) if before != sidecar => changes.push(Change::Updated(Arc::clone(sidecar))),
-            (Some(before), None) => {
-                self.registry.release(before.process);
-                changes.push(Change::Gone(Arc::clone(before)));
+        let sidecar = before.as_ref().and_then(Candidate::sidecar);
+        let component = before.as_ref().and_then(Candidate::component);
+        let is_same = sidecar.is_some() == candidate.sidecar().is_some()
+            && component.is_some() == candidate.component().is_some();
+        if !is_same {
+            if sidecar.is_some() && candidate.sidecar().is_none() {
+                self.registry.release(candidate.process());
             }
-            _ => {}
+            changes.extend(before.as_ref().and_then(Candidate::gone));
+            changes.extend(candidate.found());
+        } else if sidecar != candidate.sidecar() || component != candidate.component() {
+            changes.extend(candidate.updated());
         }
         self.candidates.insert(pid, candidate);
         changes
@@ -307,7 +407,7 @@ impl Scanner {
     fn forget(&mut self, pid: u32) -> Option<Change> {
         let candidate = self.candidates.remove(&pid)?;
         self.registry.release(candidate.process());
-        candidate.sidecar().cloned().map(Change::Gone)
+        candidate.gone()
     }
 
     /// Processes of a cgroup that are no sidecar. A cgroup's members are listed by the kernel in `cgroup.procs`, those of
@@ -445,6 +545,7 @@ mod tests {
                 proc_root: self.proc.path().to_owned(),
                 cgroup_root: None,
                 executables: vec!["envoy".to_owned()],
+                components: vec!["pilot-discovery".parse().unwrap(), "etcd:2379".parse().unwrap()],
                 cgroups: named.iter().map(PathBuf::from).collect(),
                 rules: Vec::new(),
             };
@@ -616,6 +717,90 @@ mod tests {
         assert!(matches!(&changes[..], [Change::Gone(_), Change::Found(again)] if again.id == named.id), "{changes:?}");
         fs::remove_dir_all(host.cgroups.path().join("named")).unwrap();
         assert!(matches!(&scanner.scan().unwrap()[..], [Change::Gone(_)]));
+    }
+
+    fn component(changes: &[Change]) -> Arc<Component> {
+        match changes {
+            [Change::ComponentFound(component) | Change::ComponentUpdated(component)] => component.clone(),
+            changes => panic!("one component expected: {changes:?}"),
+        }
+    }
+
+    #[test]
+    fn finds_istiod_with_its_pod_and_its_page() {
+        let host = Host::new();
+        let (uid, id) = ("0d6bd6b1-3c5c-4a9e-8f0e-0123456789ab", "3f".repeat(32));
+        let pod = [("POD_NAME", "istiod-1"), ("POD_NAMESPACE", "istio-system"), ("SECRET", "x")];
+        host.start(10, 500, "/usr/local/bin/pilot-discovery", &format!("/kubepods/pod{uid}/{id}"), &pod);
+        fs::create_dir_all(host.proc.path().join("self/ns")).unwrap();
+        symlink("net:[1]", host.proc.path().join("self/ns/net")).unwrap();
+        fs::write(host.file(10, "net/fib_trie"), "Main:\n |-- 10.1.0.9\n    /32 host LOCAL\n").unwrap();
+        let mut scanner = host.scanner(&[]).unwrap();
+        // It does not listen yet.
+        let young = component(&scanner.look_at(10));
+        assert!(young.page.as_ref().unwrap_err().contains("no port") && scanner.is_open(10), "{young:?}");
+        assert_eq!(scanner.look_at(10), []);
+        host.listen(10, 15014, 77, true);
+        let changes = scanner.scan().unwrap();
+        assert!(matches!(&changes[..], [Change::ComponentUpdated(_)]), "{changes:?}");
+        let istiod = component(&changes);
+        assert_eq!((istiod.app.as_str(), istiod.process), ("istiod", ProcessId { pid: 10, start_time: 500 }));
+        assert_eq!(istiod.workload.pod.as_deref(), Some("istiod-1"));
+        assert_eq!(istiod.workload.namespace.as_deref(), Some("istio-system"));
+        assert_eq!((istiod.container.id.as_deref(), istiod.container.pod_uid.as_deref()), (Some(&*id), Some(uid)));
+        let page = istiod.page.as_ref().unwrap();
+        assert_eq!((page.address.to_string().as_str(), page.inside_only), ("10.1.0.9:15014", None));
+        assert!(!scanner.is_open(10) && scanner.scan().unwrap().is_empty());
+        assert!(matches!(&scanner.findings()[..], [Finding::Component(found)] if *found == istiod));
+        assert_eq!(scanner.sidecars().count(), 0);
+    }
+
+    #[test]
+    fn a_port_that_was_the_only_one_gives_way_to_the_right_one() {
+        let host = Host::new();
+        host.start(10, 500, "/usr/local/bin/pilot-discovery", "/istiod", &[]);
+        host.listen(10, 9876, 5, true);
+        let mut scanner = host.scanner(&[]).unwrap();
+        let port = |component: Arc<Component>| component.page.as_ref().unwrap().address.port();
+        assert_eq!(port(component(&scanner.look_at(10))), 9876);
+        assert!(!scanner.is_open(10) && scanner.look_at(10).is_empty());
+        fs::remove_file(host.file(10, "fd/3")).unwrap();
+        host.listen(10, 15014, 6, true);
+        assert_eq!(port(component(&scanner.scan().unwrap())), 15014);
+    }
+
+    #[test]
+    fn a_component_that_restarts_is_another() {
+        let host = Host::new();
+        host.start(10, 500, "/usr/bin/etcd", "/etcd", &[]);
+        host.listen(10, 2379, 5, true);
+        let mut scanner = host.scanner(&[]).unwrap();
+        let first = component(&scanner.look_at(10));
+        let page = first.page.as_ref().unwrap();
+        assert_eq!((first.app.as_str(), page.evidence.as_str()), ("etcd", "listens on 2379 as configured"));
+        host.end(10);
+        host.start(10, 900, "/usr/bin/etcd", "/etcd", &[]);
+        let changes = scanner.look_at(10);
+        let [Change::ComponentGone(gone), Change::ComponentFound(found)] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!((gone, found.process.start_time), (&first, 900));
+        host.end(10);
+        assert!(scanner.ended(first.process).is_empty());
+        assert!(matches!(&scanner.ended(found.process)[..], [Change::ComponentGone(_)]));
+    }
+
+    #[test]
+    fn a_process_that_becomes_another_program_is_what_it_is_now() {
+        let host = Host::new();
+        host.start(10, 500, "/usr/bin/etcd", "/pods/a", SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        component(&scanner.look_at(10));
+        fs::remove_file(host.file(10, "exe")).unwrap();
+        symlink("/envoy", host.file(10, "exe")).unwrap();
+        let changes = scanner.look_at(10);
+        assert!(matches!(&changes[..], [Change::ComponentGone(_), Change::Found(_)]), "{changes:?}");
+        fs::remove_file(host.file(10, "exe")).unwrap();
+        symlink("/bin/sh", host.file(10, "exe")).unwrap();
+        assert!(matches!(&scanner.look_at(10)[..], [Change::Gone(_)]));
     }
 
     #[test]

@@ -17,10 +17,15 @@ use std::{
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 
-use crate::model::{
-    Labels, Point, Snapshot, Value,
-    catalogue::{Family, Kind},
-    histogram::LE,
+use super::selection::Selection;
+use crate::{
+    collect::{control_plane::escape as escape_label, exposition},
+    model::{
+        Labels, Point, Snapshot, Value,
+        catalogue::{Family, Kind},
+        control_plane::{ScrapedFamily, ScrapedLine},
+        histogram::LE,
+    },
 };
 
 /// Largest piece of a page, in bytes.
@@ -96,24 +101,48 @@ fn preferences(header: &str) -> impl Iterator<Item = (String, Vec<(&str, &str)>,
 pub struct Page {
     snapshot: Arc<Snapshot>,
     format: Format,
+    selection: Selection,
     family: usize,
     point: usize,
+    scraped: Place,
     text: String,
     labels: String,
     ended: bool,
+}
+
+/// The next line of the control plane's families: index of the family, of the target in it, of the line of that.
+#[derive(Debug, Default)]
+struct Place {
+    family: usize,
+    part: usize,
+    line: usize,
 }
 
 impl Page {
     /// A page of `snapshot`.
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>, format: Format) -> Self {
-        Self { snapshot, format, family: 0, point: 0, text: String::new(), labels: String::new(), ended: false }
+        Self::of(snapshot, format, Selection::default())
+    }
+
+    /// The page of some of its families.
+    #[must_use]
+    pub fn of(snapshot: Arc<Snapshot>, format: Format, selection: Selection) -> Self {
+        let (text, labels, scraped) = (String::new(), String::new(), Place::default());
+        Self { snapshot, format, selection, family: 0, point: 0, scraped, text, labels, ended: false }
     }
 
     /// Writes the next point, with its family's head before the first one; `false` at the end.
     fn advance(&mut self) -> bool {
-        let Some(points) = self.snapshot.family(self.family) else { return false };
-        let Some(point) = points.get(self.point) else {
+        let Some(points) = self.snapshot.family(self.family) else { return self.advance_scraped() };
+        let wanted = self.selection.takes(points.family.prometheus_name);
+        let Some(point) = points.get(self.point).filter(|_| wanted) else {
+            // What other instances say of the same belongs to the same family.
+            let scraped = self.snapshot.control_plane.families();
+            let same = scraped.filter(|scraped| wanted && scraped.name() == points.family.prometheus_name).take(1);
+            for line in same.flat_map(ScrapedFamily::lines) {
+                scraped_line(&mut self.text, points.family.prometheus_name, &line, self.format);
+            }
             (self.family, self.point) = (self.family + 1, 0);
             return true;
         };
@@ -124,6 +153,31 @@ impl Page {
         write_labels(&mut self.labels, point.labels);
         write_point(&mut self.text, points.family, &point, &self.labels, self.format);
         self.point += 1;
+        true
+    }
+}
+
+impl Page {
+    /// Writes the next line that was scraped.
+    fn advance_scraped(&mut self) -> bool {
+        let Some(family) = self.snapshot.control_plane.family(self.scraped.family) else { return false };
+        let Place { part, line, .. } = self.scraped;
+        if part == 0 && line == 0 {
+            let mut own = self.snapshot.families().filter(|own| own.get(0).is_some());
+            if !self.selection.takes(family.name()) || own.any(|own| own.family.prometheus_name == family.name()) {
+                self.scraped.family += 1;
+                return true;
+            }
+            scraped_head(&mut self.text, &family, self.format);
+        }
+        self.scraped = match family.line(part, line) {
+            Some(found) => {
+                scraped_line(&mut self.text, family.name(), &found, self.format);
+                Place { line: line + 1, ..self.scraped }
+            }
+            None if part + 1 < family.parts() => Place { part: part + 1, line: 0, ..self.scraped },
+            None => Place { family: self.scraped.family + 1, part: 0, line: 0 },
+        };
         true
     }
 }
@@ -180,20 +234,63 @@ impl<I: Iterator<Item = Bytes>> Iterator for Gzip<I> {
 }
 
 fn head(text: &mut String, family: &Family, format: Format) {
-    let name = family_name(family, format);
+    write_head(text, family_name(family, format), family.help, family.kind.word(), family.unit, format);
+}
+
+/// OpenMetrics knows no counter whose samples do not end in `_total`: there it is a figure of unknown type.
+fn scraped_head(text: &mut String, family: &ScrapedFamily<'_>, format: Format) {
+    use exposition::Kind::{Counter, Gauge, Histogram, Summary};
+    let (name, open_metrics) = (family.name(), format == Format::OpenMetrics);
+    let (name, word) = match family.kind() {
+        Counter if !open_metrics => (name, "counter"),
+        Counter => name.strip_suffix("_total").map_or((name, "unknown"), |name| (name, "counter")),
+        Gauge => (name, "gauge"),
+        Histogram => (name, "histogram"),
+        Summary => (name, "summary"),
+        _ if open_metrics => (name, "unknown"),
+        _ => (name, "untyped"),
+    };
+    write_head(text, name, family.help(), word, family.unit(), format);
+}
+
+fn write_head(text: &mut String, name: &str, help: &str, word: &str, unit: &str, format: Format) {
     text.push_str("# HELP ");
     text.push_str(name);
     text.push(' ');
-    escape(text, family.help, format == Format::OpenMetrics);
+    escape(text, help, format == Format::OpenMetrics);
     text.push_str("\n# TYPE ");
     text.push_str(name);
     text.push(' ');
-    text.push_str(family.kind.word());
+    text.push_str(word);
     text.push('\n');
-    let named_after_unit = || name.strip_suffix(family.unit).is_some_and(|stem| stem.ends_with('_'));
-    if format == Format::OpenMetrics && !family.unit.is_empty() && named_after_unit() {
-        let _ = writeln!(text, "# UNIT {name} {}", family.unit);
+    let named_after_unit = || name.strip_suffix(unit).is_some_and(|stem| stem.ends_with('_'));
+    if format == Format::OpenMetrics && !unit.is_empty() && named_after_unit() {
+        let _ = writeln!(text, "# UNIT {name} {unit}");
     }
+}
+
+/// A line as it was read, with the labels of its target in front.
+fn scraped_line(text: &mut String, name: &str, line: &ScrapedLine<'_>, format: Format) {
+    text.push_str(name);
+    text.push_str(line.suffix.text());
+    text.push('{');
+    text.push_str(line.target_labels);
+    if !line.labels.is_empty() {
+        text.push(',');
+        text.push_str(line.labels);
+    }
+    if let Some(bound) = line.bound {
+        text.push_str(",le=\"");
+        escape_label(bound, text);
+        let whole = !bound.is_empty() && bound.bytes().all(|byte| byte.is_ascii_digit());
+        text.push_str(if whole && format == Format::OpenMetrics { ".0\"" } else { "\"" });
+    }
+    text.push_str("} ");
+    let _ = match line.value {
+        f64::INFINITY => writeln!(text, "+Inf"),
+        f64::NEG_INFINITY => writeln!(text, "-Inf"),
+        value => writeln!(text, "{value}"),
+    };
 }
 
 fn family_name(family: &Family, format: Format) -> &'static str {
@@ -463,6 +560,7 @@ mod tests {
                 reading: &fixture::reading(1, series),
                 running: &sidecars,
                 ended: &[],
+                components: &[],
                 peers: &Arc::new(Peers::default()),
                 own: &Own::default(),
                 closes_interval: false,

@@ -1,8 +1,12 @@
 //! Every family, declared once: its names, type, unit, labels and source. Metric names stand in this file only.
 
-use std::fmt::Write;
+use std::{
+    collections::HashMap,
+    fmt::{self, Write},
+    sync::LazyLock,
+};
 
-use super::labels;
+use super::{labels, live::Live};
 
 /// What a family's figures are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +88,6 @@ impl Stability {
 pub enum Status {
     /// Collected and emitted.
     Collected,
-    /// Known and named, but not collected by this version.
-    NotYet,
 }
 
 impl Status {
@@ -94,7 +96,6 @@ impl Status {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Collected => "collected",
-            Self::NotYet => "not_collected_yet",
         }
     }
 }
@@ -120,6 +121,77 @@ pub struct Family {
     pub status: Status,
     /// One sentence for people.
     pub help: &'static str,
+}
+
+/// A release of Istio, without its patch level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release {
+    major: u16,
+    minor: u16,
+}
+
+impl Release {
+    const fn new(major: u16, minor: u16) -> Self {
+        Self { major, minor }
+    }
+
+    /// The release that a build's tag begins with, as in `1.25.3-distroless`; `None` if it begins with none.
+    #[must_use]
+    pub fn parse(tag: &str) -> Option<Self> {
+        let mut numbers = tag.split(|c: char| !c.is_ascii_digit());
+        let (major, minor) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
+        tag.contains('.').then_some(Self { major, minor })
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Releases of Istio whose control plane reports a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Releases {
+    /// The oldest that was measured; older ones may have it too.
+    pub since: Release,
+    /// The last one; `None` if the newest has it.
+    pub until: Option<Release>,
+}
+
+impl Releases {
+    /// Whether this release reports it.
+    #[must_use]
+    pub fn include(&self, release: Release) -> bool {
+        self.until.is_none_or(|until| release <= until)
+    }
+}
+
+/// The oldest release whose pages were measured.
+const OLDEST: Release = Release::new(1, 12);
+/// Families that newer releases no longer report, and their last release, as measured and as in istiod's history.
+static LAST: [(&Family, Release); 3] = [
+    (&PILOT_XDS_PUSH_CONTEXT_ERRORS, Release::new(1, 25)),
+    (&PILOT_CONFLICT_OUTBOUND_LISTENER_HTTP_OVER_CURRENT_TCP, Release::new(1, 18)),
+    (&PILOT_CONFLICT_OUTBOUND_LISTENER_TCP_OVER_CURRENT_HTTP, Release::new(1, 18)),
+];
+
+impl Family {
+    /// Releases of Istio that report it; `None` if no supported one does, or if it does not come from Istio's own pages.
+    #[must_use]
+    pub fn releases(&self) -> Option<Releases> {
+        let until = LAST.iter().find(|(family, _)| *family == self).map(|(_, last)| *last);
+        (self.origin == Origin::Istiod && self.stability != Stability::Never)
+            .then_some(Releases { since: OLDEST, until })
+    }
+}
+
+/// The family of this name in Prometheus.
+#[must_use]
+pub fn by_prometheus_name(name: &str) -> Option<&'static Family> {
+    static BY_NAME: LazyLock<HashMap<&str, &Family>> =
+        LazyLock::new(|| FAMILIES.iter().map(|family| (family.prometheus_name, *family)).collect());
+    BY_NAME.get(name).copied()
 }
 
 macro_rules! families {
@@ -156,6 +228,12 @@ families! {
     REQUESTS = "istio.requests.total.value", "istio_requests_total",
         Counter, "requests", &labels::HTTP, Kernel, Stable, Collected,
         "Requests, counted once each when their stream ends.";
+    REQUEST_MESSAGES = "istio.request.messages.total.value", "istio_request_messages_total",
+        Counter, "messages", &labels::HTTP, Kernel, Stable, Collected,
+        "gRPC messages from client to server, counted when their call ends.";
+    RESPONSE_MESSAGES = "istio.response.messages.total.value", "istio_response_messages_total",
+        Counter, "messages", &labels::HTTP, Kernel, Stable, Collected,
+        "gRPC messages from server to client, counted when their call ends.";
     TCP_SENT_BYTES = "istio.tcp.sent.bytes.total.value", "istio_tcp_sent_bytes_total",
         Counter, "bytes", &labels::TCP, Kernel, Stable, Collected,
         "Payload bytes from server to client, whoever reports.";
@@ -169,129 +247,161 @@ families! {
         Counter, "connections", &labels::TCP, Kernel, Stable, Collected,
         "TCP connections closed.";
     PILOT_SERVICES = "pilot.services.value", "pilot_services",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Services known to the control plane.";
     PILOT_VIRT_SERVICES = "pilot.virt.services.value", "pilot_virt_services",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Virtual services known to the control plane.";
     ISTIO_BUILD = "istio.build.value", "istio_build",
-        Gauge, "", &["component", "tag"], Istiod, Stable, NotYet,
+        Gauge, "", &["component", "tag"], Istiod, Stable, Collected,
         "Build of an Istio component; always 1.";
     PILOT_XDS_PUSHES = "pilot.xds.pushes.value", "pilot_xds_pushes",
-        Counter, "", &["type"], Istiod, Stable, NotYet,
+        Counter, "", &["type"], Istiod, Stable, Collected,
         "Configuration pushes tried by type, and failed sends under the type with _senderr.";
     PILOT_TOTAL_XDS_REJECTS = "pilot.total.xds.rejects.value", "pilot_total_xds_rejects",
-        Counter, "", &["type"], Istiod, Stable, NotYet,
+        Counter, "", &["type"], Istiod, Stable, Collected,
         "Configurations that proxies rejected.";
     PILOT_XDS_CDS_REJECT = "pilot.xds.cds.reject.value", "pilot_xds_cds_reject",
-        Gauge, "", &["node", "err"], Istiod, Stable, NotYet,
+        Gauge, "", &["node", "err"], Istiod, Stable, Collected,
         "Proxies that rejected a cluster configuration; a flag that istiod never takes back.";
     PILOT_XDS_EDS_REJECT = "pilot.xds.eds.reject.value", "pilot_xds_eds_reject",
-        Gauge, "", &["node", "err"], Istiod, Stable, NotYet,
+        Gauge, "", &["node", "err"], Istiod, Stable, Collected,
         "Proxies that rejected an endpoint configuration; a flag that istiod never takes back.";
     PILOT_XDS_LDS_REJECT = "pilot.xds.lds.reject.value", "pilot_xds_lds_reject",
-        Gauge, "", &["node", "err"], Istiod, Stable, NotYet,
+        Gauge, "", &["node", "err"], Istiod, Stable, Collected,
         "Proxies that rejected a listener configuration; a flag that istiod never takes back.";
     PILOT_XDS_RDS_REJECT = "pilot.xds.rds.reject.value", "pilot_xds_rds_reject",
-        Gauge, "", &["node", "err"], Istiod, Stable, NotYet,
+        Gauge, "", &["node", "err"], Istiod, Stable, Collected,
         "Proxies that rejected a route configuration; a flag that istiod never takes back.";
     PILOT_XDS_WRITE_TIMEOUT = "pilot.xds.write.timeout.value", "pilot_xds_write_timeout",
-        Counter, "", &[], Istiod, Stable, NotYet,
+        Counter, "", &[], Istiod, Stable, Collected,
         "Configuration pushes whose write timed out.";
     PILOT_XDS_PUSH_CONTEXT_ERRORS = "pilot.xds.push.context.errors.value", "pilot_xds_push_context_errors",
-        Counter, "", &[], Istiod, Removed, NotYet,
+        Counter, "", &[], Istiod, Removed, Collected,
         "Errors while a push context was built.";
     PILOT_CONFLICT_INBOUND_LISTENER = "pilot.conflict.inbound.listener.value", "pilot_conflict_inbound_listener",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Conflicting inbound listeners in the last completed push.";
     PILOT_TOTAL_XDS_INTERNAL_ERRORS = "pilot.total.xds.internal.errors.value", "pilot_total_xds_internal_errors",
-        Counter, "", &[], Istiod, Stable, NotYet,
+        Counter, "", &[], Istiod, Stable, Collected,
         "Internal errors of the configuration server.";
     PILOT_CONFLICT_OUTBOUND_LISTENER_HTTP_OVER_CURRENT_TCP =
         "pilot.conflict.outbound.listener.http.over.current.tcp.value",
         "pilot_conflict_outbound_listener_http_over_current_tcp",
-        Gauge, "", &[], Istiod, Removed, NotYet,
+        Gauge, "", &[], Istiod, Removed, Collected,
         "Outbound listeners where HTTP and TCP conflict; the name reads holder over refused.";
     PILOT_CONFLICT_OUTBOUND_LISTENER_TCP_OVER_CURRENT_HTTP =
         "pilot.conflict.outbound.listener.tcp.over.current.http.value",
         "pilot_conflict_outbound_listener_tcp_over_current_http",
-        Gauge, "", &[], Istiod, Removed, NotYet,
+        Gauge, "", &[], Istiod, Removed, Collected,
         "Outbound listeners where TCP and HTTP conflict; the name reads holder over refused.";
     PILOT_CONFLICT_OUTBOUND_LISTENER_TCP_OVER_CURRENT_TCP =
         "pilot.conflict.outbound.listener.tcp.over.current.tcp.value",
         "pilot_conflict_outbound_listener_tcp_over_current_tcp",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Outbound TCP listeners that conflict with another TCP listener.";
     PILOT_PROXY_CONVERGENCE_TIME = "pilot.proxy.convergence.time.bucket.value", "pilot_proxy_convergence_time",
-        Histogram, "seconds", &[], Istiod, Stable, NotYet,
+        Histogram, "seconds", &[], Istiod, Stable, Collected,
         "Time from a configuration change to the proxies having it.";
     PILOT_PROXY_QUEUE_TIME = "pilot.proxy.queue.time.bucket.value", "pilot_proxy_queue_time",
-        Histogram, "seconds", &[], Istiod, Stable, NotYet,
+        Histogram, "seconds", &[], Istiod, Stable, Collected,
         "Time a proxy waited in the push queue.";
     PROCESS_CPU_SECONDS_TOTAL = "process.cpu.seconds.total.value", "process_cpu_seconds_total",
-        Counter, "seconds", &[], Procfs, Stable, NotYet,
+        Counter, "seconds", &labels::PROCESS, Procfs, Stable, Collected,
         "User and system CPU time of the control-plane and sidecar processes on the node.";
     PROCESS_RESIDENT_MEMORY_BYTES = "process.resident.memory.bytes.value", "process_resident_memory_bytes",
-        Gauge, "bytes", &[], Procfs, Stable, NotYet,
+        Gauge, "bytes", &labels::PROCESS, Procfs, Stable, Collected,
         "Resident memory of the control-plane and sidecar processes on the node.";
     PROCESS_VIRTUAL_MEMORY_BYTES = "process.virtual.memory.bytes.value", "process_virtual_memory_bytes",
-        Gauge, "bytes", &[], Procfs, Stable, NotYet,
+        Gauge, "bytes", &labels::PROCESS, Procfs, Stable, Collected,
         "Virtual memory of the control-plane and sidecar processes on the node.";
+    PROCESS_OPEN_FDS = "process.open.fds.value", "process_open_fds",
+        Gauge, "", &labels::PROCESS, Procfs, Stable, Collected,
+        "File descriptors in use by the control-plane and sidecar processes on the node.";
+    PROCESS_MAX_FDS = "process.max.fds.value", "process_max_fds",
+        Gauge, "", &labels::PROCESS, Procfs, Stable, Collected,
+        "Most file descriptors that the process may have (soft limit).";
+    PROCESS_START_TIME_SECONDS = "process.start.time.seconds.value", "process_start_time_seconds",
+        Gauge, "seconds", &labels::PROCESS, Procfs, Stable, Collected,
+        "When the process started, in seconds since 1970.";
+    PROCESS_THREADS = "process.threads.value", "process_threads",
+        Gauge, "", &labels::PROCESS, Procfs, Own, Collected,
+        "Threads of the control-plane and sidecar processes on the node.";
+    CGROUP_MEMORY = "mesh.observer.cgroup.memory.bytes.value", "mesh_observer_cgroup_memory_bytes",
+        Gauge, "bytes", &labels::PROCESS, Procfs, Own, Collected,
+        "Memory charged to the cgroup of the process (cgroup v2 memory.current), page cache included.";
+    CGROUP_MEMORY_LIMIT = "mesh.observer.cgroup.memory.limit.bytes.value", "mesh_observer_cgroup_memory_limit_bytes",
+        Gauge, "bytes", &labels::PROCESS, Procfs, Own, Collected,
+        "Memory limit of the cgroup of the process (cgroup v2 memory.max); absent without a limit.";
+    CGROUP_CPU_PERIODS = "mesh.observer.cgroup.cpu.periods.total.value", "mesh_observer_cgroup_cpu_periods_total",
+        Counter, "periods", &labels::PROCESS, Procfs, Own, Collected,
+        "Enforcement periods of the CPU limit of the cgroup of the process (cgroup v2 cpu.stat, nr_periods).";
+    CGROUP_CPU_THROTTLED_PERIODS = "mesh.observer.cgroup.cpu.throttled.periods.total.value",
+        "mesh_observer_cgroup_cpu_throttled_periods_total",
+        Counter, "periods", &labels::PROCESS, Procfs, Own, Collected,
+        "Periods in which the cgroup of the process was throttled (cgroup v2 cpu.stat, nr_throttled).";
+    CGROUP_CPU_THROTTLED_SECONDS = "mesh.observer.cgroup.cpu.throttled.seconds.total.value",
+        "mesh_observer_cgroup_cpu_throttled_seconds_total",
+        Counter, "seconds", &labels::PROCESS, Procfs, Own, Collected,
+        "Time for which the cgroup of the process was throttled (cgroup v2 cpu.stat, throttled_usec).";
+    PROCESSES = "mesh.observer.processes.value", "mesh_observer_processes",
+        Gauge, "processes", &["outcome"], Observer, Own, Collected,
+        "Processes whose figures were read: exposed, or hidden behind a younger one of the same labels.";
     GALLEY_VALIDATION_HTTP_ERROR = "galley.validation.http.error.value", "galley_validation_http_error",
-        Counter, "", &["status"], Istiod, Stable, NotYet,
+        Counter, "", &["status"], Istiod, Stable, Collected,
         "Errors in answering the validation webhook.";
     GALLEY_VALIDATION_FAILED = "galley.validation.failed.value", "galley_validation_failed",
-        Counter, "", &["group", "version", "resource", "reason"], Istiod, Stable, NotYet,
+        Counter, "", &["group", "version", "resource", "reason"], Istiod, Stable, Collected,
         "Resources that failed validation.";
     GALLEY_VALIDATION_PASSED = "galley.validation.passed.value", "galley_validation_passed",
-        Counter, "", &["group", "version", "resource"], Istiod, Stable, NotYet,
+        Counter, "", &["group", "version", "resource"], Istiod, Stable, Collected,
         "Resources that passed validation.";
     GALLEY_VALIDATION_CONFIG_UPDATES = "galley.validation.config.updates.value", "galley_validation_config_updates",
-        Counter, "", &[], Istiod, Stable, NotYet,
+        Counter, "", &[], Istiod, Stable, Collected,
         "Updates of the validation webhook configuration.";
     GALLEY_VALIDATION_CONFIG_UPDATE_ERROR = "galley.validation.config.update.error.value",
         "galley_validation_config_update_error",
-        Counter, "", &["reason"], Istiod, Stable, NotYet,
+        Counter, "", &["reason"], Istiod, Stable, Collected,
         "Failed updates of the validation webhook configuration.";
     GALLEY_VALIDATION_CONFIG_LOAD = "galley.validation.config.load.value", "galley_validation_config_load",
-        Counter, "", &[], Istiod, Never, NotYet,
+        Counter, "", &[], Istiod, Never, Collected,
         "Loads of the validation webhook configuration.";
     GALLEY_VALIDATION_CONFIG_LOAD_ERROR = "galley.validation.config.load.error.value",
         "galley_validation_config_load_error",
-        Counter, "", &["reason"], Istiod, Stable, NotYet,
+        Counter, "", &["reason"], Istiod, Stable, Collected,
         "Failed loads of the validation webhook configuration.";
     GALLEY_VALIDATION_CONFIG_DELETE_ERROR = "galley.validation.config.delete.error.value",
         "galley_validation_config_delete_error",
-        Counter, "", &["reason"], Istiod, Never, NotYet,
+        Counter, "", &["reason"], Istiod, Never, Collected,
         "Failed deletions of the validation webhook configuration.";
     CITADEL_SERVER_CSR_COUNT = "citadel.server.csr.count.value", "citadel_server_csr_count",
-        Counter, "", &[], Istiod, Stable, NotYet,
+        Counter, "", &[], Istiod, Stable, Collected,
         "Certificate signing requests received.";
     CITADEL_SERVER_SUCCESS_CERT_ISSUANCE_COUNT = "citadel.server.success.cert.issuance.count.value",
         "citadel_server_success_cert_issuance_count",
-        Counter, "", &[], Istiod, Stable, NotYet,
+        Counter, "", &[], Istiod, Stable, Collected,
         "Certificates issued.";
     CITADEL_SERVER_CSR_SIGN_ERR_COUNT = "citadel.server.csr.sign.error.count.value",
         "citadel_server_csr_sign_err_count",
-        Counter, "", &["error"], Istiod, Stable, NotYet,
+        Counter, "", &["error"], Istiod, Stable, Collected,
         "Certificate signing requests that could not be signed.";
     GO_GOROUTINES = "go.goroutines.value", "go_goroutines",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Goroutines of istiod.";
     GO_MEMSTATS_ALLOC_BYTES = "go.memstats.alloc.bytes.value", "go_memstats_alloc_bytes",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Bytes allocated and in use by istiod.";
     GO_MEMSTATS_HEAP_ALLOC_BYTES = "go.memstats.heap.alloc.bytes.value", "go_memstats_heap_alloc_bytes",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Heap bytes allocated and in use by istiod.";
     GO_MEMSTATS_HEAP_INUSE_BYTES = "go.memstats.heap.inuse.bytes.value", "go_memstats_heap_inuse_bytes",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Bytes in istiod's heap spans in use.";
     GO_MEMSTATS_HEAP_SYS_BYTES = "go.memstats.heap.sys.bytes.value", "go_memstats_heap_sys_bytes",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Heap bytes istiod obtained from the system.";
     GO_MEMSTATS_STACK_INUSE_BYTES = "go.memstats.stack.inuse.bytes.value", "go_memstats_stack_inuse_bytes",
-        Gauge, "", &[], Istiod, Stable, NotYet,
+        Gauge, "", &[], Istiod, Stable, Collected,
         "Bytes in istiod's stack spans in use.";
     BUILD_INFO = "mesh.observer.build.info.value", "mesh_observer_build_info",
         Gauge, "", &["version"], Observer, Own, Collected,
@@ -322,7 +432,7 @@ families! {
         "Observed connections by what became of their parsing.";
     PARSED_REQUESTS = "mesh.observer.requests.total.value", "mesh_observer_requests_total",
         Counter, "requests", &["outcome"], Observer, Own, Collected,
-        "Observed requests by what became of them; all but ok and ended_early are in no Istio family.";
+        "Observed requests by what became of them; ok, ended_early, joined_late and unknown_status are in Istio's families.";
     LOST_SYNC = "mesh.observer.lost.sync.total.value", "mesh_observer_lost_sync_total",
         Counter, "times", &["reason"], Observer, Own, Collected,
         "Times a connection's position in its protocol was lost.";
@@ -371,7 +481,7 @@ families! {
         "Points not sent because they break the format's rules.";
     EMITTER_DROPPED = "mesh.observer.emitter.points.dropped.total.value", "mesh_observer_emitter_points_dropped_total",
         Counter, "points", &["emitter", "reason"], Observer, Own, Collected,
-        "Points given up after the receiver did not take them.";
+        "Points dropped: refused, not taken in time, or without room to wait.";
     EMITTER_REPORTS_DROPPED = "mesh.observer.emitter.reports.dropped.total.value",
         "mesh_observer_emitter_reports_dropped_total",
         Counter, "reports", &["emitter", "reason"], Observer, Own, Collected,
@@ -379,6 +489,16 @@ families! {
     EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
         Counter, "errors", &["emitter", "kind"], Observer, Own, Collected,
         "Sends that failed, the ones tried again included.";
+    EMITTER_FILTERED = "mesh.observer.emitter.points.filtered.total.value",
+        "mesh_observer_emitter_points_filtered_total",
+        Counter, "points", &["emitter"], Observer, Own, Collected,
+        "Points not sent because the configured filters keep them back.";
+    EMITTER_DISK_POINTS = "mesh.observer.emitter.disk.points.value", "mesh_observer_emitter_disk_points",
+        Gauge, "points", &["emitter"], Observer, Own, Collected,
+        "Points that wait on disk to be sent.";
+    EMITTER_DISK_BYTES = "mesh.observer.emitter.disk.bytes.value", "mesh_observer_emitter_disk_bytes",
+        Gauge, "bytes", &["emitter"], Observer, Own, Collected,
+        "Bytes on disk of points that wait to be sent.";
     SCRAPES = "mesh.observer.scrapes.total.value", "mesh_observer_scrapes_total",
         Counter, "scrapes", &["outcome"], Observer, Own, Collected,
         "Requests for the metrics page by outcome.";
@@ -389,6 +509,31 @@ families! {
         "mesh_observer_scrape_connections_refused_total",
         Counter, "connections", &[], Observer, Own, Collected,
         "Connections to the metrics port refused because too many were open.";
+    CONTROL_PLANE_UP = "mesh.observer.control.plane.up.value", "mesh_observer_control_plane_up",
+        Gauge, "", &["instance", "app"], Observer, Own, Collected,
+        "Whether the last scrape of this control-plane page brought figures.";
+    CONTROL_PLANE_SCRAPES = "mesh.observer.control.plane.scrapes.total.value",
+        "mesh_observer_control_plane_scrapes_total",
+        Counter, "scrapes", &["instance", "app", "outcome"], Observer, Own, Collected,
+        "Scrapes of control-plane pages: ok, or why there were no figures.";
+    CONTROL_PLANE_SCRAPE_SECONDS = "mesh.observer.control.plane.scrape.seconds.value",
+        "mesh_observer_control_plane_scrape_seconds",
+        Gauge, "seconds", &["instance", "app"], Observer, Own, Collected,
+        "How long the last scrape of this control-plane page took.";
+    CONTROL_PLANE_SAMPLES = "mesh.observer.control.plane.samples.value", "mesh_observer_control_plane_samples",
+        Gauge, "samples", &["instance", "app"], Observer, Own, Collected,
+        "Samples that the last scrape of this control-plane page brought.";
+    CONTROL_PLANE_SKIPPED = "mesh.observer.control.plane.lines.skipped.total.value",
+        "mesh_observer_control_plane_lines_skipped_total",
+        Counter, "lines", &["instance", "app", "reason"], Observer, Own, Collected,
+        "Lines of control-plane pages that could not be read, or said again what was said.";
+    CONTROL_PLANE_LEFT_OUT = "mesh.observer.control.plane.families.left.out.value",
+        "mesh_observer_control_plane_families_left_out",
+        Gauge, "families", &[], Observer, Own, Collected,
+        "Families of control-plane pages that are not exposed: of another type elsewhere, or counted by the observer.";
+    PROCESS_DIFFERENCE = "mesh.observer.process.difference.value", "mesh_observer_process_difference",
+        Gauge, "", &["instance", "figure"], Observer, Own, Collected,
+        "What a control plane says of its own process, less what procfs says now, which is exposed.";
     GATEWAY_ENCRYPTED = "mesh.observer.gateway.encrypted.connections.total.value",
         "mesh_observer_gateway_encrypted_connections_total",
         Counter, "connections", &["workload", "workload_namespace", "cluster", "port", "event"],
@@ -397,30 +542,54 @@ families! {
 }
 
 /// Columns of the catalogue, in order.
-const COLUMNS: [&str; 9] =
-    ["documented_name", "prometheus_name", "type", "unit", "labels", "from", "stability", "status", "help"];
+const COLUMNS: [&str; 11] = [
+    "documented_name",
+    "prometheus_name",
+    "type",
+    "unit",
+    "labels",
+    "from",
+    "stability",
+    "status",
+    "help",
+    "since_istio",
+    "until_istio",
+];
 
-/// The catalogue for people: aligned columns without the help texts, which follow their family on a line of its own.
+/// The column that a running observer's answer adds.
+const LIVE: &str = "live";
+
+/// Families that are printed: all, or with a running observer's answer those that are Istio's.
+fn printed(live: Option<&Live>) -> impl Iterator<Item = &'static Family> {
+    FAMILIES.iter().copied().filter(move |family| live.is_none() || family.stability != Stability::Own)
+}
+
+/// The catalogue for people: aligned columns without the help texts, which follow their family on a line of its own. With
+/// a running observer's answer only that stands beside the names.
 #[must_use]
-pub fn table() -> String {
-    let rows: Vec<_> = FAMILIES.iter().map(|family| cells(family)).collect();
-    let shown = [0, 1, 2, 3, 5, 6, 7];
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(COLUMNS[column].len());
-    let widths = shown.map(width);
-    let line = |text: &mut String, row: [&str; 9]| {
-        for (column, width) in shown.into_iter().zip(widths) {
-            let _ = write!(text, "{:<width$}  ", row[column]);
+pub fn table(live: Option<&Live>) -> String {
+    let shown: &[usize] = if live.is_some() { &[0, 1] } else { &[0, 1, 2, 3, 5, 6, 7, 9, 10] };
+    let rows: Vec<_> = printed(live).map(|family| (cells(family), live.map(|live| live.says(family)))).collect();
+    let width =
+        |column: usize| rows.iter().map(|(row, _)| row[column].len()).max().unwrap_or(0).max(COLUMNS[column].len());
+    let widths: Vec<_> = shown.iter().map(|column| width(*column)).collect();
+    let line = |text: &mut String, row: [&str; COLUMNS.len()], last: &str| {
+        for (column, width) in shown.iter().zip(&widths) {
+            let _ = write!(text, "{:<width$}  ", row[*column]);
         }
+        text.push_str(last);
         text.truncate(text.trim_end().len());
         text.push('\n');
     };
     let mut text = String::new();
-    line(&mut text, COLUMNS);
-    for row in &rows {
-        line(&mut text, std::array::from_fn(|column| row[column].as_str()));
-        let _ = writeln!(text, "    {}", row[8]);
-        if !row[4].is_empty() {
-            let _ = writeln!(text, "    labels: {}", row[4].replace(',', ", "));
+    line(&mut text, COLUMNS, if live.is_some() { LIVE } else { "" });
+    for (row, says) in &rows {
+        line(&mut text, std::array::from_fn(|column| row[column].as_str()), says.as_deref().unwrap_or_default());
+        if says.is_none() {
+            let _ = writeln!(text, "    {}", row[8]);
+            if !row[4].is_empty() {
+                let _ = writeln!(text, "    labels: {}", row[4].replace(',', ", "));
+            }
         }
     }
     text
@@ -428,11 +597,12 @@ pub fn table() -> String {
 
 /// The catalogue with one line a family, columns separated by tabs, the first line naming them.
 #[must_use]
-pub fn tsv() -> String {
-    let mut text = COLUMNS.join("\t");
+pub fn tsv(live: Option<&Live>) -> String {
+    let mut text = COLUMNS.into_iter().chain(live.map(|_| LIVE)).collect::<Vec<_>>().join("\t");
     text.push('\n');
-    for family in FAMILIES {
-        text.push_str(&cells(family).join("\t"));
+    for family in printed(live) {
+        let cells = cells(family).into_iter().chain(live.map(|live| live.says(family)));
+        text.push_str(&cells.collect::<Vec<_>>().join("\t"));
         text.push('\n');
     }
     text
@@ -440,11 +610,10 @@ pub fn tsv() -> String {
 
 /// The catalogue as a JSON array with one object a family.
 #[must_use]
-pub fn json() -> String {
-    let families: Vec<_> = FAMILIES
-        .iter()
+pub fn json(live: Option<&Live>) -> String {
+    let families: Vec<_> = printed(live)
         .map(|family| {
-            serde_json::json!({
+            let mut json = serde_json::json!({
                 "documented_name": family.documented_name,
                 "prometheus_name": family.prometheus_name,
                 "type": family.kind.word(),
@@ -454,13 +623,23 @@ pub fn json() -> String {
                 "stability": family.stability.word(),
                 "status": family.status.word(),
                 "help": family.help,
-            })
+                "since_istio": family.releases().map(|own| own.since.to_string()),
+                "until_istio": until(family),
+            });
+            if let Some(live) = live {
+                json[LIVE] = live.says(family).into();
+            }
+            json
         })
         .collect();
     format!("{:#}\n", serde_json::Value::Array(families))
 }
 
-fn cells(family: &Family) -> [String; 9] {
+fn until(family: &Family) -> Option<String> {
+    Some(family.releases()?.until?.to_string())
+}
+
+fn cells(family: &Family) -> [String; COLUMNS.len()] {
     [
         family.documented_name.to_owned(),
         family.prometheus_name.to_owned(),
@@ -471,6 +650,8 @@ fn cells(family: &Family) -> [String; 9] {
         family.stability.word().to_owned(),
         family.status.word().to_owned(),
         family.help.to_owned(),
+        family.releases().map(|own| own.since.to_string()).unwrap_or_default(),
+        until(family).unwrap_or_default(),
     ]
 }
 
@@ -492,8 +673,8 @@ mod tests {
     }
 
     #[test]
-    fn collected_counters_end_in_total_as_openmetrics_demands() {
-        for family in FAMILIES.iter().filter(|family| family.status == Status::Collected) {
+    fn counters_of_our_own_end_in_total_as_openmetrics_demands() {
+        for family in FAMILIES.iter().filter(|family| family.origin != Origin::Istiod) {
             assert_eq!(family.kind == Kind::Counter, family.prometheus_name.ends_with("_total"));
         }
     }
@@ -512,15 +693,47 @@ mod tests {
 
     #[test]
     fn every_row_of_the_tsv_has_all_columns() {
-        let text = tsv();
+        let text = tsv(None);
         assert!(text.starts_with("documented_name\tprometheus_name\ttype\tunit\t"));
         assert!(text.lines().all(|line| line.split('\t').count() == COLUMNS.len()));
         assert_eq!(text.lines().count(), FAMILIES.len() + 1);
     }
 
     #[test]
+    fn releases_are_read_from_tags_and_tell_what_is_reported() {
+        for (tag, release) in [
+            ("1.12.9", Some((1, 12))),
+            ("1.32-dev", Some((1, 32))),
+            ("1.25.3-distroless", Some((1, 25))),
+            ("2.0", Some((2, 0))),
+        ] {
+            assert_eq!(Release::parse(tag), release.map(|(major, minor)| Release::new(major, minor)), "{tag}");
+        }
+        for tag in ["", "latest", "1", "v1.2.3", "master-1.2", "0f3c9-1", "99999.1"] {
+            assert_eq!(Release::parse(tag), None, "{tag}");
+        }
+        let removed = PILOT_XDS_PUSH_CONTEXT_ERRORS.releases().unwrap();
+        assert!(removed.include(Release::new(1, 25)) && !removed.include(Release::new(1, 26)));
+        assert_eq!(GALLEY_VALIDATION_CONFIG_LOAD.releases(), None);
+        assert_eq!(REQUESTS.releases(), None);
+        assert!(FAMILIES.iter().all(|own| (own.stability == Stability::Removed) == (until(own).is_some())));
+    }
+
+    #[test]
+    fn a_running_observer_answers_for_istios_families() {
+        let live = Live::default();
+        let text = tsv(Some(&live));
+        assert!(text.lines().all(|line| line.split('\t').count() == COLUMNS.len() + 1));
+        let istios = FAMILIES.iter().filter(|family| family.stability != Stability::Own).count();
+        assert_eq!(text.lines().count(), istios + 1);
+        assert_eq!(json(Some(&live)).matches("no data: ").count(), istios);
+        let table = table(Some(&live));
+        assert!(table.lines().skip(1).all(|line| line.contains("  no data: ")), "{table}");
+    }
+
+    #[test]
     fn the_formats_name_every_family() {
-        let (table, json) = (table(), json());
+        let (table, json) = (table(None), json(None));
         let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(parsed.as_array().unwrap().len(), FAMILIES.len());
         assert!(FAMILIES.iter().all(|family| table.contains(family.prometheus_name)));

@@ -16,12 +16,19 @@ use observer_ebpf::{
 };
 
 use super::{
-    EmitterFigures, Inputs, Model, Own, ScrapeFigures, Snapshot,
+    EmitterFigures, Inputs, Model, Own, ScrapeFigures, Snapshot, catalogue,
     labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
 };
 use crate::{
-    collect::{HistogramReading, KernelReading, Outcome, ProgramReading, Reading, SeriesReading},
-    discovery::{ProcessId, Role, Sidecar, Workload},
+    collect::{
+        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
+        SeriesReading,
+        control_plane::{Page, Target, TargetReading},
+    },
+    discovery::{
+        ProcessId, Role, Sidecar, Workload,
+        component::{self, Component},
+    },
 };
 
 pub(crate) const HOSTILE: &str = "a\"b\\c\nd é \\";
@@ -61,6 +68,29 @@ pub(crate) fn sidecar(id: u32, role: Role, address: &str, workload: Arc<Workload
         addresses: vec![address.parse().unwrap()],
         companions: Vec::new(),
         workload,
+    })
+}
+
+pub(crate) fn istiod(pid: u32) -> Arc<Component> {
+    let address = "10.0.0.9:15014".parse().unwrap();
+    let workload = Workload {
+        pod: Some("istiod-0".to_owned()),
+        namespace: Some("istio-system".to_owned()),
+        ..Workload::default()
+    };
+    Arc::new(Component {
+        process: ProcessId { pid, start_time: 1 },
+        app: "istiod".to_owned(),
+        cgroup: None,
+        container: crate::discovery::container::Container::default(),
+        workload: Arc::new(workload),
+        page: Ok(component::Page {
+            instance: address,
+            address,
+            inside_only: None,
+            evidence: "listens on 15014".to_owned(),
+            is_guess: false,
+        }),
     })
 }
 
@@ -133,15 +163,38 @@ pub(crate) fn http(key: SeriesKey, milliseconds: &[u64]) -> SeriesReading {
         histogram(&mut milliseconds.iter().map(|_| (400, 400))),
         histogram(&mut milliseconds.iter().map(|_| (1_250, 1_250))),
     ];
-    SeriesReading { key, histograms, opened: 0, closed: 0, received: 0, sent: 0 }
+    SeriesReading { key, histograms, opened: 0, closed: 0, received: 0, sent: 0, messages: [0; 2] }
 }
 
 pub(crate) fn tcp(key: SeriesKey, opened: u64, closed: u64, received: u64, sent: u64) -> SeriesReading {
-    SeriesReading { key, histograms: Default::default(), opened, closed, received, sent }
+    SeriesReading { key, histograms: Default::default(), opened, closed, received, sent, messages: [0; 2] }
 }
 
 pub(crate) fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+}
+
+/// The account of the process that [`sidecar`] gives a sidecar; without what may be hidden if `throttled_ms` is 0.
+pub(crate) fn process(pid: u32, throttled_ms: u64) -> ProcessReading {
+    let hidden = throttled_ms == 0;
+    let seen = |value: u64| (!hidden).then_some(value);
+    ProcessReading {
+        process: ProcessId { pid, start_time: 1 },
+        cpu: Duration::from_millis(12_340),
+        resident_bytes: 52_000_000,
+        virtual_bytes: 2_200_000_000,
+        threads: 9,
+        started: (!hidden).then(|| at(0) - Duration::from_millis(4_250)),
+        open_files: seen(61),
+        most_open_files: seen(1_048_576),
+        cgroup: CgroupReading {
+            memory_bytes: seen(60_000_000),
+            most_memory_bytes: seen(1_073_741_824),
+            periods: seen(100),
+            throttled_periods: seen(7),
+            throttled: seen(throttled_ms).map(Duration::from_millis),
+        },
+    }
 }
 
 pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
@@ -154,6 +207,8 @@ pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             programs: vec![program("mesh_ingress", 1_000), program("mesh_egress", 0)],
             series_capacity: 16_384,
         }),
+        processes: vec![process(1, 250 * seconds), process(4, 0), process(9, 1)],
+        control_plane: Vec::new(),
         outcomes: vec![
             Outcome { collector: "kernel", duration: Duration::from_millis(3), error: None },
             Outcome { collector: "procfs", duration: Duration::from_millis(1), error: Some("gone".to_owned()) },
@@ -172,7 +227,7 @@ pub(crate) fn every_kind(round: u64) -> Vec<SeriesReading> {
     grpc.grpc_status = 14;
     vec![
         http(key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200), &times(&[0, 3, 3, 70])),
-        http(grpc, &times(&[2])),
+        SeriesReading { messages: [round, 3 * round], ..http(grpc, &times(&[2])) },
         http(mutual(key(2, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[1, 1])),
         http(mutual(key(3, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[2])),
         http(key(5, LEG_SOURCE, "203.0.113.9:8080", PROTOCOL_HTTP, 0), &times(&[4_000_000])),
@@ -195,6 +250,7 @@ pub(crate) fn own() -> Own {
         unattached: Some(0),
         emitters: vec![EmitterFigures {
             name: "wavefront+file:-".to_owned(),
+            on_disk: Some((7, 512)),
             sent: 10,
             rejected: vec![("tag_length", 1)],
             dropped: vec![("gave_up", 2)],
@@ -207,16 +263,78 @@ pub(crate) fn own() -> Own {
 /// The snapshots of two rounds ten seconds apart, both closing an interval.
 pub(crate) fn snapshots() -> [Arc<Snapshot>; 2] {
     let mut model = Model::new(at(0), Duration::from_mins(15));
-    let (sidecars, peers, own) = (sidecars(), peers(), own());
+    let (sidecars, components, peers, own) = (sidecars(), [istiod(9)], peers(), own());
     [1, 2].map(|round| {
         model.update(Inputs {
             reading: &reading(round * 10, every_kind(round)),
             running: &sidecars,
             ended: &[],
+            components: &components,
             peers: &peers,
             own: &own,
             closes_interval: true,
         })
+    })
+}
+
+/// The same with a control plane that shows every family of the catalogue that istiod may have.
+pub(crate) fn snapshots_of_everything() -> [Arc<Snapshot>; 2] {
+    let mut model = Model::new(at(0), Duration::from_mins(15));
+    let (sidecars, peers, own) = (sidecars(), peers(), own());
+    [1, 2].map(|round| {
+        let control_plane = vec![scraped("10.0.0.8:15014", &page_of_everything(round))];
+        model.update(Inputs {
+            reading: &Reading { control_plane, ..reading(round * 10, every_kind(round)) },
+            running: &sidecars,
+            ended: &[],
+            components: &[],
+            peers: &peers,
+            own: &own,
+            closes_interval: true,
+        })
+    })
+}
+
+fn page_of_everything(value: u64) -> String {
+    let mut page = String::new();
+    for family in catalogue::FAMILIES.iter().filter(|family| family.origin == catalogue::Origin::Istiod) {
+        let name = family.prometheus_name;
+        let labels: Vec<String> = family.labels.iter().map(|label| format!("{label}=\"a {label}\"")).collect();
+        let labels = labels.join(",");
+        page.push_str(&format!("# TYPE {name} {}\n", family.kind.word()));
+        match family.kind {
+            catalogue::Kind::Histogram => page.push_str(&format!(
+                "{name}_bucket{{le=\"0.1\"}} 0\n{name}_bucket{{le=\"+Inf\"}} {value}\n{name}_sum {value}\n{name}_count {value}\n"
+            )),
+            _ => page.push_str(&format!("{name}{{{labels}}} {value}\n")),
+        }
+    }
+    page
+}
+
+/// A target whose last scrape brought this page.
+pub(crate) fn scraped(instance: &str, page: &str) -> TargetReading {
+    let target = Target::named(format!("http://{instance}").parse().unwrap());
+    TargetReading {
+        target: Arc::new(Target { instance: instance.to_owned(), ..target }),
+        page: Some(Arc::new(Page::read(page))),
+        tried: true,
+        took: Duration::from_millis(5),
+        scrapes: [("ok", 1)].into(),
+        skipped: BTreeMap::new(),
+    }
+}
+
+/// The mesh with these control planes.
+pub(crate) fn snapshot_of(control_plane: Vec<TargetReading>) -> Arc<Snapshot> {
+    Model::new(at(0), Duration::from_mins(15)).update(Inputs {
+        reading: &Reading { control_plane, ..reading(1, every_kind(1)) },
+        running: &sidecars(),
+        ended: &[],
+        components: &[],
+        peers: &peers(),
+        own: &own(),
+        closes_interval: true,
     })
 }
 

@@ -22,10 +22,12 @@ pub const QUANTILES: [(&str, f64); 6] =
 /// A cell as (block × 32 + cell, count).
 pub type Cell = (u16, u32);
 
-/// Figures of an HTTP series: three histograms. Only buckets that are not empty take space, since a series (one
+/// Figures of an HTTP series: three histograms, and in gRPC its messages. Only buckets that are not empty take space, since a series (one
 /// status of one service) seldom fills more than a handful of sixty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HttpFigures {
+    /// gRPC messages by direction.
+    messages: [u64; 2],
     sums: [u64; 3],
     /// Bit i: bucket i is not empty.
     masks: [u32; 3],
@@ -57,12 +59,18 @@ impl HttpFigures {
         self.sums[histogram]
     }
 
-    fn from_dense(sums: [u64; 3], dense: &[[u64; BUCKETS]; 3]) -> Self {
+    /// gRPC messages of a direction (`observer_ebpf::socket::{REQUEST, RESPONSE}`).
+    #[must_use]
+    pub fn messages(&self, direction: usize) -> u64 {
+        self.messages[direction]
+    }
+
+    fn from_dense(messages: [u64; 2], sums: [u64; 3], dense: &[[u64; BUCKETS]; 3]) -> Self {
         let masks = std::array::from_fn(|histogram| {
             let set = |bucket: usize| u32::from(dense[histogram][bucket] != 0) << bucket;
             (0..BUCKETS).map(set).sum()
         });
-        Self { sums, masks, counts: dense.iter().flatten().copied().filter(|count| *count != 0).collect() }
+        Self { messages, sums, masks, counts: dense.iter().flatten().copied().filter(|count| *count != 0).collect() }
     }
 
     fn dense(&self) -> [[u64; BUCKETS]; 3] {
@@ -74,16 +82,18 @@ impl Figures for HttpFigures {
     fn of(reading: &SeriesReading) -> Self {
         let histograms = &reading.histograms;
         Self::from_dense(
+            reading.messages,
             std::array::from_fn(|histogram| histograms[histogram].sum),
             &std::array::from_fn(|histogram| histograms[histogram].buckets),
         )
     }
 
     fn equals(&self, reading: &SeriesReading) -> bool {
-        (0..3).all(|histogram| {
-            let HistogramReading { buckets, sum, .. } = &reading.histograms[histogram];
-            self.sums[histogram] == *sum && self.buckets(histogram) == *buckets
-        })
+        self.messages == reading.messages
+            && (0..3).all(|histogram| {
+                let HistogramReading { buckets, sum, .. } = &reading.histograms[histogram];
+                self.sums[histogram] == *sum && self.buckets(histogram) == *buckets
+            })
     }
 
     fn is_zero(&self) -> bool {
@@ -92,24 +102,31 @@ impl Figures for HttpFigures {
 
     fn difference(&self, newer: &Self) -> Option<Self> {
         let (older_buckets, mut buckets, mut sums) = (self.dense(), newer.dense(), newer.sums);
+        let mut messages = newer.messages;
+        for (newer, older) in messages.iter_mut().zip(self.messages) {
+            *newer = counter::difference(older, *newer)?;
+        }
         for histogram in 0..3 {
             sums[histogram] = counter::difference(self.sums[histogram], sums[histogram])?;
             for (newer, older) in buckets[histogram].iter_mut().zip(older_buckets[histogram]) {
                 *newer = counter::difference(older, *newer)?;
             }
         }
-        Some(Self::from_dense(sums, &buckets))
+        Some(Self::from_dense(messages, sums, &buckets))
     }
 
     fn add(&mut self, other: &Self) {
-        let (mut buckets, mut sums) = (self.dense(), self.sums);
+        let (mut messages, mut buckets, mut sums) = (self.messages, self.dense(), self.sums);
+        for (own, more) in messages.iter_mut().zip(other.messages) {
+            *own += more;
+        }
         for histogram in 0..3 {
             sums[histogram] += other.sums[histogram];
             for (own, more) in buckets[histogram].iter_mut().zip(other.buckets(histogram)) {
                 *own += more;
             }
         }
-        *self = Self::from_dense(sums, &buckets);
+        *self = Self::from_dense(messages, sums, &buckets);
     }
 }
 
@@ -242,7 +259,9 @@ fn merge(
     joined.filter(|(_, count)| *count != 0)
 }
 
-fn midpoint(index: u16) -> u64 {
+/// The value that stands for all in a cell, in the unit of the cells.
+#[must_use]
+pub fn midpoint(index: u16) -> u64 {
     middle(u32::from(index) / CELLS as u32, u32::from(index) % CELLS as u32)
 }
 
@@ -284,7 +303,7 @@ mod tests {
         #[test]
         fn sparse_figures_hold_what_dense_ones_do(older in dense(), grown in dense(), sums: [u32; 3]) {
             let sums = sums.map(u64::from);
-            let (older, grown) = (HttpFigures::from_dense(sums, &older), HttpFigures::from_dense(sums, &grown));
+            let (older, grown) = (HttpFigures::from_dense([0; 2], sums, &older), HttpFigures::from_dense([0; 2], sums, &grown));
             let mut newer = older.clone();
             newer.add(&grown);
             prop_assert_eq!(older.difference(&newer), Some(grown.clone()));
@@ -293,7 +312,7 @@ mod tests {
                 sum: newer.sum(histogram),
                 cells: Vec::new(),
             });
-            let reading = SeriesReading { key: SeriesKey::default(), histograms, opened: 0, closed: 0, received: 0, sent: 0 };
+            let reading = SeriesReading { key: SeriesKey::default(), histograms, opened: 0, closed: 0, received: 0, sent: 0, messages: [0; 2] };
             prop_assert_eq!(&HttpFigures::of(&reading), &newer);
             prop_assert!(newer.equals(&reading));
             prop_assert_eq!(older.equals(&reading), older == newer);

@@ -13,8 +13,8 @@ use std::{
 };
 
 use observer_ebpf::{
-    GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, SECURITY_MUTUAL_TLS, SECURITY_NONE,
-    STATUS_UNKNOWN, SeriesKey,
+    GRPC_NONE, GRPC_UNKNOWN, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, SECURITY_MUTUAL_TLS,
+    SECURITY_NONE, STATUS_UNKNOWN, SeriesKey,
 };
 
 use crate::discovery::{Role, Sidecar, SidecarId, Workload};
@@ -53,6 +53,9 @@ pub const TCP: [&str; 23] = [
     HTTP[0], HTTP[1], HTTP[2], HTTP[3], HTTP[4], HTTP[5], HTTP[6], HTTP[7], HTTP[8], HTTP[9], HTTP[10], HTTP[11],
     HTTP[12], HTTP[13], HTTP[14], HTTP[15], HTTP[16], HTTP[17], HTTP[18], HTTP[19], HTTP[20], HTTP[23], HTTP[24],
 ];
+
+/// Labels of a process's figures, and of what its own metrics page says.
+pub const PROCESS: [&str; 4] = ["app", "instance", "pod", "namespace"];
 
 /// Index of `response_code`.
 const RESPONSE_CODE: usize = 21;
@@ -179,7 +182,7 @@ pub struct MeshLabels {
     service: Arc<Service>,
     /// [`STATUS_UNKNOWN`] where it could not be read.
     response_code: u16,
-    /// [`GRPC_NONE`] where there is none.
+    /// [`GRPC_NONE`] where there is none, [`GRPC_UNKNOWN`] where it could not be read.
     grpc_status: u16,
     reporter: Reporter,
     protocol: Protocol,
@@ -198,6 +201,12 @@ impl MeshLabels {
     pub fn tcp(&self, mut each: impl FnMut(&'static str, &str)) {
         let indices = (0..HTTP.len()).filter(|index| !HTTP_ONLY.contains(index));
         indices.for_each(|index| self.with(index, |value| each(HTTP[index], value)));
+    }
+
+    /// Is it a series of gRPC?
+    #[must_use]
+    pub fn is_grpc(&self) -> bool {
+        self.protocol == Protocol::Grpc
     }
 
     /// The labels of the overflow series: what it counts is known, whom it counts is not.
@@ -231,7 +240,7 @@ impl MeshLabels {
     fn with<R>(&self, index: usize, each: impl FnOnce(&str) -> R) -> R {
         match index {
             RESPONSE_CODE if self.response_code != STATUS_UNKNOWN => each(Digits::new(self.response_code).text()),
-            GRPC_STATUS if self.grpc_status != GRPC_NONE => each(Digits::new(self.grpc_status).text()),
+            GRPC_STATUS if self.grpc_status < GRPC_UNKNOWN => each(Digits::new(self.grpc_status).text()),
             _ => each(self.text(index)),
         }
     }
@@ -269,7 +278,7 @@ impl MeshLabels {
                 Protocol::Tcp => "tcp",
                 Protocol::Unknown => UNKNOWN,
             },
-            GRPC_STATUS => "",
+            GRPC_STATUS if self.grpc_status == GRPC_NONE => "",
             23 => "-",
             24 => match self.security {
                 Security::Unknown => UNKNOWN,
@@ -287,21 +296,26 @@ impl MeshLabels {
 #[derive(Clone, Debug)]
 pub struct Projection {
     labels: Arc<MeshLabels>,
-    kept: &'static [usize],
+    kept: Arc<[usize]>,
+}
+
+/// The name of a label by its index, as a [`Projection`] takes them.
+#[must_use]
+pub fn projected_name(index: usize) -> &'static str {
+    if index == REPORTING_APP { "app" } else { HTTP[index] }
 }
 
 impl Projection {
     /// `labels` reduced to `kept`: indices into [`HTTP`], or [`REPORTING_APP`].
     #[must_use]
-    pub fn new(labels: Arc<MeshLabels>, kept: &'static [usize]) -> Self {
+    pub fn new(labels: Arc<MeshLabels>, kept: Arc<[usize]>) -> Self {
         Self { labels, kept }
     }
 
     /// Calls `each` with every label that counts, in the order of `kept`.
     pub fn each(&self, mut each: impl FnMut(&'static str, &str)) {
-        for index in self.kept {
-            let name = if *index == REPORTING_APP { "app" } else { HTTP[*index] };
-            self.labels.with(*index, |value| each(name, value));
+        for index in self.kept.iter() {
+            self.labels.with(*index, |value| each(projected_name(*index), value));
         }
     }
 }
@@ -867,8 +881,9 @@ mod tests {
             Arc::new(directory().resolve(&key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200))),
             Arc::new(directory().resolve(&key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 500))),
         );
-        assert!(Projection::new(two.clone(), &[0, 1, 20]) == Projection::new(other.clone(), &[0, 1, 20]));
-        assert!(Projection::new(two, &[0, 1, 21]) != Projection::new(other, &[0, 1, 21]));
+        let projection = |labels: &Arc<MeshLabels>, kept: [usize; 3]| Projection::new(labels.clone(), kept.into());
+        assert!(projection(&two, [0, 1, 20]) == projection(&other, [0, 1, 20]));
+        assert!(projection(&two, [0, 1, 21]) != projection(&other, [0, 1, 21]));
     }
 
     #[test]

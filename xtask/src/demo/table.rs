@@ -194,8 +194,8 @@ pub(super) fn summary(truth: &Tally, observed: &Tally) -> String {
     let keys = |tally: &Tally| tally.requests.keys().cloned().collect::<Vec<_>>();
     for key in merged(keys(truth), keys(observed)) {
         let [envoy, ours] = [truth, observed].map(|tally| tally.requests.get(&key).cloned().unwrap_or_default());
-        let (leg, code) = &key;
-        line(leg, &format!("requests, {code}"), envoy.count, ours.count);
+        let (leg, outcome) = &key;
+        line(leg, &format!("requests, {outcome}"), envoy.count, ours.count);
         line(leg, "  request bytes", envoy.request_bytes, ours.request_bytes);
         line(leg, "  response bytes", envoy.response_bytes, ours.response_bytes);
     }

@@ -1,0 +1,96 @@
+//! Connections from inside another network namespace, for pages that cannot be reached from here.
+
+use std::{
+    fs::File,
+    io,
+    net::{SocketAddr, TcpStream},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+use tokio::{net, sync::oneshot};
+
+use crate::discovery::{ProcessId, proc_files::ProcFiles};
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel does not let us in.
+    #[error("the network namespace of process {pid} may not be entered: that needs CAP_SYS_ADMIN and CAP_SYS_PTRACE")]
+    NotPermitted {
+        /// The process.
+        pid: u32,
+    },
+    /// The process has ended.
+    #[error("process {pid} has ended")]
+    Gone {
+        /// The process.
+        pid: u32,
+    },
+    /// The namespace was entered, or could have been, and this came of it.
+    #[error("{address} in the network namespace of process {pid}: {reason}")]
+    Failed {
+        /// The process.
+        pid: u32,
+        /// Where it should have led to.
+        address: SocketAddr,
+        /// Why it did not.
+        reason: io::Error,
+    },
+}
+
+/// Opens a connection to `address` from the network namespace of a process; there it stays, whoever uses it.
+///
+/// A thread of its own enters the namespace and ends, so no other thread ever leaves the observer's. Within a tokio runtime.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn connect(
+    proc_root: &Path,
+    process: ProcessId,
+    address: SocketAddr,
+    patience: Duration,
+) -> Result<net::TcpStream, Error> {
+    let pid = process.pid;
+    let failed = |reason| Error::Failed { pid, address, reason };
+    let (answer, answered) = oneshot::channel();
+    let proc_root = proc_root.to_owned();
+    let work = move || {
+        // Nobody waits for the answer any more if it cannot be sent.
+        let _ = answer.send(connect_there(proc_root, process, address, patience));
+    };
+    thread::Builder::new().name("network-namespace".to_owned()).spawn(work).map_err(failed)?;
+    let stream = answered.await.map_err(|_| failed(io::Error::other("the thread for it ended early")))??;
+    net::TcpStream::from_std(stream).map_err(failed)
+}
+
+fn connect_there(
+    proc_root: PathBuf,
+    process: ProcessId,
+    address: SocketAddr,
+    patience: Duration,
+) -> Result<TcpStream, Error> {
+    let pid = process.pid;
+    let failed = |reason: io::Error| match reason.kind() {
+        io::ErrorKind::PermissionDenied => Error::NotPermitted { pid },
+        io::ErrorKind::NotFound => Error::Gone { pid },
+        _ if reason.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Error::Gone { pid },
+        _ => Error::Failed { pid, address, reason },
+    };
+    let namespace = File::open(proc_root.join(pid.to_string()).join("ns/net")).map_err(failed)?;
+    // Its number may be another's now.
+    if ProcFiles::new(proc_root).start_time(pid).map_err(failed)? != process.start_time {
+        return Err(Error::Gone { pid });
+    }
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|error| failed(error.into()))?;
+    let connected = TcpStream::connect_timeout(&address, patience);
+    let stream = connected.and_then(|stream| stream.set_nonblocking(true).map(|()| stream));
+    stream.map_err(|reason| Error::Failed { pid, address, reason })
+}

@@ -1,0 +1,328 @@
+//! Istio's own processes besides Envoy: which they are, and where their metrics pages are. Decisions are pure.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+};
+
+use super::{ProcessId, Workload, container::Container, proc_files::Sockets};
+
+/// Port of the control plane's metrics page [istio `pkg/config/constants`, Helm charts from 1.1 on].
+pub const MONITORING_PORT: u16 = 15014;
+/// Executables of the control plane and what the component is called: istiod, and what it was made of before 1.5.
+const APPS: [(&str, &str); 4] =
+    [("pilot-discovery", "istiod"), ("galley", "galley"), ("istio_ca", "citadel"), ("mixs", "mixer")];
+
+/// An executable that is a component's, as `NAME` or `NAME:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComponentRule {
+    /// File name of the executable.
+    pub executable: String,
+    /// Port of its metrics page; found by its sockets if absent.
+    pub port: Option<u16>,
+}
+
+impl ComponentRule {
+    /// The control plane's executables.
+    #[must_use]
+    pub fn control_plane() -> Vec<Self> {
+        APPS.map(|(executable, _)| Self { executable: executable.to_owned(), port: None }).into()
+    }
+
+    /// The node's proxy of ambient mode, whose page is on port 15020 [ztunnel `ARCHITECTURE.md`].
+    #[must_use]
+    pub fn ztunnel() -> Self {
+        Self { executable: "ztunnel".to_owned(), port: Some(15020) }
+    }
+
+    /// What the component is called: the executable's own name if it is none of Istio's.
+    #[must_use]
+    pub fn app(&self) -> &str {
+        APPS.iter().find(|(executable, _)| *executable == self.executable).map_or(&self.executable, |(_, app)| app)
+    }
+}
+
+impl FromStr for ComponentRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no executable; write its file name, as in pilot-discovery or galley:15014");
+        let (executable, port) = match text.rsplit_once(':') {
+            Some((executable, port)) => {
+                (executable, Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?))
+            }
+            None => (text, None),
+        };
+        if executable.is_empty() || executable.contains('/') {
+            return Err(wrong());
+        }
+        Ok(Self { executable: executable.to_owned(), port })
+    }
+}
+
+/// A process of the control plane, or another whose metrics page is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Component {
+    /// Which process.
+    pub process: ProcessId,
+    /// `istiod`, `galley`, …
+    pub app: String,
+    /// cgroup v2 directory, absolute, as mounted here; `None` if it cannot be seen from here.
+    pub cgroup: Option<PathBuf>,
+    /// The container it is in, as far as its cgroup tells.
+    pub container: Container,
+    /// Pod, namespace and the like, as far as its environment tells.
+    pub workload: Arc<Workload>,
+    /// Where its metrics page is, or why that is not known.
+    pub page: Result<Page, String>,
+}
+
+impl Component {
+    /// Whether its page is as far away as its network namespace, or why it is not known.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match &self.page {
+            Err(reason) => Some(format!("its metrics page is not known: {reason}")),
+            Ok(page) => page.inside_only.map(|reason| {
+                format!(
+                    "its metrics page at {} can be read only from inside its network namespace (CAP_SYS_ADMIN): {}",
+                    page.address,
+                    reason.text()
+                )
+            }),
+        }
+    }
+}
+
+/// Where a metrics page is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Names the instance: an address that only it has, wherever it has one.
+    pub instance: SocketAddr,
+    /// Where to connect to, from here or from inside its network namespace.
+    pub address: SocketAddr,
+    /// Set if that works only from inside its network namespace.
+    pub inside_only: Option<InsideOnly>,
+    /// How it was found, for `observer check`.
+    pub evidence: String,
+    /// Whether its port is only taken for it because there is no other yet.
+    pub is_guess: bool,
+}
+
+/// Why a page can be read only from inside its process's network namespace, which is not the observer's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsideOnly {
+    /// It listens on loopback.
+    Loopback,
+    /// It refuses everybody else (`METRICS_LOCALHOST_ACCESS_ONLY`).
+    Refusing,
+    /// The namespace has no other address.
+    NoAddress,
+}
+
+impl InsideOnly {
+    /// The reason, for people.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Loopback => "it listens on loopback only",
+            Self::Refusing => "METRICS_LOCALHOST_ACCESS_ONLY makes it refuse all but local callers",
+            Self::NoAddress => "no address of its network namespace is known but loopback",
+        }
+    }
+}
+
+/// What tells where a page is.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Its listening sockets; `None` if they may not be read.
+    pub sockets: Option<Sockets>,
+    /// Port that the user named.
+    pub configured: Option<u16>,
+    /// Port on its own command line.
+    pub argument: Option<u16>,
+    /// Its own addresses, the best first, without loopback.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it refuses all but local callers.
+    pub local_only: bool,
+    /// Whether the observer is in the same network namespace.
+    pub same_namespace: bool,
+}
+
+/// Decides where the page is.
+///
+/// # Errors
+/// Says what is missing.
+pub fn page(surroundings: &Surroundings) -> Result<Page, String> {
+    let Some(sockets) = &surroundings.sockets else {
+        return Err("its listening sockets may not be read; give the observer CAP_SYS_PTRACE".to_owned());
+    };
+    let Port { number: port, evidence, is_guess } = port(surroundings, sockets)?;
+    let bound = || sockets.listeners.iter().filter(|listener| listener.port == port).map(|listener| listener.address);
+    let everywhere = bound().find(IpAddr::is_unspecified);
+    let bound_outside = bound().find(|address| !address.is_unspecified() && !address.is_loopback());
+    let outside = bound_outside.or_else(|| own_address(everywhere?, &surroundings.addresses));
+    let loopback = bound().find(IpAddr::is_loopback).or_else(|| everywhere.map(|all| loopback(all, outside)));
+    let (address, reason) = match (outside, loopback) {
+        (Some(_), Some(loopback)) if surroundings.local_only => (loopback, Some(InsideOnly::Refusing)),
+        (Some(outside), _) => (outside, None),
+        (None, Some(loopback)) if everywhere.is_some() => (loopback, Some(InsideOnly::NoAddress)),
+        (None, Some(loopback)) => (loopback, Some(InsideOnly::Loopback)),
+        (None, None) => return Err(format!("nothing listens on {port}")),
+    };
+    let own = outside.or_else(|| surroundings.addresses.first().copied()).unwrap_or(address);
+    Ok(Page {
+        instance: SocketAddr::new(own, port),
+        address: SocketAddr::new(address, port),
+        inside_only: reason.filter(|_| !surroundings.same_namespace),
+        evidence,
+        is_guess,
+    })
+}
+
+struct Port {
+    number: u16,
+    evidence: String,
+    is_guess: bool,
+}
+
+/// The port that somebody named and that is listened on, else the only one.
+fn port(surroundings: &Surroundings, sockets: &Sockets) -> Result<Port, String> {
+    let who = if sockets.own { "listens" } else { "its network namespace listens" };
+    let named = [
+        (surroundings.configured, " as configured"),
+        (surroundings.argument, " as its command line says"),
+        (Some(MONITORING_PORT), ""),
+    ];
+    for (port, why) in named {
+        if let Some(number) = port.filter(|port| sockets.listeners.iter().any(|listener| listener.port == *port)) {
+            return Ok(Port { number, evidence: format!("{who} on {number}{why}"), is_guess: false });
+        }
+    }
+    let mut ports: Vec<u16> = sockets.listeners.iter().map(|listener| listener.port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    match ports[..] {
+        _ if !sockets.own => {
+            Err(format!("its sockets may not be told from others' and nobody listens on {MONITORING_PORT}"))
+        }
+        [] => Err("it listens on no port".to_owned()),
+        [number] => Ok(Port { number, evidence: format!("{who} on {number} only"), is_guess: true }),
+        [..] => {
+            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            Err(format!(
+                "it listens on {}, none of them known for it: name one by --control-plane-exe NAME:PORT",
+                ports.join(", ")
+            ))
+        }
+    }
+}
+
+/// The first of `addresses` that a socket bound to `everywhere` is reached at. Go binds to `::` for both families.
+fn own_address(everywhere: IpAddr, addresses: &[IpAddr]) -> Option<IpAddr> {
+    addresses.iter().copied().find(|address| everywhere.is_ipv6() || address.is_ipv4())
+}
+
+fn loopback(everywhere: IpAddr, outside: Option<IpAddr>) -> IpAddr {
+    let ipv6 = everywhere.is_ipv6() && outside.is_some_and(|address| address.is_ipv6());
+    if ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::proc_files::Listener;
+
+    fn surroundings(listening: &[&str]) -> Surroundings {
+        let listener = |(inode, text): (usize, &&str)| {
+            let address: SocketAddr = text.parse().unwrap();
+            Listener { address: address.ip(), port: address.port(), inode: inode as u64 }
+        };
+        Surroundings {
+            sockets: Some(Sockets { listeners: listening.iter().enumerate().map(listener).collect(), own: true }),
+            configured: None,
+            argument: None,
+            addresses: vec!["10.1.0.9".parse().unwrap(), "fd00::9".parse().unwrap()],
+            local_only: false,
+            same_namespace: false,
+        }
+    }
+
+    fn found(surroundings: &Surroundings) -> (String, String, Option<InsideOnly>) {
+        let page = page(surroundings).unwrap();
+        (page.instance.to_string(), page.address.to_string(), page.inside_only)
+    }
+
+    #[test]
+    fn takes_the_port_that_is_named_and_listened_on() {
+        let istiod = ["[::]:15010", "[::]:15012", "[::]:15014", "127.0.0.1:9876"];
+        assert_eq!(found(&surroundings(&istiod)).1, "10.1.0.9:15014");
+        let mut named = surroundings(&istiod);
+        named.argument = Some(15010);
+        assert_eq!(found(&named).1, "10.1.0.9:15010");
+        named.configured = Some(15012);
+        let page = page(&named).unwrap();
+        assert_eq!((page.address.port(), page.evidence.as_str()), (15012, "listens on 15012 as configured"));
+        named.configured = Some(1);
+        assert_eq!(found(&named).1, "10.1.0.9:15010", "nothing listens on port 1");
+        assert_eq!(found(&surroundings(&["0.0.0.0:9090"])).1, "10.1.0.9:9090");
+    }
+
+    #[test]
+    fn says_why_there_is_no_page() {
+        let reason = |surroundings: &Surroundings| page(surroundings).unwrap_err();
+        assert!(reason(&surroundings(&[])).contains("listens on no port"));
+        let many = reason(&surroundings(&["0.0.0.0:2380", "0.0.0.0:2379"]));
+        assert!(many.contains("2379, 2380") && many.contains("NAME:PORT"), "{many}");
+        let mut hidden = surroundings(&["0.0.0.0:9090"]);
+        hidden.sockets.as_mut().unwrap().own = false;
+        assert!(reason(&hidden).contains("may not be told"));
+        hidden.sockets = None;
+        assert!(reason(&hidden).contains("CAP_SYS_PTRACE"));
+    }
+
+    #[test]
+    fn takes_the_address_that_is_the_instances_own() {
+        let named = |listening: &[&str], addresses: &[&str]| {
+            let mut surroundings = surroundings(listening);
+            surroundings.addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            found(&surroundings)
+        };
+        let both = ["fd00::9", "10.1.0.9"];
+        assert_eq!(named(&["0.0.0.0:15014"], &both).1, "10.1.0.9:15014", "no IPv6");
+        assert_eq!(named(&["[::]:15014"], &both).1, "[fd00::9]:15014");
+        assert_eq!(named(&["127.0.0.1:15014", "10.7.7.7:15014"], &both).1, "10.7.7.7:15014");
+        let inside = |instance: &str, address: &str, reason| (instance.to_owned(), address.to_owned(), Some(reason));
+        let loopback = InsideOnly::Loopback;
+        assert_eq!(named(&["127.0.0.1:15014"], &both), inside("[fd00::9]:15014", "127.0.0.1:15014", loopback));
+        assert_eq!(named(&["[::1]:15014"], &[]), inside("[::1]:15014", "[::1]:15014", loopback));
+        let alone = inside("127.0.0.1:15014", "127.0.0.1:15014", InsideOnly::NoAddress);
+        assert_eq!(named(&["[::]:15014"], &[]), alone);
+    }
+
+    #[test]
+    fn a_page_for_local_callers_is_read_locally() {
+        let mut refusing = surroundings(&["[::]:15014"]);
+        refusing.local_only = true;
+        let expected = |inside| ("10.1.0.9:15014".to_owned(), "127.0.0.1:15014".to_owned(), inside);
+        assert_eq!(found(&refusing), expected(Some(InsideOnly::Refusing)));
+        refusing.same_namespace = true;
+        assert_eq!(found(&refusing), expected(None));
+        let mut local = surroundings(&["127.0.0.1:15014"]);
+        local.same_namespace = true;
+        assert_eq!(found(&local).2, None, "the observer's own loopback");
+    }
+
+    #[test]
+    fn reads_executables_with_and_without_a_port() {
+        let rule = |text: &str| text.parse::<ComponentRule>();
+        assert_eq!(rule("pilot-discovery").unwrap().app(), "istiod");
+        let etcd = rule("etcd:2379").unwrap();
+        assert_eq!((etcd.app(), etcd.executable.as_str(), etcd.port), ("etcd", "etcd", Some(2379)));
+        for wrong in ["", "/usr/bin/mixs", "mixs:", "mixs:0", "mixs:70000", ":15014"] {
+            assert!(rule(wrong).unwrap_err().contains("as in pilot-discovery"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Where reports go, as it is written on the command line.
+
+use std::{fmt, str::FromStr};
+
+use reqwest::Url;
+
+/// Path of the service's own door for points.
+const REPORT: &str = "/report";
+
+/// Where reports go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `wavefront+file:PATH`: lines appended to a file, or to standard output for `-`.
+    WavefrontFile(String),
+    /// `wavefront+http://HOST:PORT[/PATH]`: lines posted to a Wavefront proxy.
+    WavefrontHttp(Url),
+    /// `wavefront+https://INSTANCE[/PATH]`: lines posted to the service, with an API token. Without a path it is
+    /// `/report`.
+    WavefrontHttps(Url),
+}
+
+/// A target that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "cannot emit to {target:?}: {problem}; use wavefront+file:PATH (- for standard output), wavefront+http://HOST:PORT or wavefront+https://INSTANCE"
+)]
+pub struct TargetError {
+    target: String,
+    problem: String,
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let error = |problem: String| TargetError { target: without_credentials(text), problem };
+        if let Some(path) = text.strip_prefix("wavefront+file:") {
+            return match path {
+                "" => Err(error("the path is missing".to_owned())),
+                _ => Ok(Self::WavefrontFile(path.to_owned())),
+            };
+        }
+        let url = |url: &str| {
+            let url = Url::parse(url).map_err(|cause| error(cause.to_string()))?;
+            if !url.username().is_empty() || url.password().is_some() {
+                return Err(error("credentials do not belong on a command line".to_owned()));
+            }
+            Ok(url)
+        };
+        if let Some(rest) = text.strip_prefix("wavefront+http://") {
+            return Ok(Self::WavefrontHttp(url(&format!("http://{rest}"))?));
+        }
+        if let Some(rest) = text.strip_prefix("wavefront+https://") {
+            let mut url = url(&format!("https://{rest}"))?;
+            if url.path() == "/" {
+                url.set_path(REPORT);
+            }
+            return Ok(Self::WavefrontHttps(url));
+        }
+        let scheme = text.split_once(':').map_or(text, |(scheme, _)| scheme);
+        Err(error(format!("this version has no emitter {scheme:?}")))
+    }
+}
+
+/// The emitter's name in figures and log lines. A query is left out: it may hold a token.
+impl fmt::Display for Target {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WavefrontFile(path) => write!(formatter, "wavefront+file:{path}"),
+            Self::WavefrontHttp(url) | Self::WavefrontHttps(url) => write!(formatter, "wavefront+{}", shown(url)),
+        }
+    }
+}
+
+/// A URL as it may be shown: without query and fragment.
+#[must_use]
+pub fn shown(url: &Url) -> Url {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    url
+}
+
+fn without_credentials(text: &str) -> String {
+    match (text.find("://"), text.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &text[..scheme], &text[at..]),
+        _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_and_wrong_ones_explained() {
+        let read = |text: &str| text.parse::<Target>();
+        assert_eq!(read("wavefront+file:-"), Ok(Target::WavefrontFile("-".to_owned())));
+        assert_eq!(read("wavefront+file:/tmp/x y"), Ok(Target::WavefrontFile("/tmp/x y".to_owned())));
+        let url = "http://proxy:2878/report".parse().unwrap();
+        assert_eq!(read("wavefront+http://proxy:2878/report"), Ok(Target::WavefrontHttp(url)));
+        for (text, url) in [
+            ("wavefront+https://x.example", "https://x.example/report"),
+            ("wavefront+https://x.example:8443/", "https://x.example:8443/report"),
+            ("wavefront+https://x.example/other", "https://x.example/other"),
+        ] {
+            assert_eq!(read(text), Ok(Target::WavefrontHttps(url.parse().unwrap())));
+        }
+        for (wrong, said) in [
+            ("", "no emitter"),
+            ("wavefront+file:", "path is missing"),
+            ("wavefront+http://", "empty host"),
+            ("wavefront+http://user:secret@proxy", "credentials"),
+            ("wavefront+https://secret@proxy", "credentials"),
+            ("statsd://x", "no emitter \"statsd\""),
+        ] {
+            let error = read(wrong).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("use wavefront+file:"), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_has_no_query() {
+        let target: Target = "wavefront+http://proxy:2878/?token=secret#x".parse().unwrap();
+        assert_eq!(target.to_string(), "wavefront+http://proxy:2878/");
+    }
+}

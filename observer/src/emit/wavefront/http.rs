@@ -1,0 +1,222 @@
+//! Lines posted to a Wavefront proxy or to the service itself.
+
+use std::{path::Path, time::Duration};
+
+use reqwest::{Client, StatusCode, Url, header};
+
+use super::token::{TokenError, TokenFile};
+use crate::{
+    client::{self, ClientError, causes},
+    emit::{Batch, Failure, Form, Sending, Transport, target::shown},
+};
+
+/// Posts lines, compressed.
+#[derive(Debug)]
+pub struct HttpSink {
+    client: Client,
+    url: Url,
+    /// Where the service asks for one.
+    token: Option<TokenFile>,
+}
+
+/// Why nothing can be posted.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// No client.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+impl HttpSink {
+    /// Posts to a proxy at `url`, without TLS.
+    ///
+    /// # Errors
+    /// The HTTP client could not be set up.
+    pub fn proxy(url: Url, timeout: Duration) -> Result<Self, SinkError> {
+        Ok(Self { client: client::plain(timeout)?, url, token: None })
+    }
+
+    /// Posts to the service at `url` over TLS, trusting the authorities in `ca_file` or else the system's.
+    ///
+    /// # Errors
+    /// The HTTP client could not be set up, or there is no token now.
+    pub fn service(url: Url, token: TokenFile, ca_file: Option<&Path>, timeout: Duration) -> Result<Self, SinkError> {
+        token.read()?;
+        Ok(Self { client: client::trusting(ca_file, timeout)?, url, token: Some(token) })
+    }
+
+    async fn post(&self, batch: &Batch) -> Result<(), Failure> {
+        let mut request = match &self.token {
+            None => self.client.post(self.url.clone()),
+            Some(token) => {
+                let mut url = self.url.clone();
+                url.query_pairs_mut().append_pair("f", door(batch.form));
+                // A new token may be half written, so this is worth another try.
+                let token = token
+                    .read_now()
+                    .await
+                    .map_err(|error| Failure::Transient { kind: "token", message: error.to_string() })?;
+                self.client.post(url).bearer_auth(token)
+            }
+        };
+        request = request
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::CONTENT_ENCODING, "gzip")
+            .body(batch.compressed());
+        let response = request.send().await.map_err(|error| unreachable(&self.url, &error))?;
+        let after = response.headers().get(header::RETRY_AFTER);
+        let after = after.and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+        judge(response.status(), after, &self.url)
+    }
+}
+
+impl Transport for HttpSink {
+    fn send<'a>(&'a mut self, batch: &'a Batch) -> Sending<'a> {
+        Box::pin(self.post(batch))
+    }
+}
+
+/// What the service calls the kinds of lines.
+fn door(form: Form) -> &'static str {
+    match form {
+        Form::Points => "wavefront",
+        Form::Distributions => "histogram",
+    }
+}
+
+fn unreachable(url: &Url, error: &reqwest::Error) -> Failure {
+    let kind = if error.is_timeout() {
+        "timeout"
+    } else if error.is_connect() {
+        "connect"
+    } else {
+        "connection"
+    };
+    Failure::Transient { kind, message: format!("no answer from {}: {}", shown(url), causes(error)) }
+}
+
+/// What an answer means: the table a Wavefront proxy itself follows towards the service.
+fn judge(status: StatusCode, after: Option<Duration>, url: &Url) -> Result<(), Failure> {
+    let message = || format!("{} answered {status}", shown(url));
+    match status.as_u16() {
+        200..=299 => Ok(()),
+        413 => Err(Failure::TooLarge),
+        406 | 429 => Err(Failure::PushBack { after }),
+        401 | 403 => Err(Failure::Refused { kind: "unauthorised", message: message() }),
+        407 | 408 | 500..=599 => Err(Failure::Transient { kind: "server", message: message() }),
+        _ => Err(Failure::Refused { kind: "refused", message: message() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
+    use std::{
+        fs,
+        io::{BufRead, BufReader, Read, Write},
+        net::TcpListener,
+        sync::{Arc, mpsc},
+        thread,
+    };
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// A service with a certificate of its own; hands on the head of each request and answers `answer`.
+    fn service(answer: &'static str) -> (Url, tempfile::NamedTempFile, mpsc::Receiver<String>) {
+        let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let ca = tempfile::NamedTempFile::new().unwrap();
+        fs::write(ca.path(), identity.cert.pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::try_from(identity.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![identity.cert.der().clone()], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://localhost:{}/report", listener.local_addr().unwrap().port()).parse().unwrap();
+        let (heads, received) = mpsc::channel();
+        thread::spawn(move || {
+            let config = Arc::new(config);
+            for stream in listener.incoming() {
+                let connection = ServerConnection::new(config.clone()).unwrap();
+                let mut stream = BufReader::new(StreamOwned::new(connection, stream.unwrap()));
+                let mut head = String::new();
+                // A client that does not trust us ends in the middle of the handshake.
+                while stream.read_line(&mut head).is_ok_and(|read| read > 2) {}
+                let Some((_, length)) = head.split_once("content-length: ") else { continue };
+                let length = length.lines().next().unwrap().parse().unwrap();
+                stream.read_exact(&mut vec![0; length]).unwrap();
+                let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                stream.get_mut().write_all(answer.as_bytes()).unwrap();
+                let _ = stream.get_mut().flush();
+                let _ = heads.send(head);
+            }
+        });
+        (url, ca, received)
+    }
+
+    fn token() -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "secret-1\n").unwrap();
+        file
+    }
+
+    fn batch() -> Batch {
+        Batch { text: "line\n".into(), points: 1, form: Form::Points }
+    }
+
+    #[tokio::test]
+    async fn the_service_gets_the_token_of_the_moment_over_tls() {
+        let (url, ca, received) = service("202 Accepted");
+        let file = token();
+        let token = TokenFile::new(file.path().to_owned());
+        let mut sink = HttpSink::service(url, token, Some(ca.path()), LIMIT).unwrap();
+        assert!(!format!("{sink:?}").contains("secret"));
+        sink.send(&batch()).await.unwrap();
+        let head = received.recv().unwrap();
+        assert!(head.starts_with("POST /report?f=wavefront HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("authorization: Bearer secret-1\r\n"), "{head}");
+        fs::write(file.path(), "secret-2\n").unwrap();
+        sink.send(&Batch { form: Form::Distributions, ..batch() }).await.unwrap();
+        let head = received.recv().unwrap();
+        assert!(head.starts_with("POST /report?f=histogram HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("authorization: Bearer secret-2\r\n"), "{head}");
+        fs::remove_file(file.path()).unwrap();
+        let Err(Failure::Transient { kind, message }) = sink.send(&batch()).await else { panic!("sent") };
+        assert!(kind == "token" && message.contains(file.path().to_str().unwrap()), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_said_and_not_shown() {
+        let (url, ca, _received) = service("401 Unauthorized");
+        let file = token();
+        let mut sink = HttpSink::service(url, TokenFile::new(file.path().to_owned()), Some(ca.path()), LIMIT).unwrap();
+        let Err(Failure::Refused { kind, message }) = sink.send(&batch()).await else { panic!("sent") };
+        assert!(kind == "unauthorised" && message.contains("401") && !message.contains("secret"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_stranger_gets_nothing() {
+        let (url, _ca, received) = service("202 Accepted");
+        let (_, other, _) = service("202 Accepted");
+        let file = token();
+        let mut sink =
+            HttpSink::service(url, TokenFile::new(file.path().to_owned()), Some(other.path()), LIMIT).unwrap();
+        let Err(Failure::Transient { kind, message }) = sink.send(&batch()).await else { panic!("sent") };
+        assert!(kind == "connect" && message.contains("certificate"), "{kind} {message}");
+        assert!(received.try_recv().is_err());
+    }
+
+    #[test]
+    fn without_a_token_nothing_begins() {
+        let url = "https://localhost/report".parse().unwrap();
+        let error = HttpSink::service(url, TokenFile::new("/nonexistent/t".into()), None, LIMIT).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/t"), "{error}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Stands in for control planes: serves the pages that real ones gave, with the headers that came with them.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use anyhow::{Context, Result};
+
+use crate::tools;
+
+/// Bytes of one chunk, few enough for many of them in a page.
+const CHUNK: usize = 2048;
+
+/// Where the pages lie.
+#[must_use]
+pub fn fixtures() -> PathBuf {
+    tools::repository().join("tests/fixtures/istiod")
+}
+
+/// One page of one version, as `1.25.3/05-config-update`.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    /// Version and name, without `.prom`.
+    pub name: String,
+    content_type: String,
+}
+
+impl Capture {
+    /// Every page there is.
+    pub fn all() -> Result<Vec<Self>> {
+        let headers = fs::read_to_string(fixtures().join("headers.tsv")).context("headers.tsv")?;
+        let captures = headers.lines().skip(1).filter_map(|line| {
+            let columns: Vec<&str> = line.split('\t').collect();
+            let [version, file, _, _, content_type, ..] = columns[..] else { return None };
+            // The others are about what the server was asked, not about what it says.
+            let name = file.strip_suffix(".prom").filter(|name| !name.starts_with("24-"))?;
+            Some(Self { name: format!("{version}/{name}"), content_type: content_type.to_owned() })
+        });
+        Ok(captures.collect())
+    }
+
+    /// The version that gave it.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
+    }
+
+    /// The answer as the real one gave it: chunked, of unknown length.
+    fn answer(&self) -> Result<Vec<u8>> {
+        let page = fs::read(fixtures().join(format!("{}.prom", self.name))).with_context(|| self.name.clone())?;
+        let mut answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+            self.content_type
+        )
+        .into_bytes();
+        for chunk in page.chunks(CHUNK) {
+            write!(answer, "{:x}\r\n", chunk.len())?;
+            answer.extend_from_slice(chunk);
+            answer.extend_from_slice(b"\r\n");
+        }
+        answer.extend_from_slice(b"0\r\n\r\n");
+        Ok(answer)
+    }
+}
+
+/// One control plane on a port of its own. What it answers can be changed while it runs.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    address: SocketAddr,
+    answer: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Replay {
+    /// Serves this page from now on, until the test ends.
+    pub fn start(capture: &Capture) -> Result<Self> {
+        let replay = Self::start_with(Vec::new())?;
+        replay.show(capture)?;
+        Ok(replay)
+    }
+
+    /// Serves these bytes, whatever they are.
+    pub fn start_with(answer: Vec<u8>) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
+        let replay = Self { address: listener.local_addr()?, answer: Arc::new(Mutex::new(answer)) };
+        let answer = replay.answer.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A client that leaves early is its own business.
+                let _ = serve(stream, &answer);
+            }
+        });
+        Ok(replay)
+    }
+
+    /// Serves this page from now on.
+    pub fn show(&self, capture: &Capture) -> Result<()> {
+        self.answer_with(capture.answer()?);
+        Ok(())
+    }
+
+    /// Serves these bytes from now on.
+    pub fn answer_with(&self, answer: Vec<u8>) {
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+    }
+
+    /// `address:port`, as the label `instance` has it.
+    #[must_use]
+    pub fn instance(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Its page for `--control-plane`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+fn serve(mut stream: TcpStream, answer: &Mutex<Vec<u8>>) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    let mut piece = [0; 1024];
+    while !request.ends_with(b"\r\n\r\n") {
+        let read = stream.read(&mut piece)?;
+        if read == 0 {
+            return Ok(());
+        }
+        request.extend_from_slice(&piece[..read]);
+    }
+    let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    stream.write_all(&answer)
+}

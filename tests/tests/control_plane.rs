@@ -1,0 +1,294 @@
+//! Control planes through the whole observer: pages of real istiods are replayed, and what the observer exposes of them
+//! must be what is known from elsewhere to be true.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::PathBuf,
+    process::{self, Command},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::{
+    exposition::Exposition,
+    observer::{Observer, get},
+    replay::{Capture, Replay, fixtures},
+    tools,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const UP: &str = "mesh_observer_control_plane_up";
+
+#[test]
+fn every_known_figure_of_every_version_is_exposed() -> Result<()> {
+    let planes = planes(&Capture::all()?)?;
+    let stage = Stage::start("all", planes.values())?;
+    let exposition = stage.wait_for(UP, planes.len())?;
+    ensure!(exposition.sum("mesh_observer_control_plane_families_left_out", &[]) == Some(0.0), "families are left out");
+    check_expected(&planes, &exposition)?;
+    check_coverage(&planes, &exposition)?;
+    for (format, accept) in [("text", "text/plain"), ("openmetrics", "application/openmetrics-text;version=1.0.0")] {
+        check_form(&stage, format, accept)?;
+    }
+    stage.end()
+}
+
+#[test]
+fn the_catalogue_says_which_rows_have_data_and_why_the_others_have_none() -> Result<()> {
+    let captures = Capture::all()?;
+    for version in ["1.12.9", "1.18.7", "1.25.3", "1.32-dev"] {
+        let of_version: Vec<Capture> = captures.iter().filter(|own| own.version() == version).cloned().collect();
+        let planes = planes(&of_version)?;
+        let stage = Stage::start(&format!("live-{version}"), planes.values())?;
+        stage.wait_for(UP, planes.len())?;
+        let mut without = BTreeMap::new();
+        let rows = catalogue(&["--live", "--listen", &stage.observer.address().to_string()])?;
+        for row in rows.iter().filter(|row| row["from"] == "istiod") {
+            match row["live"].strip_prefix("no data: ") {
+                None => ensure!(row["live"] == "data", "{row:?}"),
+                Some(reason) => drop(without.insert(row["prometheus_name"].clone(), reason.to_owned())),
+            }
+        }
+        let coverage = coverage()?;
+        let never = coverage.iter().filter(|(_, states)| {
+            states.iter().all(|(capture, state)| !capture.starts_with(version) || state == "absent")
+        });
+        let never: Vec<&String> = never.map(|(family, _)| family).collect();
+        for (family, reason) in &without {
+            println!("{version} {family}: {reason}");
+            ensure!(never.contains(&family), "{version}: {family} has data: {reason}");
+            ensure!(reason.contains("no supported release") || reason.contains("reports it up to"), "{reason}");
+        }
+        // What never moved but is counted is 0; the rest has no data.
+        let zero = never.iter().filter(|family| !without.contains_key(**family)).collect::<Vec<_>>();
+        let expected: &[&str] = if version < "1.26" { &["pilot_xds_push_context_errors"] } else { &[] };
+        ensure!(zero == expected.iter().collect::<Vec<_>>(), "{version}: 0 without a page that says so: {zero:?}");
+        stage.end()?;
+    }
+    let output = Command::new(tools::observer()?).args(["catalogue", "--live", "--listen", "127.0.0.1:1"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && said.contains("no observer answers at 127.0.0.1:1"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_page_of_any_kind_disturbs_nothing_else() -> Result<()> {
+    let captures = Capture::all()?;
+    let named = |name: &str| captures.iter().find(|own| own.name == name).context("no such page");
+    let good = Replay::start(named("1.25.3/16-one-left")?)?;
+    let text = |body: &str| {
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+            .into_bytes()
+    };
+    let bad = [
+        ("forbidden", b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".to_vec()),
+        ("redirect", b"HTTP/1.1 302 Found\r\nlocation: /metrics\r\ncontent-length: 0\r\n\r\n".to_vec()),
+        ("content_type", b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 1\r\n\r\nx".to_vec()),
+        ("no_metrics", text("\u{0}\n<html>\n")),
+        ("gzip", b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 1\r\n\r\nx".to_vec()),
+        ("broken", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\na 1\n".to_vec()),
+    ];
+    let bad =
+        bad.into_iter().map(|(kind, answer)| Ok((kind, Replay::start_with(answer)?))).collect::<Result<Vec<_>>>()?;
+    let secret = bad[0].1.url().replace("http://", "http://user:secret@");
+    let urls: Vec<String> = bad.iter().skip(1).map(|(_, replay)| replay.url()).chain([secret, good.url()]).collect();
+    let stage = Stage::start_at("bad", &urls)?;
+    let exposition = stage.wait_for(UP, 1)?;
+    for (kind, replay) in &bad {
+        let instance = replay.instance();
+        let labels = [("instance", instance.as_str()), ("outcome", kind)];
+        stage.wait(|page| {
+            page.sum("mesh_observer_control_plane_scrapes_total", &labels).is_some_and(|count| count > 0.0)
+        })?;
+        ensure!(exposition.sum(UP, &[("instance", &instance)]) != Some(1.0), "{kind} is up");
+    }
+    let log = stage.observer.log();
+    ensure!(log.contains("METRICS_LOCALHOST_ACCESS_ONLY") && !log.contains("secret"), "{log}");
+
+    // The instance starts anew: its counters fall, and what it counted before is not there any more.
+    let instance = good.instance();
+    let pushes = |page: &Exposition| page.sum("pilot_xds_pushes", &[("instance", &instance), ("type", "cds")]);
+    let before = pushes(&exposition).context("no pushes")?;
+    good.show(named("1.25.3/20-slow-client")?)?;
+    stage.wait(|page| pushes(page).is_some_and(|after| after < before))?;
+    // A line that cannot be read costs itself alone; the instance's other families go with the page that had them.
+    good.answer_with(text("# TYPE one gauge\none 1\ntwo x\none 2\n"));
+    let labels = [("instance", instance.as_str())];
+    let page = stage.wait(|page| page.sum("one", &labels) == Some(1.0))?;
+    ensure!(pushes(&page).is_none(), "figures of a page that is gone");
+    for reason in ["value", "duplicate"] {
+        let labels = [labels[0], ("reason", reason)];
+        let skipped = page.sum("mesh_observer_control_plane_lines_skipped_total", &labels);
+        ensure!(skipped.is_some_and(|lines| lines > 0.0), "{reason}: {skipped:?}");
+    }
+    // A selector asks for some families.
+    let (_, body) = get(stage.observer.address(), "/metrics?name[]=one&family=*control_plane_up")?;
+    let families: Vec<&str> = body.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    ensure!(families == [&format!("{UP} gauge"), "one gauge"], "{families:?}");
+    stage.end()
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_without_repeating_it() -> Result<()> {
+    let output = Command::new(tools::observer()?).args(["run", "--control-plane", "http://user:secret@:x"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(2) && said.contains("--control-plane") && !said.contains("secret"), "{said}");
+    Ok(())
+}
+
+/// One control plane for each page.
+fn planes(captures: &[Capture]) -> Result<BTreeMap<String, Replay>> {
+    captures.iter().map(|capture| Ok((capture.name.clone(), Replay::start(capture)?))).collect()
+}
+
+fn check_expected(planes: &BTreeMap<String, Replay>, exposition: &Exposition) -> Result<()> {
+    let table = fs::read_to_string(fixtures().join("expected.tsv"))?;
+    let mut checked = 0;
+    for row in table.lines().skip(1) {
+        let columns: Vec<&str> = row.split('\t').collect();
+        let [capture, _, name, labels, value, _] = columns[..] else { bail!("{row}") };
+        let instance = planes.get(capture).with_context(|| format!("no page {capture}"))?.instance();
+        let mut wanted = vec![("instance", instance.as_str())];
+        if !matches!(labels, "-" | "*") {
+            wanted.extend(labels.split(',').filter_map(|label| {
+                let (name, value) = label.split_once('=')?;
+                Some((name, value.trim_matches('"')))
+            }));
+        }
+        let found = exposition.sum(name, &wanted);
+        let right = match (value, value.split_once("..")) {
+            ("absent", _) => found.unwrap_or(0.0) == 0.0,
+            (_, Some((low, high))) => {
+                found.is_some_and(|found| (low.parse().ok()..=high.parse().ok()).contains(&Some(found)))
+            }
+            (value, None) => found == Some(value.parse().with_context(|| row.to_owned())?),
+        };
+        ensure!(right, "{found:?} instead of:\n{row}");
+        checked += 1;
+    }
+    println!("{checked} figures known from elsewhere are equal");
+    ensure!(checked == 369, "{checked} rows");
+    Ok(())
+}
+
+/// Where a page shows nothing, the observer shows 0 for families without labels that the release has, else nothing.
+fn check_coverage(planes: &BTreeMap<String, Replay>, exposition: &Exposition) -> Result<()> {
+    let catalogue = catalogue(&[])?;
+    let mut checked = 0;
+    for (family, states) in coverage()? {
+        let row = catalogue.iter().find(|row| row["prometheus_name"] == family).with_context(|| family.clone())?;
+        for (capture, state) in states {
+            let instance = planes.get(&capture).with_context(|| capture.clone())?.instance();
+            let samples = ["", "_bucket", "_sum", "_count"]
+                .map(|suffix| exposition.sum(&format!("{family}{suffix}"), &[("instance", &instance)]));
+            let found = match samples.into_iter().flatten().reduce(|one, other| one.abs() + other.abs()) {
+                None => "absent",
+                Some(0.0) => "zero",
+                Some(_) => "nonzero",
+            };
+            let has = row["labels"].is_empty() && reports(row, &capture);
+            let expected = if state == "absent" && has { "zero" } else { state.as_str() };
+            ensure!(found == expected, "{capture} {family}: {found} instead of {expected} (its page: {state})");
+            checked += 1;
+        }
+    }
+    println!("{checked} states are as the pages and the releases say");
+    Ok(())
+}
+
+/// The reference parser, strict in OpenMetrics, takes the whole page.
+fn check_form(stage: &Stage, format: &str, accept: &str) -> Result<()> {
+    let page = stage.directory.join(format);
+    let mut curl = Command::new(tools::require("curl")?);
+    curl.args(["-sSf", "-H", &format!("accept: {accept}"), "-o"]).arg(&page);
+    let status = curl.arg(format!("http://{}/metrics", stage.observer.address())).status()?;
+    ensure!(status.success(), "curl: {status}");
+    let mut reference = Command::new(tools::require("python3")?);
+    reference.arg(tools::repository().join("tests/fixtures/reference_parser.py")).args(["parse", format]).arg(page);
+    let output = reference.env("PYTHONPATH", tools::cache().join("prometheus-client")).output()?;
+    ensure!(output.status.success(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.stdout.len() > 100_000, "{format}: the reference reads little of the page");
+    Ok(())
+}
+
+/// Whether the release of this page reports the family.
+fn reports(row: &BTreeMap<String, String>, capture: &str) -> bool {
+    let number = |release: &str| -> u32 {
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+        numbers.next().unwrap_or(0) * 1_000 + numbers.next().unwrap_or(0)
+    };
+    let (since, until) = (&row["since_istio"], &row["until_istio"]);
+    !since.is_empty() && (until.is_empty() || number(capture) <= number(until))
+}
+
+/// State of every family in every page.
+fn coverage() -> Result<BTreeMap<String, Vec<(String, String)>>> {
+    let table = fs::read_to_string(fixtures().join("coverage.tsv"))?;
+    let mut lines = table.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+    let captures = lines.next().context("no header")?;
+    let rows = lines.map(|row| {
+        let states = captures.iter().zip(&row).skip(2);
+        (row[1].to_owned(), states.map(|(capture, state)| ((*capture).to_owned(), (*state).to_owned())).collect())
+    });
+    Ok(rows.collect())
+}
+
+fn catalogue(arguments: &[&str]) -> Result<Vec<BTreeMap<String, String>>> {
+    let output = Command::new(tools::observer()?).args(["catalogue", "--format", "tsv"]).args(arguments).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout)?;
+    let mut lines = table.lines();
+    let columns: Vec<&str> = lines.next().context("no header")?.split('\t').collect();
+    let rows = lines.map(|line| {
+        columns.iter().zip(line.split('\t')).map(|(column, cell)| ((*column).to_owned(), cell.to_owned())).collect()
+    });
+    Ok(rows.collect())
+}
+
+/// An observer that looks at control planes only.
+struct Stage {
+    observer: Observer,
+    directory: PathBuf,
+}
+
+impl Stage {
+    fn start<'a>(name: &str, planes: impl Iterator<Item = &'a Replay>) -> Result<Self> {
+        Self::start_at(name, &planes.map(Replay::url).collect::<Vec<_>>())
+    }
+
+    fn start_at(name: &str, urls: &[String]) -> Result<Self> {
+        let directory = env::temp_dir().join(format!("mesh-control-plane-{}-{name}", process::id()));
+        fs::create_dir_all(&directory)?;
+        let nobody = format!("nobody-{}", process::id());
+        let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
+        let only = ["--interval", "1s", "--sidecar-exe", &nobody];
+        let arguments: Vec<&str> = only.into_iter().chain(pages).collect();
+        let observer = Observer::start_with(&directory, "", 0, &arguments)?;
+        Ok(Self { observer, directory })
+    }
+
+    fn end(self) -> Result<()> {
+        self.observer.stop()?;
+        Ok(fs::remove_dir_all(self.directory)?)
+    }
+
+    /// Waits until the family sums up to this.
+    fn wait_for(&self, family: &str, sum: usize) -> Result<Exposition> {
+        #[expect(clippy::cast_precision_loss, reason = "a small number")]
+        self.wait(|page| page.sum(family, &[]) == Some(sum as f64))
+    }
+
+    fn wait(&self, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let page = self.observer.scrape()?;
+            if ready(&page) {
+                return Ok(page);
+            }
+            ensure!(Instant::now() < end, "not there within {PATIENCE:?}:\n{}", self.observer.log());
+            sleep(Duration::from_millis(100));
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! gRPC on sidecars, case by case: the observer against Envoy's access log, and both against what the clients know.
+
+use std::{collections::BTreeMap, process::ExitCode, thread::sleep, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    apps::grpc::Implementation::{self, Go, Python},
+    cases,
+    mesh::Family,
+    pair::{Expected, Pair},
+    tally::{Messages, Tally},
+};
+
+/// Client, server, and how they reach each other: each of both languages, once over each family.
+const MATCHES: [(Implementation, Implementation, Family); 4] =
+    [(Python, Go, Family::V4), (Go, Python, Family::V6), (Go, Go, Family::V4), (Python, Python, Family::V6)];
+
+fn main() -> ExitCode {
+    cases::run(
+        "grpc",
+        Pair::new,
+        cases![
+            unary,
+            concurrent_calls,
+            client_streaming,
+            server_streaming,
+            bidirectional_streaming,
+            every_status,
+            method_that_is_not_there,
+            service_that_is_not_there,
+            deadline_before_the_answer,
+            deadline_inside_a_stream,
+            cancelled_before_the_answer,
+            cancelled_inside_a_stream,
+            messages_of_5_mib,
+            ten_thousand_metadata_values,
+            compressed,
+            keep_alive_pings,
+            connections_of_limited_age,
+        ],
+    )
+}
+
+fn unary(pair: &mut Pair) -> Result<String> {
+    calls(pair, "unary 20 100", None, Ends::Served)
+}
+
+fn concurrent_calls(pair: &mut Pair) -> Result<String> {
+    calls(pair, "concurrent 150 1000", None, Ends::Served)
+}
+
+fn client_streaming(pair: &mut Pair) -> Result<String> {
+    calls(pair, "collect 100 3000", None, Ends::Served)
+}
+
+fn server_streaming(pair: &mut Pair) -> Result<String> {
+    calls(pair, "pour 100 3000", None, Ends::Served)
+}
+
+fn bidirectional_streaming(pair: &mut Pair) -> Result<String> {
+    calls(pair, "talk 100 300", None, Ends::Served)
+}
+
+fn every_status(pair: &mut Pair) -> Result<String> {
+    calls(pair, "statuses", None, Ends::Served)
+}
+
+fn method_that_is_not_there(pair: &mut Pair) -> Result<String> {
+    calls(pair, "unknown", None, Ends::Served)
+}
+
+/// The proxy at the server answers for it.
+fn service_that_is_not_there(pair: &mut Pair) -> Result<String> {
+    let mut figures = Vec::new();
+    for client in [Go, Python] {
+        let before = pair.begin()?;
+        let told = client.call(&pair.client, pair.http2.address(Family::V4), "unary 1")?;
+        ensure!(told.statuses.get("14") == Some(&1), "{told:?}");
+        let (truth, _) = pair.truth(&Expected::both(1))?;
+        figures.push(pair.agree(&before, &truth)?);
+    }
+    Ok(figures.join("; "))
+}
+
+fn deadline_before_the_answer(pair: &mut Pair) -> Result<String> {
+    calls(pair, "deadline 3", None, Ends::TooLate)
+}
+
+fn deadline_inside_a_stream(pair: &mut Pair) -> Result<String> {
+    calls(pair, "deadline-stream", None, Ends::TooLate)
+}
+
+fn cancelled_before_the_answer(pair: &mut Pair) -> Result<String> {
+    calls(pair, "cancel 3", None, Ends::GivenUp)
+}
+
+fn cancelled_inside_a_stream(pair: &mut Pair) -> Result<String> {
+    calls(pair, "cancel-stream 5", None, Ends::GivenUp)
+}
+
+fn messages_of_5_mib(pair: &mut Pair) -> Result<String> {
+    calls(pair, "unary 3 5242880", None, Ends::Served)
+}
+
+/// The dynamic tables of both directions are overwritten many times.
+fn ten_thousand_metadata_values(pair: &mut Pair) -> Result<String> {
+    calls(pair, "churn 10000", None, Ends::Served)
+}
+
+fn compressed(pair: &mut Pair) -> Result<String> {
+    calls(pair, "gzip 5 100000", None, Ends::Served)
+}
+
+fn keep_alive_pings(pair: &mut Pair) -> Result<String> {
+    calls(pair, "pings 2", None, Ends::Served)
+}
+
+/// The server says GOAWAY about once a second, and calls go on on the next connection.
+fn connections_of_limited_age(pair: &mut Pair) -> Result<String> {
+    calls(pair, "paced 30", Some(Duration::from_secs(1)), Ends::Served)
+}
+
+/// How a scenario's calls end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// With the server's status.
+    Served,
+    /// By the client, before there was one.
+    GivenUp,
+    /// The same, at the deadline. grpcio's server ends a call at that very moment itself, and on the way the two ends cross.
+    TooLate,
+}
+
+/// Runs a scenario with every match.
+fn calls(pair: &mut Pair, scenario: &str, age: Option<Duration>, ends: Ends) -> Result<String> {
+    let mut figures = Vec::new();
+    for (client, server, family) in MATCHES {
+        if ends == Ends::TooLate && server == Python {
+            continue;
+        }
+        let said = call(pair, client, server, family, scenario, age, ends)
+            .with_context(|| format!("{client:?} to {server:?} over {family:?}"))?;
+        figures.push(format!("{client:?} to {server:?}: {said}"));
+    }
+    Ok(figures.join("; "))
+}
+
+fn call(
+    pair: &mut Pair,
+    client: Implementation,
+    server: Implementation,
+    family: Family,
+    scenario: &str,
+    age: Option<Duration>,
+    ends: Ends,
+) -> Result<String> {
+    let _server = server.serve(&pair.server, pair.http2.target_port, age)?;
+    let before = pair.begin()?;
+    let told = client.call(&pair.client, pair.http2.address(family), scenario)?;
+    if ends != Ends::Served {
+        // The late answers meet closed streams.
+        sleep(Duration::from_secs(1));
+    }
+    let (mut truth, _) = pair.truth(&Expected::both(told.calls))?;
+    let logged = statuses(pair, &truth);
+    match ends {
+        Ends::Served => ensure!(logged == told.statuses, "the client has {told:?}, the log {truth}"),
+        Ends::GivenUp | Ends::TooLate => ensure!(logged.is_empty(), "the log has a status: {truth}"),
+    }
+    let messages = Messages { requests: told.sent, responses: told.received };
+    truth.messages = [pair.source(), pair.destination()].map(|leg| (leg, messages.clone())).into();
+    pair.agree(&before, &truth)?;
+    Ok(format!("{} calls, {}/{} messages", told.calls, told.sent, told.received))
+}
+
+/// How many calls ended with which status, as the client's sidecar logged it.
+fn statuses(pair: &Pair, truth: &Tally) -> BTreeMap<String, u64> {
+    let source = pair.source();
+    let mut statuses = BTreeMap::new();
+    for ((leg, outcome), requests) in &truth.requests {
+        if *leg == source && !outcome.grpc_status.is_empty() {
+            *statuses.entry(outcome.grpc_status.clone()).or_default() += requests.count;
+        }
+    }
+    statuses
+}

@@ -1,0 +1,279 @@
+//! Streams and connections that end otherwise than by their last byte.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use harness::{
+    apps::{
+        frames::{Block, CANCEL, Peer, data, flag, go_away, headers, reset},
+        raw::Connection,
+    },
+    mesh::Family,
+    pair::{Expected, PATIENCE, Pair, without_durations},
+};
+
+use super::{BOTH, application, greet, introduce, nghttpd, talks, talks_with};
+
+const INTERNAL_ERROR: u32 = 2;
+const REFUSED_STREAM: u32 = 7;
+/// Enough for anything to arrive everywhere.
+const A_WHILE: Duration = Duration::from_millis(150);
+
+fn get() -> Block {
+    Block::request("GET", "/small")
+}
+
+/// Never answers.
+fn silent(peer: &mut Peer<'_>) -> std::io::Result<()> {
+    loop {
+        peer.receive()?;
+    }
+}
+
+/// Sends headers and a few bytes, and no end.
+fn endless(peer: &mut Peer<'_>) -> std::io::Result<()> {
+    loop {
+        let stream = peer.request()?;
+        peer.send([headers(stream, 0, &Block::status(200)), data(stream, 0, "0123456789")].concat())?;
+    }
+}
+
+pub(super) fn client_resets_before_the_answer(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], silent)?;
+    talks(pair, 2, |peer| {
+        for stream in [1, 3] {
+            peer.send(headers(stream, flag::END_STREAM, &get()))?;
+            sleep(A_WHILE);
+            peer.send(reset(stream, CANCEL))?;
+        }
+        sleep(A_WHILE);
+        Ok(())
+    })
+}
+
+pub(super) fn client_resets_inside_the_answer(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], endless)?;
+    let talk = |peer: &mut Peer<'_>| {
+        for stream in [1, 3] {
+            peer.send(headers(stream, flag::END_STREAM, &get()))?;
+            while peer.streams.get(&stream).is_none_or(|state| state.received < 10) {
+                peer.receive()?;
+            }
+            peer.send(reset(stream, CANCEL))?;
+        }
+        sleep(A_WHILE);
+        Ok(())
+    };
+    talks_with(pair, Expected::both(4), talk, &without_durations)
+}
+
+pub(super) fn client_resets_inside_its_request(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], silent)?;
+    talks(pair, 2, |peer| {
+        for stream in [1, 3] {
+            peer.send([headers(stream, 0, &Block::request("POST", "/")), data(stream, 0, "the beginning")].concat())?;
+            sleep(A_WHILE);
+            peer.send(reset(stream, CANCEL))?;
+        }
+        sleep(A_WHILE);
+        Ok(())
+    })
+}
+
+/// The stream is over for both ends: there is nothing left to reset.
+pub(super) fn client_resets_after_the_answer(pair: &mut Pair) -> Result<String> {
+    let _server = nghttpd(pair, &[])?;
+    talks(pair, 2, |peer| {
+        for stream in [1, 3] {
+            peer.send(headers(stream, flag::END_STREAM, &get()))?;
+            peer.ended(stream)?;
+            peer.send(reset(stream, CANCEL))?;
+        }
+        Ok(())
+    })
+}
+
+/// It wants no new streams of the server's, of which there are none anyway, and the answers to its own.
+pub(super) fn client_goes_away(pair: &mut Pair) -> Result<String> {
+    let _server = nghttpd(pair, &[])?;
+    talks(pair, 2, |peer| {
+        let requests = [1, 3].map(|stream| headers(stream, flag::END_STREAM, &get()));
+        peer.send([requests.concat(), go_away(0)].concat())?;
+        for stream in [1, 3] {
+            peer.ended(stream)?;
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn client_ends_before_the_answer(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], silent)?;
+    talks(pair, 3, |peer| {
+        for stream in [1, 3, 5] {
+            peer.send(headers(stream, flag::END_STREAM, &get()))?;
+        }
+        sleep(A_WHILE);
+        Ok(())
+    })
+}
+
+pub(super) fn client_resets_the_connection(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], silent)?;
+    pair.check(Expected::both(6), |pair| {
+        for family in BOTH {
+            let mut connection = Connection::open(&pair.client, pair.http2.address(family))?;
+            let mut peer = Peer::client(&mut connection, &[])?;
+            for stream in [1, 3, 5] {
+                peer.send(headers(stream, flag::END_STREAM, &get()))?;
+            }
+            sleep(A_WHILE);
+            connection.reset();
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn application_resets_the_stream_before_its_answer(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], |peer| {
+        loop {
+            let stream = peer.request()?;
+            peer.send(reset(stream, INTERNAL_ERROR))?;
+        }
+    })?;
+    asks(pair)
+}
+
+pub(super) fn application_resets_the_stream_inside_its_answer(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], |peer| {
+        loop {
+            let stream = peer.request()?;
+            peer.send([headers(stream, 0, &Block::status(200)), data(stream, 0, "0123456789")].concat())?;
+            sleep(A_WHILE);
+            peer.send(reset(stream, INTERNAL_ERROR))?;
+        }
+    })?;
+    asks(pair)
+}
+
+pub(super) fn application_refuses_the_stream(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], |peer| {
+        loop {
+            let stream = peer.request()?;
+            peer.send(reset(stream, REFUSED_STREAM))?;
+        }
+    })?;
+    asks(pair)
+}
+
+/// Every answer is the last on its connection.
+pub(super) fn application_goes_away_after_its_answer(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], |peer| {
+        let stream = peer.request()?;
+        let answer = [headers(stream, 0, &Block::status(200)), data(stream, flag::END_STREAM, "last")].concat();
+        peer.send([go_away(stream), answer].concat())?;
+        peer.connection.drain().map(|_| ())
+    })?;
+    asks(pair)
+}
+
+/// Of three streams the first is answered, the others are beyond what the application says it will answer.
+pub(super) fn application_goes_away_before_later_streams(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], |peer| {
+        greet(peer)?;
+        let first = peer.request()?;
+        peer.request()?;
+        peer.request()?;
+        peer.send(go_away(first))?;
+        sleep(A_WHILE);
+        peer.send(headers(first, flag::END_STREAM, &Block::status(200)))?;
+        peer.connection.drain().map(|_| ())
+    })?;
+    at_once(pair)
+}
+
+pub(super) fn application_ends_without_a_word(pair: &mut Pair) -> Result<String> {
+    let _server = application(pair, &[], |peer| {
+        greet(peer)?;
+        for _ in 0..3 {
+            peer.request()?;
+        }
+        Ok(())
+    })?;
+    at_once(pair)
+}
+
+/// Connections that are older than the observer: every request is counted with its bytes, whatever its code is said to be.
+pub(super) fn joined_late(pair: &mut Pair) -> Result<String> {
+    let _server = nghttpd(pair, &[])?;
+    let observed = match pair.observer.take() {
+        Some(observer) => observer.stop().map(|()| true)?,
+        None => false,
+    };
+    let mut connection = Connection::open(&pair.client, pair.http2.address(Family::V4))?;
+    let mut peer = Peer::client(&mut connection, &[])?;
+    let mut streams = (0..).map(|number| 2 * number + 1);
+    let mut ask = |peer: &mut Peer<'_>, requests| -> Result<()> {
+        for stream in streams.by_ref().take(requests) {
+            peer.send(headers(stream, flag::END_STREAM, &get().remembered("x-stream", &stream.to_string())))?;
+            ensure!(peer.ended(stream)?.ended);
+        }
+        Ok(())
+    };
+    ask(&mut peer, 5)?;
+    if observed {
+        pair.observe(2)?;
+    }
+    let before = pair.begin()?;
+    ask(&mut peer, 50)?;
+    let (truth, _) = pair.truth(&Expected::both(50))?;
+    let Some(observer) = &pair.observer else { return Ok(truth.to_string()) };
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let seen = observer.tally()?.since(&before);
+        if [pair.source(), pair.destination()].iter().all(|leg| seen.all(leg) == truth.all(leg)) {
+            return Ok(seen.to_string());
+        }
+        ensure!(
+            Instant::now() < end,
+            "the observer has {seen}\n    the referee has {truth}\n    {}",
+            observer.health()?
+        );
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Two requests, one after the other.
+fn asks(pair: &mut Pair) -> Result<String> {
+    talks_with(
+        pair,
+        Expected::both(4),
+        |peer| {
+            for stream in [1, 3] {
+                peer.send(headers(stream, flag::END_STREAM, &get()))?;
+                peer.ended(stream)?;
+            }
+            Ok(())
+        },
+        &without_durations,
+    )
+}
+
+/// Three requests at once.
+fn at_once(pair: &mut Pair) -> Result<String> {
+    talks_with(
+        pair,
+        Expected::both(8),
+        |peer| {
+            introduce(peer)?;
+            peer.send([3, 5, 7].map(|stream| headers(stream, flag::END_STREAM, &get())).concat())?;
+            for stream in [3, 5, 7] {
+                peer.ended(stream)?;
+            }
+            Ok(())
+        },
+        &without_durations,
+    )
+}

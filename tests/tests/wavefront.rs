@@ -1,0 +1,76 @@
+//! Wavefront's own decoders and validation, at the documented limits, take every line that the observer makes.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::tools;
+
+/// What the decoders say of each line.
+fn judged(lines: &str) -> Result<Vec<String>> {
+    let mut decoder: Command = tools::wavefront_decoder()?;
+    let mut decoder = decoder.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut input = decoder.stdin.take().context("no standard input")?;
+    let lines = lines.to_owned();
+    let writer = thread::spawn(move || input.write_all(lines.as_bytes()));
+    let output = decoder.wait_with_output()?;
+    writer.join().expect("the writer does not panic")?;
+    ensure!(output.status.success(), "the decoder failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+}
+
+/// The golden files are what the encoder makes, byte for byte: the observer's own tests say so.
+#[test]
+fn every_golden_line_is_taken() -> Result<()> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../observer/golden");
+    let (mut files, mut lines) = (0, String::new());
+    for entry in fs::read_dir(&golden)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "wavefront") {
+            files += 1;
+            lines.push_str(&fs::read_to_string(path)?);
+        }
+    }
+    ensure!(files >= 4, "only {files} files in {}", golden.display());
+    let judged = judged(&lines)?;
+    // The observer parts lines at line feeds only; a decoder that parts them elsewhere would answer more often.
+    ensure!(judged.len() == lines.matches('\n').count(), "{} answers", judged.len());
+    for (line, said) in lines.split('\n').zip(&judged) {
+        ensure!(said == "ok", "{said}: {line}");
+    }
+    println!("{} lines of {files} files are taken", judged.len());
+    Ok(())
+}
+
+/// A judge that takes everything would prove nothing.
+#[test]
+fn what_breaks_the_rules_is_refused() -> Result<()> {
+    let tags = |count: usize| (0..count).map(|number| format!(" \"k{number}\"=\"v\"")).collect::<String>();
+    let bad = [
+        "\"a.b\" 1 1700000000 \"k\"=\"v\"".to_owned(),
+        "\"a.b\" x 1700000000 source=\"n\"".to_owned(),
+        "\"a b\" 1 1700000000 source=\"n\"".to_owned(),
+        "\"a.b\" 1 1700000000 source=\"n\" \"k\"=\"\"".to_owned(),
+        "\"a.b\" 1 1700000000 source=\"n\" \"k\"=\"v\\\"".to_owned(),
+        "\"a.b\" 1 1700000000 source=\"n\" \"k k\"=\"v\"".to_owned(),
+        format!("\"a.b\" 1 1700000000 source=\"n\" \"k\"=\"{}\"", "v".repeat(254)),
+        format!("\"a.b\" 1 1700000000 source=\"n\" \"{}\"=\"v\"", "k".repeat(65)),
+        format!("\"a.b\" 1 1700000000 source=\"n\"{}", tags(21)),
+        format!("\"a.{}\" 1 1700000000 source=\"n\"", "b".repeat(255)),
+        format!("\"a.b\" 1 1700000000 source=\"{}\"", "n".repeat(129)),
+        "\"\u{2206}a.b\" 0 1700000000 source=\"n\"".to_owned(),
+        "!M 1700000000 \"a.b\" source=\"n\"".to_owned(),
+        "!M 1700000000 #3000000000 1.5 \"a.b\" source=\"n\"".to_owned(),
+    ];
+    let judged = judged(&(bad.join("\n") + "\n"))?;
+    ensure!(judged.len() == bad.len(), "{} answers", judged.len());
+    for (line, said) in bad.iter().zip(&judged) {
+        ensure!(said != "ok", "{line} is taken");
+    }
+    Ok(())
+}
