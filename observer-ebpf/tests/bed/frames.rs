@@ -1,5 +1,7 @@
 //! HTTP/2 frames written by hand: what well-behaved libraries do not send.
 
+use std::collections::HashMap;
+
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const PRIORITY: u8 = 2;
@@ -96,4 +98,22 @@ pub(crate) fn goaway(last: u32) -> Vec<u8> {
 /// A message of gRPC, uncompressed.
 pub(crate) fn message(length: usize) -> Vec<u8> {
     [&[0][..], &u32::try_from(length).expect("a message").to_be_bytes(), &vec![b'm'; length]].concat()
+}
+
+/// What Envoy's meter has of each stream of one direction: an independent reading of the frames.
+pub(crate) fn meter(bytes: &[u8]) -> HashMap<u32, u64> {
+    let mut streams = HashMap::new();
+    let mut rest = bytes.strip_prefix(PREFACE).unwrap_or(bytes);
+    while let [a, b, c, kind, _, s, t, u, v, behind @ ..] = rest {
+        let length = u32::from_be_bytes([0, *a, *b, *c]);
+        let stream = u32::from_be_bytes([*s, *t, *u, *v]);
+        *streams.entry(stream).or_default() += match *kind {
+            DATA | HEADERS => u64::from(length) + 9,
+            CONTINUATION => u64::from(length),
+            _ => 0,
+        };
+        rest = &behind[length as usize..];
+    }
+    assert!(rest.is_empty());
+    streams
 }

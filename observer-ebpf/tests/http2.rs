@@ -1,0 +1,977 @@
+//! The kernel's HTTP/2 reading on whole connections written by hand: any interleaving of calls, framed, cut, repeated
+//! and overlapped in any way, yields the same requests.
+
+mod bed;
+
+use std::collections::VecDeque;
+
+use bed::{
+    Wire,
+    frames::{
+        self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PREFACE, PRIORITY, SETTINGS, Shape,
+        WINDOW_UPDATE, data, frame, goaway, headers, message, meter, promise, reset,
+    },
+};
+use httlib_hpack::Encoder;
+use observer_ebpf::{
+    GRPC_NONE, GRPC_UNKNOWN, PROTOCOL_GRPC, PROTOCOL_HTTP, STATUS_UNKNOWN,
+    health::Counter,
+    socket::{DESTINATION, Finished, REQUEST, RESPONSE, SOURCE},
+};
+use proptest::{collection::vec, prelude::*, sample::Index};
+
+const BEST: u8 = Encoder::BEST_FORMAT | Encoder::WITH_INDEXING;
+const HUFFMAN: u8 = Encoder::HUFFMAN_NAME | Encoder::HUFFMAN_VALUE;
+
+/// Both directions of a connection as they are written, and their encoders.
+struct Writer {
+    encoders: [Encoder<'static>; 2],
+    streams: [Vec<u8>; 2],
+    flags: u8,
+}
+
+impl Writer {
+    /// Preface and settings of both.
+    fn new() -> Self {
+        let settings = frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 1, 0]);
+        Self {
+            encoders: [Encoder::default(), Encoder::default()],
+            streams: [[PREFACE, &settings].concat(), settings.clone()],
+            flags: BEST | HUFFMAN,
+        }
+    }
+
+    fn block(&mut self, direction: usize, fields: &[(&str, &str)]) -> Vec<u8> {
+        let mut block = Vec::new();
+        for &(name, value) in fields {
+            let field = (name.as_bytes().to_vec(), value.as_bytes().to_vec(), self.flags);
+            self.encoders[direction].encode(field, &mut block).expect("a field");
+        }
+        block
+    }
+
+    fn write(&mut self, direction: usize, bytes: &[u8]) {
+        self.streams[direction].extend_from_slice(bytes);
+    }
+
+    fn headers(&mut self, direction: usize, stream: u32, flags: u8, fields: &[(&str, &str)]) {
+        let block = self.block(direction, fields);
+        self.write(direction, &headers(stream, flags, &block, &Shape::default()));
+    }
+
+    fn ask(&mut self, stream: u32, flags: u8) {
+        self.headers(REQUEST, stream, flags, &[(":method", "GET"), (":path", "/"), (":scheme", "http")]);
+    }
+
+    fn call(&mut self, stream: u32) {
+        let fields =
+            [(":method", "POST"), (":path", "/a.B/C"), ("content-type", "application/grpc"), ("te", "trailers")];
+        self.headers(REQUEST, stream, 0, &fields);
+    }
+
+    fn answer(&mut self, stream: u32, flags: u8, status: &str) {
+        self.headers(RESPONSE, stream, flags, &[(":status", status)]);
+    }
+}
+
+/// A connection that has what is written delivered whenever the direction changes.
+struct Talk {
+    writer: Writer,
+    wire: Wire,
+    sent: [usize; 2],
+}
+
+impl Talk {
+    fn new(leg: u32) -> Self {
+        Self { writer: Writer::new(), wire: Wire::new(leg), sent: [0; 2] }
+    }
+
+    /// Delivers what is written and not yet sent, whole.
+    fn send(&mut self, direction: usize) {
+        let stream = &self.writer.streams[direction];
+        if self.sent[direction] < stream.len() {
+            self.wire.deliver(direction, stream, self.sent[direction], stream.len());
+            self.sent[direction] = stream.len();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.send(REQUEST);
+        self.send(RESPONSE);
+    }
+
+    /// Forgets what is written and not yet sent: the peer gets it, the programs do not.
+    fn lose(&mut self, direction: usize) {
+        self.sent[direction] = self.writer.streams[direction].len();
+    }
+
+    fn finished(&self) -> Vec<(u16, u16, Counter)> {
+        let outcome = |f: &Finished| *Counter::ALL.iter().find(|c| **c as u32 == f.outcome).expect("a counter");
+        self.wire.bed.finished.iter().map(|f| (f.status, f.grpc_status, outcome(f))).collect()
+    }
+
+    fn count_of(&self, counter: Counter) -> u64 {
+        self.wire.bed.count_of(counter)
+    }
+}
+
+/// How a call ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Normal,
+    ResetByClient,
+    ResetByServer,
+}
+
+/// One call, before it is written.
+#[derive(Clone, Debug)]
+struct Plan {
+    grpc: Option<u16>,
+    status: u16,
+    interim: usize,
+    bodies: [Vec<usize>; 2],
+    fields: Vec<(String, String)>,
+    shape: Shape,
+    empty_end: bool,
+    trailers: bool,
+    end: End,
+    /// Units of frames each direction has sent when the reset comes.
+    cut: Index,
+    flags: u8,
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    (prop::option::of(any::<u8>()), any::<bool>(), vec(0..40usize, 0..4))
+        .prop_map(|(padding, priority, fragments)| Shape { padding, priority, fragments })
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let status = prop_oneof![Just(200u16), Just(204), Just(404), 200..1000u16];
+    let end = prop_oneof![8 => Just(End::Normal), 1 => Just(End::ResetByClient), 1 => Just(End::ResetByServer)];
+    let body = || vec(prop_oneof![Just(0usize), 0..20usize, 0..700usize], 0..4);
+    let field = ("[a-z][a-z-]{0,14}x", "[ -~]{0,60}");
+    let flags = (any::<bool>(), any::<bool>(), prop_oneof![Just(0), Just(Encoder::NEVER_INDEXED), Just(BEST)])
+        .prop_map(|(name, value, form)| u8::from(name) | u8::from(value) << 1 | form);
+    (
+        (prop::option::of(0..17u16), status, 0..3usize, body(), body(), vec(field, 0..5)),
+        (shape(), any::<bool>(), any::<bool>(), end, any::<Index>(), flags),
+    )
+        .prop_map(
+            |((grpc, status, interim, asked, sent, fields), (shape, empty_end, trailers, end, cut, flags))| Plan {
+                grpc,
+                status,
+                interim,
+                bodies: [asked, sent],
+                fields,
+                shape,
+                empty_end,
+                trailers,
+                end,
+                cut,
+                flags,
+            },
+        )
+}
+
+/// A frame, or frames that belong together; blocks are encoded when it is their turn.
+enum Unit {
+    Block { flags: u8, fields: Vec<(String, String)> },
+    Data { flags: u8, payload: Vec<u8> },
+    Reset,
+}
+
+impl Plan {
+    /// The bodies' data as it is cut into frames: with gRPC a message may begin in one and end in another.
+    fn data(&self, direction: usize) -> Vec<Vec<u8>> {
+        let bodies = &self.bodies[direction];
+        if self.grpc.is_none() {
+            return bodies.iter().map(|&length| vec![b'd'; length]).collect();
+        }
+        let whole: Vec<u8> = bodies.iter().flat_map(|&length| message(length)).collect();
+        let size = 1 + self.shape.fragments.iter().sum::<usize>();
+        whole.chunks(size).map(<[u8]>::to_vec).collect()
+    }
+
+    fn units(&self, direction: usize) -> Vec<Unit> {
+        let own = |name: &str, value: String| (name.to_owned(), value);
+        let mut fields = Vec::new();
+        let mut units = Vec::new();
+        let trailers_only = self.grpc.is_some() && direction == RESPONSE && self.bodies[RESPONSE].is_empty();
+        if direction == REQUEST {
+            fields.push(own(":method", "POST".into()));
+            let kind = if self.grpc.is_some() { "application/grpc+proto" } else { "application/grpc-web" };
+            fields.push(own("content-type", kind.into()));
+        } else {
+            for _ in 0..self.interim {
+                units.push(Unit::Block { flags: 0, fields: vec![own(":status", "103".into())] });
+            }
+            fields.push(own(":status", self.status.to_string()));
+            if trailers_only {
+                fields.push(own("grpc-status", self.grpc.unwrap().to_string()));
+            }
+        }
+        fields.extend(self.fields.clone());
+        let data = self.data(direction);
+        let trailers = direction == RESPONSE && !trailers_only && (self.grpc.is_some() || self.trailers);
+        let open = !data.is_empty() || trailers || (self.empty_end && !trailers_only);
+        units.push(Unit::Block { flags: if open { 0 } else { END_STREAM }, fields });
+        let last = data.len();
+        for (number, payload) in data.into_iter().enumerate() {
+            let ends = number + 1 == last && !trailers && !self.empty_end;
+            units.push(Unit::Data { flags: if ends { END_STREAM } else { 0 }, payload });
+        }
+        if trailers {
+            let mut fields = self.fields.clone();
+            fields.extend(self.grpc.map(|status| own("grpc-status", status.to_string())));
+            units.push(Unit::Block { flags: END_STREAM, fields });
+        } else if self.empty_end && open {
+            units.push(Unit::Data { flags: END_STREAM, payload: Vec::new() });
+        }
+        units
+    }
+}
+
+/// What is to come out of one call.
+#[derive(Debug, PartialEq, Eq)]
+struct Expected {
+    status: u16,
+    grpc_status: u16,
+    protocol: u8,
+    bytes: [u64; 2],
+    messages: [u32; 2],
+    early: bool,
+}
+
+impl From<&Finished> for Expected {
+    fn from(f: &Finished) -> Self {
+        Self {
+            status: f.status,
+            grpc_status: f.grpc_status,
+            protocol: f.protocol,
+            bytes: f.bytes,
+            messages: f.messages,
+            early: f.outcome == Counter::RequestEndedEarly as u32,
+        }
+    }
+}
+
+/// One call while its frames are written.
+struct Progress {
+    plan: Plan,
+    units: [VecDeque<Unit>; 2],
+    left_to_reset: usize,
+    reset: Option<usize>,
+    status: u16,
+    grpc_status: u16,
+    done: [bool; 2],
+    sent: [usize; 2],
+    bytes: [u64; 2],
+}
+
+impl Progress {
+    fn new(plan: &Plan) -> Self {
+        let units = [plan.units(REQUEST).into(), plan.units(RESPONSE).into()];
+        let total: usize = units.iter().map(VecDeque::len).sum();
+        Self {
+            plan: plan.clone(),
+            left_to_reset: plan.cut.index(total),
+            reset: None,
+            units,
+            status: 0,
+            grpc_status: GRPC_NONE,
+            done: [false; 2],
+            sent: [0; 2],
+            bytes: [0; 2],
+        }
+    }
+
+    fn over(&self) -> bool {
+        self.done == [true; 2]
+    }
+
+    /// The next direction to write and what; a response only once the request has begun.
+    fn next(&mut self, wish: usize) -> (usize, Unit) {
+        let begun = self.bytes[REQUEST] > 0;
+        if begun && self.left_to_reset == 0 && self.plan.end != End::Normal {
+            let by = if self.plan.end == End::ResetByClient { REQUEST } else { RESPONSE };
+            return (by, Unit::Reset);
+        }
+        self.left_to_reset = self.left_to_reset.saturating_sub(1);
+        let direction = if !begun || self.done[RESPONSE] {
+            REQUEST
+        } else if self.done[REQUEST] {
+            RESPONSE
+        } else {
+            wish
+        };
+        (direction, self.units[direction].pop_front().expect("not done"))
+    }
+
+    /// Messages whose first byte was sent.
+    fn begun(&self, direction: usize) -> u32 {
+        let begins =
+            self.plan.bodies[direction].iter().scan(0, |at, length| Some(std::mem::replace(at, *at + 5 + length)));
+        begins.filter(|begin| *begin < self.sent[direction]).count() as u32
+    }
+
+    fn expected(&self, leg: u32) -> Expected {
+        let grpc = self.plan.grpc.is_some();
+        let unanswered = self.status == 0 && leg == DESTINATION && self.reset == Some(RESPONSE);
+        Expected {
+            status: match self.status {
+                0 if unanswered => {
+                    if grpc {
+                        200
+                    } else {
+                        503
+                    }
+                }
+                status => status,
+            },
+            grpc_status: if unanswered && grpc { 14 } else { self.grpc_status },
+            protocol: if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP },
+            bytes: self.bytes,
+            messages: [REQUEST, RESPONSE].map(|direction| if grpc { self.begun(direction) } else { 0 }),
+            early: self.reset.is_some(),
+        }
+    }
+}
+
+/// Writes the plans' calls interleaved as told; returns what is to come out, in order, and when each direction was
+/// written up to where.
+fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expected>, Vec<(usize, usize)>) {
+    let mut writer = Writer::new();
+    let mut turns = vec![(REQUEST, writer.streams[REQUEST].len()), (RESPONSE, writer.streams[RESPONSE].len())];
+    let mut calls: Vec<Progress> = plans.iter().map(Progress::new).collect();
+    let mut expected = Vec::new();
+    // The first calls are open; a new one opens only behind all before it, as its number demands.
+    let mut opened = 0;
+    for (pick, response) in order.iter().cycle() {
+        let candidates: Vec<usize> = (0..calls.len().min(opened + 1)).filter(|&number| !calls[number].over()).collect();
+        if candidates.is_empty() {
+            break;
+        }
+        let number = candidates[pick.index(candidates.len())];
+        opened = opened.max(number + 1);
+        let id = number as u32 * 2 + 1;
+        let call = &mut calls[number];
+        let (direction, unit) = call.next(usize::from(*response));
+        let before = writer.streams[direction].len();
+        let noise = [
+            frame(PING, 0, 0, &[7; 8]),
+            frame(WINDOW_UPDATE, 0, id, &[0, 0, 1, 0]),
+            frame(PRIORITY, 0, id, &[0, 0, 0, 0, 9]),
+            frame(0xbe, 0xff, id, b"unknown"),
+            Vec::new(),
+        ];
+        let noise = &noise[before % noise.len()];
+        writer.write(direction, noise);
+        match unit {
+            Unit::Block { flags, fields } => {
+                writer.flags = call.plan.flags;
+                let fields: Vec<(&str, &str)> = fields.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+                let block = writer.block(direction, &fields);
+                writer.write(direction, &headers(id, flags, &block, &call.plan.shape));
+                let value = |name| fields.iter().find(|f| f.0 == name).map(|f| f.1.parse().expect("a number"));
+                if direction == RESPONSE {
+                    call.status = value(":status").filter(|s| *s >= 200).unwrap_or(call.status);
+                    call.grpc_status = value("grpc-status").unwrap_or(call.grpc_status);
+                }
+                call.done[direction] = flags & END_STREAM != 0;
+            }
+            Unit::Data { flags, payload } => {
+                call.sent[direction] += payload.len();
+                writer.write(direction, &data(id, flags, &payload, &call.plan.shape));
+                call.done[direction] = flags & END_STREAM != 0;
+            }
+            Unit::Reset => {
+                writer.write(direction, &reset(id));
+                if (direction == REQUEST) == (leg == SOURCE) {
+                    call.bytes[direction] += 13;
+                }
+                call.done = [true; 2];
+                call.reset = Some(direction);
+            }
+        }
+        let written = meter(&writer.streams[direction][before..]);
+        call.bytes[direction] += written.get(&id).copied().unwrap_or_default();
+        turns.push((direction, writer.streams[direction].len()));
+        if call.over() {
+            expected.push(call.expected(leg));
+        }
+    }
+    (writer, expected, turns)
+}
+
+/// Cuts of a stream: lengths, how far each segment reaches back, and how often it is repeated.
+type Cuts = Vec<(usize, usize, usize)>;
+
+fn cuts() -> impl Strategy<Value = Cuts> {
+    vec(
+        (prop_oneof![1..20usize, 1..400usize, Just(1)], prop_oneof![3 => Just(0usize), 1 => 1..50usize], 0..3usize),
+        1..80,
+    )
+}
+
+/// Delivers `stream[from..to]` cut as told; starts over with the cuts when they are used up.
+fn deliver(wire: &mut Wire, direction: usize, stream: &[u8], from: usize, to: usize, cuts: &Cuts) {
+    let mut at = from;
+    for &(length, back, repeats) in cuts.iter().cycle() {
+        if at == to {
+            return;
+        }
+        let end = (at + length).min(to);
+        for _ in 0..=repeats {
+            wire.deliver(direction, stream, at.saturating_sub(back), end);
+        }
+        at = end;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_framing_and_segmentation_yields_the_same_requests(
+        plans in vec(plan(), 1..8), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in [cuts(), cuts()],
+        source in any::<bool>(),
+    ) {
+        let leg = if source { SOURCE } else { DESTINATION };
+        let (writer, expected, turns) = write(&plans, &order, leg);
+        let mut wire = Wire::new(leg);
+        let mut sent = [0; 2];
+        for (direction, to) in turns {
+            deliver(&mut wire, direction, &writer.streams[direction], sent[direction], to, &cuts[direction]);
+            sent[direction] = to;
+        }
+        let finished: Vec<Expected> = wire.bed.finished.iter().map(Expected::from).collect();
+        prop_assert_eq!(finished, expected, "counts {:?}", wire.bed.counts);
+        prop_assert_eq!(wire.open(), 0);
+        wire.close();
+        prop_assert_eq!(wire.bed.finished.len(), plans.len());
+        prop_assert_eq!(&wire.bed.counts, &[(Counter::ConnectionHttp2, 1)]);
+        prop_assert_eq!(wire.c.streams.map(|s| s.seen as usize), writer.streams.map(|s| s.len()));
+    }
+
+    #[test]
+    fn a_segment_that_comes_late_costs_no_request_or_is_counted(
+        plans in vec(plan(), 1..5), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in cuts(),
+        late in any::<Index>(), ahead in 1..5usize, direction in 0..2usize,
+    ) {
+        // Resets cross what they end; which came first is then not told.
+        let plans: Vec<Plan> = plans.into_iter().map(|plan| Plan { end: End::Normal, ..plan }).collect();
+        let (writer, expected, _) = write(&plans, &order, DESTINATION);
+        let mut wire = Wire::new(DESTINATION);
+        let late_one = |wire: &mut Wire| {
+            let stream = &writer.streams[direction];
+            let from = late.index(stream.len());
+            let to = (from + cuts[0].0).min(stream.len());
+            deliver(wire, direction, stream, 0, from, &cuts);
+            let mut end = to;
+            for &(length, ..) in cuts.iter().cycle().take(ahead) {
+                let next = (end + length).min(stream.len());
+                if next > end {
+                    wire.deliver(direction, stream, end, next);
+                }
+                end = next;
+            }
+            wire.deliver(direction, stream, from, to);
+            deliver(wire, direction, stream, end, stream.len(), &cuts);
+        };
+        for each in [REQUEST, RESPONSE] {
+            if each == direction {
+                late_one(&mut wire);
+            } else {
+                deliver(&mut wire, each, &writer.streams[each], 0, writer.streams[each].len(), &cuts);
+            }
+        }
+        let losses = wire.bed.count_of(Counter::SyncGap);
+        prop_assert!(losses <= 1);
+        if losses == 0 {
+            prop_assert_eq!(wire.open(), 0);
+            let by_bytes = |all: &mut Vec<Expected>| all.sort_by_key(|e| (e.bytes, e.status));
+            let mut finished: Vec<Expected> = wire.bed.finished.iter().map(Expected::from).collect();
+            let mut expected = expected;
+            by_bytes(&mut finished);
+            by_bytes(&mut expected);
+            prop_assert_eq!(finished, expected, "{:?}", wire.bed.counts);
+        } else {
+            wire.close();
+            // A position that a few bytes spoke for may be none, and its calls neither; answers begin no calls.
+            let counted = wire.bed.finished.len() as u64 + wire.bed.count_of(Counter::RequestLostSync);
+            prop_assert!(direction == REQUEST || counted == plans.len() as u64, "{:?}", wire.bed.counts);
+        }
+    }
+
+    #[test]
+    fn any_bytes_end_without_panic_or_endless_loop(
+        requests in vec(any::<u8>(), 0..2_000), responses in vec(any::<u8>(), 0..2_000), cuts in cuts(),
+    ) {
+        let mut wire = Wire::new(SOURCE);
+        let requests = [PREFACE, &requests].concat();
+        deliver(&mut wire, REQUEST, &requests, 0, requests.len(), &cuts);
+        deliver(&mut wire, RESPONSE, &responses, 0, responses.len(), &cuts);
+        wire.close();
+        prop_assert_eq!(wire.open(), 0);
+        prop_assert!(wire.bed.turns <= 20 * (requests.len() + responses.len() + 100) as u64 * 3);
+    }
+
+    #[test]
+    fn a_changed_byte_ends_without_panic_or_endless_loop(
+        plans in vec(plan(), 1..5), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in cuts(),
+        changes in vec((0..2usize, any::<Index>(), any::<u8>()), 1..6),
+    ) {
+        let (mut writer, _, turns) = write(&plans, &order, SOURCE);
+        for (direction, at, byte) in changes {
+            let at = at.index(writer.streams[direction].len());
+            writer.streams[direction][at] = byte;
+        }
+        let mut wire = Wire::new(SOURCE);
+        let mut sent = [0; 2];
+        for (direction, to) in turns {
+            deliver(&mut wire, direction, &writer.streams[direction], sent[direction], to, &cuts);
+            sent[direction] = to;
+        }
+        wire.close();
+        prop_assert_eq!(wire.open(), 0);
+        for direction in [REQUEST, RESPONSE] {
+            let bytes: u64 = wire.bed.finished.iter().map(|f| f.bytes[direction]).sum();
+            prop_assert!(bytes as usize <= sent[direction] + 4 * wire.bed.finished.len(), "at most some cut short RST_STREAMs more");
+        }
+    }
+}
+
+#[test]
+fn a_server_may_speak_first() {
+    let mut talk = Talk::new(SOURCE);
+    talk.send(RESPONSE);
+    talk.writer.ask(1, END_STREAM);
+    talk.send(REQUEST);
+    talk.writer.answer(1, END_STREAM, "418");
+    talk.send(RESPONSE);
+    assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)]);
+    assert_eq!(talk.wire.bed.counts, [(Counter::ConnectionHttp2, 1)]);
+}
+
+#[test]
+fn the_preface_may_come_in_pieces() {
+    for first in 1..PREFACE.len() + 10 {
+        let mut talk = Talk::new(SOURCE);
+        talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], 0, first);
+        talk.sent[REQUEST] = first;
+        talk.writer.ask(1, END_STREAM);
+        talk.writer.answer(1, END_STREAM, "418");
+        talk.flush();
+        assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)], "{first} bytes first");
+    }
+}
+
+#[test]
+fn frames_that_overtake_the_preface_cost_the_position_once() {
+    let mut talk = Talk::new(SOURCE);
+    let preface = PREFACE.len();
+    let settings = talk.writer.streams[REQUEST].len();
+    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], preface, settings);
+    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], 0, preface);
+    talk.sent[REQUEST] = settings;
+    assert_eq!(talk.count_of(Counter::SyncGap), 1);
+    talk.writer.ask(1, END_STREAM);
+    talk.writer.answer(1, END_STREAM, "418");
+    talk.flush();
+    assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)]);
+    assert_eq!(talk.count_of(Counter::SyncGap), 1);
+}
+
+#[test]
+fn three_hundred_calls_are_open_at_once() {
+    let mut talk = Talk::new(SOURCE);
+    let ids: Vec<u32> = (0..300).map(|number| number * 2 + 1).collect();
+    for &id in &ids {
+        if id % 3 == 0 { talk.writer.call(id) } else { talk.writer.ask(id, 0) }
+    }
+    talk.flush();
+    assert_eq!(talk.wire.open(), 300);
+    for &id in &ids {
+        talk.writer.write(REQUEST, &data(id, END_STREAM, &message(id as usize), &Shape::default()));
+    }
+    talk.flush();
+    for id in ids.iter().rev() {
+        let status = (300 + id).to_string();
+        talk.writer.answer(*id, 0, &status);
+        talk.writer.write(RESPONSE, &data(*id, END_STREAM, b"", &Shape::default()));
+    }
+    talk.flush();
+    let expected: Vec<_> = ids.iter().rev().map(|id| (300 + *id as u16, GRPC_NONE, Counter::RequestOk)).collect();
+    assert_eq!(talk.finished(), expected);
+    assert_eq!(talk.wire.open(), 0);
+    let messages: u32 = talk.wire.bed.finished.iter().map(|f| f.messages[REQUEST]).sum();
+    assert_eq!(messages, 100);
+    for (finished, id) in talk.wire.bed.finished.iter().zip(ids.iter().rev()) {
+        assert_eq!(finished.bytes[REQUEST], meter(&talk.writer.streams[REQUEST])[id]);
+        assert_eq!(finished.bytes[RESPONSE], meter(&talk.writer.streams[RESPONSE])[id]);
+    }
+}
+
+#[test]
+fn a_call_without_room_is_counted_as_such() {
+    let mut talk = Talk::new(SOURCE);
+    talk.wire.bed.refused = vec![65];
+    for id in [1, 65, 67] {
+        talk.writer.ask(id, END_STREAM);
+    }
+    for id in [1, 65, 67] {
+        talk.writer.answer(id, END_STREAM, "299");
+    }
+    talk.flush();
+    assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk); 2]);
+    assert_eq!(talk.count_of(Counter::RequestNoRoom), 1);
+    assert_eq!(talk.wire.open(), 0);
+}
+
+#[test]
+fn a_promise_fills_the_header_table_and_is_no_request() {
+    for padding in [None, Some(0), Some(9)] {
+        let mut talk = Talk::new(SOURCE);
+        talk.writer.ask(1, END_STREAM);
+        let promised = talk.writer.block(RESPONSE, &[(":method", "GET"), ("x-promised", "yes"), (":status", "207")]);
+        let shape = Shape { padding, fragments: vec![1, 0, 2], ..Shape::default() };
+        talk.writer.write(RESPONSE, &promise(1, 2, &promised, &shape));
+        talk.flush();
+        let before = talk.sent[RESPONSE];
+        talk.writer.answer(1, END_STREAM, "207");
+        talk.writer.answer(2, END_STREAM, "208");
+        talk.writer.ask(3, END_STREAM);
+        talk.writer.answer(3, END_STREAM, "208");
+        talk.flush();
+        assert_eq!(talk.finished(), [207, 208].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
+        assert_eq!(talk.wire.open(), 0);
+        // The promise belongs to no request's bytes.
+        assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(&talk.writer.streams[RESPONSE][before..])[&1]);
+    }
+}
+
+#[test]
+fn a_reset_has_its_thirteen_bytes_where_the_proxy_receives_it() {
+    for (leg, by, received) in [
+        (SOURCE, REQUEST, true),
+        (SOURCE, RESPONSE, false),
+        (DESTINATION, REQUEST, false),
+        (DESTINATION, RESPONSE, true),
+    ] {
+        let mut talk = Talk::new(leg);
+        talk.writer.ask(1, 0);
+        talk.flush();
+        talk.writer.write(by, &reset(1));
+        talk.flush();
+        // What still comes of the call belongs to none.
+        talk.writer.answer(1, END_STREAM, "200");
+        talk.flush();
+        let status = if leg == DESTINATION && by == RESPONSE { 503 } else { 0 };
+        assert_eq!(talk.finished(), [(status, GRPC_NONE, Counter::RequestEndedEarly)], "leg {leg} reset by {by}");
+        let mut bytes = [meter(&talk.writer.streams[REQUEST])[&1], 0];
+        bytes[by] += if received { 13 } else { 0 };
+        assert_eq!(talk.wire.bed.finished[0].bytes, bytes, "leg {leg} reset by {by}");
+        assert_eq!(talk.wire.open(), 0);
+    }
+}
+
+#[test]
+fn goaway_ends_the_calls_above_its_last_stream() {
+    for leg in [SOURCE, DESTINATION] {
+        let mut talk = Talk::new(leg);
+        for number in 0..50 {
+            talk.writer.ask(number * 2 + 1, END_STREAM);
+        }
+        talk.flush();
+        talk.writer.write(RESPONSE, &goaway(0x7fff_ffff));
+        talk.flush();
+        assert_eq!(talk.wire.open(), 50);
+        talk.writer.write(RESPONSE, &goaway(3));
+        talk.flush();
+        assert_eq!(talk.wire.open(), 2);
+        if leg == SOURCE {
+            assert_eq!(talk.count_of(Counter::RequestAbandoned), 48);
+            assert_eq!(talk.finished(), []);
+        } else {
+            assert_eq!(talk.finished(), [(503, GRPC_NONE, Counter::RequestEndedEarly); 48]);
+        }
+        talk.writer.answer(1, END_STREAM, "201");
+        talk.writer.answer(3, END_STREAM, "202");
+        talk.flush();
+        assert_eq!(talk.wire.open(), 0);
+        assert_eq!(
+            talk.finished()[talk.finished().len() - 2..],
+            [201, 202].map(|s| (s, GRPC_NONE, Counter::RequestOk))
+        );
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_ends_no_call() {
+    let mut talk = Talk::new(SOURCE);
+    talk.writer.ask(1, END_STREAM);
+    talk.writer.write(REQUEST, &goaway(0));
+    talk.writer.answer(1, END_STREAM, "201");
+    talk.flush();
+    assert_eq!(talk.finished(), [(201, GRPC_NONE, Counter::RequestOk)]);
+}
+
+#[test]
+fn an_early_end_has_the_status_of_who_ended_it() {
+    for (leg, by, plain, grpc) in [
+        (SOURCE, REQUEST, (0, GRPC_NONE), (0, GRPC_NONE)),
+        (SOURCE, RESPONSE, (0, GRPC_NONE), (0, GRPC_NONE)),
+        (DESTINATION, RESPONSE, (503, GRPC_NONE), (200, 14)),
+        (DESTINATION, REQUEST, (0, GRPC_NONE), (0, GRPC_NONE)),
+    ] {
+        let mut talk = Talk::new(leg);
+        talk.writer.ask(1, END_STREAM);
+        talk.writer.call(3);
+        talk.writer.ask(5, END_STREAM);
+        talk.writer.ask(65, END_STREAM);
+        talk.writer.answer(5, 0, "299");
+        talk.flush();
+        talk.wire.end(by, false);
+        talk.wire.close();
+        talk.wire.close();
+        let early = |(status, grpc)| (status, grpc, Counter::RequestEndedEarly);
+        let expected = [early(plain), early(grpc), early((299, GRPC_NONE)), early(plain)];
+        assert_eq!(talk.finished(), expected, "leg {leg} ended by {by}");
+        assert_eq!(talk.wire.open(), 0);
+    }
+}
+
+#[test]
+fn a_frame_that_never_came_whole_counts_no_more_than_came() {
+    let mut talk = Talk::new(DESTINATION);
+    talk.writer.ask(1, END_STREAM);
+    talk.writer.answer(1, 0, "200");
+    talk.flush();
+    let answer = meter(&talk.writer.streams[RESPONSE])[&1];
+    talk.writer.write(RESPONSE, &data(1, END_STREAM, &[b'x'; 10_000], &Shape::default())[..500]);
+    talk.flush();
+    talk.wire.end(RESPONSE, false);
+    talk.wire.close();
+    assert_eq!(talk.finished(), [(200, GRPC_NONE, Counter::RequestEndedEarly)]);
+    assert!((answer..=answer + 500).contains(&talk.wire.bed.finished[0].bytes[RESPONSE]));
+}
+
+#[test]
+fn a_body_whose_end_came_early_ends_with_what_was_missing() {
+    for (first, second) in [(100, 200), (20, 40), (50, 308)] {
+        let mut talk = Talk::new(DESTINATION);
+        talk.writer.ask(1, END_STREAM);
+        talk.writer.answer(1, 0, "299");
+        talk.flush();
+        let from = talk.sent[RESPONSE];
+        talk.writer.write(RESPONSE, &data(1, END_STREAM, &[b'x'; 300], &Shape::default()));
+        let stream = &talk.writer.streams[RESPONSE];
+        talk.wire.deliver(RESPONSE, stream, from + second, stream.len());
+        talk.wire.deliver(RESPONSE, stream, from, from + first);
+        talk.wire.deliver(RESPONSE, stream, from + first, from + second);
+        assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk)]);
+        assert_eq!(talk.count_of(Counter::SyncGap), 0);
+    }
+}
+
+#[test]
+fn missing_data_is_passed_over() {
+    let mut talk = Talk::new(DESTINATION);
+    talk.writer.ask(1, END_STREAM);
+    talk.writer.answer(1, 0, "299");
+    talk.flush();
+    let from = talk.sent[RESPONSE];
+    talk.writer.write(RESPONSE, &data(1, END_STREAM, &[b'x'; 300], &Shape::default()));
+    talk.writer.ask(3, END_STREAM);
+    talk.writer.answer(3, END_STREAM, "298");
+    talk.send(REQUEST);
+    let stream = &talk.writer.streams[RESPONSE];
+    talk.wire.deliver(RESPONSE, stream, from, from + 50);
+    talk.wire.deliver(RESPONSE, stream, from + 309, stream.len());
+    assert_eq!(talk.finished(), [299, 298].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
+    assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(stream)[&1]);
+}
+
+#[test]
+fn bytes_missing_elsewhere_cost_the_position_once_and_the_open_calls() {
+    let mut talk = Talk::new(DESTINATION);
+    for id in [1, 3, 65] {
+        talk.writer.ask(id, END_STREAM);
+    }
+    talk.writer.answer(1, END_STREAM, "299");
+    talk.flush();
+    talk.writer.answer(3, END_STREAM, "298");
+    talk.lose(RESPONSE);
+    for number in 0..300 {
+        // Each a segment behind the missing one; they wait until it is certain that it will not come.
+        assert!(number > 250 || talk.count_of(Counter::SyncGap) == 0);
+        talk.writer.write(RESPONSE, &frame(0xbe, 0, 0, &[7; 900]));
+        talk.send(RESPONSE);
+    }
+    assert_eq!(talk.count_of(Counter::SyncGap), 1);
+    assert_eq!(talk.count_of(Counter::RequestLostSync), 2);
+    assert_eq!(talk.wire.open(), 0);
+    talk.writer.ask(67, END_STREAM);
+    talk.writer.answer(67, END_STREAM, "299");
+    talk.flush();
+    let expected = [(299, GRPC_NONE, Counter::RequestOk), (STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)];
+    assert_eq!(talk.finished(), expected);
+    talk.wire.close();
+    assert_eq!(talk.count_of(Counter::SyncGap), 1);
+}
+
+#[test]
+fn an_older_connection_is_found_at_a_frame_and_counted_without_status() {
+    for base in [u32::MAX - 700, 12, 1 << 31, 3_000_000_000] {
+        let mut talk = Talk::new(SOURCE);
+        talk.wire = Wire::late(SOURCE);
+        talk.wire.base = [base; 2];
+        talk.writer.ask(1, END_STREAM);
+        talk.writer.answer(1, END_STREAM, "299");
+        talk.lose(REQUEST);
+        talk.lose(RESPONSE);
+        for id in [3, 5] {
+            talk.writer.ask(id, 0);
+            talk.writer.write(REQUEST, &data(id, END_STREAM, b"hello", &Shape::default()));
+            talk.send(REQUEST);
+            talk.writer.answer(id, 0, "299");
+            talk.writer.write(RESPONSE, &data(id, END_STREAM, b"hello", &Shape::default()));
+            talk.send(RESPONSE);
+        }
+        assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate); 2], "from {base} on");
+        for (finished, id) in talk.wire.bed.finished.iter().zip([3, 5]) {
+            assert_eq!(finished.bytes, [0, 1].map(|direction| meter(&talk.writer.streams[direction])[&id]));
+        }
+        assert_eq!(talk.wire.open(), 0);
+        talk.writer.ask(7, END_STREAM);
+        talk.send(REQUEST);
+        talk.wire.end(REQUEST, false);
+        talk.wire.end(RESPONSE, false);
+        assert_eq!(talk.finished().len(), 3);
+        assert_eq!(talk.wire.open(), 0);
+    }
+}
+
+#[test]
+fn an_older_connection_is_not_found_inside_a_frame() {
+    let mut talk = Talk::new(SOURCE);
+    talk.wire = Wire::late(SOURCE);
+    talk.lose(REQUEST);
+    let from = talk.sent[REQUEST];
+    talk.writer.ask(1, 0);
+    talk.writer.write(REQUEST, &data(1, END_STREAM, &[b'x'; 1_000], &Shape::default()));
+    // A segment that ends inside data, one that begins there, then one that begins with a frame.
+    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], from, from + 500);
+    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], from + 500, talk.writer.streams[REQUEST].len());
+    talk.lose(REQUEST);
+    talk.writer.ask(3, END_STREAM);
+    talk.writer.answer(3, END_STREAM, "299");
+    talk.flush();
+    assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)]);
+}
+
+#[test]
+fn an_older_connection_may_yet_have_its_preface_to_come() {
+    let mut talk = Talk::new(SOURCE);
+    talk.wire = Wire::late(SOURCE);
+    talk.flush();
+    assert_eq!(talk.count_of(Counter::ConnectionHttp2), 1);
+    talk.writer.ask(1, END_STREAM);
+    talk.writer.answer(1, END_STREAM, "299");
+    talk.flush();
+    assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)]);
+}
+
+#[test]
+fn what_is_no_http2_costs_the_position_once() {
+    let block = |flags, payload: &[u8]| frame(HEADERS, flags | END_HEADERS, 3, payload);
+    for (what, bytes) in [
+        ("a continuation of nothing", frame(CONTINUATION, END_HEADERS, 3, &[0x88])),
+        ("data inside a block", [frame(HEADERS, 0, 3, &[0x88]), frame(DATA, 0, 3, b"x")].concat()),
+        ("another's continuation", [frame(HEADERS, 0, 3, &[0x88]), frame(CONTINUATION, 4, 5, &[0x88])].concat()),
+        ("padding beyond the frame", block(PADDED, &[9, 0x88])),
+        ("padding without its length", block(PADDED, &[])),
+        ("a priority cut short", block(frames::HAS_PRIORITY, &[0, 0, 0, 1])),
+        ("headers of no stream", frame(HEADERS, END_HEADERS, 0, &[0x88])),
+        ("data of no stream", frame(DATA, 0, 0, b"x")),
+        ("index zero", block(0, &[0x80])),
+        ("an index of nothing", block(0, &[0xbe])),
+        ("an endless integer", block(0, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0])),
+        ("a block cut short", block(0, &[0x48])),
+        ("a string cut short", block(0, &[0x48, 3, b'2'])),
+        ("a long string cut short", block(0, &[0, 100, b'2'])),
+    ] {
+        let mut talk = Talk::new(SOURCE);
+        talk.writer.ask(1, END_STREAM);
+        talk.writer.ask(3, END_STREAM);
+        talk.flush();
+        talk.writer.write(RESPONSE, &bytes);
+        talk.flush();
+        assert_eq!(talk.count_of(Counter::SyncMalformed), 1, "{what}");
+        assert_eq!(talk.count_of(Counter::RequestLostSync), 2, "{what}");
+        assert_eq!(talk.wire.open(), 0);
+        talk.writer.ask(5, END_STREAM);
+        talk.writer.answer(5, END_STREAM, "299");
+        talk.flush();
+        assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)], "{what}");
+    }
+}
+
+#[test]
+fn a_status_that_cannot_be_read_is_unknown() {
+    for junk in ["", "2", "42", "099", "20o", "1000", "99999", "two hundred"] {
+        for flags in [BEST, BEST | HUFFMAN] {
+            let mut talk = Talk::new(SOURCE);
+            talk.writer.flags = flags;
+            for id in [1, 3] {
+                talk.writer.ask(id, END_STREAM);
+                talk.writer.answer(id, END_STREAM, junk);
+            }
+            talk.flush();
+            assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestStatusUnknown); 2], "{junk:?}");
+        }
+    }
+}
+
+#[test]
+fn a_grpc_status_that_cannot_be_read_is_unknown() {
+    for junk in ["", "-1", "1e3", "123456", "ok"] {
+        let mut talk = Talk::new(SOURCE);
+        talk.writer.call(1);
+        talk.writer.write(REQUEST, &data(1, END_STREAM, b"", &Shape::default()));
+        talk.writer.headers(RESPONSE, 1, END_STREAM, &[(":status", "200"), ("grpc-status", junk)]);
+        talk.flush();
+        assert_eq!(talk.finished(), [(200, GRPC_UNKNOWN, Counter::RequestStatusUnknown)], "{junk:?}");
+    }
+}
+
+#[test]
+fn only_grpc_has_messages_and_a_grpc_status() {
+    for (kind, protocol) in [
+        ("", PROTOCOL_HTTP),
+        ("application/grpc", PROTOCOL_GRPC),
+        ("application/grpc+json", PROTOCOL_GRPC),
+        ("application/grpc-web", PROTOCOL_HTTP),
+        ("application/grp", PROTOCOL_HTTP),
+        ("application/json", PROTOCOL_HTTP),
+        ("application/grpc; x", PROTOCOL_HTTP),
+    ] {
+        for flags in [BEST, BEST | HUFFMAN, Encoder::WITH_INDEXING, HUFFMAN] {
+            let mut talk = Talk::new(SOURCE);
+            talk.writer.flags = flags;
+            // The second time from the header table.
+            for id in [1, 3] {
+                talk.writer.headers(REQUEST, id, 0, &[(":method", "POST"), ("content-type", kind)]);
+                talk.writer.write(REQUEST, &data(id, END_STREAM, &message(9), &Shape::default()));
+                talk.writer.headers(RESPONSE, id, END_STREAM, &[(":status", "200"), ("grpc-status", "5")]);
+            }
+            talk.flush();
+            let grpc = protocol == PROTOCOL_GRPC;
+            for finished in &talk.wire.bed.finished {
+                let expected = (protocol, if grpc { 5 } else { GRPC_NONE }, [u32::from(grpc), 0]);
+                assert_eq!((finished.protocol, finished.grpc_status, finished.messages), expected, "{kind:?}");
+            }
+            assert_eq!(talk.finished().len(), 2);
+        }
+    }
+}
