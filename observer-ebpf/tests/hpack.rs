@@ -87,7 +87,8 @@ impl Judge {
 /// A status as it is read: up to four digits.
 fn number(value: &[u8]) -> u32 {
     let digits = !value.is_empty() && value.len() <= 4 && value.iter().all(u8::is_ascii_digit);
-    if digits { std::str::from_utf8(value).unwrap().parse().unwrap() } else { UNREADABLE }
+    let number = || std::str::from_utf8(value).unwrap().parse().unwrap();
+    if digits { UNREADABLE.min(number()) } else { UNREADABLE }
 }
 
 /// One field and how it is written.
