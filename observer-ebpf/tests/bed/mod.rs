@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod frames;
+pub(crate) mod library;
 
 use std::{collections::HashMap, ptr::null_mut};
 
