@@ -163,6 +163,33 @@ impl Pair {
         self.agree(&before, &truth)
     }
 
+    /// As [`Pair::check`], for traffic in which what a sidecar receives can come in another order than it was sent: every
+    /// request is counted, be it with its code or as one whose connection's position was lost.
+    pub fn check_none_is_missing(
+        &mut self,
+        expected: Expected,
+        traffic: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<String> {
+        let lost = |pair: &Self| {
+            let outcome = [("outcome", "lost_sync")];
+            pair.observer.as_ref().map_or(Ok(0.0), |observer| observer.own("mesh_observer_requests_total", &outcome))
+        };
+        let (before, lost_before) = (self.begin()?, lost(self)?);
+        traffic(self).context("traffic")?;
+        let (truth, _) = self.truth(&expected)?;
+        let Some(observer) = &self.observer else { return Ok(truth.to_string()) };
+        let all = |tally: &Tally| tally.requests.values().map(|requests| requests.count).sum::<u64>();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (counted, lost) = (all(&observer.tally()?.since(&before)), (lost(self)? - lost_before) as u64);
+            if counted + lost == all(&truth) {
+                return Ok(format!("{counted} counted, {lost} said to be lost, of {}", all(&truth)));
+            }
+            ensure!(Instant::now() < end, "{counted} counted and {lost} said to be lost, of {}", all(&truth));
+            sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Skips what the logs have, and returns the observer's counts so far.
     pub fn begin(&mut self) -> Result<Tally> {
         for referee in &mut self.referees {

@@ -44,7 +44,6 @@ fn main() -> ExitCode {
             application_that_speaks_http1_only,
             bodies_of_64_mib,
             one_stream_at_a_time,
-            retransmissions,
             padded_requests,
             requests_with_priority,
             headers_in_many_frames,
