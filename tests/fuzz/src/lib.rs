@@ -1,7 +1,13 @@
 //! The kernel's side of a connection, played by the fuzz targets: packets in, findings out.
 
+mod calls;
+
+use std::collections::HashMap;
+
 use observer_ebpf::{
     health::Counter,
+    hpack::Wide,
+    http2::{Call, CallKey},
     socket::{self, Connection, Env, Finished},
     stream::{FILL, Stream, WINDOW},
 };
@@ -32,6 +38,14 @@ pub struct Packet {
     pub connections: (u64, u64),
     /// TCP payload bytes of both directions.
     pub transferred: [u64; 2],
+    /// Turns taken through the frames of HTTP/2.
+    pub turns: u64,
+    /// Health counters that were raised.
+    pub counts: Vec<(Counter, u64)>,
+    /// Calls of HTTP/2 that have no room in the connection, each in a place of its own.
+    pub calls: HashMap<CallKey, Box<Call>>,
+    /// Rings for larger header tables, once they are wanted.
+    pub wide: Option<Box<[Wide; 2]>>,
 }
 
 impl Env for Packet {
@@ -59,7 +73,9 @@ impl Env for Packet {
         (0..TURNS).any(|_| socket::turn(c, self, direction))
     }
 
-    fn count(&mut self, _: Counter, _: u64) {}
+    fn count(&mut self, counter: Counter, by: u64) {
+        self.counts.push((counter, by));
+    }
 
     fn finished(&mut self, c: &mut Connection, direction: usize) {
         self.finished.push(c.finished[direction]);
