@@ -24,8 +24,10 @@ pub const STATUS: u32 = 1;
 pub const GRPC_STATUS: u32 = 2;
 /// `content-type`; its value is 1 for gRPC, else 0.
 pub const CONTENT_TYPE: u32 = 3;
+/// `:protocol`, which makes CONNECT an upgrade (RFC 8441); its value says nothing here.
+pub const PROTOCOL: u32 = 4;
 /// Position of the name in an entry of the ring; the value is below it.
-const NAME_SHIFT: u32 = 14;
+const NAME_SHIFT: u32 = 13;
 /// Value of an entry that was not understood.
 pub const UNREADABLE: u32 = (1 << NAME_SHIFT) - 1;
 
@@ -68,6 +70,8 @@ const LOOK: u32 = 32;
 
 /// Fact: an index could not be resolved.
 pub const UNSURE: u32 = 1;
+/// Fact: the block has `:protocol`.
+pub const EXTENDED: u32 = 2;
 /// A value not found in the block.
 pub const NONE: u32 = u32::MAX;
 
@@ -220,9 +224,9 @@ fn number(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed>
         w.name = OTHER;
         w.state = VALUE_LENGTH;
         let candidate = if w.huffman == 0 {
-            number == 7 || number == 11 || number == 12
+            number == 7 || number == 9 || number == 11 || number == 12
         } else {
-            number == 5 || number == 8 || number == 9
+            number == 5 || number == 7 || number == 8 || number == 9
         };
         if candidate {
             w.state = NAME;
@@ -337,6 +341,7 @@ fn found(w: &mut Walk, entry: u32) {
     match entry >> NAME_SHIFT {
         STATUS => w.status = value,
         GRPC_STATUS => w.grpc_status = value,
+        PROTOCOL => w.facts |= EXTENDED,
         CONTENT_TYPE => w.grpc = u32::from(value == 1),
         // Inserted under a name that could not be resolved.
         _ if value != 0 => w.facts |= UNSURE,
@@ -416,6 +421,7 @@ fn name_of(w: &Walk) -> u32 {
     if huffman == 0 {
         match length {
             7 if is(word(b":status\0"), 7, 0, 0) => STATUS,
+            9 if is(word(b":protoco"), 8, word(b"l\0\0\0\0\0\0\0"), 1) => PROTOCOL,
             11 if is(word(b"grpc-sta"), 8, word(b"tus\0\0\0\0\0"), 3) => GRPC_STATUS,
             12 if is(word(b"content-"), 8, word(b"type\0\0\0\0"), 4) => CONTENT_TYPE,
             _ => OTHER,
@@ -423,6 +429,7 @@ fn name_of(w: &Walk) -> u32 {
     } else {
         match length {
             5 if is(word(b"\xb8\x84\x8d\x36\xa3\0\0\0"), 5, 0, 0) => STATUS,
+            7 if is(word(b"\xb9\x5d\x87\x49\xc8\x7a\x3f\0"), 7, 0, 0) => PROTOCOL,
             8 if is(word(b"\x9a\xca\xc8\xb2\x12\x34\xda\x8f"), 8, 0, 0) => GRPC_STATUS,
             9 if is(word(b"\x21\xea\x49\x6a\x4a\xc9\xf5\x59"), 8, 0x7f, 1) => CONTENT_TYPE,
             _ => OTHER,
@@ -470,7 +477,7 @@ fn digits(w: &Walk) -> u32 {
             }
             i += 1;
         }
-        return value;
+        return if value < UNREADABLE { value } else { UNREADABLE };
     }
     if length == 0 || length > 3 {
         return UNREADABLE;

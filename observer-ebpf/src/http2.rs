@@ -60,13 +60,15 @@ const PROMISED: u32 = 1 << 16;
 const HEAD_BYTES: u32 = 9;
 /// What the meter of Envoy adds for a RST_STREAM that it receives.
 const RESET_BYTES: u64 = 13;
-/// Largest frame that is believed when a position is to be found again (section 4.2, the initial SETTINGS_MAX_FRAME_SIZE).
+/// Largest frame that is believed: that of a peer which the proxy has allowed no larger one (section 4.2).
 const BELIEVED: u32 = 1 << 14;
 /// Frames in a row that prove a position, unless a segment ends with the first of them.
 const PROOF: u32 = 3;
 
 /// [`Call::status`] of an answer whose status could not be read.
 const UNKNOWN: u32 = STATUS_UNKNOWN as u32 + 1;
+/// In the place of a direction, plus one: what came in it was no HTTP/2.
+const BROKEN: u32 = 3;
 /// The status of gRPC that a proxy gives for an application that did not answer.
 const UNAVAILABLE: u32 = 14;
 
@@ -80,6 +82,8 @@ pub const FINISHED: u32 = 1 << 2;
 pub const IS_GRPC: u32 = 1 << 3;
 /// Bit of [`Call::state`]: begun on a connection whose header tables are not known.
 const IS_BLIND: u32 = 1 << 4;
+/// Bit of [`Call::state`]: an upgrade by extended CONNECT, which the proxy's log has as one of HTTP/1.
+const IS_UPGRADE: u32 = 1 << 5;
 /// Position of the security in [`Call::state`].
 const SECURITY_SHIFT: u32 = 8;
 
@@ -145,7 +149,7 @@ pub struct Frames {
     pub proven: u32,
     /// Why the position is to be given up: a counter plus one, or 0.
     pub failure: u32,
-    /// 1 if the calls that are open can not be followed any more.
+    /// 1 if the calls that are open cannot be followed any more, [`BROKEN`] if the protocol was.
     pub abandoned: u32,
     /// Last stream id of GOAWAY plus one, until the calls above it are ended, or 0.
     pub going: u32,
@@ -314,7 +318,7 @@ fn lose<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     s.clear();
     s.skip = 0;
     s.forget_parked();
-    h.frames[direction].abandoned = 1;
+    h.frames[direction].abandoned = if reason as u32 == Counter::SyncMalformed as u32 { BROKEN } else { 1 };
     env.count(reason, 1);
 }
 
@@ -463,6 +467,7 @@ fn header(s: &Stream) -> Header {
 /// Reads a frame's head.
 #[inline(never)]
 fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    let received = is_received(c, direction);
     let s = &mut c.streams[direction];
     let Header { length, kind, flags, stream } = header(s);
     s.line = s.line.wrapping_add(HEAD_BYTES);
@@ -470,7 +475,7 @@ fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     let began_ns = f.began_ns;
     f.began_ns = 0;
     let block = f.block;
-    if (block != 0) != (kind == CONTINUATION) || (block != 0 && block != stream) {
+    if (received && length > BELIEVED) || (block != 0) != (kind == CONTINUATION) || (block != 0 && block != stream) {
         return fail(&mut h.frames[direction], Counter::SyncMalformed);
     }
     f.kind = kind;
@@ -502,7 +507,10 @@ fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
             return false;
         }
         _ => {
-            // RST_STREAM among them: it acts once it is whole.
+            // RST_STREAM among them: it acts once it is whole. Envoy's meter has the window updates that it sends.
+            if kind == WINDOW_UPDATE && stream != 0 && !received {
+                h.frames[direction].wire = u64::from(length) + u64::from(HEAD_BYTES);
+            }
             c.streams[direction].skip = u64::from(length);
             h.frames[direction].left = 0;
             h.frames[direction].state = END;
@@ -714,6 +722,9 @@ fn block_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u3
             if grpc == 1 {
                 shared::set(&mut call.state, IS_GRPC);
             }
+            if facts & hpack::EXTENDED != 0 {
+                shared::set(&mut call.state, IS_UPGRADE);
+            }
             return;
         }
         if status != hpack::NONE && call.status == 0 {
@@ -751,14 +762,20 @@ fn side_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u32
     }
 }
 
+/// Does the proxy receive what comes in a direction? At the source it does requests, at the destination responses.
+#[inline(always)]
+fn is_received(c: &Connection, direction: usize) -> bool {
+    (c.leg == SOURCE) == (direction == REQUEST)
+}
+
 /// One side has given a call up.
 #[inline(always)]
 fn reset<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
     let call = find(h, env, stream);
     // SAFETY: as above.
     let Some(call) = (unsafe { call.as_mut() }) else { return };
-    // The proxy receives what comes in at the source as a request, at the destination as a response.
-    if (c.leg == SOURCE) == (direction == REQUEST) {
+    let own = if direction == REQUEST { REQUEST_DONE } else { RESPONSE_DONE };
+    if is_received(c, direction) && shared::load(&call.state) & own == 0 {
         call.bytes[direction] += RESET_BYTES;
     }
     call_ends(h, env, direction, call, stream, direction as u32 + 1);
@@ -795,10 +812,13 @@ fn counted(c: &Connection, call: &Call, early: bool, by: u32, at_ns: u64) -> Fin
         outcome = Counter::RequestLate;
     } else if status == UNKNOWN || grpc_status == UNREADABLE + 1 {
         outcome = Counter::RequestStatusUnknown;
-    } else if status == 0 && c.leg == DESTINATION && by == RESPONSE as u32 + 1 {
-        // The application ended it without an answer, and its proxy answers in its place.
-        status = if grpc { 200 + 1 } else { 503 + 1 };
+    } else if status == 0 && c.leg == DESTINATION && (by == RESPONSE as u32 + 1 || by == BROKEN) {
+        // The application ended it without an answer, or broke the protocol, and its proxy answers in its place.
+        let answered = if by == BROKEN { 502 } else { 503 };
+        status = if grpc { 200 + 1 } else { answered + 1 };
         grpc_status = if grpc { UNAVAILABLE + 1 } else { 0 };
+    } else if status == 200 + 1 && state & IS_UPGRADE != 0 {
+        status = 101 + 1;
     }
     Finished {
         duration_ns: at_ns.saturating_sub(call.start_ns),
@@ -914,7 +934,11 @@ pub fn settle<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, directio
     f.abandoned = 0;
     f.going = 0;
     let lost = abandoned != 0 || h.frames[REQUEST].state == LOST || h.frames[RESPONSE].state == LOST;
-    let uncounted = if lost {
+    // The proxy gives calls to an application up that breaks the protocol.
+    let broken = abandoned == BROKEN && direction == RESPONSE && c.leg == DESTINATION;
+    let uncounted = if broken {
+        None
+    } else if lost {
         Some(Counter::RequestLostSync)
     } else if c.leg == SOURCE && !over {
         // What a proxy refuses by GOAWAY never began for it.
@@ -925,7 +949,13 @@ pub fn settle<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, directio
     let reaping = Reaping {
         above: if over || abandoned != 0 { 0 } else { going.wrapping_sub(1) },
         uncounted,
-        by: if over { shared::load(&c.first_end) } else { RESPONSE as u32 + 1 },
+        by: if broken {
+            BROKEN
+        } else if over {
+            shared::load(&c.first_end)
+        } else {
+            RESPONSE as u32 + 1
+        },
         at_ns: if over { ended_at(c, env) } else { env.now() },
     };
     env.each(c, h, &reaping);

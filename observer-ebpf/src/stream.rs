@@ -145,6 +145,14 @@ impl Stream {
         shared::load(&self.gap)
     }
 
+    /// Does a segment begin behind bytes that have not come, and that must come first? Another processor may be at work.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_ahead(&self, seq: u32) -> bool {
+        let gap = seq.wrapping_sub(shared::load(&self.next));
+        gap as i32 > 0 && self.skip < u64::from(gap)
+    }
+
     /// Books everything up to `end` as seen.
     #[inline(always)]
     pub fn advance(&mut self, end: u32) {

@@ -117,8 +117,16 @@ const CREATE: u64 = BPF_SK_STORAGE_GET_F_CREATE as u64;
 /// The helper gives a pointer to the socket's storage or null.
 #[inline(always)]
 fn storage<T>(map: *const T, sk: *mut bpf_sock, flags: u64) -> *mut c_void {
+    let map = map.cast_mut().cast();
     // SAFETY: `sk` is a socket of the context's, not null.
-    unsafe { bpf_sk_storage_get(map.cast_mut().cast(), sk.cast(), core::ptr::null_mut(), flags) }
+    unsafe {
+        let found = bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), flags);
+        if flags == 0 || !found.is_null() {
+            return found;
+        }
+        // Where both directions make it at once, one of them is refused, and then it is there.
+        bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0)
+    }
 }
 
 /// A call that the connection's storage had no room for, or null.

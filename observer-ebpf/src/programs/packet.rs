@@ -18,6 +18,8 @@ use super::{context::opaque, maps, record};
 pub(super) const TURNS: u32 = 1 << 17;
 /// Tries to enter a direction that another processor is in: about a millisecond.
 const TRIES: u32 = 1 << 16;
+/// Looks for the bytes in front of a segment: less than a millisecond.
+const PATIENCE: u32 = 1 << 16;
 /// Flag of a TCP header.
 pub(super) const FIN: u8 = 1;
 /// Flag of a TCP header.
@@ -90,6 +92,32 @@ pub(super) fn enter(s: &mut Stream) -> bool {
     // SAFETY: the callback gets back the pointer given here.
     let tries = unsafe { bpf_loop(TRIES, try_enter as *mut c_void, (&raw mut pointer).cast(), 0) };
     tries < TRIES as i64
+}
+
+/// Waits a while for the bytes in front of a segment, if another processor is about to bring them.
+///
+/// What two processors send through the loopback device arrives in either order: a segment that is ahead of its
+/// predecessor by a moment would cost the position, since its bytes are gone once it is passed on. One that is ahead because
+/// bytes were lost waits in vain, once for each loss.
+#[inline(never)]
+pub(super) fn await_order(s: &mut Stream, seq: u32) {
+    if s.anchored == 0 || s.waiting != 0 || !s.is_ahead(seq) {
+        return;
+    }
+    let mut awaited = Awaited { s, seq };
+    // SAFETY: the callback gets back the pointer given here.
+    unsafe { bpf_loop(PATIENCE, is_due as *mut c_void, (&raw mut awaited).cast(), 0) };
+}
+
+struct Awaited {
+    s: *mut Stream,
+    seq: u32,
+}
+
+unsafe extern "C" fn is_due(_: u32, awaited: *mut Awaited) -> i64 {
+    // SAFETY: the pointer that `await_order` gave.
+    let (s, seq) = unsafe { (&*(*awaited).s, (*awaited).seq) };
+    i64::from(!s.is_ahead(seq))
 }
 
 /// Leaves it to others.

@@ -168,7 +168,10 @@ impl Page {
                 self.scraped.family += 1;
                 return true;
             }
-            scraped_head(&mut self.text, &family, self.format);
+            // Go has a gauge `x` beside a counter `x_total`, which OpenMetrics would call `x` as well.
+            let mut names = self.snapshot.control_plane.families().map(|other| other.name());
+            let short = family.name().strip_suffix("_total").filter(|short| names.all(|name| name != *short));
+            scraped_head(&mut self.text, &family, short, self.format);
         }
         self.scraped = match family.line(part, line) {
             Some(found) => {
@@ -237,13 +240,13 @@ fn head(text: &mut String, family: &Family, format: Format) {
     write_head(text, family_name(family, format), family.help, family.kind.word(), family.unit, format);
 }
 
-/// OpenMetrics knows no counter whose samples do not end in `_total`: there it is a figure of unknown type.
-fn scraped_head(text: &mut String, family: &ScrapedFamily<'_>, format: Format) {
+/// OpenMetrics calls a counter by its name without `_total`; one that cannot be called so is a figure of unknown type there.
+fn scraped_head(text: &mut String, family: &ScrapedFamily<'_>, short: Option<&str>, format: Format) {
     use exposition::Kind::{Counter, Gauge, Histogram, Summary};
     let (name, open_metrics) = (family.name(), format == Format::OpenMetrics);
     let (name, word) = match family.kind() {
         Counter if !open_metrics => (name, "counter"),
-        Counter => name.strip_suffix("_total").map_or((name, "unknown"), |name| (name, "counter")),
+        Counter => short.map_or((name, "unknown"), |short| (short, "counter")),
         Gauge => (name, "gauge"),
         Histogram => (name, "histogram"),
         Summary => (name, "summary"),

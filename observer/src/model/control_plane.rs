@@ -491,7 +491,7 @@ mod tests {
         let page = concat!(
             "# HELP c what \\\\ it is\n# TYPE c counter\nc{x=\"1\\\"\"} 1\n# TYPE d_total counter\nd_total +Inf\n",
             "# TYPE h histogram\nh_bucket{le=\"0.5\"} 1\nh_bucket{le=\"1\"} 1\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n",
-            "# TYPE s summary\ns{quantile=\"0.5\"} NaN\ns_sum 1\ns_count 1\nu 1\n",
+            "# TYPE s summary\ns{quantile=\"0.5\"} NaN\ns_sum 1\ns_count 1\nu 1\n# TYPE u_total counter\nu_total 1\n",
         );
         let mut one = fixture::scraped("a:1", page);
         let target = Target { pod: Some("p".to_owned()), namespace: Some("n".to_owned()), ..(*one.target).clone() };
@@ -507,11 +507,12 @@ mod tests {
             "# HELP d_total \n# TYPE d_total counter\nd_total{…} +Inf\n# HELP h \n# TYPE h histogram\n",
             "h_bucket{…,le=\"0.5\"} 1\nh_bucket{…,le=\"1\"} 1\nh_bucket{…,le=\"+Inf\"} 1\nh_sum{…} 1\nh_count{…} 1\n",
             "# HELP s \n# TYPE s summary\ns{…,quantile=\"0.5\"} NaN\ns_sum{…} 1\ns_count{…} 1\n",
-            "# HELP u \n# TYPE u untyped\nu{…} 1\n",
+            "# HELP u \n# TYPE u untyped\nu{…} 1\n# HELP u_total \n# TYPE u_total counter\nu_total{…} 1\n",
         );
         assert_eq!(of(Format::Text), text);
         let open_metrics = text
             .replace("# TYPE c counter", "# TYPE c unknown")
+            .replace("# TYPE u_total counter", "# TYPE u_total unknown")
             .replace("# HELP d_total \n# TYPE d_total ", "# HELP d \n# TYPE d ")
             .replace("le=\"1\"", "le=\"1.0\"")
             .replace("untyped", "unknown");
