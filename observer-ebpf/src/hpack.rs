@@ -499,7 +499,8 @@ fn digits(w: &Walk) -> u32 {
         }
         i += 1;
     }
-    if used == 0 || bits != u32::MAX || used > length * 8 || used + 7 < length * 8 { UNREADABLE } else { value }
+    let whole = used != 0 && bits == u32::MAX && used <= length * 8 && used + 7 >= length * 8;
+    if whole && value < UNREADABLE { value } else { UNREADABLE }
 }
 
 /// The lowest `bytes` bytes of a word.

@@ -5,7 +5,7 @@ mod bed;
 
 use bed::{
     Wire,
-    frames::meter,
+    frames::meter_both,
     library::{Exchange, Setup, record},
 };
 use observer_ebpf::{
@@ -41,9 +41,9 @@ fn check(exchanges: &[Exchange], setup: &Setup, cuts: &[usize]) {
     }
     assert_eq!(wire.open(), 0);
     wire.close();
-    let meters = [meter(&streams[REQUEST]), meter(&streams[RESPONSE])];
+    let meters = meter_both(&written, REQUEST);
     let expected = |(exchange, id): (&Exchange, &u32)| {
-        let bytes = [REQUEST, RESPONSE].map(|direction| meters[direction][id]);
+        let bytes = meters[id];
         let messages = [REQUEST, RESPONSE].map(|direction| exchange.bodies[direction].len() as u32);
         match exchange.grpc {
             Some(grpc) => (exchange.status, grpc, PROTOCOL_GRPC, bytes, messages),

@@ -10,7 +10,7 @@ use bed::{
 use httlib_hpack::Encoder;
 use observer_ebpf::{
     health::Counter,
-    hpack::{NONE, UNREADABLE, WIDE_MISSING, WIDE_UNUSED, WIDE_USED},
+    hpack::{EXTENDED, NONE, UNREADABLE, WIDE_MISSING, WIDE_UNUSED, WIDE_USED},
     socket::{REQUEST, RESPONSE, SOURCE},
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
@@ -26,6 +26,8 @@ struct Judge {
     stream: Vec<u8>,
     sent: usize,
     number: u32,
+    /// The last block judged had `:protocol`.
+    extended: bool,
 }
 
 /// What a walk is to find: status, gRPC status, and whether the content type is gRPC's.
@@ -44,7 +46,7 @@ impl Judge {
         let mut decoder = loona_hpack::Decoder::new();
         decoder.set_max_allowed_table_size(LARGEST as usize);
         let sent = stream.len();
-        Self { wire, decoder, direction, stream, sent, number: 0 }
+        Self { wire, decoder, direction, stream, sent, number: 0, extended: false }
     }
 
     /// Has a block walked, and says what was found.
@@ -66,9 +68,11 @@ impl Judge {
     /// What the decoder finds.
     fn judge(&mut self, block: &[u8]) -> Found {
         let mut found = (NONE, NONE, NONE);
+        self.extended = false;
         for (name, value) in self.decoder.decode(block).expect("a valid block") {
             match &name[..] {
                 b":status" => found.0 = number(&value),
+                b":protocol" => self.extended = true,
                 b"grpc-status" => found.1 = number(&value),
                 b"content-type" => {
                     found.2 = u32::from(&value[..] == b"application/grpc" || value.starts_with(b"application/grpc+"));
@@ -166,6 +170,8 @@ fn value() -> impl Strategy<Value = String> {
 fn pair() -> impl Strategy<Value = (String, String)> {
     let near = prop_oneof![
         Just(":statut"),
+        Just(":protocol"),
+        Just(":protocom"),
         Just("grpc-statut"),
         Just("grpc-status-x"),
         Just("content-typo"),
@@ -215,6 +221,8 @@ fn agree(direction: usize, blocks: &[(Vec<Field>, Shape)], cuts: &[usize]) -> Re
         }
         let expected = judge.judge(&block);
         prop_assert_eq!(judge.walk(&block, shape, cuts), expected, "block {} {:?}", number, judge.wire.bed.counts);
+        let facts = judge.wire.h.frames[direction].walk.facts;
+        prop_assert_eq!(facts, if judge.extended { EXTENDED } else { 0 });
         prop_assert_eq!(judge.losses(), 0);
     }
     Ok(judge)

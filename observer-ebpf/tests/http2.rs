@@ -115,6 +115,11 @@ impl Talk {
     }
 }
 
+/// Does the proxy receive what is written in a direction?
+fn received(leg: u32, direction: usize) -> bool {
+    (leg == SOURCE) == (direction == REQUEST)
+}
+
 /// How a call ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -359,7 +364,7 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expe
         let before = writer.streams[direction].len();
         let noise = [
             frame(PING, 0, 0, &[7; 8]),
-            frame(WINDOW_UPDATE, 0, id, &[0, 0, 1, 0]),
+            frame(WINDOW_UPDATE, 0, if call.bytes[REQUEST] > 0 { id } else { 0 }, &[0, 0, 1, 0]),
             frame(PRIORITY, 0, id, &[0, 0, 0, 0, 9]),
             frame(0xbe, 0xff, id, b"unknown"),
             Vec::new(),
@@ -386,14 +391,14 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expe
             }
             Unit::Reset => {
                 writer.write(direction, &reset(id));
-                if (direction == REQUEST) == (leg == SOURCE) {
+                if received(leg, direction) && !call.done[direction] {
                     call.bytes[direction] += 13;
                 }
                 call.done = [true; 2];
                 call.reset = Some(direction);
             }
         }
-        let written = meter(&writer.streams[direction][before..]);
+        let written = meter(&writer.streams[direction][before..], !received(leg, direction));
         call.bytes[direction] += written.get(&id).copied().unwrap_or_default();
         turns.push((direction, writer.streams[direction].len()));
         if call.over() {
@@ -607,8 +612,8 @@ fn three_hundred_calls_are_open_at_once() {
     let messages: u32 = talk.wire.bed.finished.iter().map(|f| f.messages[REQUEST]).sum();
     assert_eq!(messages, 100);
     for (finished, id) in talk.wire.bed.finished.iter().zip(ids.iter().rev()) {
-        assert_eq!(finished.bytes[REQUEST], meter(&talk.writer.streams[REQUEST])[id]);
-        assert_eq!(finished.bytes[RESPONSE], meter(&talk.writer.streams[RESPONSE])[id]);
+        assert_eq!(finished.bytes[REQUEST], meter(&talk.writer.streams[REQUEST], false)[id]);
+        assert_eq!(finished.bytes[RESPONSE], meter(&talk.writer.streams[RESPONSE], false)[id]);
     }
 }
 
@@ -646,7 +651,10 @@ fn a_promise_fills_the_header_table_and_is_no_request() {
         assert_eq!(talk.finished(), [207, 208].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
         assert_eq!(talk.wire.open(), 0);
         // The promise belongs to no request's bytes.
-        assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(&talk.writer.streams[RESPONSE][before..])[&1]);
+        assert_eq!(
+            talk.wire.bed.finished[0].bytes[RESPONSE],
+            meter(&talk.writer.streams[RESPONSE][before..], false)[&1]
+        );
     }
 }
 
@@ -668,7 +676,7 @@ fn a_reset_has_its_thirteen_bytes_where_the_proxy_receives_it() {
         talk.flush();
         let status = if leg == DESTINATION && by == RESPONSE { 503 } else { 0 };
         assert_eq!(talk.finished(), [(status, GRPC_NONE, Counter::RequestEndedEarly)], "leg {leg} reset by {by}");
-        let mut bytes = [meter(&talk.writer.streams[REQUEST])[&1], 0];
+        let mut bytes = [meter(&talk.writer.streams[REQUEST], false)[&1], 0];
         bytes[by] += if received { 13 } else { 0 };
         assert_eq!(talk.wire.bed.finished[0].bytes, bytes, "leg {leg} reset by {by}");
         assert_eq!(talk.wire.open(), 0);
@@ -747,7 +755,7 @@ fn a_frame_that_never_came_whole_counts_no_more_than_came() {
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, 0, "200");
     talk.flush();
-    let answer = meter(&talk.writer.streams[RESPONSE])[&1];
+    let answer = meter(&talk.writer.streams[RESPONSE], false)[&1];
     talk.writer.write(RESPONSE, &data(1, END_STREAM, &[b'x'; 10_000], &Shape::default())[..500]);
     talk.flush();
     talk.wire.end(RESPONSE, false);
@@ -789,7 +797,7 @@ fn missing_data_is_passed_over() {
     talk.wire.deliver(RESPONSE, stream, from, from + 50);
     talk.wire.deliver(RESPONSE, stream, from + 309, stream.len());
     assert_eq!(talk.finished(), [299, 298].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
-    assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(stream)[&1]);
+    assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(stream, false)[&1]);
 }
 
 #[test]
@@ -840,7 +848,7 @@ fn an_older_connection_is_found_at_a_frame_and_counted_without_status() {
         }
         assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate); 2], "from {base} on");
         for (finished, id) in talk.wire.bed.finished.iter().zip([3, 5]) {
-            assert_eq!(finished.bytes, [0, 1].map(|direction| meter(&talk.writer.streams[direction])[&id]));
+            assert_eq!(finished.bytes, [0, 1].map(|direction| meter(&talk.writer.streams[direction], false)[&id]));
         }
         assert_eq!(talk.wire.open(), 0);
         talk.writer.ask(7, END_STREAM);
@@ -914,6 +922,40 @@ fn what_is_no_http2_costs_the_position_once() {
         talk.writer.answer(5, END_STREAM, "299");
         talk.flush();
         assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)], "{what}");
+    }
+}
+
+#[test]
+fn calls_to_an_application_that_breaks_the_protocol_are_answered_by_its_proxy() {
+    let mut talk = Talk::new(DESTINATION);
+    talk.writer.ask(1, END_STREAM);
+    talk.writer.call(3);
+    talk.writer.ask(5, END_STREAM);
+    talk.writer.answer(5, 0, "299");
+    talk.flush();
+    // A frame larger than any that a proxy allows.
+    talk.writer.write(RESPONSE, &[1, 0, 0, DATA, 0, 0, 0, 0, 5]);
+    talk.flush();
+    let expected = [(502, GRPC_NONE), (200, 14), (299, GRPC_NONE)];
+    assert_eq!(talk.finished(), expected.map(|(status, grpc)| (status, grpc, Counter::RequestEndedEarly)));
+    assert_eq!(talk.count_of(Counter::SyncMalformed), 1);
+    assert_eq!(talk.count_of(Counter::RequestLostSync), 0);
+    assert_eq!(talk.wire.open(), 0);
+}
+
+#[test]
+fn an_extended_connect_that_is_granted_is_an_upgrade() {
+    for flags in [BEST, BEST | HUFFMAN] {
+        let mut talk = Talk::new(SOURCE);
+        talk.writer.flags = flags;
+        // The second time from the header table; the third is a plain CONNECT.
+        for id in [1, 3, 5] {
+            let fields = [(":method", "CONNECT"), (":protocol", "websocket")];
+            talk.writer.headers(REQUEST, id, END_STREAM, if id == 5 { &fields[..1] } else { &fields });
+            talk.writer.answer(id, END_STREAM, if id == 3 { "403" } else { "200" });
+        }
+        talk.flush();
+        assert_eq!(talk.finished(), [101, 403, 200].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
     }
 }
 

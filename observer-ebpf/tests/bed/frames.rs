@@ -100,20 +100,65 @@ pub(crate) fn message(length: usize) -> Vec<u8> {
     [&[0][..], &u32::try_from(length).expect("a message").to_be_bytes(), &vec![b'm'; length]].concat()
 }
 
-/// What Envoy's meter has of each stream of one direction: an independent reading of the frames.
-pub(crate) fn meter(bytes: &[u8]) -> HashMap<u32, u64> {
+/// What Envoy's meter has of each stream of one direction, which it receives or has `sent`: an independent reading of the
+/// frames.
+pub(crate) fn meter(bytes: &[u8], sent: bool) -> HashMap<u32, u64> {
     let mut streams = HashMap::new();
     let mut rest = bytes.strip_prefix(PREFACE).unwrap_or(bytes);
-    while let [a, b, c, kind, _, s, t, u, v, behind @ ..] = rest {
-        let length = u32::from_be_bytes([0, *a, *b, *c]);
-        let stream = u32::from_be_bytes([*s, *t, *u, *v]);
-        *streams.entry(stream).or_default() += match *kind {
-            DATA | HEADERS => u64::from(length) + 9,
-            CONTINUATION => u64::from(length),
-            _ => 0,
-        };
-        rest = &behind[length as usize..];
+    while let Some((frame, behind)) = split(rest) {
+        *streams.entry(frame.stream).or_default() += frame.metered(sent);
+        rest = behind;
     }
     assert!(rest.is_empty());
     streams
+}
+
+/// The same of both directions as they were written; what comes of a stream behind its end is of no request.
+pub(crate) fn meter_both(record: &[(usize, Vec<u8>)], sent: usize) -> HashMap<u32, [u64; 2]> {
+    let mut streams: HashMap<u32, ([u64; 2], [bool; 2])> = HashMap::new();
+    let mut rest = [Vec::new(), Vec::new()];
+    for (direction, bytes) in record {
+        let rest = &mut rest[*direction];
+        rest.extend_from_slice(bytes);
+        if let Some(behind) = rest.strip_prefix(PREFACE) {
+            *rest = behind.to_vec();
+        }
+        while let Some((frame, behind)) = split(rest) {
+            let (metered, done) = streams.entry(frame.stream).or_default();
+            if *done != [true; 2] {
+                metered[*direction] += frame.metered(sent == *direction);
+            }
+            done[*direction] |= matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0;
+            *rest = behind.to_vec();
+        }
+    }
+    streams.into_iter().map(|(stream, (metered, _))| (stream, metered)).collect()
+}
+
+/// The head of a frame.
+struct Head {
+    length: u32,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+impl Head {
+    fn metered(&self, sent: bool) -> u64 {
+        match self.kind {
+            DATA | HEADERS => u64::from(self.length) + 9,
+            WINDOW_UPDATE if sent && self.stream != 0 => 13,
+            CONTINUATION => u64::from(self.length),
+            _ => 0,
+        }
+    }
+}
+
+/// The first frame's head, and what is behind the frame; nothing if it is not whole.
+fn split(bytes: &[u8]) -> Option<(Head, &[u8])> {
+    let [a, b, c, kind, flags, s, t, u, v, behind @ ..] = bytes else { return None };
+    let length = u32::from_be_bytes([0, *a, *b, *c]);
+    let stream = u32::from_be_bytes([*s, *t, *u, *v]);
+    let behind = behind.get(length as usize..)?;
+    Some((Head { length, kind: *kind, flags: *flags, stream }, behind))
 }

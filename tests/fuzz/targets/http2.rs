@@ -55,6 +55,10 @@ impl Wire {
             return;
         }
         self.packet.bytes = [&[0; OFFSET as usize], payload].concat();
+        if self.c.streams[direction].anchored == 0 {
+            // An older connection's first segment is where its stream begins.
+            self.next[direction] = seq;
+        }
         let end = seq.wrapping_add(length);
         let new = end.wrapping_sub(self.next[direction]);
         if new.cast_signed() > 0 {
