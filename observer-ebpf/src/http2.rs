@@ -774,8 +774,9 @@ fn reset<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: us
     let call = find(h, env, stream);
     // SAFETY: as above.
     let Some(call) = (unsafe { call.as_mut() }) else { return };
-    let own = if direction == REQUEST { REQUEST_DONE } else { RESPONSE_DONE };
-    if is_received(c, direction) && shared::load(&call.state) & own == 0 {
+    // For the proxy a call has ended with its answer; what it receives of it later its meter does not have.
+    let answered = direction == RESPONSE && shared::load(&call.state) & RESPONSE_DONE != 0;
+    if is_received(c, direction) && !answered {
         call.bytes[direction] += RESET_BYTES;
     }
     call_ends(h, env, direction, call, stream, direction as u32 + 1);

@@ -391,7 +391,8 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expe
             }
             Unit::Reset => {
                 writer.write(direction, &reset(id));
-                if received(leg, direction) && !call.done[direction] {
+                let answered = direction == RESPONSE && call.done[RESPONSE];
+                if received(leg, direction) && !answered {
                     call.bytes[direction] += 13;
                 }
                 call.done = [true; 2];
