@@ -6,19 +6,30 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use aya_obj::{Map, Object, ProgramSection};
 use harness::tools;
-use observer_ebpf::{Block, Cgroup, Door, InboundKey, Series, SeriesKey, health::Counter, names, socket::Connection};
+use observer_ebpf::{
+    Block, Cgroup, Door, InboundKey, Series, SeriesKey,
+    health::Counter,
+    hpack::Wide,
+    http2::{Call, CallKey, Http2},
+    names,
+    socket::Connection,
+};
 
 /// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
-const HELPERS: [(u32, &str); 10] = [
+const HELPERS: [(u32, &str); 14] = [
     (1, "map_lookup_elem: every map but the arrays, whose look-up is inlined"),
     (2, "map_update_elem: a new series, a new inbound port"),
+    (3, "map_delete_elem: a call that has ended"),
     (5, "ktime_get_ns: begin and end of a request"),
+    (12, "tail_call: packets of HTTP/2 go on in a program of their own"),
     (14, "get_current_pid_tgid: which process connects, and which accepted"),
     (26, "skb_load_bytes: header bytes of a packet"),
+    (46, "get_socket_cookie: tells a connection's calls in the map from others'"),
     (59, "sock_ops_cb_flags_set: ask for the close"),
     (79, "skb_cgroup_id: whose accepted socket this is"),
     (80, "get_current_cgroup_id: mode of the cgroup that connects"),
     (107, "sk_storage_get: the connection"),
+    (164, "for_each_map_elem: the calls of a connection that has ended"),
     (181, "loop: turns through a packet"),
 ];
 
@@ -125,6 +136,10 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
     let object = Object::parse(&bytes)?;
     let expected = [
         (names::CONNECTIONS, 4, size_of::<Connection>()),
+        (names::HTTP2, 4, size_of::<Http2>()),
+        (names::WIDE, 4, 2 * size_of::<Wide>()),
+        (names::CALLS, size_of::<CallKey>(), size_of::<Call>()),
+        (names::NEXT_PROGRAMS, 4, 4),
         (names::PROCESSES, 4, 4),
         (names::CGROUPS, 8, size_of::<Cgroup>()),
         (names::PORTS, 4, 4),
