@@ -1,4 +1,4 @@
-//! HPACK (RFC 7541), walked only as far as three fields need: `:status`, `grpc-status` and `content-type`.
+//! HPACK (RFC 7541), walked only as far as four fields need: `:status`, `grpc-status`, `content-type` and `:protocol`.
 //!
 //! The dynamic table is not kept. Every insertion is counted, and a ring holds what each of the last ones means here;
 //! an index is turned into the number of its insertion. Eviction needs no model: a valid encoder never names an evicted
@@ -43,7 +43,6 @@ const NAME: u32 = 3;
 const VALUE_LENGTH: u32 = 4;
 /// State: in the value.
 const VALUE: u32 = 5;
-
 /// State: at an index that the ring does not reach; [`resolve`] goes on.
 pub const FAR: u32 = 6;
 
@@ -145,8 +144,7 @@ pub fn is_whole(w: &Walk) -> bool {
 }
 
 /// Reads on in a block of which `left` bytes are in this frame; at least one of them is in the window. What is passed
-/// over unread is taken from `left` and given to the stream to skip. [`FAR`] may be the
-/// state then.
+/// over unread is taken from `left` and given to the stream to skip. [`FAR`] may be the state then.
 #[inline(always)]
 pub fn step(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed> {
     if w.rest != 0 {

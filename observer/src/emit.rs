@@ -14,7 +14,6 @@ mod worker;
 use std::{
     collections::{BTreeMap, VecDeque},
     future::Future,
-    hash::{BuildHasher, Hasher, RandomState},
     io::Write,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -309,12 +308,6 @@ impl Failure {
             Self::Transient { kind, message } => (kind, format!("{message}; trying again")),
         }
     }
-}
-
-/// A number in 0 to 1 that differs between processes and calls.
-#[expect(clippy::cast_precision_loss, reason = "a chance needs no more than 53 bits")]
-fn chance() -> f64 {
-    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]

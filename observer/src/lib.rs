@@ -4,6 +4,7 @@
 //! `model` (pure) turns two Readings and identity into a `Snapshot`, `emit` and `serve` hand it on.
 
 pub mod app;
+pub mod chance;
 pub mod check;
 pub mod cli;
 pub mod client;

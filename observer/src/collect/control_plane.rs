@@ -7,7 +7,6 @@ mod page;
 use std::{
     collections::BTreeMap,
     fmt,
-    hash::{BuildHasher, Hasher, RandomState},
     path::PathBuf,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,6 +17,7 @@ use reqwest::{Client, Url};
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 use crate::{
+    chance::chance,
     client::{self, ClientError},
     discovery,
 };
@@ -262,12 +262,6 @@ fn told(target: &Target, outcome: &Result<Arc<Page>, ScrapeError>, failing: &mut
         }
         _ => {}
     }
-}
-
-/// A number in 0 to 1 that differs between processes and calls.
-#[expect(clippy::cast_precision_loss, reason = "a chance needs no more than 53 bits")]
-fn chance() -> f64 {
-    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]

@@ -179,5 +179,5 @@ fn pauses_grow_and_stay_within_their_bounds() {
     let asked = Failure::PushBack { after: Some(Duration::from_secs(4)) };
     assert_eq!(limits.pause(9, &asked, 0.0), Duration::from_secs(4));
     assert_eq!(limits.pause(0, &Failure::PushBack { after: None }, 0.0), limits.push_back);
-    assert!((0.0..=1.0).contains(&chance()));
+    assert!((0.0..=1.0).contains(&crate::chance::chance()));
 }

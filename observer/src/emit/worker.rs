@@ -12,10 +12,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Batch, Encoder, Failure, Shared, Transport, chance,
+    Batch, Encoder, Failure, Shared, Transport,
     spool::{Oldest, Spool, SpoolError, Waiting},
 };
-use crate::model::Snapshot;
+use crate::{chance::chance, model::Snapshot};
 
 pub(super) struct Worker {
     encoder: Box<dyn Encoder>,
