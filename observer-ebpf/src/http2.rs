@@ -155,6 +155,10 @@ pub struct Frames {
     pub going: u32,
     /// The direction that gave `ended` up, plus one; 0 if it ended by itself.
     pub ended_by: u32,
+    /// 1 once this direction was begun to be read.
+    pub begun: u32,
+    /// Zero.
+    pub filler: u32,
     /// What the frame adds to its call's wire bytes once it is whole.
     pub wire: u64,
     /// When the first byte of a frame's head came whose rest is missing, or 0; nanoseconds of `CLOCK_MONOTONIC`.
@@ -179,10 +183,6 @@ pub struct Http2 {
     pub elsewhere: u32,
     /// Largest stream id that a client has begun.
     pub last: u32,
-    /// 1 once the connection's protocol was begun to be read.
-    pub begun: u32,
-    /// Zero.
-    pub padding: u32,
 }
 
 const _: () = assert!(size_of::<Call>() == 64);
@@ -229,7 +229,7 @@ pub fn payload<E: Calls>(
     offset: u32,
     length: u32,
 ) {
-    begin(c, h);
+    begin(c, h, direction);
     let s = &mut c.streams[direction];
     if !s.place(seq, offset, length) {
         return;
@@ -269,20 +269,26 @@ pub fn payload<E: Calls>(
     }
 }
 
-/// Once: is this connection read from its preface, or must its frames be found first?
+/// Once in each direction, which alone may say where it is: is it read from the preface, or must its frames be found first?
 #[inline(always)]
-fn begin(c: &mut Connection, h: &mut Http2) {
-    if shared::load(&h.begun) != 0 || !shared::claim(&mut h.begun, 0, 1) {
+fn begin(c: &mut Connection, h: &mut Http2, direction: usize) {
+    let f = &mut h.frames[direction];
+    if f.begun != 0 {
         return;
     }
+    f.begun = 1;
     if c.flags & LATE != 0 {
-        h.frames[REQUEST].state = LOST;
-        h.frames[RESPONSE].state = LOST;
-        h.frames[REQUEST].blind = 1;
-        h.frames[RESPONSE].blind = 1;
-    } else {
+        f.state = LOST;
+        f.blind = 1;
+    } else if direction == REQUEST {
         c.streams[REQUEST].skip = PREFACE.wrapping_sub(c.streams[REQUEST].seen);
     }
+}
+
+/// Is the position in a direction not known? On an older connection it is not before its first packet either.
+#[inline(always)]
+fn is_lost(c: &Connection, f: &Frames) -> bool {
+    f.state == LOST || (f.begun == 0 && c.flags & LATE != 0)
 }
 
 /// Goes on behind a segment that came early, now that the bytes in front of it are here; false if there is none. Its own
@@ -846,7 +852,7 @@ fn call_begins<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, id: u32
     if id & 1 == 0 {
         return;
     }
-    let blind = h.frames[REQUEST].blind | h.frames[RESPONSE].blind;
+    let blind = h.frames[REQUEST].blind | h.frames[RESPONSE].blind | c.flags & LATE;
     let security = u32::from(env.security(c)) << SECURITY_SHIFT;
     let call = Call {
         id,
@@ -934,7 +940,7 @@ pub fn settle<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, directio
     }
     f.abandoned = 0;
     f.going = 0;
-    let lost = abandoned != 0 || h.frames[REQUEST].state == LOST || h.frames[RESPONSE].state == LOST;
+    let lost = abandoned != 0 || is_lost(c, &h.frames[REQUEST]) || is_lost(c, &h.frames[RESPONSE]);
     // The proxy gives calls to an application up that breaks the protocol.
     let broken = abandoned == BROKEN && direction == RESPONSE && c.leg == DESTINATION;
     let uncounted = if broken {
