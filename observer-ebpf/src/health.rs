@@ -93,6 +93,8 @@ counters! {
     LossBlocks = "blocks_full" in Losses,
     /// No storage for a header table larger than 4,096 bytes: some statuses are unknown.
     LossTables = "header_table" in Losses,
+    /// Segments that came before others of their connection, when there was no room to keep their bytes.
+    LossEarly = "early" in Losses,
     /// HTTP/2 packet that the programs could not hand on: not read.
     LossHandOver = "hand_over" in Losses,
     /// Packet that is not TCP over IPv4 or IPv6 as expected (extension headers).

@@ -10,7 +10,7 @@ use crate::{
     health::Counter,
     hpack::{self, UNREADABLE, WIDE_MISSING, WIDE_UNUSED, WIDE_USED, WIDE_WANTED, Walk, Wide},
     shared,
-    socket::{Connection, DESTINATION, Env, Finished, LATE, REQUEST, RESPONSE, SOURCE, ended_at},
+    socket::{self, Connection, DESTINATION, Env, Finished, LATE, REQUEST, RESPONSE, SOURCE, ended_at},
     stream::{Stream, Token},
 };
 
@@ -237,7 +237,7 @@ pub fn payload<E: Calls>(
     let end = seq.wrapping_add(length);
     let gap = s.gap();
     if gap != 0 && !s.covers(gap) && h.frames[direction].state != LOST {
-        if s.park(seq, end) {
+        if socket::waits(env, s, seq, offset, length) {
             return;
         }
         lose(c, h, env, direction, Counter::SyncGap);
@@ -267,6 +267,7 @@ pub fn payload<E: Calls>(
     if h.frames[direction].state == PROVING {
         h.frames[direction].state = LOST;
     }
+    socket::wait_no_more(env, &mut c.streams[direction]);
 }
 
 /// Once in each direction, which alone may say where it is: is it read from the preface, or must its frames be found first?
@@ -291,13 +292,16 @@ fn is_lost(c: &Connection, f: &Frames) -> bool {
     f.state == LOST || (f.begun == 0 && c.flags & LATE != 0)
 }
 
-/// Goes on behind a segment that came early, now that the bytes in front of it are here; false if there is none. Its own
-/// bytes are gone.
+/// Goes on with a segment that came early, now that the bytes in front of it are here; false if there is none.
 #[inline(never)]
-fn rejoin(s: &mut Stream, f: &mut Frames) -> bool {
+fn rejoin<E: Calls>(s: &mut Stream, f: &mut Frames, env: &mut E) -> bool {
     let brought = s.unpark();
     if brought == 0 {
         return false;
+    }
+    if env.holds(s) {
+        s.reopen(brought);
+        return true;
     }
     let end = s.next.wrapping_add(brought);
     s.advance(end);
@@ -342,7 +346,7 @@ pub fn turn<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction:
         return false;
     }
     let (s, f) = (&mut c.streams[direction], &mut h.frames[direction]);
-    s.waiting == 0 || f.failure != 0 || !rejoin(s, f)
+    s.waiting == 0 || f.failure != 0 || !rejoin(s, f, env)
 }
 
 /// Takes one step through the packet; true if there is nothing left to read.
@@ -839,9 +843,7 @@ fn counted(c: &Connection, call: &Call, early: bool, by: u32, at_ns: u64) -> Fin
         },
         protocol: if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP },
         security: (state >> SECURITY_SHIFT) as u8,
-        padding: 0,
-        outcome: outcome as u32,
-        padding_end: 0,
+        outcome: outcome as u16,
     }
 }
 

@@ -6,6 +6,7 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features, reason = "see shared.rs"))]
 
+pub mod early;
 pub mod health;
 pub mod hpack;
 pub mod http1;

@@ -28,6 +28,8 @@ pub const HTTP2: &str = "HTTP2";
 pub const WIDE: &str = "WIDE";
 /// [`crate::http2::CallKey`] to [`crate::http2::Call`]: open calls that the connection's storage has no room for.
 pub const CALLS: &str = "CALLS";
+/// Number to [`crate::early::Place`]: bytes that came before the bytes in front of them.
+pub const EARLY: &str = "EARLY";
 /// Number to program: where packets of HTTP/2 are handed on to.
 pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";
 

@@ -10,6 +10,7 @@ macro_rules! note {
 
 mod connect;
 mod context;
+mod early;
 mod http2;
 mod maps;
 mod packet;

@@ -147,12 +147,8 @@ pub struct Finished {
     pub protocol: u8,
     /// One of the `SECURITY_` constants.
     pub security: u8,
-    /// Zero.
-    pub padding: u16,
     /// How much of it was seen: the [`Counter`] of the requests like it.
-    pub outcome: u32,
-    /// Zero.
-    pub padding_end: u32,
+    pub outcome: u16,
 }
 
 impl Finished {
@@ -180,7 +176,16 @@ impl Finished {
 pub trait Env {
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     fn now(&mut self) -> u64;
-    /// Copies packet bytes `[offset, offset + length)` to byte `at` of the window; `length` is 1 to 256.
+    /// Takes a place for segments that come early and returns its ticket; 0 if there is none.
+    fn take_place(&mut self) -> u32;
+    /// Copies packet bytes `[offset, offset + length)` to byte `at` of the stream's place; false if that cannot be.
+    fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool;
+    /// Has the stream a place, and nobody taken it away?
+    fn holds(&mut self, stream: &Stream) -> bool;
+    /// Gives the stream's place back.
+    fn release(&mut self, stream: &mut Stream);
+    /// Copies bytes `[offset, offset + length)` of the packet, or of the stream's place if that is its source, to byte `at`
+    /// of the window; `length` is 1 to 256.
     fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool;
     /// Takes turns until one says that it was the last; false if there were too many.
     fn turns(&mut self, c: &mut Connection, direction: usize) -> bool;
@@ -246,6 +251,33 @@ pub fn payload<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u
         s.clear();
         s.skip = 0;
     }
+    wait_no_more(env, &mut c.streams[direction]);
+}
+
+/// Lets a segment wait for the bytes in front of it, and keeps its own; false if it is too far ahead.
+#[inline(never)]
+pub fn waits<E: Env>(env: &mut E, s: &mut Stream, seq: u32, offset: u32, length: u32) -> bool {
+    if s.waiting == 0 {
+        s.base = s.next;
+        s.ticket = env.take_place();
+    }
+    if !s.park(seq, seq.wrapping_add(length)) {
+        return false;
+    }
+    // Either all that waits is kept, or nothing.
+    let at = seq.wrapping_sub(s.base);
+    if s.ticket != 0 && !env.keep(s, at, offset, length) {
+        env.release(s);
+    }
+    true
+}
+
+/// Gives the place for early segments back once none waits.
+#[inline(always)]
+pub fn wait_no_more<E: Env>(env: &mut E, s: &mut Stream) {
+    if s.waiting == 0 && s.ticket != 0 {
+        env.release(s);
+    }
 }
 
 #[inline(always)]
@@ -256,7 +288,7 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
     }
     let end = seq.wrapping_add(length);
     if needs_order(c, direction) {
-        if c.streams[direction].park(seq, end) {
+        if waits(env, &mut c.streams[direction], seq, offset, length) {
             return;
         }
         lose(c, env, Counter::SyncGap);
@@ -268,7 +300,12 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
         decide_without_parsing(c, env, direction);
     }
     match shared::load(&c.protocol) {
-        TCP if is_addressed(c) => transfer(c, env, direction),
+        TCP => {
+            drain(&mut c.streams[direction]);
+            if is_addressed(c) {
+                transfer(c, env, direction);
+            }
+        }
         UNDECIDED | HTTP1 => {
             bridge(c, env, direction);
             if !in_sync(c, env, direction, turned) {
@@ -276,9 +313,6 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
             }
             if !env.turns(c, direction) {
                 lose(c, env, Counter::SyncSteps);
-            }
-            if c.streams[direction].waiting != 0 && shared::load(&c.protocol) != HTTP2 {
-                rejoin(c, env, direction);
             }
             if shared::load(&c.protocol) == TCP && is_addressed(c) {
                 transfer(c, env, direction);
@@ -288,9 +322,15 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
     }
 }
 
-/// Takes one turn through the packet; true if it was the last.
+/// Takes one turn through the packet, and what of it was waited for; true if it was the last.
 #[inline(always)]
 pub fn turn<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
+    step(c, env, direction) && (c.streams[direction].waiting == 0 || !rejoin(c, env, direction))
+}
+
+/// Takes one step through the packet; true if there is nothing left to read.
+#[inline(always)]
+fn step<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
     let s = &mut c.streams[direction];
     if s.skip > 0 {
         if s.pass() == Token::Empty {
@@ -368,6 +408,11 @@ pub fn ended_at<E: Env>(c: &Connection, env: &mut E) -> u64 {
 pub fn ended<E: Env>(c: &mut Connection, env: &mut E) -> bool {
     if shared::set(&mut c.flags, ENDED) & ENDED != 0 {
         return false;
+    }
+    for stream in &mut c.streams {
+        if stream.ticket != 0 {
+            env.release(stream);
+        }
     }
     if shared::load(&c.protocol) == UNDECIDED && shared::load(&c.tail) != 0 {
         is_http1(c, env);
@@ -502,24 +547,46 @@ fn bridge<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     }
 }
 
-/// Goes on behind segments that came early, now that the bytes in front of them are here. Their own bytes are gone: they
-/// must lie in a body.
+/// Goes on with a segment that came early, now that the bytes in front of it are here; false if there is none.
 #[inline(never)]
-fn rejoin<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+fn rejoin<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
+    let protocol = shared::load(&c.protocol);
+    if protocol == HTTP2 {
+        return false;
+    }
+    let s = &mut c.streams[direction];
+    if protocol == TCP || shared::load(&c.sync) & 1 != 0 {
+        drain(s);
+        return false;
+    }
+    let brought = s.unpark();
+    if brought == 0 {
+        return false;
+    }
+    if env.holds(s) {
+        s.reopen(brought);
+        return true;
+    }
+    // Its bytes are gone: they must lie in a body.
+    shared::store(&mut s.gap, brought);
+    if !s.covers(brought) {
+        lose(c, env, Counter::SyncGap);
+    }
+    bridge(c, env, direction);
+    let s = &mut c.streams[direction];
+    let end = s.next.wrapping_add(brought);
+    s.advance(end);
+    s.offset = s.end;
+    true
+}
+
+/// Books the segments that came early and are not to be read.
+#[inline(never)]
+fn drain(s: &mut Stream) {
     let mut i = 0;
-    while i < PARKED {
-        let brought = c.streams[direction].unpark();
-        if brought != 0 {
-            shared::store(&mut c.streams[direction].gap, brought);
-            if needs_order(c, direction) {
-                lose(c, env, Counter::SyncGap);
-            }
-            bridge(c, env, direction);
-            let s = &mut c.streams[direction];
-            let end = s.next.wrapping_add(brought);
-            s.advance(end);
-            s.offset = s.end;
-        }
+    while s.waiting != 0 && i < PARKED {
+        let end = s.next.wrapping_add(s.unpark());
+        s.advance(end);
         i += 1;
     }
 }
@@ -542,6 +609,7 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
         }
         return true;
     }
+    s.forget_parked();
     if !turned {
         return false;
     }
@@ -937,9 +1005,7 @@ fn finish<E: Env>(c: &mut Connection, env: &mut E, number: u32, answer: &Answer)
         grpc_status: GRPC_NONE,
         protocol: PROTOCOL_HTTP,
         security: (state >> SECURITY_SHIFT) as u8,
-        padding: 0,
-        outcome: if answer.early { Counter::RequestEndedEarly } else { Counter::RequestOk } as u32,
-        padding_end: 0,
+        outcome: if answer.early { Counter::RequestEndedEarly } else { Counter::RequestOk } as u16,
     };
     let direction = if answer.early { REQUEST } else { RESPONSE };
     Finished::put(&mut c.finished[direction], &finished);

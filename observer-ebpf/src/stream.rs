@@ -4,7 +4,7 @@
 //! more. All state lives here, in the socket's storage, and none on the stack: the verifier follows every scalar it sees
 //! on the stack and would give up; what it loads from a map value is unknown to it and its states converge.
 
-use crate::shared;
+use crate::{early, shared};
 
 /// Bytes loaded at a time.
 pub const FILL: u32 = 256;
@@ -16,7 +16,7 @@ pub const WINDOW: u32 = FILL + CARRY;
 /// Segments that can wait for the bytes in front of them.
 pub const PARKED: usize = 4;
 /// How far they can lie ahead. Bytes that did not come before so many others were not seen and never will be.
-const AHEAD: u32 = 1 << 18;
+const AHEAD: u32 = early::SPAN;
 
 const WORDS: usize = WINDOW as usize / 8 + 2;
 const ONES: u64 = 0x0101_0101_0101_0101;
@@ -68,8 +68,12 @@ pub struct Stream {
     pub waiting: u32,
     /// Bytes missing before the packet being read.
     pub gap: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Where `offset` and `end` point: 0 into the packet, 1 into the place for bytes that came early.
+    pub source: u32,
+    /// Ticket of that place, or 0.
+    pub ticket: u32,
+    /// Sequence number of its first byte.
+    pub base: u32,
     /// Segments that came before the bytes in front of them, as sequence numbers of begin and end; equal where unused.
     pub parked: [(u32, u32); PARKED],
     /// The bytes, first byte lowest.
@@ -135,6 +139,7 @@ impl Stream {
         shared::store(&mut self.gap, gap);
         shared::store(&mut self.offset, offset.wrapping_add(known));
         shared::store(&mut self.end, offset.wrapping_add(length));
+        shared::store(&mut self.source, 0);
         true
     }
 
@@ -143,14 +148,6 @@ impl Stream {
     #[must_use]
     pub fn gap(&self) -> u32 {
         shared::load(&self.gap)
-    }
-
-    /// Does a segment begin behind bytes that have not come, and that must come first? Another processor may be at work.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_ahead(&self, seq: u32) -> bool {
-        let gap = seq.wrapping_sub(shared::load(&self.next));
-        gap as i32 > 0 && self.skip < u64::from(gap)
     }
 
     /// Books everything up to `end` as seen.
@@ -211,6 +208,16 @@ impl Stream {
             i += 1;
         }
         0
+    }
+
+    /// Goes on with the `brought` bytes next in order, which came early and were kept.
+    #[inline(always)]
+    pub fn reopen(&mut self, brought: u32) {
+        self.source = 1;
+        self.offset = self.next.wrapping_sub(self.base);
+        self.end = self.offset.wrapping_add(brought);
+        let end = self.next.wrapping_add(brought);
+        self.advance(end);
     }
 
     /// Do the bytes to skip cover `gap` bytes that are missing?

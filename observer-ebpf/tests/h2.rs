@@ -19,7 +19,7 @@ use proptest::{collection::vec, prelude::*};
 type Outcome = (u16, u16, u8, [u64; 2], [u32; 2]);
 
 fn outcome(f: &Finished) -> Outcome {
-    assert_eq!(f.outcome, Counter::RequestOk as u32);
+    assert_eq!(f.outcome, Counter::RequestOk as u16);
     (f.status, f.grpc_status, f.protocol, f.bytes, f.messages)
 }
 

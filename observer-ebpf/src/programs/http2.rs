@@ -19,7 +19,7 @@ use observer_ebpf::{
 use super::{
     context::read,
     maps,
-    packet::{FIN, Packet, RST, Segment, TURNS, await_order, enter, leave, segment},
+    packet::{FIN, Packet, RST, Segment, TURNS, enter, leave, segment},
     sock_ops::Event,
 };
 
@@ -85,9 +85,6 @@ fn segment_of(
     direction: usize,
 ) {
     let mut env = Packet { skb };
-    if !egress && segment.length != 0 {
-        await_order(&mut c.streams[direction], segment.seq);
-    }
     if !egress && !enter(&mut c.streams[direction]) {
         maps::count(Counter::SyncContended as u32, 1);
         return;

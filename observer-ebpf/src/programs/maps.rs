@@ -10,6 +10,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use observer_ebpf::{
     Block, Cgroup, Door, InboundKey, Series, SeriesKey,
+    early::{PLACES, Place},
     health::Counter,
     hpack::Wide,
     http2::{Call, CallKey, Http2},
@@ -29,6 +30,9 @@ static WIDE: SkStorage<[Wide; 2]> = SkStorage::new();
 /// Programs only: calls that the connection's storage has no room for.
 #[btf_map]
 static CALLS: HashMap<CallKey, Call, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// Programs only.
+#[btf_map]
+static EARLY: Array<Place, { PLACES as usize }> = Array::new();
 /// Written by the user side before the programs are attached.
 #[btf_map]
 static NEXT_PROGRAMS: ProgramArray<2> = ProgramArray::new();
@@ -152,6 +156,13 @@ pub(super) fn remove_call(key: &CallKey) {
 #[inline(always)]
 pub(super) fn calls() -> *mut c_void {
     (&raw const CALLS).cast_mut().cast()
+}
+
+/// A place for bytes that came early.
+#[inline(always)]
+pub(super) fn place(number: u32) -> Option<&'static mut Place> {
+    // SAFETY: array elements never move; who has the ticket alone writes to it.
+    EARLY.get_ptr_mut(number).map(|place| unsafe { &mut *place })
 }
 
 /// Goes on in another program; returns only if there is none.

@@ -12,14 +12,12 @@ use observer_ebpf::{
     stream::{FILL, Stream},
 };
 
-use super::{context::opaque, maps, record};
+use super::{context::opaque, early, maps, record};
 
 /// Turns for one packet: a 64 KiB packet of one-byte chunks needs 33,000; more than this has BIG TCP.
 pub(super) const TURNS: u32 = 1 << 17;
 /// Tries to enter a direction that another processor is in: about a millisecond.
 const TRIES: u32 = 1 << 16;
-/// Looks for the bytes in front of a segment: less than a millisecond.
-const PATIENCE: u32 = 1 << 16;
 /// Flag of a TCP header.
 pub(super) const FIN: u8 = 1;
 /// Flag of a TCP header.
@@ -94,32 +92,6 @@ pub(super) fn enter(s: &mut Stream) -> bool {
     tries < TRIES as i64
 }
 
-/// Waits a while for the bytes in front of a segment, if another processor is about to bring them.
-///
-/// What two processors send through the loopback device arrives in either order: a segment that is ahead of its
-/// predecessor by a moment would cost the position, since its bytes are gone once it is passed on. One that is ahead because
-/// bytes were lost waits in vain, once for each loss.
-#[inline(never)]
-pub(super) fn await_order(s: &mut Stream, seq: u32) {
-    if s.anchored == 0 || s.waiting != 0 || !s.is_ahead(seq) {
-        return;
-    }
-    let mut awaited = Awaited { s, seq };
-    // SAFETY: the callback gets back the pointer given here.
-    unsafe { bpf_loop(PATIENCE, is_due as *mut c_void, (&raw mut awaited).cast(), 0) };
-}
-
-struct Awaited {
-    s: *mut Stream,
-    seq: u32,
-}
-
-unsafe extern "C" fn is_due(_: u32, awaited: *mut Awaited) -> i64 {
-    // SAFETY: the pointer that `await_order` gave.
-    let (s, seq) = unsafe { (&*(*awaited).s, (*awaited).seq) };
-    i64::from(!s.is_ahead(seq))
-}
-
 /// Leaves it to others.
 #[inline(always)]
 pub(super) fn leave(s: &mut Stream) {
@@ -160,7 +132,26 @@ impl Env for Packet {
         record::now()
     }
     #[inline(always)]
+    fn take_place(&mut self) -> u32 {
+        early::take()
+    }
+    #[inline(always)]
+    fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool {
+        early::keep(self.skb, stream, at, offset, length)
+    }
+    #[inline(always)]
+    fn holds(&mut self, stream: &Stream) -> bool {
+        early::is_held(stream)
+    }
+    #[inline(always)]
+    fn release(&mut self, stream: &mut Stream) {
+        early::release(stream);
+    }
+    #[inline(always)]
     fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
+        if shared::load(&stream.source) != 0 {
+            return early::load(stream, offset, at);
+        }
         let window = stream.window.as_mut_ptr().cast::<u8>();
         let at = at as usize & 127;
         let length = opaque(length);

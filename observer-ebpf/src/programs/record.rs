@@ -37,7 +37,7 @@ pub(super) fn finished(c: &mut Connection, direction: usize) {
     if messages[RESPONSE] != 0 {
         shared::add(&mut series.messages[RESPONSE], u64::from(messages[RESPONSE]));
     }
-    maps::count(outcome, 1);
+    maps::count(u32::from(outcome), 1);
 }
 
 /// Adds to a connection's TCP counters.

@@ -18,7 +18,7 @@ use observer_ebpf::{
 
 use super::{
     context::{read, remote_of_event},
-    maps, record,
+    early, maps, record,
 };
 
 const ACTIVE_ESTABLISHED: u32 = 4;
@@ -159,6 +159,22 @@ impl Env for Event {
     #[inline(always)]
     fn now(&mut self) -> u64 {
         record::now()
+    }
+    #[inline(always)]
+    fn take_place(&mut self) -> u32 {
+        0
+    }
+    #[inline(always)]
+    fn keep(&mut self, _: &mut Stream, _: u32, _: u32, _: u32) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn holds(&mut self, _: &Stream) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn release(&mut self, stream: &mut Stream) {
+        early::release(stream);
     }
     #[inline(always)]
     fn load(&mut self, _: &mut Stream, _: u32, _: u32, _: u32) -> bool {

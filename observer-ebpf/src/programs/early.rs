@@ -1,0 +1,88 @@
+//! Segments that came early, in the kernel.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_loop, bpf_skb_load_bytes},
+};
+use core::ffi::c_void;
+use observer_ebpf::{
+    early::{self, PLACES, SEGMENT, SPAN},
+    health::Counter,
+    stream::{FILL, Stream},
+};
+
+use super::{context::opaque, maps, record};
+
+/// Takes any free place; 0 if there is none.
+#[inline(never)]
+pub(super) fn take() -> u32 {
+    let mut taking = Taking { now_ns: record::now(), ticket: 0 };
+    // SAFETY: the callback gets back the pointer given here.
+    unsafe { bpf_loop(PLACES, take_place as *mut c_void, (&raw mut taking).cast(), 0) };
+    if taking.ticket == 0 {
+        maps::count(Counter::LossEarly as u32, 1);
+    }
+    taking.ticket
+}
+
+struct Taking {
+    now_ns: u64,
+    ticket: u32,
+}
+
+unsafe extern "C" fn take_place(number: u32, taking: *mut Taking) -> i64 {
+    // SAFETY: the pointer that `take` gave.
+    let taking = unsafe { &mut *taking };
+    let Some(place) = maps::place(number) else { return 1 };
+    taking.ticket = place.take(number, taking.now_ns);
+    i64::from(taking.ticket != 0)
+}
+
+/// Copies packet bytes `[offset, offset + length)` to byte `at` of the place held.
+#[inline(never)]
+pub(super) fn keep(skb: *mut __sk_buff, s: &Stream, at: u32, offset: u32, length: u32) -> bool {
+    let Some(place) = maps::place(early::number(s.ticket)) else { return false };
+    let (at, length) = (opaque(at), opaque(length));
+    if !place.is_held(s.ticket) || at >= SPAN || length == 0 || length > SEGMENT {
+        return false;
+    }
+    // SAFETY: checked just here; the place has SPAN + SEGMENT bytes.
+    unsafe { bpf_skb_load_bytes(skb.cast(), offset, place.bytes.as_mut_ptr().add(at as usize).cast(), length) == 0 }
+}
+
+/// Is the place still the stream's?
+#[inline(always)]
+pub(super) fn is_held(s: &Stream) -> bool {
+    maps::place(early::number(s.ticket)).is_some_and(|place| place.is_held(s.ticket))
+}
+
+/// Copies the place's bytes from `from` on to byte `at` of the window, [`FILL`] of them whatever they are.
+#[inline(never)]
+pub(super) fn load(s: &mut Stream, from: u32, at: u32) -> bool {
+    let Some(place) = maps::place(early::number(s.ticket)) else { return false };
+    let (from, at) = (opaque(from) as usize, opaque(at) as usize & 127);
+    if from >= SPAN as usize {
+        return false;
+    }
+    let mut i = 0;
+    while i < FILL as usize {
+        // SAFETY: `from + i + 8` is at most SPAN + FILL, `at + i + 8` at most 127 + FILL of the window's 400. Volatile, so
+        // that no routine is called that copies byte by byte.
+        unsafe {
+            let word = place.bytes.as_ptr().add(from + i).cast::<u64>().read_unaligned();
+            s.window.as_mut_ptr().cast::<u8>().add(at + i).cast::<u64>().write_unaligned(word);
+        }
+        i += 8;
+    }
+    // Whoever took it meanwhile may have written to it.
+    place.is_held(s.ticket)
+}
+
+/// Gives the place back.
+#[inline(never)]
+pub(super) fn release(s: &mut Stream) {
+    if let Some(place) = maps::place(early::number(s.ticket)) {
+        place.release(s.ticket);
+    }
+    s.ticket = 0;
+}
