@@ -221,6 +221,7 @@ impl Builder<'_> {
                     "name": outbound_cluster(service, family, tcp),
                     "type": "STATIC",
                     "connect_timeout": "10s",
+                    "circuit_breakers": circuit_breakers(),
                     "load_assignment": {
                         "cluster_name": service.host(),
                         "endpoints": [{"lb_endpoints": [{"endpoint": {
@@ -273,6 +274,7 @@ impl Builder<'_> {
             "type": "ORIGINAL_DST",
             "lb_policy": "CLUSTER_PROVIDED",
             "connect_timeout": "10s",
+            "circuit_breakers": circuit_breakers(),
             "typed_extension_protocol_options": http_protocol(protocol),
         });
         if self.options.interception != Interception::Tproxy {
@@ -443,6 +445,14 @@ fn http_protocol(protocol: Protocol) -> Value {
         }
     }
     json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})
+}
+
+/// None, as Istio has it unless a destination rule says otherwise; Envoy's own would refuse the 1,025th request.
+fn circuit_breakers() -> Value {
+    let most = u32::MAX;
+    json!({"thresholds": [
+        {"max_connections": most, "max_pending_requests": most, "max_requests": most, "max_retries": most},
+    ]})
 }
 
 fn tls_context(kind: &str, certificate: &Path, key: &Path) -> Value {

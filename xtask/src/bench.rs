@@ -14,9 +14,11 @@ mod load;
 mod memory;
 mod paths;
 mod report;
+mod spoken;
 mod spread;
 mod stage;
 mod stand_in;
+mod streams;
 
 use std::{
     env,
@@ -40,6 +42,7 @@ use crate::{
     setup,
 };
 use report::{Report, Row};
+use spoken::Spoken;
 pub(crate) use stand_in::{Options as StandInOptions, run as stand_in};
 
 /// What `cargo xtask bench` takes.
@@ -65,6 +68,12 @@ enum Figure {
     Latency,
     /// Time in a packet program / in an empty one, and in all programs a request.
     Kernel,
+    /// Throughput and kernel time of HTTP/2.
+    Http2,
+    /// Throughput and kernel time of unary gRPC calls.
+    Grpc,
+    /// Calls lost and kernel memory of 1,000 connections with 100 open calls each.
+    Streams,
     /// The observer's CPU time, at full load less at none.
     Cpu,
     /// The observer's memory with 100 sidecars and 10,000 series.
@@ -115,9 +124,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 impl Figure {
     fn measure(self, options: &Options) -> Result<Vec<Row>> {
         match self {
-            Self::Throughput => paths::throughput(options),
+            Self::Throughput => paths::throughput(options, Spoken::Http1),
             Self::Latency => paths::latency(options),
-            Self::Kernel => kernel::time(options),
+            Self::Kernel => kernel::time(options, Spoken::Http1),
+            Self::Http2 => multiplexed(options, Spoken::Http2),
+            Self::Grpc => multiplexed(options, Spoken::Grpc),
+            Self::Streams => streams::held(),
             Self::Cpu => cpu::at_no_and_full_load(options),
             Self::Memory => memory::resident(),
             Self::Attach => attach::delay(),
@@ -125,4 +137,10 @@ impl Figure {
             Self::Exposition => exposition::speed(),
         }
     }
+}
+
+fn multiplexed(options: &Options, spoken: Spoken) -> Result<Vec<Row>> {
+    let mut rows = paths::throughput(options, spoken)?;
+    rows.extend(kernel::time(options, spoken)?);
+    Ok(rows)
 }

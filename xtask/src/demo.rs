@@ -1,8 +1,10 @@
-//! The observer at work on a small real mesh: three workloads with Envoy sidecars and mutual TLS between them.
+//! The observer at work on a small real mesh: three workloads with Envoy sidecars and mutual TLS between them, which speak
+//! HTTP/1.1, gRPC and raw TCP.
 //!
 //! Everything lives in network namespaces and cgroups that go when this ends, however it ends: what a crash leaves
 //! behind, the next start removes. At the end the observer's counts are compared with Envoy's own access logs.
 
+mod calls;
 mod table;
 mod traffic;
 
@@ -24,7 +26,7 @@ use harness::{
     observer::Observer,
     referee::Referee,
     sidecar::{Options as SidecarOptions, Sidecar},
-    tally::Tally,
+    tally::{Leg, Tally},
 };
 use signal_hook::{
     consts::{SIGHUP, TERM_SIGNALS},
@@ -36,6 +38,7 @@ use crate::{
     exec::{cache, say, timed},
     setup,
 };
+use calls::Calls;
 use table::{Flows, Scrape};
 use traffic::Traffic;
 
@@ -85,6 +88,7 @@ pub(crate) fn use_tools(observer: &Path) {
 
 /// The running demo; dropped in this order, the mesh last.
 struct Demo {
+    calls: Calls,
     traffic: Traffic,
     observer: Observer,
     referees: Vec<Referee>,
@@ -105,6 +109,7 @@ impl Demo {
             stock: mesh.service("stock", 80, &stock, 8080, Protocol::Http)?,
             ledger: mesh.service("ledger", 9000, &stock, 9000, Protocol::Tcp)?,
         };
+        let prices = mesh.service("prices", 50051, &stock, 50051, Protocol::Http2)?;
         let sidecars = [&shop, &catalog, &stock]
             .into_iter()
             .map(|workload| Sidecar::start(&mesh, workload, SidecarOptions::default()))
@@ -113,7 +118,8 @@ impl Demo {
         let observer = Observer::start(&mesh, sidecars.len(), &[])?;
         adopt(&mesh, observer.pid())?;
         let traffic = Traffic::start(services, &shop, &catalog, &stock)?;
-        Ok(Self { traffic, observer, referees, sidecars, mesh })
+        let calls = Calls::start(&prices, &shop)?;
+        Ok(Self { calls, traffic, observer, referees, sidecars, mesh })
     }
 
     /// Shows the table until the time is up or a signal comes.
@@ -165,9 +171,11 @@ impl Demo {
 
     /// Ends the traffic and waits for the observer to say what Envoy says; an error if it does not.
     fn compare(self) -> Result<()> {
-        let Self { traffic, observer, mut referees, sidecars, mesh } = self;
+        let Self { calls, traffic, observer, mut referees, sidecars, mesh } = self;
         traffic.end();
         let mut truth = Tally::default();
+        let messages = calls.end();
+        truth.messages = [Leg::source("shop"), Leg::destination("stock")].map(|leg| (leg, messages.clone())).into();
         for referee in &mut referees {
             let lines = referee.settled(0, PATIENCE)?;
             referee.count(&lines, &mut truth);

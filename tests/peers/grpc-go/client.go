@@ -25,6 +25,9 @@ const (
 	deadline = 300 * time.Millisecond
 )
 
+// refusals are the statuses that every fourth of the paced calls ends with, in turn.
+var refusals = []codes.Code{codes.NotFound, codes.Unavailable}
+
 // client makes calls on one connection, and counts.
 type client struct {
 	connection *grpc.ClientConn
@@ -64,7 +67,7 @@ func (c *client) run(scenario string, number int) error {
 	case "unary":
 		c.repeat(number, 0, nil)
 	case "paced":
-		c.repeat(number, pause, nil)
+		c.repeat(number, pause, refusal)
 	case "gzip":
 		c.repeat(number, 0, nil, grpc.UseCompressor(gzip.Name))
 	case "churn":
@@ -117,6 +120,13 @@ func (c *client) repeat(number int, pause time.Duration, pairs func(int) []strin
 		cancel()
 		time.Sleep(pause)
 	}
+}
+
+func refusal(call int) []string {
+	if call%4 != 3 {
+		return nil
+	}
+	return []string{"status", strconv.Itoa(int(refusals[call/4%len(refusals)]))}
 }
 
 func (c *client) concurrent(number int) {

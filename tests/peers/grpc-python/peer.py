@@ -11,6 +11,8 @@ import grpc
 PATIENCE = 60
 PAUSE = 0.1
 DEADLINE = 0.3
+# What every fourth of the paced calls ends with, in turn: NOT_FOUND and UNAVAILABLE.
+REFUSALS = ["5", "14"]
 SERVICE = "mesh.Peer"
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 STATUSES = {code.value[0]: code for code in grpc.StatusCode}
@@ -108,7 +110,7 @@ class Client:
             case "unary":
                 self.repeat(number)
             case "paced":
-                self.repeat(number, pause=PAUSE)
+                self.paced(number)
             case "gzip":
                 self.repeat(number, compression=grpc.Compression.Gzip)
             case "churn":
@@ -144,10 +146,14 @@ class Client:
             case _:
                 sys.exit(f"unknown scenario {scenario!r}")
 
-    def repeat(self, number, pause=0.0, **options):
+    def repeat(self, number, **options):
         for _ in range(number):
             self.unary([], **options)
-            time.sleep(pause)
+
+    def paced(self, number):
+        for call in range(number):
+            self.unary([("status", REFUSALS[call // 4 % 2])] if call % 4 == 3 else [])
+            time.sleep(PAUSE)
 
     def unary(self, metadata, method="Unary", timeout=PATIENCE, **options):
         call = self.channel.unary_unary(f"/{SERVICE}/{method}")

@@ -1,11 +1,11 @@
-//! The application at the end of the path: answers a body of the length that the path says, with headers of a chosen
-//! length.
+//! The application at the end of the path of HTTP/1.1: answers a body of the length that the path says, with headers of a
+//! chosen length.
 
 use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -20,33 +20,22 @@ const IN_ONE_PIECE: u64 = 1 << 16;
 
 /// The running application; ended when dropped.
 pub(super) struct App {
-    shared: Arc<Shared>,
+    padding: Arc<AtomicUsize>,
     _server: Server,
-}
-
-#[derive(Default)]
-struct Shared {
-    generation: AtomicU64,
-    padding: AtomicUsize,
 }
 
 impl App {
     /// Starts it on a port of the workload.
     pub(super) fn start(on: &Workload, port: u16) -> Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let ours = Arc::clone(&shared);
+        let padding = Arc::new(AtomicUsize::new(0));
+        let ours = Arc::clone(&padding);
         let server = Server::start(on, port, move |slot| answer_all(slot, &ours))?;
-        Ok(Self { shared, _server: server })
-    }
-
-    /// Ends each pooled connection with its next answer, so that no interval inherits connections from the one before.
-    pub(super) fn renew_connections(&self) {
-        self.shared.generation.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { padding, _server: server })
     }
 
     /// Makes every answer's headers longer by so many bytes (0, or at least [`super::load::SHORTEST_PADDING`]).
     pub(super) fn pad(&self, bytes: usize) {
-        self.shared.padding.store(bytes, Ordering::Relaxed);
+        self.padding.store(bytes, Ordering::Relaxed);
     }
 }
 
@@ -55,17 +44,14 @@ pub(super) fn path(length: u64) -> String {
     format!("/{length}")
 }
 
-fn answer_all(slot: &mut Option<Connection>, shared: &Shared) -> io::Result<()> {
+fn answer_all(slot: &mut Option<Connection>, padding: &AtomicUsize) -> io::Result<()> {
     let connection = slot.as_mut().expect("given by the server");
-    let born = shared.generation.load(Ordering::Relaxed);
     while let Some(head) = connection.receive_head()? {
         let path = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
         let length = std::str::from_utf8(path).ok().and_then(|path| path.strip_prefix('/')?.parse().ok()).unwrap_or(0);
-        let last = shared.generation.load(Ordering::Relaxed) != born;
-        let close = if last { "connection: close\r\n" } else { "" };
-        let padding = super::load::padding(shared.padding.load(Ordering::Relaxed));
+        let padding = super::load::padding(padding.load(Ordering::Relaxed));
         let end = if padding.is_empty() { "" } else { "\r\n" };
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n{close}{padding}{end}\r\n");
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n{padding}{end}\r\n");
         if length <= IN_ONE_PIECE {
             let mut whole = head.into_bytes();
             whole.resize(whole.len() + usize::try_from(length).expect("bounded above"), 0);
@@ -73,9 +59,6 @@ fn answer_all(slot: &mut Option<Connection>, shared: &Shared) -> io::Result<()> 
         } else {
             connection.send(head)?;
             connection.send_zeros(length)?;
-        }
-        if last {
-            return Ok(());
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use super::{
     Options,
     report::{Bar, Row},
+    spoken::Spoken,
     spread::Spread,
     stage::{Observed, Stage},
 };
@@ -20,7 +21,7 @@ const LONGER: u32 = 5;
 
 /// In the order none, full, full, none, so that a steady drift favours neither.
 pub(super) fn at_no_and_full_load(options: &Options) -> Result<Vec<Row>> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::new(Spoken::Http1)?;
     stage.observe(Observed::Both)?;
     let pid = stage.observer()?.pid();
     let time = options.time * LONGER;

@@ -12,12 +12,11 @@ use super::{
     bpf::{self, EGRESS, Empty, INGRESS, Runs, Statistics},
     load::SHORTEST_PADDING,
     report::{Bar, Row},
+    spoken::{Application, Spoken},
     spread::Spread,
-    stage::{BODY, Observed, Stage},
+    stage::{BODY, SIDES, Side, Stage},
 };
 
-/// Rounds of observed, empty, empty, observed for each sidecar.
-const ROUNDS: usize = 5;
 const REQUEST_HEADERS: f64 = 400.0;
 const RESPONSE_HEADERS: f64 = 250.0;
 /// Beginning of our programs' names in the kernel.
@@ -26,35 +25,42 @@ const OURS: &str = "mesh_";
 const PACKET_PROGRAMS: [&str; 2] = ["mesh_ingress", "mesh_egress"];
 
 /// Time of a packet program beside the empty one, and of all programs for each request; of both sidecars.
-pub(super) fn time(options: &Options) -> Result<Vec<Row>> {
+pub(super) fn time(options: &Options, spoken: Spoken) -> Result<Vec<Row>> {
     let mut packets = Vec::new();
     let mut requests = Vec::new();
     for side in SIDES {
-        let measured = Measured::take(options, side)?;
+        let measured = Measured::take(options, spoken, side)?;
         packets.extend([0, 1].map(|way| measured.a_packet(side, way)));
         requests.push(measured.a_request(side));
     }
     Ok(packets.into_iter().chain(requests).collect())
 }
 
-#[derive(Clone, Copy)]
-struct Side {
-    name: &'static str,
-    reporter: &'static str,
-    observed: Observed,
+/// What is allowed, and how often it is measured.
+struct Terms {
+    /// A packet program / the empty one.
+    packet: f64,
+    /// Microseconds a request.
+    request: f64,
+    /// Of observed, empty, empty, observed.
+    rounds: usize,
 }
 
-const SIDES: [Side; 2] = [
-    Side { name: "client", reporter: "source", observed: Observed::Client },
-    Side { name: "server", reporter: "destination", observed: Observed::Server },
-];
+fn terms(spoken: Spoken) -> Terms {
+    match spoken {
+        Spoken::Http1 => Terms { packet: 4.0, request: 2.0, rounds: 5 },
+        Spoken::Http2 | Spoken::Grpc => Terms { packet: 5.0, request: 2.5, rounds: 2 },
+    }
+}
 
 /// Nanoseconds a run of the empty program, incoming and outgoing.
 type Costs = [f64; 2];
 
 /// All of one sidecar.
-#[derive(Default)]
 struct Measured {
+    spoken: Spoken,
+    /// What part of the requests the observer knew the status of.
+    recognised: String,
     /// Observed intervals, each with the empty program's costs in its neighbour.
     intervals: Vec<(Interval, Costs)>,
     /// Neighbours, both of the empty program.
@@ -62,14 +68,14 @@ struct Measured {
 }
 
 impl Measured {
-    fn take(options: &Options, side: Side) -> Result<Self> {
-        let mut stage = Stage::new()?;
+    fn take(options: &Options, spoken: Spoken, side: Side) -> Result<Self> {
+        let mut stage = Stage::new(spoken)?;
         stage.observe(side.observed)?;
         let padding = fit_headers(&stage, side, options)?;
-        let cgroup = bpf::open(if side.observed == Observed::Client { &stage.client } else { &stage.server }.cgroup())?;
+        let cgroup = bpf::open(stage.sidecar(side).cgroup())?;
         let _statistics = Statistics::enable()?;
-        let mut measured = Self::default();
-        for _ in 0..ROUNDS {
+        let mut measured = Self { spoken, recognised: String::new(), intervals: Vec::new(), controls: Vec::new() };
+        for _ in 0..terms(spoken).rounds {
             stage.observe(side.observed)?;
             let first = interval(&stage, side, &cgroup, padding, options)?;
             stage.unobserve()?;
@@ -79,6 +85,7 @@ impl Measured {
             measured.intervals.extend([(first, second), (fourth, third)]);
             measured.controls.push([second, third]);
         }
+        measured.recognised = stage.recognised();
         Ok(measured)
     }
 
@@ -88,11 +95,14 @@ impl Measured {
         let ours = self.spread(|interval, _| interval.ours[program].each());
         let empty = self.spread(|_, empty| empty[way]);
         let ratio = self.spread(|interval, empty| interval.ours[program].each() / empty[way]);
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+        let requests = self.spread(|interval, _| interval.requests / interval.ours[program].count as f64).median;
         let controls: Vec<f64> = self.controls.iter().map(|[one, other]| one[way] / other[way]).collect();
-        let figure = format!("{program} / the empty program, {}'s sidecar", side.name);
-        Row::new(figure, Bar::AtMost(4.0), "", ratio)
+        let figure = format!("{}: {program} / the empty program, {}'s sidecar", self.spoken.name(), side.name);
+        Row::new(figure, Bar::AtMost(terms(self.spoken).packet), "", ratio)
             .with_control(Spread::of(controls))
             .note(format!("{ours} ns a run, the empty program {empty} ns; statistics' own cost is in both"))
+            .note(format!("{requests:.1} requests a run, its encrypted leg's packets included"))
     }
 
     /// Of all programs.
@@ -100,8 +110,8 @@ impl Measured {
         let (net, gross) = (self.spread(Interval::net), self.spread(|interval, _| interval.gross()));
         let [request, response] =
             [0, 1].map(|index| self.spread(|interval, _| interval.mean_bytes[index]).median.round());
-        let figure = format!("kernel time a request, {}'s sidecar", side.name);
-        let mut row = Row::new(figure, Bar::AtMost(2.0), "µs", net)
+        let figure = format!("{}: kernel time a request, {}'s sidecar", self.spoken.name(), side.name);
+        let mut row = Row::new(figure, Bar::AtMost(terms(self.spoken).request), "µs", net)
             .note(format!(
                 "gross {gross} µs; taken off is the empty program's time for each run, which is the statistics' own cost \
                  and the call"
@@ -109,7 +119,9 @@ impl Measured {
             .note(format!(
                 "on the leg: requests of {request} bytes, responses of {response} bytes with {BODY} of body; only this \
                  sidecar is observed; its programs also see its encrypted leg"
-            ));
+            ))
+            .note(self.spoken.ends())
+            .note(&self.recognised);
         row.details.insert("gross_us".to_owned(), gross.median);
         for name in self.programs() {
             let of = |interval: &Interval| interval.ours.get(&name).copied().unwrap_or_default();
@@ -191,15 +203,16 @@ fn empty_intervals(stage: &Stage, cgroup: &File, padding: usize, options: &Optio
     Ok(intervals)
 }
 
-/// Makes headers on the observed leg as long as the bar says, whatever the proxies add to them; returns what the client
-/// has to add.
+/// Makes headers of HTTP/1.1 on the observed leg as long as the bar says, whatever the proxies add to them; returns what the
+/// client has to add. Those of HTTP/2 are as its ends make them.
 fn fit_headers(stage: &Stage, side: Side, options: &Options) -> Result<usize> {
+    let Application::Own(app) = &stage.app else { return Ok(0) };
     let before = Sizes::of(stage, side)?;
     stage.saturate(0, options.time)?;
     let [request, response] = Sizes::of(stage, side)?.mean_since(&before);
     #[expect(clippy::cast_precision_loss, reason = "small")]
     let response_headers = response - BODY as f64;
-    stage.app.pad(missing(response_headers, RESPONSE_HEADERS)?);
+    app.pad(missing(response_headers, RESPONSE_HEADERS)?);
     missing(request, REQUEST_HEADERS)
 }
 

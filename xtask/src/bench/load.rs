@@ -7,8 +7,10 @@ use harness::net::finish;
 
 use super::spread::quantile;
 
-/// Connections of the client.
+/// Connections of the client of HTTP/1.1.
 const CONNECTIONS: u32 = 16;
+/// Connections of the client of HTTP/2, and how many requests are open at a time on each.
+const MULTIPLEXED: [u32; 2] = [4, 32];
 /// Fewest bytes that a header can add.
 pub(super) const SHORTEST_PADDING: usize = "x-pad: \r\n".len() + 1;
 
@@ -21,7 +23,7 @@ pub(super) fn padding(bytes: usize) -> String {
     }
 }
 
-/// What wrk reports.
+/// What a client reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Answers {
     pub(super) requests: f64,
@@ -36,6 +38,14 @@ pub(super) fn saturate(wrk: &mut Command, url: &str, padded: usize, time: Durati
         wrk.args(["-H", &padding(padded)]);
     }
     answers(&finish(wrk.arg(url), "")?)
+}
+
+/// The same over HTTP/2, many at a time on each connection.
+pub(super) fn saturate_streams(h2load: &mut Command, url: &str, time: Duration) -> Result<Answers> {
+    let seconds = time.as_secs().max(1);
+    let [connections, streams] = MULTIPLEXED.map(|number| number.to_string());
+    h2load.args(["-t", "1", "-c", &connections, "-m", &streams, "-D", &seconds.to_string()]);
+    multiplexed_answers(&finish(h2load.arg(url), "")?)
 }
 
 /// So many requests a second for a while; their 99th percentile in milliseconds.
@@ -79,6 +89,22 @@ fn answers(text: &str) -> Result<Answers> {
     })
 }
 
+/// What h2load says.
+pub(super) fn multiplexed_answers(text: &str) -> Result<Answers> {
+    let unclear = || format!("h2load said:\n{text}");
+    let number = |line: &str, after: &str| -> Option<f64> {
+        let line = text.lines().find(|found| found.starts_with(line))?;
+        line.split(", ").find_map(|part| part.strip_suffix(after))?.rsplit(' ').next()?.parse().ok()
+    };
+    let of_requests = |what: &str| number("requests: ", what).with_context(unclear);
+    let failed = of_requests(" failed")? + of_requests(" errored")? + of_requests(" timeout")?;
+    ensure!(failed == 0.0, "the path fails under load; {}", unclear());
+    Ok(Answers {
+        requests: of_requests(" succeeded")?,
+        a_second: number("finished in ", " req/s").with_context(unclear)?,
+    })
+}
+
 /// Microseconds of the requests answered with 200, sorted: start, status and duration are the columns.
 fn successes(log: &str) -> Vec<f64> {
     let mut durations: Vec<f64> = log
@@ -109,6 +135,15 @@ mod tests {
                     Requests/sec:   5120.50\nTransfer/sec:      6.60MB\n";
         assert_eq!(answers(text).unwrap(), Answers { requests: 10245.0, a_second: 5120.5 });
         assert!(answers(&format!("{text}  Non-2xx or 3xx responses: 3\n")).is_err());
+    }
+
+    #[test]
+    fn reads_what_h2load_says() {
+        let text = "finished in 2.01s, 334544.00 req/s, 335.96MB/s\n\
+                    requests: 669088 total, 669600 started, 669088 done, 669088 succeeded, 0 failed, 0 errored, 0 timeout\n\
+                    status codes: 669088 2xx, 0 3xx, 0 4xx, 0 5xx\n";
+        assert_eq!(multiplexed_answers(text).unwrap(), Answers { requests: 669_088.0, a_second: 334_544.0 });
+        assert!(multiplexed_answers(&text.replace("0 failed", "1 failed")).is_err());
     }
 
     #[test]

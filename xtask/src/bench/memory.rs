@@ -92,21 +92,26 @@ impl Memory {
         let process = format!("/proc/{}", observer.pid());
         let status = fs::read_to_string(format!("{process}/status")).context("the observer's status")?;
         let kilobytes = |key: &str| field(&status, key).with_context(|| format!("no {key} in the observer's status"));
-        let mut kernel_maps = 0.0;
-        for entry in fs::read_dir(format!("{process}/fdinfo")).context("the observer's descriptors")?.flatten() {
-            // A descriptor may be closed while they are listed; of maps only `map_id` is said.
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            if text.contains("map_id:") {
-                kernel_maps += field(&text, "memlock:").unwrap_or(0.0);
-            }
-        }
         Ok(Self {
             resident: kilobytes("VmRSS:")? * 1024.0 / 1e6,
             anonymous: kilobytes("RssAnon:")? * 1024.0 / 1e6,
             peak: kilobytes("VmHWM:")? * 1024.0 / 1e6,
-            kernel_maps: kernel_maps / 1e6,
+            kernel_maps: kernel_maps(observer.pid())? / 1e6,
         })
     }
+}
+
+/// Bytes that a process' maps take, as the kernel accounts for them; what is kept with sockets is not among it.
+pub(super) fn kernel_maps(pid: u32) -> Result<f64> {
+    let mut bytes = 0.0;
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).context("the observer's descriptors")?.flatten() {
+        // A descriptor may be closed while they are listed; of maps only `map_id` is said.
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        if text.contains("map_id:") {
+            bytes += field(&text, "memlock:").unwrap_or(0.0);
+        }
+    }
+    Ok(bytes)
 }
 
 fn field(text: &str, key: &str) -> Option<f64> {

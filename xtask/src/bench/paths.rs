@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::{
     Options,
     report::{Bar, Row, is_settled},
+    spoken::Spoken,
     spread::Spread,
     stage::{Observed, Stage},
 };
@@ -14,20 +15,20 @@ const FEWEST_PAIRS: usize = 8;
 const GIB: u64 = 1 << 30;
 
 /// Requests a second with everything saturated.
-pub(super) fn throughput(options: &Options) -> Result<Vec<Row>> {
-    let mut stage = Stage::new()?;
+pub(super) fn throughput(options: &Options, spoken: Spoken) -> Result<Vec<Row>> {
+    let mut stage = Stage::new(spoken)?;
     let ratios = ratios(&mut stage, options.pairs, |stage| Ok(stage.saturate(0, options.time)?.a_second))?;
-    let figure = "throughput, 1 KiB replies, observed / unobserved";
-    Ok(vec![ratios.row(figure, Bar::AtLeast(0.97), "requests/s").note(format!(
-        "wrk, 16 kept connections, one thread; both sidecars on one machine with client and server, all saturated, both \
-         observed; {} s an interval",
+    let figure = format!("{}: throughput, 1 KiB replies, observed / unobserved", spoken.name());
+    Ok(vec![ratios.row(&figure, Bar::AtLeast(0.97), "requests/s").note(format!(
+        "{}, one thread; both sidecars on one machine with client and server, all saturated, both observed; {} s an interval",
+        spoken.ends(),
         options.time.as_secs().max(1)
-    ))])
+    )).note(stage.recognised())])
 }
 
 /// 99th percentile at half of what goes through unobserved.
 pub(super) fn latency(options: &Options) -> Result<Vec<Row>> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::new(Spoken::Http1)?;
     stage.unobserve()?;
     let half = stage.saturate(0, options.time)?.a_second / 2.0;
     let ratios = ratios(&mut stage, options.pairs, |stage| stage.pace(half, options.time))?;
@@ -37,7 +38,7 @@ pub(super) fn latency(options: &Options) -> Result<Vec<Row>> {
 
 /// Speed of one large body.
 pub(super) fn bulk(options: &Options) -> Result<Vec<Row>> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::new(Spoken::Http1)?;
     let ratios = ratios(&mut stage, options.pairs, |stage| Ok(stage.download(GIB)? / 1e6))?;
     let row = ratios.row("throughput of a 1 GiB body, observed / unobserved", Bar::AtLeast(0.97), "MB/s");
     Ok(vec![row.note("curl, one download an interval; both sidecars observed")])

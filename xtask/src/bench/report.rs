@@ -17,6 +17,8 @@ pub(super) const SETTLED: f64 = 0.02;
 pub(super) enum Bar {
     AtLeast(f64),
     AtMost(f64),
+    /// Nothing: the figure is said, not judged.
+    Stated,
 }
 
 /// One figure and its bar.
@@ -53,6 +55,7 @@ impl Row {
         let met = match self.bar {
             Bar::AtLeast(bar) => self.measured.median >= bar,
             Bar::AtMost(bar) => self.measured.median <= bar,
+            Bar::Stated => return "stated",
         };
         let settled = self.control.as_ref().is_none_or(|control| is_settled(control.median));
         match (met, settled) {
@@ -104,7 +107,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |f: &mut fmt::Formatter<'_>, cells: [&str; 6]| {
             let [figure, bar, median, spread, control, verdict] = cells;
-            writeln!(f, "{figure:<52} {bar:>9} {median:>12} {spread:>26} {control:>28}  {verdict}")
+            writeln!(f, "{figure:<64} {bar:>9} {median:>12} {spread:>26} {control:>28}  {verdict}")
         };
         line(f, ["FIGURE", "BAR", "MEDIAN", "QUARTILES", "A/A", "VERDICT"])?;
         for row in &self.0 {
@@ -129,6 +132,7 @@ impl fmt::Display for Bar {
         match self {
             Self::AtLeast(bar) => write!(f, "≥ {bar}"),
             Self::AtMost(bar) => write!(f, "≤ {bar}"),
+            Self::Stated => f.write_str("-"),
         }
     }
 }

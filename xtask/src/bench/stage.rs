@@ -1,17 +1,18 @@
 //! The path that is measured: a client's pod, its sidecar, the server's sidecar, an application; observed or not.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{cell::Cell, fs, path::PathBuf, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use harness::{
-    mesh::{Family, Mesh, Protocol, Service},
+    mesh::{Family, Mesh, Service},
     observer::Observer,
     sidecar::{Options, Sidecar},
 };
 
 use super::{
-    app::{self, App},
+    app,
     load::{self, Answers},
+    spoken::{Application, Spoken},
 };
 
 /// Load after every change, before anything is measured.
@@ -27,45 +28,92 @@ pub(super) enum Observed {
     Server,
 }
 
+/// One of the two, alone.
+#[derive(Clone, Copy)]
+pub(super) struct Side {
+    pub(super) name: &'static str,
+    pub(super) reporter: &'static str,
+    pub(super) observed: Observed,
+    /// Of its traffic with its application, as Envoy names it.
+    pub(super) direction: &'static str,
+}
+
+pub(super) const SIDES: [Side; 2] = [
+    Side { name: "client", reporter: "source", observed: Observed::Client, direction: "outbound" },
+    Side { name: "server", reporter: "destination", observed: Observed::Server, direction: "inbound" },
+];
+
+/// Of the requests that were measured: how many the observer has, and how many of these as what they were.
+#[derive(Clone, Copy, Default)]
+struct Recognised {
+    counted: f64,
+    answered: f64,
+}
+
 /// A running path; dropped in this order, the mesh last.
 pub(super) struct Stage {
+    spoken: Spoken,
     observer: Option<Observer>,
-    pub(super) app: App,
-    pub(super) client: Sidecar,
-    pub(super) server: Sidecar,
-    web: Service,
+    /// How many sidecars it observes.
+    observed: u32,
+    recognised: Cell<Recognised>,
+    pub(super) app: Application,
+    client: Sidecar,
+    server: Sidecar,
+    service: Service,
     mesh: Mesh,
 }
 
 impl Stage {
     /// Starts it, unobserved.
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(spoken: Spoken) -> Result<Self> {
         let mut mesh = Mesh::new()?;
         let (client, server) = (mesh.workload("client")?, mesh.workload("server")?);
-        let web = mesh.service("web", 80, &server, 8080, Protocol::Http)?;
-        let app = App::start(&server, 8080)?;
+        let service = mesh.service("web", 80, &server, 8080, spoken.protocol())?;
+        let app = spoken.serve(&server, 8080, mesh.directory())?;
         // Names of their own, so that an observer can be told to see one of the two.
-        let options = |role: &str| Options { executable: Some(name(&mesh, role)), ..Options::default() };
+        let options = |role: &str| Options {
+            executable: Some(name(&mesh, role)),
+            concurrency: spoken.workers(),
+            // None, as Istio has it: a busy sidecar would give up waiting for a ClientHello and take TLS for plaintext.
+            sniffing_timeout: Duration::ZERO,
+            ..Options::default()
+        };
         let server = Sidecar::start(&mesh, &server, options("server"))?;
         let client = Sidecar::start(&mesh, &client, options("client"))?;
-        Ok(Self { observer: None, app, client, server, web, mesh })
+        Ok(Self {
+            spoken,
+            observer: None,
+            observed: 0,
+            recognised: Cell::default(),
+            app,
+            client,
+            server,
+            service,
+            mesh,
+        })
     }
 
-    /// Starts the observer, unless it runs; connections from before are gone when this returns.
+    /// Starts the observer, unless it runs; it sees no connection that is older than itself.
     pub(super) fn observe(&mut self, whom: Observed) -> Result<()> {
-        if self.observer.is_none() {
-            let names: Vec<String> = whom.roles().iter().map(|role| name(&self.mesh, role)).collect();
-            let arguments: Vec<&str> = names.iter().flat_map(|name| ["--sidecar-exe", name]).collect();
-            let tables = self.mesh.observer_tables();
-            self.observer = Some(start_observer(&self.mesh, &tables, names.len(), &arguments)?);
+        if self.observer.is_some() {
+            return Ok(());
         }
-        self.warm_up()
+        self.renew()?;
+        let names: Vec<String> = whom.roles().iter().map(|role| name(&self.mesh, role)).collect();
+        let arguments: Vec<&str> = names.iter().flat_map(|name| ["--sidecar-exe", name]).collect();
+        let tables = self.mesh.observer_tables();
+        self.observed = u32::try_from(names.len())?;
+        self.observer = Some(start_observer(&self.mesh, &tables, names.len(), &arguments)?);
+        self.press(WARM_UP)
     }
 
     /// Stops it, if it runs.
     pub(super) fn unobserve(&mut self) -> Result<()> {
-        self.observer.take().map_or(Ok(()), Observer::stop)?;
-        self.warm_up()
+        let Some(observer) = self.observer.take() else { return Ok(()) };
+        observer.stop()?;
+        self.renew()?;
+        self.press(WARM_UP)
     }
 
     /// The observer, which must run.
@@ -73,54 +121,116 @@ impl Stage {
         self.observer.as_ref().context("nothing is observed now")
     }
 
+    /// The sidecar of one side.
+    pub(super) fn sidecar(&self, side: Side) -> &Sidecar {
+        match side.observed {
+            Observed::Server => &self.server,
+            Observed::Client | Observed::Both => &self.client,
+        }
+    }
+
     /// As many requests as go through, for a while; `padded` makes each longer by so many bytes. If it is observed, the
     /// observer must have counted them.
     pub(super) fn saturate(&self, padded: usize, time: Duration) -> Result<Answers> {
-        let before = self.counted()?;
-        let answers = load::saturate(&mut self.command("wrk")?, &self.url(BODY), padded, time)?;
+        let before = self.recognised_so_far()?;
+        let answers = self.load(padded, time)?;
         self.check_counted(before, answers.requests)?;
         Ok(answers)
     }
 
+    /// For how many of the requests so far the observer knew what they were.
+    pub(super) fn recognised(&self) -> String {
+        let Recognised { counted, answered } = self.recognised.get();
+        format!(
+            "{:.2} % of the counted requests have their status; the others were cut off at the load's end, or are on \
+             connections whose position was lost",
+            100.0 * answered / counted
+        )
+    }
+
     /// As [`Stage::saturate`], while the observer is left alone.
     pub(super) fn press(&self, time: Duration) -> Result<()> {
-        load::saturate(&mut self.command("wrk")?, &self.url(BODY), 0, time).map(drop)
+        self.load(0, time).map(drop)
     }
 
     /// So many requests a second; the 99th percentile in milliseconds.
     pub(super) fn pace(&self, a_second: f64, time: Duration) -> Result<f64> {
         let log = self.mesh.directory().join("h2load.log");
-        load::pace(&mut self.command("h2load")?, &self.url(BODY), a_second, time, &log)
+        load::pace(&mut self.command("h2load")?, &self.url(), a_second, time, &log)
     }
 
     /// A download; bytes a second.
     pub(super) fn download(&self, length: u64) -> Result<f64> {
-        load::download(&mut self.command("curl")?, &self.url(length), length)
+        load::download(&mut self.command("curl")?, &self.service.url(Family::V4, &app::path(length)), length)
     }
 
-    fn warm_up(&self) -> Result<()> {
-        self.app.renew_connections();
-        load::saturate(&mut self.command("wrk")?, &self.url(BODY), 0, WARM_UP).map(drop)
+    /// Starts both sidecars anew, which ends every connection.
+    fn renew(&mut self) -> Result<()> {
+        let sidecars = [&mut self.client, &mut self.server];
+        thread::scope(|scope| {
+            let starts = sidecars.map(|sidecar| {
+                scope.spawn(|| {
+                    sidecar.stop()?;
+                    sidecar.start_again()
+                })
+            });
+            starts.into_iter().try_for_each(|start| start.join().expect("it does not panic"))
+        })
+    }
+
+    fn load(&self, padded: usize, time: Duration) -> Result<Answers> {
+        let url = self.url();
+        match self.spoken {
+            Spoken::Http1 => load::saturate(&mut self.command("wrk")?, &url, padded, time),
+            Spoken::Http2 | Spoken::Grpc => load::saturate_streams(&mut self.asking()?, &url, time),
+        }
+    }
+
+    /// h2load with what it sends.
+    pub(super) fn asking(&self) -> Result<Command> {
+        let mut h2load = self.command("h2load")?;
+        self.spoken.ask(&mut h2load, self.mesh.directory());
+        Ok(h2load)
     }
 
     fn command(&self, program: &str) -> Result<Command> {
         self.client.workload().command(program)
     }
 
-    fn url(&self, length: u64) -> String {
-        self.web.url(Family::V4, &app::path(length))
+    /// Where an ordinary answer is had.
+    pub(super) fn url(&self) -> String {
+        self.service.url(Family::V4, &self.spoken.path())
     }
 
-    fn counted(&self) -> Result<f64> {
-        self.observer.as_ref().map_or(Ok(0.0), |observer| observer.own("istio_requests_total", &[]))
+    /// Answered requests that the observer has counted.
+    pub(super) fn counted(&self) -> Result<f64> {
+        self.recognised_so_far().map(|recognised| recognised.answered)
     }
 
-    fn check_counted(&self, before: f64, requests: f64) -> Result<()> {
-        let counted = self.counted()? - before;
+    fn recognised_so_far(&self) -> Result<Recognised> {
+        let Some(observer) = &self.observer else { return Ok(Recognised::default()) };
+        let scrape = observer.scrape()?;
+        let requests = |labels| scrape.sum("istio_requests_total", labels).unwrap_or(0.0);
+        let lost = scrape.sum("mesh_observer_requests_total", &[("outcome", "lost_sync")]).unwrap_or(0.0);
+        Ok(Recognised { counted: requests(&[]) + lost, answered: requests(&self.spoken.answered()) })
+    }
+
+    fn check_counted(&self, before: Recognised, requests: f64) -> Result<()> {
+        let Some(observer) = &self.observer else { return Ok(()) };
+        let now = self.recognised_so_far()?;
+        let counted = now.counted - before.counted;
         ensure!(
-            self.observer.is_none() || counted >= requests * 0.99,
-            "the observer counted {counted} of {requests} requests: what it costs would be too little"
+            counted >= requests * f64::from(self.observed) * 0.99,
+            "the observer counted {counted} of {requests} requests on {} sidecars, so what it costs would be too little; it \
+             says of itself: {}",
+            self.observed,
+            observer.health()?
         );
+        let all = self.recognised.get();
+        self.recognised.set(Recognised {
+            counted: all.counted + counted,
+            answered: all.answered + now.answered - before.answered,
+        });
         Ok(())
     }
 }

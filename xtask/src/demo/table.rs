@@ -7,8 +7,8 @@ use harness::{
     tally::{Connections, Leg, Tally},
 };
 
-/// Caller and called.
-type Edge = (String, String);
+/// Caller, called, and what kind of traffic.
+type Edge = (String, String, &'static str);
 
 /// One scrape, as the clients' sidecars reported it.
 #[derive(Clone, Default)]
@@ -39,7 +39,7 @@ impl Scrape {
         for sample in at_source(exposition, "istio_requests_total") {
             let http = scrape.http.entry(edge(sample)).or_default();
             http.requests += sample.value;
-            if is_error(sample.label("response_code")) {
+            if is_error(sample) {
                 http.errors += sample.value;
             }
         }
@@ -85,7 +85,6 @@ impl Scrape {
                 .collect();
             Row {
                 edge: edge.clone(),
-                protocol: "HTTP",
                 rate: requests / seconds,
                 errors: (requests > 0.0).then(|| (now.errors - then.errors) / requests),
                 percentiles: Some([0.50, 0.95, 0.99].map(|quantile| percentile(&durations, quantile))),
@@ -97,7 +96,6 @@ impl Scrape {
             let then = before.tcp.get(edge).cloned().unwrap_or_default();
             Row {
                 edge: edge.clone(),
-                protocol: "TCP",
                 rate: (now.opened - then.opened) / seconds,
                 errors: None,
                 percentiles: None,
@@ -116,12 +114,18 @@ fn at_source<'a>(exposition: &'a Exposition, family: &'a str) -> impl Iterator<I
 fn edge(sample: &Sample) -> Edge {
     let known = |label: &str| Some(sample.label(label)).filter(|value| !["", "unknown"].contains(value));
     let to = known("destination_service_name").or_else(|| known("destination_workload")).unwrap_or("unknown");
-    (known("source_workload").unwrap_or("unknown").to_owned(), to.to_owned())
+    let kind = match sample.label("request_protocol") {
+        "grpc" => "gRPC",
+        "tcp" => "TCP",
+        _ => "HTTP",
+    };
+    (known("source_workload").unwrap_or("unknown").to_owned(), to.to_owned(), kind)
 }
 
-/// The caller got no answer, or one that says the server failed.
-fn is_error(code: &str) -> bool {
-    code == "0" || code.starts_with('5')
+/// The caller got no answer, or one that says the server failed; of gRPC, any status but OK.
+fn is_error(sample: &Sample) -> bool {
+    let (code, status) = (sample.label("response_code"), sample.label("grpc_response_status"));
+    code == "0" || code.starts_with('5') || !["", "0"].contains(&status)
 }
 
 /// As Prometheus computes it and Istio's dashboards show it: by straight lines inside the buckets, in milliseconds.
@@ -145,7 +149,6 @@ pub(super) struct Flows {
 
 struct Row {
     edge: Edge,
-    protocol: &'static str,
     /// Requests or connections a second.
     rate: f64,
     /// Of the requests, 0 to 1; none without requests.
@@ -166,25 +169,26 @@ impl fmt::Display for Flows {
         columns.iter().try_for_each(|column| write!(f, "{column:>12}"))?;
         writeln!(f)?;
         for row in &self.rows {
-            let (from, to) = &row.edge;
+            let (from, to, kind) = &row.edge;
             let [p50, p95, p99] = row.percentiles.unwrap_or_default().map(|value| number(value, " ms"));
             let errors = number(row.errors.map(|share| share * 100.0), " %");
             let open = row.open.map_or("-".to_owned(), |open| format!("{open:.0}"));
             let bytes = number(row.bytes.map(|bytes| bytes / 1000.0), " kB/s");
             let rate = number(Some(row.rate), " /s");
-            write!(f, "{from:<12} {to:<12} {:<6}", row.protocol)?;
+            write!(f, "{from:<12} {to:<12} {kind:<6}")?;
             [rate, errors, p50, p95, p99, open, bytes].iter().try_for_each(|cell| write!(f, "{cell:>12}"))?;
             writeln!(f)?;
         }
         let seconds = self.elapsed.as_secs_f64();
         writeln!(
             f,
-            "\nover {seconds:.0} s; seen by the callers' sidecars; HTTP: requests, TCP: connections; errors: 5xx or no answer"
+            "\nover {seconds:.0} s; seen by the callers' sidecars; HTTP and gRPC: requests, TCP: connections\n\
+             errors: 5xx, no answer, or a gRPC status that is not OK"
         )
     }
 }
 
-/// What Envoy counted beside what the observer counted.
+/// What Envoy counted beside what the observer counted; of messages, what the client counted, since Envoy's log has none.
 pub(super) fn summary(truth: &Tally, observed: &Tally) -> String {
     let mut text = format!("{:<24} {:<22} {:>16} {:>16}\n", "SIDECAR", "FIGURE", "ENVOY", "OBSERVER");
     let mut line = |leg: &Leg, figure: &str, truth: u64, observed: u64| {
@@ -199,6 +203,11 @@ pub(super) fn summary(truth: &Tally, observed: &Tally) -> String {
         line(leg, "  request bytes", envoy.request_bytes, ours.request_bytes);
         line(leg, "  response bytes", envoy.response_bytes, ours.response_bytes);
     }
+    for (leg, told) in &truth.messages {
+        let ours = observed.messages.get(leg).cloned().unwrap_or_default();
+        line(leg, "messages, requests*", told.requests, ours.requests);
+        line(leg, "messages, responses*", told.responses, ours.responses);
+    }
     let legs = |tally: &Tally| tally.connections.keys().cloned().collect::<Vec<_>>();
     for leg in merged(legs(truth), legs(observed)) {
         let [envoy, ours] = [truth, observed].map(|tally| tally.connections.get(&leg).cloned().unwrap_or_default());
@@ -212,6 +221,9 @@ pub(super) fn summary(truth: &Tally, observed: &Tally) -> String {
         for (figure, of) in figures {
             line(&leg, figure, of(&envoy), of(&ours));
         }
+    }
+    if !truth.messages.is_empty() {
+        text += "* Envoy's log has no messages: beside the observer's are those that the client counted\n";
     }
     text
 }
@@ -251,6 +263,22 @@ mod tests {
         assert_eq!(flows.rows.len(), 1);
         assert_eq!((flows.rows[0].rate, flows.rows[0].errors), (10.0, Some(0.2)));
         assert!(flows.to_string().contains("a            b            HTTP       10.0 /s"), "{flows}");
+    }
+
+    #[test]
+    fn a_grpc_status_that_is_not_ok_is_an_error() {
+        let text = |ok: u32, refused: u32| {
+            let labels = "reporter=\"source\",request_protocol=\"grpc\",response_code=\"200\"";
+            format!(
+                "# TYPE istio_requests_total counter\n\
+                 istio_requests_total{{{labels},grpc_response_status=\"0\"}} {ok}\n\
+                 istio_requests_total{{{labels},grpc_response_status=\"14\"}} {refused}\n"
+            )
+        };
+        let scrape = |ok, refused| Scrape::of(&Exposition::parse(&text(ok, refused)).unwrap());
+        let flows = scrape(31, 11).since(&scrape(1, 1), Duration::from_secs(10));
+        assert_eq!((flows.rows[0].rate, flows.rows[0].errors), (4.0, Some(0.25)));
+        assert!(flows.to_string().contains(" gRPC "), "{flows}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the demo's workloads say to each other: pages, uploads, slow answers, errors, and raw TCP.
+//! What the demo's workloads say to each other: pages, uploads, slow answers, errors, and raw TCP; gRPC is in `calls`.
 
 use std::{
     io,
@@ -107,16 +107,21 @@ fn client(
 ) -> JoinHandle<()> {
     let (from, stop) = (Arc::clone(from), Arc::clone(stop));
     thread::spawn(move || {
-        while !stop.load(Ordering::Relaxed) {
-            if let Err(error) = connection(&from, to, &stop, pause, &calls(to)) {
-                // What ends the demo may have ended the sidecar first.
-                sleep(Duration::from_secs(1));
-                if !stop.load(Ordering::Relaxed) {
-                    say(format!("{} to {to}: {error:#}", from.name));
-                }
+        until_told(&stop, &format!("{} to {to}", from.name), || connection(&from, to, &stop, pause, &calls(to)));
+    })
+}
+
+/// Does it again and again until it is told to stop, and says what fails.
+pub(super) fn until_told(stop: &AtomicBool, what: &str, mut work: impl FnMut() -> Result<()>) {
+    while !stop.load(Ordering::Relaxed) {
+        if let Err(error) = work() {
+            // What ends the demo may have ended the sidecar first.
+            sleep(Duration::from_secs(1));
+            if !stop.load(Ordering::Relaxed) {
+                say(format!("{what}: {error:#}"));
             }
         }
-    })
+    }
 }
 
 fn connection(from: &Workload, to: SocketAddr, stop: &AtomicBool, pause: Duration, calls: &[Call]) -> Result<()> {

@@ -1,0 +1,161 @@
+//! A thousand connections with a hundred open calls each: what they take in the kernel, and whether each call is counted.
+
+use std::{
+    fmt, io,
+    thread::{self, sleep},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::net::finish;
+
+use super::{
+    load,
+    memory::kernel_maps,
+    report::{Bar, Row},
+    spoken::Spoken,
+    spread::Spread,
+    stage::{Observed, SIDES, Side, Stage},
+};
+
+const CONNECTIONS: u32 = 1_000;
+const STREAMS: u32 = 100;
+/// grpc-go answers a call after this many milliseconds, which is longer than it takes to send them all.
+const HELD: &str = "delay-ms: 10000";
+/// When nothing was counted for so long, nothing more comes.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// With one sidecar observed after the other.
+pub(super) fn held() -> Result<Vec<Row>> {
+    open_enough_files()?;
+    SIDES.into_iter().map(hold).collect::<Result<Vec<_>>>().map(|rows| rows.into_iter().flatten().collect())
+}
+
+fn hold(side: Side) -> Result<Vec<Row>> {
+    let mut stage = Stage::new(Spoken::Grpc)?;
+    stage.observe(side.observed)?;
+    let (counted_before, maps_before) = (settled_count(&stage)?, kernel_maps(stage.observer()?.pid())?);
+    let mut h2load = stage.asking()?;
+    let all = CONNECTIONS * STREAMS;
+    h2load.args(["-t", "1", "-c", &CONNECTIONS.to_string(), "-m", &STREAMS.to_string(), "-n", &all.to_string()]);
+    h2load.args(["-H", HELD]).arg(stage.url());
+    let (said, most) = thread::scope(|scope| {
+        let running = scope.spawn(move || finish(&mut h2load, ""));
+        let mut most = Open::default();
+        while !running.is_finished() {
+            let open = Open::now(&stage, side, maps_before)?;
+            if (open.calls, open.in_maps) > (most.calls, most.in_maps) {
+                most = open;
+            }
+            sleep(Duration::from_millis(100));
+        }
+        Ok::<_, anyhow::Error>((running.join().expect("it does not panic")?, most))
+    })?;
+    let answered = load::multiplexed_answers(&said)?.requests;
+    ensure!(answered == f64::from(all), "h2load had {answered} answers instead of {all}");
+    let counted = settled_count(&stage)? - counted_before;
+    let health = stage.observer()?.health()?;
+    let figure = format!("calls not counted, 1,000 connections × 100 calls, {}'s sidecar", side.name);
+    let mut rows = vec![
+        Row::new(figure, Bar::AtMost(0.0), "", Spread::of([(answered - counted).abs()]))
+            .note(format!("h2load: {answered} calls answered; the observer: {counted} with the status OK"))
+            .note(most.to_string())
+            .note(format!("the observer of itself: {health}")),
+    ];
+    if side.observed == Observed::Client {
+        rows.push(most.a_connection());
+    }
+    Ok(rows)
+}
+
+/// Answered requests, once what an ended load has left behind is counted too.
+fn settled_count(stage: &Stage) -> Result<f64> {
+    let mut count = stage.counted()?;
+    loop {
+        sleep(QUIET);
+        let now = stage.counted()?;
+        if now.total_cmp(&count).is_eq() {
+            return Ok(now);
+        }
+        count = now;
+    }
+}
+
+/// Lets h2load and the sidecars have as many descriptors as this process may give them.
+fn open_enough_files() -> Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a pointer to a live value of the right type.
+    let done = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()).context("the limit of open files") }
+}
+
+/// What is open on a sidecar's leg, and what it takes.
+#[derive(Default)]
+struct Open {
+    calls: u64,
+    connections: u64,
+    /// Bytes of what the programs keep with the connections' sockets.
+    with_sockets: f64,
+    /// Bytes of what they keep in maps.
+    in_maps: f64,
+}
+
+impl Open {
+    fn now(stage: &Stage, side: Side, maps_before: f64) -> Result<Self> {
+        let calls = stage.sidecar(side).stat(&format!("http.{}.downstream_rq_active", side.direction))?;
+        let leg = match side.observed {
+            Observed::Server => "src 127.0.0.6",
+            Observed::Client | Observed::Both => "sport = :15001",
+        };
+        let mut ss = stage.sidecar(side).workload().command("ss")?;
+        let sockets = finish(ss.args(["-tnmOH", "state", "established", leg]), "")?;
+        let kept: Vec<f64> = sockets.lines().filter_map(option_memory).collect();
+        let in_maps = kernel_maps(stage.observer()?.pid())? - maps_before;
+        Ok(Self { calls, connections: kept.len() as u64, with_sockets: kept.iter().sum(), in_maps })
+    }
+
+    fn a_connection(&self) -> Row {
+        #[expect(clippy::cast_precision_loss, reason = "thousands")]
+        let each = (self.with_sockets + self.in_maps) / self.connections as f64 / 1024.0;
+        let figure = "kernel memory a connection with 100 open calls, client's sidecar";
+        Row::new(figure, Bar::Stated, "KiB", Spread::of([each])).note(format!(
+            "by the kernel's own account: the sockets' option memory, as `ss -m` shows it, and the growth of the observer's \
+             maps; the allocator rounds up what it gives; {self}"
+        ))
+    }
+}
+
+impl fmt::Display for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { calls, connections, with_sockets, in_maps } = self;
+        let [with_sockets, in_maps] = [with_sockets, in_maps].map(|bytes| bytes / 1e6);
+        write!(
+            f,
+            "{calls} calls open at once on {connections} connections: {with_sockets:.1} MB with their sockets, {in_maps:.1} MB \
+             in maps"
+        )
+    }
+}
+
+/// Of a line of `ss -m`: `skmem:(r0,…,o5520,…)`.
+fn option_memory(line: &str) -> Option<f64> {
+    let (_, memory) = line.split_once("skmem:(")?;
+    memory.split(',').find_map(|part| part.strip_prefix('o')?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_option_memory() {
+        let line = "0 0 10.77.0.10:15001 10.77.0.10:40000 skmem:(r0,rb131072,t0,tb2626560,f0,w0,o5488,bl0,d0)";
+        assert_eq!(option_memory(line), Some(5488.0));
+        assert_eq!(option_memory("0 0 10.77.0.10:15001"), None);
+    }
+}
