@@ -23,6 +23,13 @@ pub fn fixtures() -> PathBuf {
     tools::repository().join("tests/fixtures/istiod")
 }
 
+/// Names of the families that the product's documentation lists for the control plane, as a page has them.
+pub fn documented() -> Result<Vec<String>> {
+    let table = fs::read_to_string(fixtures().join("coverage.tsv")).context("coverage.tsv")?;
+    let names = table.lines().skip(1).filter_map(|row| row.split('\t').nth(1));
+    Ok(names.map(str::to_owned).collect())
+}
+
 /// One page of one version, as `1.25.3/05-config-update`.
 #[derive(Clone, Debug)]
 pub struct Capture {

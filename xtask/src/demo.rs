@@ -3,6 +3,7 @@
 //! Everything lives in network namespaces and cgroups that go when this ends, however it ends: what a crash leaves
 //! behind, the next start removes. At the end the observer's counts are compared with Envoy's own access logs.
 
+mod control_plane;
 mod table;
 mod traffic;
 
@@ -36,6 +37,7 @@ use crate::{
     exec::{cache, say, timed},
     setup,
 };
+use control_plane::ControlPlane;
 use table::{Flows, Scrape};
 use traffic::Traffic;
 
@@ -86,6 +88,7 @@ pub(crate) fn use_tools(observer: &Path) {
 /// The running demo; dropped in this order, the mesh last.
 struct Demo {
     traffic: Traffic,
+    control_plane: ControlPlane,
     observer: Observer,
     referees: Vec<Referee>,
     sidecars: Vec<Sidecar>,
@@ -110,10 +113,11 @@ impl Demo {
             .map(|workload| Sidecar::start(&mesh, workload, SidecarOptions::default()))
             .collect::<Result<Vec<_>>>()?;
         let referees = sidecars.iter().map(Referee::new).collect::<Result<Vec<_>>>()?;
-        let observer = Observer::start(&mesh, sidecars.len(), &[])?;
+        let control_plane = ControlPlane::start()?;
+        let observer = Observer::start(&mesh, sidecars.len(), &["--control-plane", &control_plane.url()])?;
         adopt(&mesh, observer.pid())?;
         let traffic = Traffic::start(services, &shop, &catalog, &stock)?;
-        Ok(Self { traffic, observer, referees, sidecars, mesh })
+        Ok(Self { traffic, control_plane, observer, referees, sidecars, mesh })
     }
 
     /// Shows the table until the time is up or a signal comes.
@@ -158,6 +162,7 @@ impl Demo {
             self.mesh.name(),
             sidecars.join(", ")
         )?;
+        writeln!(out, "control plane: a real istiod's page at {}/metrics", self.control_plane.url())?;
         writeln!(out, "metrics: http://{}/metrics    Ctrl-C ends and removes everything\n", self.observer.address())?;
         writeln!(out, "{flows}")?;
         Ok(out.flush()?)
@@ -165,7 +170,7 @@ impl Demo {
 
     /// Ends the traffic and waits for the observer to say what Envoy says; an error if it does not.
     fn compare(self) -> Result<()> {
-        let Self { traffic, observer, mut referees, sidecars, mesh } = self;
+        let Self { traffic, control_plane, observer, mut referees, sidecars, mesh } = self;
         traffic.end();
         let mut truth = Tally::default();
         for referee in &mut referees {
@@ -184,13 +189,20 @@ impl Demo {
             sleep(Duration::from_millis(100));
         };
         println!("{}", table::summary(&truth, &observed));
+        let (page, other) = control_plane.settled(&observer, end)?;
+        println!("{}", control_plane.summary(&page));
         let stopped = observer.stop();
         drop((sidecars, mesh));
         if !differences.is_empty() {
             bail!("the observer's counts differ from Envoy's:\n  {}", differences.join("\n  "));
         }
+        if !other.is_empty() {
+            bail!("the control plane's figures differ from what was served:\n  {}", other.join("\n  "));
+        }
         stopped?;
-        say("every count and every byte equals Envoy's; namespaces, processes and cgroups are removed");
+        say(
+            "every count and every byte equals Envoy's, the control plane's figures what was served; namespaces, processes and cgroups are removed",
+        );
         Ok(())
     }
 }
