@@ -18,3 +18,4 @@ pub mod server;
 pub mod sidecar;
 pub mod tally;
 pub mod tools;
+pub mod wavefront;

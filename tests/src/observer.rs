@@ -47,18 +47,19 @@ impl Observer {
 
     /// As [`Observer::start`], with nothing on the command line but `arguments` and a configuration file of this text.
     pub fn start_with(directory: &Path, configuration: &str, sidecars: usize, arguments: &[&str]) -> Result<Self> {
-        Self::launch(Command::new(tools::observer()?), directory, configuration, sidecars, arguments)
+        Self::launch(&mut Command::new(tools::observer()?), directory, configuration, sidecars, arguments)
     }
 
     /// As [`Observer::start`], without one of the capabilities that root has; its name as setpriv(1) writes it.
     pub fn start_without(capability: &str, mesh: &Mesh, arguments: &[&str]) -> Result<Self> {
         let executable = mesh.executable();
         let arguments = [["--sidecar-exe", executable.as_str()].as_slice(), arguments].concat();
-        Self::launch(without(capability)?, mesh.directory(), &mesh.observer_tables(), 0, &arguments)
+        Self::launch(&mut without(capability)?, mesh.directory(), &mesh.observer_tables(), 0, &arguments)
     }
 
-    fn launch(
-        mut command: Command,
+    /// As [`Observer::start_with`], by a command that becomes the observer.
+    pub fn launch(
+        command: &mut Command,
         directory: &Path,
         configuration: &str,
         sidecars: usize,
