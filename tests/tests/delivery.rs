@@ -1,4 +1,5 @@
-//! Reports to a Wavefront proxy through the whole observer: whatever the proxy answers, every point arrives or is counted.
+//! Reports to a Wavefront proxy through the whole observer: whatever the proxy answers, and whatever room the disk has, every
+//! point arrives or is counted.
 
 use std::{
     collections::HashSet,
@@ -12,7 +13,8 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use harness::{
     exposition::Exposition,
-    observer::Observer,
+    net::run,
+    observer::{Observer, get},
     replay::{Capture, Replay},
     tools,
     wavefront::{Act, Proxy, Request, TAKE, judged},
@@ -24,7 +26,9 @@ const PAGE: &str = "1.25.3/16-one-left";
 const KNOWN: &str = "\"pilot.services.value\" 16 ";
 const ERRORS: &str = "mesh_observer_emitter_errors_total";
 const DROPPED: &str = "mesh_observer_emitter_points_dropped_total";
+const REPORTS_DROPPED: &str = "mesh_observer_emitter_reports_dropped_total";
 const SENT: &str = "mesh_observer_emitter_points_sent_total";
+const ON_DISK: &str = "mesh_observer_emitter_disk_points";
 
 #[test]
 fn whatever_a_proxy_answers_every_point_arrives() -> Result<()> {
@@ -54,6 +58,50 @@ fn whatever_a_proxy_answers_every_point_arrives() -> Result<()> {
     let refused = requests.iter().filter(|request| !request.taken).count();
     ensure!(refused == 6, "{refused} requests refused");
     stage.check_lines(&requests)?;
+    stage.end()
+}
+
+#[test]
+fn a_full_disk_is_said_once_and_used_again_when_it_has_room() -> Result<()> {
+    let full = Act::Answer("429 Too Many Requests\r\nretry-after: 1");
+    let directory = directory("full");
+    let queue = directory.join("queue").display().to_string();
+    // A file system of its own, which nobody else sees and which ends with the observer.
+    let mut command = Command::new(tools::require("unshare")?);
+    command.args([
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t tmpfs -o size=128k mesh-observer-test \"$0\" && exec \"$@\"",
+        &queue,
+    ]);
+    fs::create_dir_all(&queue)?;
+    let stage = Stage::start("full", &[], full, command.arg(tools::observer()?), &["--queue-dir", &queue])?;
+    let problem = |page: &Exposition| page.sum(ERRORS, &[("kind", "queue_dir")]).unwrap_or(0.0);
+    let lost = |page: &Exposition| page.sum(REPORTS_DROPPED, &[("reason", "queue_full")]).unwrap_or(0.0);
+    let on_disk = |page: &Exposition| page.sum(ON_DISK, &[]).unwrap_or(0.0);
+    let page = stage.wait(|page| problem(page) > 1.0 && lost(page) > 0.0)?;
+    let kept = on_disk(&page);
+    ensure!(kept > 0.0 && page.sum(DROPPED, &[]) == Some(0.0), "what fitted stays: {kept} points");
+    // The rest of the observer does not care.
+    ensure!(get(stage.observer.address(), "/readyz")?.0 == 200);
+    ensure!(page.sum("mesh_observer_control_plane_up", &[]) == Some(1.0));
+    let runs = |page: &Exposition| page.sum("mesh_observer_collector_runs_total", &[]).unwrap_or(0.0);
+    stage.wait(|later| runs(later) > runs(&page))?;
+
+    let remount = ["--mount", "--target", &stage.observer.pid().to_string(), "mount", "-o", "remount,size=8m", &queue];
+    run("nsenter", &remount)?;
+    stage.wait(|page| on_disk(page) > kept)?;
+    let log = stage.observer.log();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("No space left on device")).collect();
+    ensure!(said.len() == 1 && said[0].contains(&queue) && said[0].contains("--queue-dir"), "{log}");
+    ensure!(log.contains("can be kept on disk again"), "{log}");
+
+    stage.proxy.then(TAKE);
+    stage.wait(|page| on_disk(page) == 0.0)?;
+    let page = stage.settled()?;
+    ensure!(page.sum(DROPPED, &[]) == Some(0.0), "points are dropped");
+    stage.check_lines(&stage.proxy.requests())?;
     stage.end()
 }
 
