@@ -2,6 +2,7 @@
 
 pub mod apps;
 pub mod cases;
+pub mod catalogue;
 pub mod cgroup;
 pub mod envoy;
 pub mod exposition;
