@@ -195,9 +195,8 @@ impl State {
         let named = &self.named_pages;
         let found = targets(&self.components, &self.running, self.scrape_proxies)
             .into_iter()
-            .filter(|found| found.inside_only.is_none())
             .filter_map(Target::found)
-            .filter(|found| named.iter().all(|named| named.url != found.url));
+            .filter(|found| !named.iter().any(|named| named.is_same_page(found)));
         if let Err(error) = self.control_plane.set(named.iter().cloned().chain(found)) {
             tracing::error!("metrics pages cannot be read: {:#}", anyhow::Error::from(error));
         }

@@ -130,7 +130,7 @@ struct Capability {
 }
 
 const SYS_ADMIN: u32 = 21;
-const CAPABILITIES: [Capability; 5] = [
+const CAPABILITIES: [Capability; 6] = [
     Capability { name: "CAP_BPF", number: 39, or: Some(SYS_ADMIN), needed: true, purpose: "to load the programs" },
     Capability {
         name: "CAP_PERFMON",
@@ -159,6 +159,13 @@ const CAPABILITIES: [Capability; 5] = [
         or: Some(1),
         needed: false,
         purpose: "to read what file permissions hide below /proc",
+    },
+    Capability {
+        name: "CAP_SYS_ADMIN",
+        number: SYS_ADMIN,
+        or: None,
+        needed: false,
+        purpose: "to read metrics pages from inside their network namespaces, where those let nobody else in",
     },
 ];
 
@@ -413,7 +420,8 @@ fn reachability(page: &MetricsPage, unreachable: Option<&String>, may_enter: boo
     let why_not = match (page.inside_only, unreachable) {
         (None, None) => return ("ok", vec![format!("{at}: {}", page.evidence)]),
         (Some(reason), _) => reason.text(),
-        (None, Some(reason)) => reason,
+        (None, Some(reason)) if page.inside.is_some() => reason,
+        (None, Some(reason)) => return ("note", vec![format!("{at}: {reason}")]),
     };
     let (state, held) = if may_enter { ("ok", "held") } else { ("note", "missing") };
     let so = format!("To be read only from inside its network namespace, which needs CAP_SYS_ADMIN ({held}).");

@@ -8,6 +8,9 @@ use std::{
 
 use reqwest::{Certificate, Client, ClientBuilder};
 
+/// What the observer calls itself.
+pub const USER_AGENT: &str = concat!("mesh-observer/", env!("CARGO_PKG_VERSION"));
+
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -57,6 +60,8 @@ pub fn trusting(ca_file: Option<&Path>, timeout: Duration) -> Result<Client, Cli
 pub fn direct(https: bool, ca_file: Option<&Path>, timeout: Duration) -> Result<Client, ClientError> {
     // An idle connection keeps a buffer as large as the largest page; a new one every few seconds costs nothing.
     let builder = builder(timeout).no_proxy().pool_max_idle_per_host(0);
+    // So that there is time left for another way where nobody answers.
+    let builder = builder.connect_timeout(timeout / 3);
     match (https, ca_file) {
         (false, _) => builder.tls_certs_only([]).build().map_err(ClientError::Plain),
         (true, None) => builder.build().map_err(ClientError::Tls),
@@ -67,10 +72,7 @@ pub fn direct(https: bool, ca_file: Option<&Path>, timeout: Duration) -> Result<
 fn builder(timeout: Duration) -> ClientBuilder {
     // The first client installs it; for the others it is there, which is no error.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
-        .timeout(timeout)
-        .user_agent(concat!("mesh-observer/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
+    Client::builder().timeout(timeout).user_agent(USER_AGENT).redirect(reqwest::redirect::Policy::none())
 }
 
 fn authorities(path: &Path) -> Result<Vec<Certificate>, ClientError> {

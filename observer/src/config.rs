@@ -220,7 +220,11 @@ impl Config {
     /// How the control plane is scraped.
     #[must_use]
     pub fn scraping(&self) -> control_plane::Options {
-        control_plane::Options { interval: self.interval, ca_file: self.control_plane_ca.clone() }
+        control_plane::Options {
+            interval: self.interval,
+            ca_file: self.control_plane_ca.clone(),
+            proc_root: self.proc_root.clone(),
+        }
     }
 
     /// What the kernel programs are told.

@@ -15,6 +15,8 @@ use crate::{
 pub const GATEWAY_PLAIN: u16 = 8080;
 /// Port of the TLS door of a gateway.
 pub const GATEWAY_TLS: u16 = 8443;
+/// Port of every proxy's own metrics, at `/stats/prometheus`.
+pub const METRICS: u16 = 15090;
 
 /// Files that a configuration refers to, all in the proxy's directory.
 pub struct Files<'a> {
@@ -35,16 +37,18 @@ pub struct Files<'a> {
 /// The whole bootstrap configuration of the proxy of `workload`.
 pub fn bootstrap(workload: &Workload, services: &[Service], options: &Options, files: &Files<'_>) -> Value {
     let builder = Builder { workload, services, options, files };
-    let (listeners, clusters) = match options.kind {
+    let (mut listeners, mut clusters) = match options.kind {
         Kind::Sidecar => (
-            json!([builder.outbound_listener(), builder.inbound_listener()]),
+            vec![builder.outbound_listener(), builder.inbound_listener()],
             [builder.outbound_clusters(), builder.inbound_clusters()].concat(),
         ),
         Kind::Gateway => (
-            json!([builder.gateway_listener(GATEWAY_PLAIN, false), builder.gateway_listener(GATEWAY_TLS, true)]),
+            vec![builder.gateway_listener(GATEWAY_PLAIN, false), builder.gateway_listener(GATEWAY_TLS, true)],
             builder.outbound_clusters(),
         ),
     };
+    listeners.push(builder.metrics_listener());
+    clusters.push(static_cluster(OWN_METRICS, OWN_METRICS, &socket("127.0.0.1", 15000)));
     json!({
         "admin": {"address": socket("127.0.0.1", 15000)},
         "static_resources": {"listeners": listeners, "clusters": clusters},
@@ -64,6 +68,7 @@ const ISTIO_HTTP_ALPN: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h
 const SNIFFED_HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 const PASSTHROUGH: &str = "PassthroughCluster";
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+const OWN_METRICS: &str = "prometheus_stats";
 
 impl Builder<'_> {
     fn outbound_listener(&self) -> Value {
@@ -211,24 +216,39 @@ impl Builder<'_> {
         })
     }
 
+    /// Envoy's own metrics for who asks from outside.
+    fn metrics_listener(&self) -> Value {
+        let answer = match &self.options.metrics_page {
+            Some(page) => ("direct_response", json!({"status": 200, "body": {"inline_string": page}})),
+            None => ("route", json!({"cluster": OWN_METRICS})),
+        };
+        let route = json!({"match": {"prefix": "/stats/prometheus"}, answer.0: answer.1});
+        let mut manager = typed("network.http_connection_manager.v3.HttpConnectionManager");
+        merge(
+            &mut manager,
+            json!({
+                "stat_prefix": "stats",
+                "http_filters": [router()],
+                "route_config": {"virtual_hosts": [{"name": "backend", "domains": ["*"], "routes": [route]}]},
+            }),
+        );
+        let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager});
+        json!({
+            "address": socket("0.0.0.0", METRICS),
+            "additional_addresses": [{"address": socket("::", METRICS)}],
+            "filter_chains": [{"filters": [filter]}],
+        })
+    }
+
     fn outbound_clusters(&self) -> Vec<Value> {
         let mut clusters = vec![json!({
             "name": PASSTHROUGH, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "10s",
         })];
         for (service, family) in self.services.iter().flat_map(|service| FAMILIES.map(|family| (service, family))) {
             for tcp in [false, true] {
-                let mut cluster = json!({
-                    "name": outbound_cluster(service, family, tcp),
-                    "type": "STATIC",
-                    "connect_timeout": "10s",
-                    "circuit_breakers": circuit_breakers(),
-                    "load_assignment": {
-                        "cluster_name": service.host(),
-                        "endpoints": [{"lb_endpoints": [{"endpoint": {
-                            "address": socket(&service.endpoint.ip(family).to_string(), service.target_port),
-                        }}]}],
-                    },
-                });
+                let name = outbound_cluster(service, family, tcp);
+                let address = socket(&service.endpoint.ip(family).to_string(), service.target_port);
+                let mut cluster = static_cluster(&name, &service.host(), &address);
                 if !tcp {
                     cluster["typed_extension_protocol_options"] = http_protocol(service.protocol);
                 }
@@ -329,10 +349,7 @@ impl Builder<'_> {
             "request_timeout": "0s",
             "upgrade_configs": [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}],
             "access_log": [self.access_log(direction, "http")],
-            "http_filters": [{
-                "name": "envoy.filters.http.router",
-                "typed_config": typed("http.router.v3.Router"),
-            }],
+            "http_filters": [router()],
             "route_config": {"virtual_hosts": hosts},
         });
         merge(&mut manager, fields);
@@ -418,6 +435,23 @@ fn outbound_cluster(service: &Service, family: Family, tcp: bool) -> String {
 
 fn inbound_cluster(port: u16) -> String {
     format!("inbound|{port}||")
+}
+
+fn static_cluster(name: &str, host: &str, address: &Value) -> Value {
+    json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "10s",
+        "circuit_breakers": circuit_breakers(),
+        "load_assignment": {
+            "cluster_name": host,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+    })
+}
+
+fn router() -> Value {
+    json!({"name": "envoy.filters.http.router", "typed_config": typed("http.router.v3.Router")})
 }
 
 /// CONNECT is passed on as CONNECT, everything else as it is; nothing times out and nothing is retried.

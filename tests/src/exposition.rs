@@ -59,6 +59,11 @@ impl Exposition {
         Ok(exposition)
     }
 
+    /// All samples, in the order they came.
+    pub fn all(&self) -> &[Sample] {
+        &self.samples
+    }
+
     /// Samples of that exact name.
     pub fn samples<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Sample> {
         self.samples.iter().filter(move |sample| sample.name == name)

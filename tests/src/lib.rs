@@ -2,6 +2,7 @@
 
 pub mod apps;
 pub mod cases;
+pub mod catalogue;
 pub mod cgroup;
 pub mod envoy;
 pub mod exposition;
@@ -18,3 +19,4 @@ pub mod server;
 pub mod sidecar;
 pub mod tally;
 pub mod tools;
+pub mod wavefront;

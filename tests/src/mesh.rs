@@ -211,6 +211,17 @@ impl Mesh {
         Ok(workload)
     }
 
+    /// Puts this machine on the mesh's network, so that pods can be reached from here as from a node; ends with the mesh.
+    pub fn join(&self) -> Result<()> {
+        let host = format!("{}-host", self.name);
+        // The kernel may still be removing that of an earlier mesh.
+        let _ = run("ip", &["link", "del", &host]);
+        run("ip", &["link", "add", &host, "type", "veth", "peer", "name", "host", "netns", self.hub.name()])?;
+        self.hub.batch("link set host master br0 up")?;
+        run("ip", &["addr", "add", &format!("10.77.{}.2/24", self.index), "dev", &host])?;
+        run("ip", &["link", "set", &host, "up"]).map(drop)
+    }
+
     /// Declares a service; sidecars started later know it.
     pub fn service(
         &mut self,

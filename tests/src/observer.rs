@@ -47,12 +47,29 @@ impl Observer {
 
     /// As [`Observer::start`], with nothing on the command line but `arguments` and a configuration file of this text.
     pub fn start_with(directory: &Path, configuration: &str, sidecars: usize, arguments: &[&str]) -> Result<Self> {
-        let program = tools::observer()?;
+        Self::launch(&mut Command::new(tools::observer()?), directory, configuration, sidecars, arguments)
+    }
+
+    /// As [`Observer::start`], without one of the capabilities that root has; its name as setpriv(1) writes it.
+    pub fn start_without(capability: &str, mesh: &Mesh, arguments: &[&str]) -> Result<Self> {
+        let executable = mesh.executable();
+        let arguments = [["--sidecar-exe", executable.as_str()].as_slice(), arguments].concat();
+        Self::launch(&mut without(capability)?, mesh.directory(), &mesh.observer_tables(), 0, &arguments)
+    }
+
+    /// As [`Observer::start_with`], by a command that becomes the observer.
+    pub fn launch(
+        command: &mut Command,
+        directory: &Path,
+        configuration: &str,
+        sidecars: usize,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let address = free_port()?;
         let file = directory.join("observer.toml");
         fs::write(&file, configuration).with_context(|| format!("{}", file.display()))?;
         let log = directory.join(format!("observer-{}.log", address.port()));
-        let process = Command::new(&program)
+        let process = command
             .args(["run", "--listen", &address.to_string(), "--config"])
             .arg(&file)
             .args(arguments)
@@ -60,7 +77,7 @@ impl Observer {
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
             .spawn()
-            .with_context(|| format!("{} cannot be started", program.display()))?;
+            .with_context(|| format!("{} cannot be started", command.get_program().display()))?;
         let mut observer = Self { process, address, log };
         observer.wait_attached(sidecars)?;
         Ok(observer)
@@ -154,6 +171,13 @@ impl Drop for Observer {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The observer's program, to be run without one of the capabilities that root has.
+pub fn without(capability: &str) -> Result<Command> {
+    let mut command = Command::new(tools::require("setpriv")?);
+    command.args(["--bounding-set", &format!("-{capability}"), "--"]).arg(tools::observer()?);
+    Ok(command)
 }
 
 /// A running `observer snapshot` of Wavefront lines.

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::tools;
 
+const FORBIDDEN: &[u8] = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 /// Bytes of one chunk, few enough for many of them in a page.
 const CHUNK: usize = 2048;
 
@@ -20,6 +21,13 @@ const CHUNK: usize = 2048;
 #[must_use]
 pub fn fixtures() -> PathBuf {
     tools::repository().join("tests/fixtures/istiod")
+}
+
+/// Names of the families that the product's documentation lists for the control plane, as a page has them.
+pub fn documented() -> Result<Vec<String>> {
+    let table = fs::read_to_string(fixtures().join("coverage.tsv")).context("coverage.tsv")?;
+    let names = table.lines().skip(1).filter_map(|row| row.split('\t').nth(1));
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// One page of one version, as `1.25.3/05-config-update`.
@@ -42,6 +50,11 @@ impl Capture {
             Some(Self { name: format!("{version}/{name}"), content_type: content_type.to_owned() })
         });
         Ok(captures.collect())
+    }
+
+    /// The page of this name.
+    pub fn named(name: &str) -> Result<Self> {
+        Self::all()?.into_iter().find(|own| own.name == name).with_context(|| format!("no page {name}"))
     }
 
     /// The version that gave it.
@@ -121,7 +134,25 @@ impl Replay {
     }
 }
 
-fn serve(mut stream: TcpStream, answer: &Mutex<Vec<u8>>) -> std::io::Result<()> {
+/// Serves this page on every address of this network namespace, as istiod does with `METRICS_LOCALHOST_ACCESS_ONLY`: who
+/// does not call from loopback is refused. For a process of its own; does not return.
+pub fn serve_local_callers(capture: &Capture, port: u16) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("port {port}"))?;
+    let page = capture.answer()?;
+    for stream in listener.incoming().flatten() {
+        let is_local = stream.peer_addr().is_ok_and(|peer| IpAddr::is_loopback(&peer.ip()));
+        // A client that leaves early is its own business.
+        let _ = exchange(stream, if is_local { &page } else { FORBIDDEN });
+    }
+    Ok(())
+}
+
+fn serve(stream: TcpStream, answer: &Mutex<Vec<u8>>) -> std::io::Result<()> {
+    let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    exchange(stream, &answer)
+}
+
+fn exchange(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut piece = [0; 1024];
     while !request.ends_with(b"\r\n\r\n") {
@@ -131,6 +162,5 @@ fn serve(mut stream: TcpStream, answer: &Mutex<Vec<u8>>) -> std::io::Result<()> 
         }
         request.extend_from_slice(&piece[..read]);
     }
-    let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    stream.write_all(&answer)
+    stream.write_all(answer)
 }

@@ -105,13 +105,18 @@ impl Server {
 
     /// What its page says now.
     pub fn own_figures(&self) -> Result<Page> {
+        self.own_page().map(Page)
+    }
+
+    /// Its page now, as it is.
+    pub fn own_page(&self) -> Result<String> {
         let fetch = || get(self.page, "/metrics");
         let (status, text) = match &self.inside {
             Some(workload) => workload.net.enter(fetch)??,
             None => fetch()?,
         };
         ensure!(status == 200, "{} answered {status}", self.page);
-        Ok(Page(text))
+        Ok(text)
     }
 
     /// Ends it without warning.

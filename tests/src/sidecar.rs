@@ -67,6 +67,8 @@ pub struct Options {
     pub executable: Option<String>,
     /// cgroup v2 directory instead of its own container's.
     pub cgroup: Option<PathBuf>,
+    /// Metrics page instead of Envoy's own, at most 4 KiB.
+    pub metrics_page: Option<String>,
 }
 
 impl Default for Options {
@@ -81,6 +83,7 @@ impl Default for Options {
             passthrough_http_ports: Vec::new(),
             executable: None,
             cgroup: None,
+            metrics_page: None,
         }
     }
 }

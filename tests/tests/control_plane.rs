@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::{
+    catalogue,
     exposition::Exposition,
     observer::{Observer, get},
     replay::{Capture, Replay, fixtures},
@@ -33,44 +34,6 @@ fn every_known_figure_of_every_version_is_exposed() -> Result<()> {
         check_form(&stage, format, accept)?;
     }
     stage.end()
-}
-
-#[test]
-fn the_catalogue_says_which_rows_have_data_and_why_the_others_have_none() -> Result<()> {
-    let captures = Capture::all()?;
-    for version in ["1.12.9", "1.18.7", "1.25.3", "1.32-dev"] {
-        let of_version: Vec<Capture> = captures.iter().filter(|own| own.version() == version).cloned().collect();
-        let planes = planes(&of_version)?;
-        let stage = Stage::start(&format!("live-{version}"), planes.values())?;
-        stage.wait_for(UP, planes.len())?;
-        let mut without = BTreeMap::new();
-        let rows = catalogue(&["--live", "--listen", &stage.observer.address().to_string()])?;
-        for row in rows.iter().filter(|row| row["from"] == "istiod") {
-            match row["live"].strip_prefix("no data: ") {
-                None => ensure!(row["live"] == "data", "{row:?}"),
-                Some(reason) => drop(without.insert(row["prometheus_name"].clone(), reason.to_owned())),
-            }
-        }
-        let coverage = coverage()?;
-        let never = coverage.iter().filter(|(_, states)| {
-            states.iter().all(|(capture, state)| !capture.starts_with(version) || state == "absent")
-        });
-        let never: Vec<&String> = never.map(|(family, _)| family).collect();
-        for (family, reason) in &without {
-            println!("{version} {family}: {reason}");
-            ensure!(never.contains(&family), "{version}: {family} has data: {reason}");
-            ensure!(reason.contains("no supported release") || reason.contains("reports it up to"), "{reason}");
-        }
-        // What never moved but is counted is 0; the rest has no data.
-        let zero = never.iter().filter(|family| !without.contains_key(**family)).collect::<Vec<_>>();
-        let expected: &[&str] = if version < "1.26" { &["pilot_xds_push_context_errors"] } else { &[] };
-        ensure!(zero == expected.iter().collect::<Vec<_>>(), "{version}: 0 without a page that says so: {zero:?}");
-        stage.end()?;
-    }
-    let output = Command::new(tools::observer()?).args(["catalogue", "--live", "--listen", "127.0.0.1:1"]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code() == Some(1) && said.contains("no observer answers at 127.0.0.1:1"), "{said}");
-    Ok(())
 }
 
 #[test]
@@ -175,9 +138,9 @@ fn check_expected(planes: &BTreeMap<String, Replay>, exposition: &Exposition) ->
 
 /// Where a page shows nothing, the observer shows 0 for families without labels that the release has, else nothing.
 fn check_coverage(planes: &BTreeMap<String, Replay>, exposition: &Exposition) -> Result<()> {
-    let catalogue = catalogue(&[])?;
+    let catalogue = catalogue::rows(&[])?;
     let mut checked = 0;
-    for (family, states) in coverage()? {
+    for (family, states) in catalogue::coverage()? {
         let row = catalogue.iter().find(|row| row["prometheus_name"] == family).with_context(|| family.clone())?;
         for (capture, state) in states {
             let instance = planes.get(&capture).with_context(|| capture.clone())?.instance();
@@ -221,30 +184,6 @@ fn reports(row: &BTreeMap<String, String>, capture: &str) -> bool {
     };
     let (since, until) = (&row["since_istio"], &row["until_istio"]);
     !since.is_empty() && (until.is_empty() || number(capture) <= number(until))
-}
-
-/// State of every family in every page.
-fn coverage() -> Result<BTreeMap<String, Vec<(String, String)>>> {
-    let table = fs::read_to_string(fixtures().join("coverage.tsv"))?;
-    let mut lines = table.lines().map(|line| line.split('\t').collect::<Vec<_>>());
-    let captures = lines.next().context("no header")?;
-    let rows = lines.map(|row| {
-        let states = captures.iter().zip(&row).skip(2);
-        (row[1].to_owned(), states.map(|(capture, state)| ((*capture).to_owned(), (*state).to_owned())).collect())
-    });
-    Ok(rows.collect())
-}
-
-fn catalogue(arguments: &[&str]) -> Result<Vec<BTreeMap<String, String>>> {
-    let output = Command::new(tools::observer()?).args(["catalogue", "--format", "tsv"]).args(arguments).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let table = String::from_utf8(output.stdout)?;
-    let mut lines = table.lines();
-    let columns: Vec<&str> = lines.next().context("no header")?.split('\t').collect();
-    let rows = lines.map(|line| {
-        columns.iter().zip(line.split('\t')).map(|(column, cell)| ((*column).to_owned(), cell.to_owned())).collect()
-    });
-    Ok(rows.collect())
 }
 
 /// An observer that looks at control planes only.

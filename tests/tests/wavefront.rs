@@ -1,28 +1,9 @@
 //! Wavefront's own decoders and validation, at the documented limits, take every line that the observer makes.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::Path,
-    process::{Command, Stdio},
-    thread,
-};
+use std::{fs, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
-use harness::tools;
-
-/// What the decoders say of each line.
-fn judged(lines: &str) -> Result<Vec<String>> {
-    let mut decoder: Command = tools::wavefront_decoder()?;
-    let mut decoder = decoder.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let mut input = decoder.stdin.take().context("no standard input")?;
-    let lines = lines.to_owned();
-    let writer = thread::spawn(move || input.write_all(lines.as_bytes()));
-    let output = decoder.wait_with_output()?;
-    writer.join().expect("the writer does not panic")?;
-    ensure!(output.status.success(), "the decoder failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
-}
+use anyhow::{Result, ensure};
+use harness::wavefront::judged;
 
 /// The golden files are what the encoder makes, byte for byte: the observer's own tests say so.
 #[test]

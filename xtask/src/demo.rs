@@ -5,6 +5,7 @@
 //! behind, the next start removes. At the end the observer's counts are compared with Envoy's own access logs.
 
 mod calls;
+mod control_plane;
 mod table;
 mod traffic;
 
@@ -39,6 +40,7 @@ use crate::{
     setup,
 };
 use calls::Calls;
+use control_plane::ControlPlane;
 use table::{Flows, Scrape};
 use traffic::Traffic;
 
@@ -90,6 +92,7 @@ pub(crate) fn use_tools(observer: &Path) {
 struct Demo {
     calls: Calls,
     traffic: Traffic,
+    control_plane: ControlPlane,
     observer: Observer,
     referees: Vec<Referee>,
     sidecars: Vec<Sidecar>,
@@ -115,11 +118,12 @@ impl Demo {
             .map(|workload| Sidecar::start(&mesh, workload, SidecarOptions::default()))
             .collect::<Result<Vec<_>>>()?;
         let referees = sidecars.iter().map(Referee::new).collect::<Result<Vec<_>>>()?;
-        let observer = Observer::start(&mesh, sidecars.len(), &[])?;
+        let control_plane = ControlPlane::start()?;
+        let observer = Observer::start(&mesh, sidecars.len(), &["--control-plane", &control_plane.url()])?;
         adopt(&mesh, observer.pid())?;
         let traffic = Traffic::start(services, &shop, &catalog, &stock)?;
         let calls = Calls::start(&prices, &shop)?;
-        Ok(Self { calls, traffic, observer, referees, sidecars, mesh })
+        Ok(Self { calls, traffic, control_plane, observer, referees, sidecars, mesh })
     }
 
     /// Shows the table until the time is up or a signal comes.
@@ -164,6 +168,7 @@ impl Demo {
             self.mesh.name(),
             sidecars.join(", ")
         )?;
+        writeln!(out, "control plane: a real istiod's page at {}/metrics", self.control_plane.url())?;
         writeln!(out, "metrics: http://{}/metrics    Ctrl-C ends and removes everything\n", self.observer.address())?;
         writeln!(out, "{flows}")?;
         Ok(out.flush()?)
@@ -171,7 +176,7 @@ impl Demo {
 
     /// Ends the traffic and waits for the observer to say what Envoy says; an error if it does not.
     fn compare(self) -> Result<()> {
-        let Self { calls, traffic, observer, mut referees, sidecars, mesh } = self;
+        let Self { calls, traffic, control_plane, observer, mut referees, sidecars, mesh } = self;
         traffic.end();
         let mut truth = Tally::default();
         let messages = calls.end();
@@ -192,13 +197,20 @@ impl Demo {
             sleep(Duration::from_millis(100));
         };
         println!("{}", table::summary(&truth, &observed));
+        let (page, other) = control_plane.settled(&observer, end)?;
+        println!("{}", control_plane.summary(&page));
         let stopped = observer.stop();
         drop((sidecars, mesh));
         if !differences.is_empty() {
             bail!("the observer's counts differ from Envoy's:\n  {}", differences.join("\n  "));
         }
+        if !other.is_empty() {
+            bail!("the control plane's figures differ from what was served:\n  {}", other.join("\n  "));
+        }
         stopped?;
-        say("every count and every byte equals Envoy's; namespaces, processes and cgroups are removed");
+        say(
+            "every count and every byte equals Envoy's, the control plane's figures what was served; namespaces, processes and cgroups are removed",
+        );
         Ok(())
     }
 }

@@ -16,8 +16,9 @@ use super::{context::opaque, early, maps, record};
 
 /// Turns for one packet: a 64 KiB packet of one-byte chunks needs 33,000; more than this has BIG TCP.
 pub(super) const TURNS: u32 = 1 << 17;
-/// Tries to enter a direction that another processor is in: about a millisecond.
-const TRIES: u32 = 1 << 16;
+/// Tries to enter a direction that another processor is in: some fifteen milliseconds, since a virtual one can be stopped
+/// for that long. The kernel itself waits for a socket without a limit.
+const TRIES: u32 = 1 << 20;
 /// Flag of a TCP header.
 pub(super) const FIN: u8 = 1;
 /// Flag of a TCP header.

@@ -3,6 +3,7 @@
 
 mod fetch;
 mod page;
+mod scraper;
 
 use std::{
     collections::BTreeMap,
@@ -13,15 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::{Client, Url};
+use reqwest::Url;
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 use crate::{
     chance::chance,
-    client::{self, ClientError},
-    discovery,
+    client::ClientError,
+    discovery::target::{self, Inside},
 };
 
+use self::scraper::Scraper;
 pub use self::{
     fetch::ScrapeError,
     page::{Page, PageFamily, PageLine, Suffix, escape},
@@ -48,6 +50,8 @@ pub struct Target {
     pub pod: Option<String>,
     /// Namespace, if known.
     pub namespace: Option<String>,
+    /// The other way to it, where there is one.
+    pub inside: Option<Inside>,
 }
 
 impl Target {
@@ -56,14 +60,22 @@ impl Target {
     pub fn named(url: PageUrl) -> Self {
         let host = url.0.host_str().unwrap_or_default();
         let instance = format!("{host}:{}", url.0.port_or_known_default().unwrap_or_default());
-        Self { url, instance, app: "istiod".to_owned(), pod: None, namespace: None }
+        Self { url, instance, app: "istiod".to_owned(), pod: None, namespace: None, inside: None }
     }
 
     /// The page of a process that was found.
     #[must_use]
-    pub fn found(found: discovery::target::Target) -> Option<Self> {
-        let discovery::target::Target { url, instance, app, pod, namespace, .. } = found;
-        Some(Self { url: url.parse().ok()?, instance, app, pod, namespace })
+    pub fn found(found: target::Target) -> Option<Self> {
+        let target::Target { url, instance, app, pod, namespace, inside, .. } = found;
+        Some(Self { url: url.parse().ok()?, instance, app, pod, namespace, inside })
+    }
+
+    /// Whether a page that was found is this one. An address that leads to it only from inside another network namespace
+    /// says nothing here.
+    #[must_use]
+    pub fn is_same_page(&self, found: &Self) -> bool {
+        let is_reached_here = found.inside.is_none_or(|inside| inside.only.is_none());
+        self.instance == found.instance || self.url == found.url && is_reached_here
     }
 }
 
@@ -112,6 +124,8 @@ pub struct Options {
     pub interval: Duration,
     /// Authorities trusted over TLS, PEM; those of the system if absent.
     pub ca_file: Option<PathBuf>,
+    /// The proc file system, where network namespaces are found.
+    pub proc_root: PathBuf,
 }
 
 /// How one target fares.
@@ -126,10 +140,12 @@ pub struct TargetReading {
     /// How long the last scrape took.
     pub took: Duration,
     /// Scrapes by outcome: `ok`, or the kind of error.
-    pub scrapes: BTreeMap<&'static str, u64>,
+    pub scrapes: Counts,
     /// Lines passed over, by reason.
-    pub skipped: BTreeMap<&'static str, u64>,
+    pub skipped: Counts,
 }
+
+type Counts = BTreeMap<&'static str, u64>;
 
 /// Every target with its task.
 #[derive(Debug)]
@@ -167,8 +183,13 @@ impl ControlPlane {
             let running = match before.remove_entry(&target) {
                 Some(running) => running,
                 None => {
+                    let counted =
+                        before.iter().find(|(other, _)| other.instance == target.instance).map(|(_, running)| {
+                            let last = lock(&running.last);
+                            (last.scrapes.clone(), last.skipped.clone())
+                        });
                     let target = Arc::new(target);
-                    (target.clone(), self.start(target)?)
+                    (target.clone(), self.start(target, counted)?)
                 }
             };
             self.running.insert(running.0, running.1);
@@ -176,19 +197,15 @@ impl ControlPlane {
         Ok(())
     }
 
-    fn start(&self, target: Arc<Target>) -> Result<Running, ClientError> {
+    /// What was counted of an instance before its process was another goes on.
+    fn start(&self, target: Arc<Target>, counted: Option<(Counts, Counts)>) -> Result<Running, ClientError> {
         let limit = PATIENCE.min(self.options.interval.max(Duration::from_secs(1)));
-        let https = target.url.0.scheme() == "https";
-        let client = client::direct(https, self.options.ca_file.as_deref(), limit)?;
-        let last = Arc::new(Mutex::new(TargetReading {
-            target: target.clone(),
-            page: None,
-            tried: false,
-            took: Duration::ZERO,
-            scrapes: BTreeMap::from([("ok", 0)]),
-            skipped: BTreeMap::new(),
-        }));
-        let task = tokio::spawn(scrape(target, client, self.options.interval, limit, last.clone()));
+        let scraper = Scraper::new(&target, &self.options, limit)?;
+        let (scrapes, skipped) = counted.unwrap_or_else(|| (Counts::from([("ok", 0)]), Counts::new()));
+        let (page, tried, took) = (None, false, Duration::ZERO);
+        let last = TargetReading { target: target.clone(), page, tried, took, scrapes, skipped };
+        let last = Arc::new(Mutex::new(last));
+        let task = tokio::spawn(scrape(target, scraper, self.options.interval, last.clone()));
         Ok(Running { last, task })
     }
 
@@ -205,13 +222,7 @@ fn lock(last: &Mutex<TargetReading>) -> MutexGuard<'_, TargetReading> {
 
 /// Scrapes one target for ever. The first time lies anywhere in half an interval, so that nodes that start together do not
 /// ask together.
-async fn scrape(
-    target: Arc<Target>,
-    client: Client,
-    interval: Duration,
-    limit: Duration,
-    last: Arc<Mutex<TargetReading>>,
-) {
+async fn scrape(target: Arc<Target>, scraper: Scraper, interval: Duration, last: Arc<Mutex<TargetReading>>) {
     let first = tokio::time::Instant::now() + interval.mul_f64(chance() / 2.0);
     let mut tick = tokio::time::interval_at(first, interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -219,7 +230,7 @@ async fn scrape(
     loop {
         tick.tick().await;
         let began = Instant::now();
-        let outcome = fetch::fetch(&client, &target.url.0, &LABELS, limit).await;
+        let outcome = scraper.page(&target).await;
         told(&target, &outcome, &mut failing);
         let mut last = lock(&last);
         (last.tried, last.took) = (true, began.elapsed());

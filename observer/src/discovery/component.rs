@@ -80,19 +80,10 @@ pub struct Component {
 }
 
 impl Component {
-    /// Whether its page is as far away as its network namespace, or why it is not known.
+    /// Why its page is not known.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        match &self.page {
-            Err(reason) => Some(format!("its metrics page is not known: {reason}")),
-            Ok(page) => page.inside_only.map(|reason| {
-                format!(
-                    "its metrics page at {} can be read only from inside its network namespace (CAP_SYS_ADMIN): {}",
-                    page.address,
-                    reason.text()
-                )
-            }),
-        }
+        self.page.as_ref().err().map(|reason| format!("its metrics page is not known: {reason}"))
     }
 }
 
@@ -105,6 +96,8 @@ pub struct Page {
     pub address: SocketAddr,
     /// Set if that works only from inside its network namespace.
     pub inside_only: Option<InsideOnly>,
+    /// Where to connect to from inside its network namespace; `None` if the observer is in the same one.
+    pub inside: Option<SocketAddr>,
     /// How it was found, for `observer check`.
     pub evidence: String,
     /// Whether its port is only taken for it because there is no other yet.
@@ -112,7 +105,7 @@ pub struct Page {
 }
 
 /// Why a page can be read only from inside its process's network namespace, which is not the observer's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InsideOnly {
     /// It listens on loopback.
     Loopback,
@@ -177,6 +170,7 @@ pub fn page(surroundings: &Surroundings) -> Result<Page, String> {
         instance: SocketAddr::new(own, port),
         address: SocketAddr::new(address, port),
         inside_only: reason.filter(|_| !surroundings.same_namespace),
+        inside: (!surroundings.same_namespace).then(|| SocketAddr::new(loopback.unwrap_or(address), port)),
         evidence,
         is_guess,
     })
@@ -303,6 +297,14 @@ mod tests {
     }
 
     #[test]
+    fn from_inside_it_is_on_loopback_if_it_listens_there() {
+        let inside = |listening: &[&str]| page(&surroundings(listening)).unwrap().inside.unwrap().to_string();
+        assert_eq!(inside(&["[::]:15014"]), "127.0.0.1:15014");
+        assert_eq!(inside(&["10.7.7.7:15014", "[::1]:15014"]), "[::1]:15014");
+        assert_eq!(inside(&["10.7.7.7:15014"]), "10.7.7.7:15014");
+    }
+
+    #[test]
     fn a_page_for_local_callers_is_read_locally() {
         let mut refusing = surroundings(&["[::]:15014"]);
         refusing.local_only = true;
@@ -310,6 +312,7 @@ mod tests {
         assert_eq!(found(&refusing), expected(Some(InsideOnly::Refusing)));
         refusing.same_namespace = true;
         assert_eq!(found(&refusing), expected(None));
+        assert_eq!(page(&refusing).unwrap().inside, None, "there is no other namespace to enter");
         let mut local = surroundings(&["127.0.0.1:15014"]);
         local.same_namespace = true;
         assert_eq!(found(&local).2, None, "the observer's own loopback");

@@ -1,6 +1,9 @@
 //! The metrics pages to read: pure.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{
     ProcessId, Sidecar, Workload,
@@ -25,40 +28,55 @@ pub struct Target {
     pub pod: Option<String>,
     /// Namespace, if known.
     pub namespace: Option<String>,
-    /// Whose network namespace to connect from where that is needed.
+    /// Whose it is.
     pub process: ProcessId,
-    /// Set if it is needed in any case. Otherwise it may help where the address cannot be reached from here.
-    pub inside_only: Option<InsideOnly>,
+    /// The other way to it, where there is one.
+    pub inside: Option<Inside>,
 }
 
-/// The pages of the components whose place is known, and of the sidecars if `proxies` is set. Of several at one address
-/// the youngest process's counts, as while one takes over from another.
+/// A connection from inside the network namespace that a page is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Inside {
+    /// Whose namespace.
+    pub process: ProcessId,
+    /// Where the page is there.
+    pub address: SocketAddr,
+    /// Why no other way leads to it. `None`: its own address may do.
+    pub only: Option<InsideOnly>,
+}
+
+/// The pages of the components whose place is known, and of the sidecars if `proxies` is set. Of several instances of one
+/// name the youngest process's counts, as while one takes over from another.
 #[must_use]
 pub fn targets(components: &[Arc<Component>], sidecars: &[Arc<Sidecar>], proxies: bool) -> Vec<Target> {
     let of_components = components.iter().filter_map(|component| of_component(component));
     let of_sidecars = sidecars.iter().filter(|_| proxies).filter_map(|sidecar| of_sidecar(sidecar));
     let mut targets: Vec<Target> = of_components.chain(of_sidecars).collect();
     targets.sort_by(|one, other| {
-        let place = one.instance.cmp(&other.instance).then_with(|| one.url.cmp(&other.url));
-        place.then_with(|| other.process.start_time.cmp(&one.process.start_time))
+        one.instance.cmp(&other.instance).then_with(|| other.process.start_time.cmp(&one.process.start_time))
     });
-    targets.dedup_by(|one, other| one.inside_only.is_none() && one.url == other.url && one.instance == other.instance);
+    targets.dedup_by(|one, other| one.instance == other.instance);
     targets
 }
 
 fn of_component(component: &Component) -> Option<Target> {
     let page = component.page.as_ref().ok()?;
+    let (process, only) = (component.process, page.inside_only);
     Some(Target {
         url: format!("http://{}/metrics", page.address),
-        inside_only: page.inside_only,
+        inside: page.inside.map(|address| Inside { process, address, only }),
         ..target(component.app.clone(), page.instance, component.process, &component.workload)
     })
 }
 
 fn of_sidecar(sidecar: &Sidecar) -> Option<Target> {
     let address = SocketAddr::new(*sidecar.addresses.first()?, ENVOY_PORT);
+    // Envoy listens in the pod's own family of addresses.
+    let loopback: IpAddr = if address.is_ipv6() { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let process = Some(sidecar.process).filter(|process| process.is_process());
     Some(Target {
         url: format!("http://{address}/stats/prometheus"),
+        inside: process.map(|process| Inside { process, address: SocketAddr::new(loopback, ENVOY_PORT), only: None }),
         ..target(PROXY.to_owned(), address, sidecar.process, &sidecar.workload)
     })
 }
@@ -71,7 +89,7 @@ fn target(app: String, instance: SocketAddr, process: ProcessId, workload: &Work
         pod: workload.pod.clone(),
         namespace: workload.namespace.clone(),
         process,
-        inside_only: None,
+        inside: None,
     }
 }
 
@@ -96,22 +114,25 @@ mod tests {
         let both = targets(&components, &sidecars, true);
         let urls: Vec<&str> = both.iter().map(|target| target.url.as_str()).collect();
         assert_eq!(urls, ["http://10.0.0.9:15014/metrics", "http://[fd00::1]:15090/stats/prometheus"]);
+        assert_eq!(both[1].inside.map(|inside| inside.address), Some("[::1]:15090".parse().unwrap()));
     }
 
     #[test]
-    fn one_page_is_one_target_and_two_namespaces_are_two() {
-        let at = |pid: u32, inside_only: Option<InsideOnly>| {
+    fn one_instance_is_one_target_the_youngest() {
+        let at = |pid: u32, instance: &str| {
             let mut component = istiod(pid);
             let known = Arc::get_mut(&mut component).unwrap();
             known.process.start_time = u64::from(pid);
-            known.page.as_mut().unwrap().inside_only = inside_only;
+            let page = known.page.as_mut().unwrap();
+            page.instance = instance.parse().unwrap();
+            (page.address, page.inside_only) = ("127.0.0.1:15014".parse().unwrap(), Some(InsideOnly::Loopback));
+            page.inside = Some(page.address);
             component
         };
-        let pids = |components: &[Arc<Component>]| -> Vec<u32> {
-            targets(components, &[], false).iter().map(|target| target.process.pid).collect()
-        };
-        assert_eq!(pids(&[at(1, None), at(2, None)]), [2], "the younger");
-        let inside = Some(InsideOnly::Loopback);
-        assert_eq!(pids(&[at(1, inside), at(2, inside)]), [2, 1]);
+        let found = targets(&[at(1, "10.0.0.9:15014"), at(2, "10.0.0.9:15014"), at(3, "10.0.0.8:15014")], &[], false);
+        let pids: Vec<u32> = found.iter().map(|target| target.process.pid).collect();
+        assert_eq!(pids, [3, 2], "two namespaces are two");
+        let inside = found[1].inside.unwrap();
+        assert_eq!((inside.process.pid, inside.only), (2, Some(InsideOnly::Loopback)));
     }
 }

@@ -69,7 +69,8 @@ struct Delivery {
     shared: Arc<Shared>,
     transport: Box<dyn Transport>,
     disk: Option<Disk>,
-    /// Whether the last send, and the last work on the disk, failed: only changes are logged.
+    /// Whether the last send failed, and whether nothing could be kept on disk since something there failed: only changes
+    /// are logged. A full disk can still be read.
     failing: bool,
     disk_failing: bool,
     /// Failures since the last success.
@@ -215,8 +216,12 @@ impl Delivery {
         while let Some(batch) = waiting.pop() {
             let kept = batch.clone();
             match self.on_disk(move |spool| spool.push(&kept)).await {
-                Ok(0) => {}
-                Ok(dropped) => self.shared.drop_points("queue_full", dropped),
+                Ok(dropped) => {
+                    if std::mem::take(&mut self.disk_failing) {
+                        tracing::info!("emitter {}: batches can be kept on disk again", self.shared.name());
+                    }
+                    self.shared.drop_points("queue_full", dropped);
+                }
                 Err(_) => {
                     waiting.push(batch);
                     return false;
@@ -246,13 +251,10 @@ impl Delivery {
         let waiting = waiting.ok();
         disk.may_hold = waiting.is_none_or(|waiting| waiting.points > 0);
         self.shared.state().figures.on_disk = waiting.map(|waiting| (waiting.points, waiting.bytes));
-        match &done {
-            Ok(_) => self.disk_failing = false,
-            Err(error) => {
-                self.shared.count_error("queue_dir");
-                if !std::mem::replace(&mut self.disk_failing, true) {
-                    tracing::warn!("emitter {}: {error}", self.shared.name());
-                }
+        if let Err(error) = &done {
+            self.shared.count_error("queue_dir");
+            if !std::mem::replace(&mut self.disk_failing, true) {
+                tracing::warn!("emitter {}: {error}", self.shared.name());
             }
         }
         done

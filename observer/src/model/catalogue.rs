@@ -83,23 +83,6 @@ impl Stability {
     }
 }
 
-/// Whether this version has the family's figures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// Collected and emitted.
-    Collected,
-}
-
-impl Status {
-    /// The words the catalogue prints.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Collected => "collected",
-        }
-    }
-}
-
 /// A family of series: one name, one type, one unit.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Family {
@@ -117,8 +100,6 @@ pub struct Family {
     pub origin: Origin,
     /// How long the name can be relied on.
     pub stability: Stability,
-    /// Whether this version collects it.
-    pub status: Status,
     /// One sentence for people.
     pub help: &'static str,
 }
@@ -196,7 +177,7 @@ pub fn by_prometheus_name(name: &str) -> Option<&'static Family> {
 
 macro_rules! families {
     ($($name:ident = $documented:literal, $prometheus:literal, $kind:ident, $unit:literal, $labels:expr,
-        $origin:ident, $stability:ident, $status:ident, $help:literal;)*) => {
+        $origin:ident, $stability:ident, $help:literal;)*) => {
         $(#[doc = $help]
         pub static $name: Family = Family {
             documented_name: $documented,
@@ -206,7 +187,6 @@ macro_rules! families {
             labels: $labels,
             origin: Origin::$origin,
             stability: Stability::$stability,
-            status: Status::$status,
             help: $help,
         };)*
 
@@ -217,332 +197,332 @@ macro_rules! families {
 
 families! {
     REQUEST_BYTES = "istio.request.bytes.*.value", "istio_request_bytes",
-        Histogram, "bytes", &labels::HTTP, Kernel, Stable, Collected,
+        Histogram, "bytes", &labels::HTTP, Kernel, Stable,
         "Wire bytes of each request on the observed plaintext leg, headers and framing included.";
     REQUEST_DURATION = "istio.request.duration.milliseconds.*.value", "istio_request_duration_milliseconds",
-        Histogram, "milliseconds", &labels::HTTP, Kernel, Stable, Collected,
+        Histogram, "milliseconds", &labels::HTTP, Kernel, Stable,
         "Time from the first request byte to the last response byte, in whole milliseconds.";
     RESPONSE_BYTES = "istio.response.bytes.*.value", "istio_response_bytes",
-        Histogram, "bytes", &labels::HTTP, Kernel, Stable, Collected,
+        Histogram, "bytes", &labels::HTTP, Kernel, Stable,
         "Wire bytes of each response on the observed plaintext leg, headers and framing included.";
     REQUESTS = "istio.requests.total.value", "istio_requests_total",
-        Counter, "requests", &labels::HTTP, Kernel, Stable, Collected,
+        Counter, "requests", &labels::HTTP, Kernel, Stable,
         "Requests, counted once each when their stream ends.";
     REQUEST_MESSAGES = "istio.request.messages.total.value", "istio_request_messages_total",
-        Counter, "messages", &labels::HTTP, Kernel, Stable, Collected,
+        Counter, "messages", &labels::HTTP, Kernel, Stable,
         "gRPC messages from client to server, counted when their call ends.";
     RESPONSE_MESSAGES = "istio.response.messages.total.value", "istio_response_messages_total",
-        Counter, "messages", &labels::HTTP, Kernel, Stable, Collected,
+        Counter, "messages", &labels::HTTP, Kernel, Stable,
         "gRPC messages from server to client, counted when their call ends.";
     TCP_SENT_BYTES = "istio.tcp.sent.bytes.total.value", "istio_tcp_sent_bytes_total",
-        Counter, "bytes", &labels::TCP, Kernel, Stable, Collected,
+        Counter, "bytes", &labels::TCP, Kernel, Stable,
         "Payload bytes from server to client, whoever reports.";
     TCP_RECEIVED_BYTES = "istio.tcp.received.bytes.total.value", "istio_tcp_received_bytes_total",
-        Counter, "bytes", &labels::TCP, Kernel, Stable, Collected,
+        Counter, "bytes", &labels::TCP, Kernel, Stable,
         "Payload bytes from client to server, whoever reports.";
     TCP_OPENED = "istio.tcp.connections.opened.total.value", "istio_tcp_connections_opened_total",
-        Counter, "connections", &labels::TCP, Kernel, Stable, Collected,
+        Counter, "connections", &labels::TCP, Kernel, Stable,
         "TCP connections established.";
     TCP_CLOSED = "istio.tcp.connections.closed.total.value", "istio_tcp_connections_closed_total",
-        Counter, "connections", &labels::TCP, Kernel, Stable, Collected,
+        Counter, "connections", &labels::TCP, Kernel, Stable,
         "TCP connections closed.";
     PILOT_SERVICES = "pilot.services.value", "pilot_services",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Services known to the control plane.";
     PILOT_VIRT_SERVICES = "pilot.virt.services.value", "pilot_virt_services",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Virtual services known to the control plane.";
     ISTIO_BUILD = "istio.build.value", "istio_build",
-        Gauge, "", &["component", "tag"], Istiod, Stable, Collected,
+        Gauge, "", &["component", "tag"], Istiod, Stable,
         "Build of an Istio component; always 1.";
     PILOT_XDS_PUSHES = "pilot.xds.pushes.value", "pilot_xds_pushes",
-        Counter, "", &["type"], Istiod, Stable, Collected,
+        Counter, "", &["type"], Istiod, Stable,
         "Configuration pushes tried by type, and failed sends under the type with _senderr.";
     PILOT_TOTAL_XDS_REJECTS = "pilot.total.xds.rejects.value", "pilot_total_xds_rejects",
-        Counter, "", &["type"], Istiod, Stable, Collected,
+        Counter, "", &["type"], Istiod, Stable,
         "Configurations that proxies rejected.";
     PILOT_XDS_CDS_REJECT = "pilot.xds.cds.reject.value", "pilot_xds_cds_reject",
-        Gauge, "", &["node", "err"], Istiod, Stable, Collected,
+        Gauge, "", &["node", "err"], Istiod, Stable,
         "Proxies that rejected a cluster configuration; a flag that istiod never takes back.";
     PILOT_XDS_EDS_REJECT = "pilot.xds.eds.reject.value", "pilot_xds_eds_reject",
-        Gauge, "", &["node", "err"], Istiod, Stable, Collected,
+        Gauge, "", &["node", "err"], Istiod, Stable,
         "Proxies that rejected an endpoint configuration; a flag that istiod never takes back.";
     PILOT_XDS_LDS_REJECT = "pilot.xds.lds.reject.value", "pilot_xds_lds_reject",
-        Gauge, "", &["node", "err"], Istiod, Stable, Collected,
+        Gauge, "", &["node", "err"], Istiod, Stable,
         "Proxies that rejected a listener configuration; a flag that istiod never takes back.";
     PILOT_XDS_RDS_REJECT = "pilot.xds.rds.reject.value", "pilot_xds_rds_reject",
-        Gauge, "", &["node", "err"], Istiod, Stable, Collected,
+        Gauge, "", &["node", "err"], Istiod, Stable,
         "Proxies that rejected a route configuration; a flag that istiod never takes back.";
     PILOT_XDS_WRITE_TIMEOUT = "pilot.xds.write.timeout.value", "pilot_xds_write_timeout",
-        Counter, "", &[], Istiod, Stable, Collected,
+        Counter, "", &[], Istiod, Stable,
         "Configuration pushes whose write timed out.";
     PILOT_XDS_PUSH_CONTEXT_ERRORS = "pilot.xds.push.context.errors.value", "pilot_xds_push_context_errors",
-        Counter, "", &[], Istiod, Removed, Collected,
+        Counter, "", &[], Istiod, Removed,
         "Errors while a push context was built.";
     PILOT_CONFLICT_INBOUND_LISTENER = "pilot.conflict.inbound.listener.value", "pilot_conflict_inbound_listener",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Conflicting inbound listeners in the last completed push.";
     PILOT_TOTAL_XDS_INTERNAL_ERRORS = "pilot.total.xds.internal.errors.value", "pilot_total_xds_internal_errors",
-        Counter, "", &[], Istiod, Stable, Collected,
+        Counter, "", &[], Istiod, Stable,
         "Internal errors of the configuration server.";
     PILOT_CONFLICT_OUTBOUND_LISTENER_HTTP_OVER_CURRENT_TCP =
         "pilot.conflict.outbound.listener.http.over.current.tcp.value",
         "pilot_conflict_outbound_listener_http_over_current_tcp",
-        Gauge, "", &[], Istiod, Removed, Collected,
+        Gauge, "", &[], Istiod, Removed,
         "Outbound listeners where HTTP and TCP conflict; the name reads holder over refused.";
     PILOT_CONFLICT_OUTBOUND_LISTENER_TCP_OVER_CURRENT_HTTP =
         "pilot.conflict.outbound.listener.tcp.over.current.http.value",
         "pilot_conflict_outbound_listener_tcp_over_current_http",
-        Gauge, "", &[], Istiod, Removed, Collected,
+        Gauge, "", &[], Istiod, Removed,
         "Outbound listeners where TCP and HTTP conflict; the name reads holder over refused.";
     PILOT_CONFLICT_OUTBOUND_LISTENER_TCP_OVER_CURRENT_TCP =
         "pilot.conflict.outbound.listener.tcp.over.current.tcp.value",
         "pilot_conflict_outbound_listener_tcp_over_current_tcp",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Outbound TCP listeners that conflict with another TCP listener.";
     PILOT_PROXY_CONVERGENCE_TIME = "pilot.proxy.convergence.time.bucket.value", "pilot_proxy_convergence_time",
-        Histogram, "seconds", &[], Istiod, Stable, Collected,
+        Histogram, "seconds", &[], Istiod, Stable,
         "Time from a configuration change to the proxies having it.";
     PILOT_PROXY_QUEUE_TIME = "pilot.proxy.queue.time.bucket.value", "pilot_proxy_queue_time",
-        Histogram, "seconds", &[], Istiod, Stable, Collected,
+        Histogram, "seconds", &[], Istiod, Stable,
         "Time a proxy waited in the push queue.";
     PROCESS_CPU_SECONDS_TOTAL = "process.cpu.seconds.total.value", "process_cpu_seconds_total",
-        Counter, "seconds", &labels::PROCESS, Procfs, Stable, Collected,
+        Counter, "seconds", &labels::PROCESS, Procfs, Stable,
         "User and system CPU time of the control-plane and sidecar processes on the node.";
     PROCESS_RESIDENT_MEMORY_BYTES = "process.resident.memory.bytes.value", "process_resident_memory_bytes",
-        Gauge, "bytes", &labels::PROCESS, Procfs, Stable, Collected,
+        Gauge, "bytes", &labels::PROCESS, Procfs, Stable,
         "Resident memory of the control-plane and sidecar processes on the node.";
     PROCESS_VIRTUAL_MEMORY_BYTES = "process.virtual.memory.bytes.value", "process_virtual_memory_bytes",
-        Gauge, "bytes", &labels::PROCESS, Procfs, Stable, Collected,
+        Gauge, "bytes", &labels::PROCESS, Procfs, Stable,
         "Virtual memory of the control-plane and sidecar processes on the node.";
     PROCESS_OPEN_FDS = "process.open.fds.value", "process_open_fds",
-        Gauge, "", &labels::PROCESS, Procfs, Stable, Collected,
+        Gauge, "", &labels::PROCESS, Procfs, Stable,
         "File descriptors in use by the control-plane and sidecar processes on the node.";
     PROCESS_MAX_FDS = "process.max.fds.value", "process_max_fds",
-        Gauge, "", &labels::PROCESS, Procfs, Stable, Collected,
+        Gauge, "", &labels::PROCESS, Procfs, Stable,
         "Most file descriptors that the process may have (soft limit).";
     PROCESS_START_TIME_SECONDS = "process.start.time.seconds.value", "process_start_time_seconds",
-        Gauge, "seconds", &labels::PROCESS, Procfs, Stable, Collected,
+        Gauge, "seconds", &labels::PROCESS, Procfs, Stable,
         "When the process started, in seconds since 1970.";
     PROCESS_THREADS = "process.threads.value", "process_threads",
-        Gauge, "", &labels::PROCESS, Procfs, Own, Collected,
+        Gauge, "", &labels::PROCESS, Procfs, Own,
         "Threads of the control-plane and sidecar processes on the node.";
     CGROUP_MEMORY = "mesh.observer.cgroup.memory.bytes.value", "mesh_observer_cgroup_memory_bytes",
-        Gauge, "bytes", &labels::PROCESS, Procfs, Own, Collected,
+        Gauge, "bytes", &labels::PROCESS, Procfs, Own,
         "Memory charged to the cgroup of the process (cgroup v2 memory.current), page cache included.";
     CGROUP_MEMORY_LIMIT = "mesh.observer.cgroup.memory.limit.bytes.value", "mesh_observer_cgroup_memory_limit_bytes",
-        Gauge, "bytes", &labels::PROCESS, Procfs, Own, Collected,
+        Gauge, "bytes", &labels::PROCESS, Procfs, Own,
         "Memory limit of the cgroup of the process (cgroup v2 memory.max); absent without a limit.";
     CGROUP_CPU_PERIODS = "mesh.observer.cgroup.cpu.periods.total.value", "mesh_observer_cgroup_cpu_periods_total",
-        Counter, "periods", &labels::PROCESS, Procfs, Own, Collected,
+        Counter, "periods", &labels::PROCESS, Procfs, Own,
         "Enforcement periods of the CPU limit of the cgroup of the process (cgroup v2 cpu.stat, nr_periods).";
     CGROUP_CPU_THROTTLED_PERIODS = "mesh.observer.cgroup.cpu.throttled.periods.total.value",
         "mesh_observer_cgroup_cpu_throttled_periods_total",
-        Counter, "periods", &labels::PROCESS, Procfs, Own, Collected,
+        Counter, "periods", &labels::PROCESS, Procfs, Own,
         "Periods in which the cgroup of the process was throttled (cgroup v2 cpu.stat, nr_throttled).";
     CGROUP_CPU_THROTTLED_SECONDS = "mesh.observer.cgroup.cpu.throttled.seconds.total.value",
         "mesh_observer_cgroup_cpu_throttled_seconds_total",
-        Counter, "seconds", &labels::PROCESS, Procfs, Own, Collected,
+        Counter, "seconds", &labels::PROCESS, Procfs, Own,
         "Time for which the cgroup of the process was throttled (cgroup v2 cpu.stat, throttled_usec).";
     PROCESSES = "mesh.observer.processes.value", "mesh_observer_processes",
-        Gauge, "processes", &["outcome"], Observer, Own, Collected,
+        Gauge, "processes", &["outcome"], Observer, Own,
         "Processes whose figures were read: exposed, or hidden behind a younger one of the same labels.";
     GALLEY_VALIDATION_HTTP_ERROR = "galley.validation.http.error.value", "galley_validation_http_error",
-        Counter, "", &["status"], Istiod, Stable, Collected,
+        Counter, "", &["status"], Istiod, Stable,
         "Errors in answering the validation webhook.";
     GALLEY_VALIDATION_FAILED = "galley.validation.failed.value", "galley_validation_failed",
-        Counter, "", &["group", "version", "resource", "reason"], Istiod, Stable, Collected,
+        Counter, "", &["group", "version", "resource", "reason"], Istiod, Stable,
         "Resources that failed validation.";
     GALLEY_VALIDATION_PASSED = "galley.validation.passed.value", "galley_validation_passed",
-        Counter, "", &["group", "version", "resource"], Istiod, Stable, Collected,
+        Counter, "", &["group", "version", "resource"], Istiod, Stable,
         "Resources that passed validation.";
     GALLEY_VALIDATION_CONFIG_UPDATES = "galley.validation.config.updates.value", "galley_validation_config_updates",
-        Counter, "", &[], Istiod, Stable, Collected,
+        Counter, "", &[], Istiod, Stable,
         "Updates of the validation webhook configuration.";
     GALLEY_VALIDATION_CONFIG_UPDATE_ERROR = "galley.validation.config.update.error.value",
         "galley_validation_config_update_error",
-        Counter, "", &["reason"], Istiod, Stable, Collected,
+        Counter, "", &["reason"], Istiod, Stable,
         "Failed updates of the validation webhook configuration.";
     GALLEY_VALIDATION_CONFIG_LOAD = "galley.validation.config.load.value", "galley_validation_config_load",
-        Counter, "", &[], Istiod, Never, Collected,
+        Counter, "", &[], Istiod, Never,
         "Loads of the validation webhook configuration.";
     GALLEY_VALIDATION_CONFIG_LOAD_ERROR = "galley.validation.config.load.error.value",
         "galley_validation_config_load_error",
-        Counter, "", &["reason"], Istiod, Stable, Collected,
+        Counter, "", &["reason"], Istiod, Stable,
         "Failed loads of the validation webhook configuration.";
     GALLEY_VALIDATION_CONFIG_DELETE_ERROR = "galley.validation.config.delete.error.value",
         "galley_validation_config_delete_error",
-        Counter, "", &["reason"], Istiod, Never, Collected,
+        Counter, "", &["reason"], Istiod, Never,
         "Failed deletions of the validation webhook configuration.";
     CITADEL_SERVER_CSR_COUNT = "citadel.server.csr.count.value", "citadel_server_csr_count",
-        Counter, "", &[], Istiod, Stable, Collected,
+        Counter, "", &[], Istiod, Stable,
         "Certificate signing requests received.";
     CITADEL_SERVER_SUCCESS_CERT_ISSUANCE_COUNT = "citadel.server.success.cert.issuance.count.value",
         "citadel_server_success_cert_issuance_count",
-        Counter, "", &[], Istiod, Stable, Collected,
+        Counter, "", &[], Istiod, Stable,
         "Certificates issued.";
     CITADEL_SERVER_CSR_SIGN_ERR_COUNT = "citadel.server.csr.sign.error.count.value",
         "citadel_server_csr_sign_err_count",
-        Counter, "", &["error"], Istiod, Stable, Collected,
+        Counter, "", &["error"], Istiod, Stable,
         "Certificate signing requests that could not be signed.";
     GO_GOROUTINES = "go.goroutines.value", "go_goroutines",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Goroutines of istiod.";
     GO_MEMSTATS_ALLOC_BYTES = "go.memstats.alloc.bytes.value", "go_memstats_alloc_bytes",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Bytes allocated and in use by istiod.";
     GO_MEMSTATS_HEAP_ALLOC_BYTES = "go.memstats.heap.alloc.bytes.value", "go_memstats_heap_alloc_bytes",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Heap bytes allocated and in use by istiod.";
     GO_MEMSTATS_HEAP_INUSE_BYTES = "go.memstats.heap.inuse.bytes.value", "go_memstats_heap_inuse_bytes",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Bytes in istiod's heap spans in use.";
     GO_MEMSTATS_HEAP_SYS_BYTES = "go.memstats.heap.sys.bytes.value", "go_memstats_heap_sys_bytes",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Heap bytes istiod obtained from the system.";
     GO_MEMSTATS_STACK_INUSE_BYTES = "go.memstats.stack.inuse.bytes.value", "go_memstats_stack_inuse_bytes",
-        Gauge, "", &[], Istiod, Stable, Collected,
+        Gauge, "", &[], Istiod, Stable,
         "Bytes in istiod's stack spans in use.";
     BUILD_INFO = "mesh.observer.build.info.value", "mesh_observer_build_info",
-        Gauge, "", &["version"], Observer, Own, Collected,
+        Gauge, "", &["version"], Observer, Own,
         "Version of the observer; always 1.";
     CPU_SECONDS = "mesh.observer.cpu.seconds.total.value", "mesh_observer_cpu_seconds_total",
-        Counter, "seconds", &[], Observer, Own, Collected,
+        Counter, "seconds", &[], Observer, Own,
         "The observer's own user and system CPU time.";
     RESIDENT_MEMORY = "mesh.observer.resident.memory.bytes.value", "mesh_observer_resident_memory_bytes",
-        Gauge, "bytes", &[], Observer, Own, Collected,
+        Gauge, "bytes", &[], Observer, Own,
         "The observer's own resident memory.";
     SIDECARS = "mesh.observer.sidecars.value", "mesh_observer_sidecars",
-        Gauge, "sidecars", &["role"], Observer, Own, Collected,
+        Gauge, "sidecars", &["role"], Observer, Own,
         "Sidecars and gateways observed now.";
     UNATTACHED = "mesh.observer.sidecars.unattached.value", "mesh_observer_sidecars_unattached",
-        Gauge, "sidecars", &[], Observer, Own, Collected,
+        Gauge, "sidecars", &[], Observer, Own,
         "Sidecars and gateways found whose programs could not be attached.";
     PROGRAM_LINKS = "mesh.observer.program.links.value", "mesh_observer_program_links",
-        Gauge, "links", &["program"], Observer, Own, Collected,
+        Gauge, "links", &["program"], Observer, Own,
         "Cgroups that each kernel program is attached to.";
     PROGRAM_RUNS = "mesh.observer.program.runs.total.value", "mesh_observer_program_runs_total",
-        Counter, "runs", &["program"], Observer, Own, Collected,
+        Counter, "runs", &["program"], Observer, Own,
         "Runs of each kernel program, where the kernel counts them (kernel.bpf_stats_enabled).";
     PROGRAM_SECONDS = "mesh.observer.program.run.seconds.total.value", "mesh_observer_program_run_seconds_total",
-        Counter, "seconds", &["program"], Observer, Own, Collected,
+        Counter, "seconds", &["program"], Observer, Own,
         "Time spent in each kernel program, where the kernel counts it (kernel.bpf_stats_enabled).";
     CONNECTIONS = "mesh.observer.connections.total.value", "mesh_observer_connections_total",
-        Counter, "connections", &["outcome"], Observer, Own, Collected,
+        Counter, "connections", &["outcome"], Observer, Own,
         "Observed connections by what became of their parsing.";
     PARSED_REQUESTS = "mesh.observer.requests.total.value", "mesh_observer_requests_total",
-        Counter, "requests", &["outcome"], Observer, Own, Collected,
+        Counter, "requests", &["outcome"], Observer, Own,
         "Observed requests by what became of them; ok, ended_early, joined_late and unknown_status are in Istio's families.";
     LOST_SYNC = "mesh.observer.lost.sync.total.value", "mesh_observer_lost_sync_total",
-        Counter, "times", &["reason"], Observer, Own, Collected,
+        Counter, "times", &["reason"], Observer, Own,
         "Times a connection's position in its protocol was lost.";
     LOSSES = "mesh.observer.losses.total.value", "mesh_observer_losses_total",
-        Counter, "times", &["reason"], Observer, Own, Collected,
+        Counter, "times", &["reason"], Observer, Own,
         "What the kernel programs could not count as they should.";
     AUDIT_CONNECTIONS = "mesh.observer.audit.connections.total.value", "mesh_observer_audit_connections_total",
-        Counter, "connections", &[], Observer, Own, Collected,
+        Counter, "connections", &[], Observer, Own,
         "Connections whose byte counts were compared with the kernel's own at their close.";
     AUDIT_BYTES = "mesh.observer.audit.bytes.total.value", "mesh_observer_audit_bytes_total",
-        Counter, "bytes", &["kind"], Observer, Own, Collected,
+        Counter, "bytes", &["kind"], Observer, Own,
         "Bytes by which the observer's and the kernel's own counts differed at close.";
     SERIES_IN_USE = "mesh.observer.series.in.use.value", "mesh_observer_series_in_use",
-        Gauge, "series", &[], Observer, Own, Collected,
+        Gauge, "series", &[], Observer, Own,
         "Series in use in the kernel map.";
     SERIES_CAPACITY = "mesh.observer.series.capacity.value", "mesh_observer_series_capacity",
-        Gauge, "series", &[], Observer, Own, Collected,
+        Gauge, "series", &[], Observer, Own,
         "Most series the kernel map holds.";
     SERIES_OVERFLOWED = "mesh.observer.series.overflowed.total.value", "mesh_observer_series_overflowed_total",
-        Counter, "times", &[], Observer, Own, Collected,
+        Counter, "times", &[], Observer, Own,
         "Times a figure went to the overflow series because the map was full: its labels are lost, its total is not.";
     SERIES_EXPOSED = "mesh.observer.series.exposed.value", "mesh_observer_series_exposed",
-        Gauge, "series", &[], Observer, Own, Collected,
+        Gauge, "series", &[], Observer, Own,
         "Label sets now exposed.";
     SERIES_RETIRED = "mesh.observer.series.retired.total.value", "mesh_observer_series_retired_total",
-        Counter, "series", &[], Observer, Own, Collected,
+        Counter, "series", &[], Observer, Own,
         "Label sets no longer exposed: idle, and their sidecars gone.";
     FIGURE_RESETS = "mesh.observer.figure.resets.total.value", "mesh_observer_figure_resets_total",
-        Counter, "times", &[], Observer, Own, Collected,
+        Counter, "times", &[], Observer, Own,
         "Times a kernel figure went back, so that counting went on from its new value.";
     COLLECTOR_RUNS = "mesh.observer.collector.runs.total.value", "mesh_observer_collector_runs_total",
-        Counter, "runs", &["collector", "outcome"], Observer, Own, Collected,
+        Counter, "runs", &["collector", "outcome"], Observer, Own,
         "Rounds of each collector by outcome.";
     COLLECTOR_SECONDS = "mesh.observer.collector.seconds.total.value", "mesh_observer_collector_seconds_total",
-        Counter, "seconds", &["collector"], Observer, Own, Collected,
+        Counter, "seconds", &["collector"], Observer, Own,
         "Time spent in each collector.";
     EMITTER_QUEUE = "mesh.observer.emitter.queue.reports.value", "mesh_observer_emitter_queue_reports",
-        Gauge, "reports", &["emitter"], Observer, Own, Collected,
+        Gauge, "reports", &["emitter"], Observer, Own,
         "Reports that wait to be sent.";
     EMITTER_SENT = "mesh.observer.emitter.points.sent.total.value", "mesh_observer_emitter_points_sent_total",
-        Counter, "points", &["emitter"], Observer, Own, Collected,
+        Counter, "points", &["emitter"], Observer, Own,
         "Points the receiver took.";
     EMITTER_REJECTED = "mesh.observer.emitter.points.rejected.total.value",
         "mesh_observer_emitter_points_rejected_total",
-        Counter, "points", &["emitter", "reason"], Observer, Own, Collected,
+        Counter, "points", &["emitter", "reason"], Observer, Own,
         "Points not sent because they break the format's rules.";
     EMITTER_DROPPED = "mesh.observer.emitter.points.dropped.total.value", "mesh_observer_emitter_points_dropped_total",
-        Counter, "points", &["emitter", "reason"], Observer, Own, Collected,
+        Counter, "points", &["emitter", "reason"], Observer, Own,
         "Points dropped: refused, not taken in time, or without room to wait.";
     EMITTER_REPORTS_DROPPED = "mesh.observer.emitter.reports.dropped.total.value",
         "mesh_observer_emitter_reports_dropped_total",
-        Counter, "reports", &["emitter", "reason"], Observer, Own, Collected,
+        Counter, "reports", &["emitter", "reason"], Observer, Own,
         "Reports dropped unsent, oldest first.";
     EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
-        Counter, "errors", &["emitter", "kind"], Observer, Own, Collected,
+        Counter, "errors", &["emitter", "kind"], Observer, Own,
         "Sends that failed, the ones tried again included.";
     EMITTER_FILTERED = "mesh.observer.emitter.points.filtered.total.value",
         "mesh_observer_emitter_points_filtered_total",
-        Counter, "points", &["emitter"], Observer, Own, Collected,
+        Counter, "points", &["emitter"], Observer, Own,
         "Points not sent because the configured filters keep them back.";
     EMITTER_DISK_POINTS = "mesh.observer.emitter.disk.points.value", "mesh_observer_emitter_disk_points",
-        Gauge, "points", &["emitter"], Observer, Own, Collected,
+        Gauge, "points", &["emitter"], Observer, Own,
         "Points that wait on disk to be sent.";
     EMITTER_DISK_BYTES = "mesh.observer.emitter.disk.bytes.value", "mesh_observer_emitter_disk_bytes",
-        Gauge, "bytes", &["emitter"], Observer, Own, Collected,
+        Gauge, "bytes", &["emitter"], Observer, Own,
         "Bytes on disk of points that wait to be sent.";
     SCRAPES = "mesh.observer.scrapes.total.value", "mesh_observer_scrapes_total",
-        Counter, "scrapes", &["outcome"], Observer, Own, Collected,
+        Counter, "scrapes", &["outcome"], Observer, Own,
         "Requests for the metrics page by outcome.";
     SCRAPE_SECONDS = "mesh.observer.scrape.seconds.total.value", "mesh_observer_scrape_seconds_total",
-        Counter, "seconds", &[], Observer, Own, Collected,
+        Counter, "seconds", &[], Observer, Own,
         "Time spent in producing metrics pages.";
     SCRAPE_REFUSED = "mesh.observer.scrape.connections.refused.total.value",
         "mesh_observer_scrape_connections_refused_total",
-        Counter, "connections", &[], Observer, Own, Collected,
+        Counter, "connections", &[], Observer, Own,
         "Connections to the metrics port refused because too many were open.";
     CONTROL_PLANE_UP = "mesh.observer.control.plane.up.value", "mesh_observer_control_plane_up",
-        Gauge, "", &["instance", "app"], Observer, Own, Collected,
+        Gauge, "", &["instance", "app"], Observer, Own,
         "Whether the last scrape of this control-plane page brought figures.";
     CONTROL_PLANE_SCRAPES = "mesh.observer.control.plane.scrapes.total.value",
         "mesh_observer_control_plane_scrapes_total",
-        Counter, "scrapes", &["instance", "app", "outcome"], Observer, Own, Collected,
+        Counter, "scrapes", &["instance", "app", "outcome"], Observer, Own,
         "Scrapes of control-plane pages: ok, or why there were no figures.";
     CONTROL_PLANE_SCRAPE_SECONDS = "mesh.observer.control.plane.scrape.seconds.value",
         "mesh_observer_control_plane_scrape_seconds",
-        Gauge, "seconds", &["instance", "app"], Observer, Own, Collected,
+        Gauge, "seconds", &["instance", "app"], Observer, Own,
         "How long the last scrape of this control-plane page took.";
     CONTROL_PLANE_SAMPLES = "mesh.observer.control.plane.samples.value", "mesh_observer_control_plane_samples",
-        Gauge, "samples", &["instance", "app"], Observer, Own, Collected,
+        Gauge, "samples", &["instance", "app"], Observer, Own,
         "Samples that the last scrape of this control-plane page brought.";
     CONTROL_PLANE_SKIPPED = "mesh.observer.control.plane.lines.skipped.total.value",
         "mesh_observer_control_plane_lines_skipped_total",
-        Counter, "lines", &["instance", "app", "reason"], Observer, Own, Collected,
+        Counter, "lines", &["instance", "app", "reason"], Observer, Own,
         "Lines of control-plane pages that could not be read, or said again what was said.";
     CONTROL_PLANE_LEFT_OUT = "mesh.observer.control.plane.families.left.out.value",
         "mesh_observer_control_plane_families_left_out",
-        Gauge, "families", &[], Observer, Own, Collected,
+        Gauge, "families", &[], Observer, Own,
         "Families of control-plane pages that are not exposed: of another type elsewhere, or counted by the observer.";
     PROCESS_DIFFERENCE = "mesh.observer.process.difference.value", "mesh_observer_process_difference",
-        Gauge, "", &["instance", "figure"], Observer, Own, Collected,
+        Gauge, "", &["instance", "figure"], Observer, Own,
         "What a control plane says of its own process, less what procfs says now, which is exposed.";
     GATEWAY_ENCRYPTED = "mesh.observer.gateway.encrypted.connections.total.value",
         "mesh_observer_gateway_encrypted_connections_total",
         Counter, "connections", &["workload", "workload_namespace", "cluster", "port", "event"],
-        Kernel, Own, Collected,
+        Kernel, Own,
         "Encrypted connections at a gateway's door, opened and closed; the HTTP inside cannot be seen.";
 }
 
 /// Columns of the catalogue, in order.
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 10] = [
     "documented_name",
     "prometheus_name",
     "type",
@@ -550,7 +530,6 @@ const COLUMNS: [&str; 11] = [
     "labels",
     "from",
     "stability",
-    "status",
     "help",
     "since_istio",
     "until_istio",
@@ -568,7 +547,7 @@ fn printed(live: Option<&Live>) -> impl Iterator<Item = &'static Family> {
 /// a running observer's answer only that stands beside the names.
 #[must_use]
 pub fn table(live: Option<&Live>) -> String {
-    let shown: &[usize] = if live.is_some() { &[0, 1] } else { &[0, 1, 2, 3, 5, 6, 7, 9, 10] };
+    let shown: &[usize] = if live.is_some() { &[0, 1] } else { &[0, 1, 2, 3, 5, 6, 8, 9] };
     let rows: Vec<_> = printed(live).map(|family| (cells(family), live.map(|live| live.says(family)))).collect();
     let width =
         |column: usize| rows.iter().map(|(row, _)| row[column].len()).max().unwrap_or(0).max(COLUMNS[column].len());
@@ -586,7 +565,7 @@ pub fn table(live: Option<&Live>) -> String {
     for (row, says) in &rows {
         line(&mut text, std::array::from_fn(|column| row[column].as_str()), says.as_deref().unwrap_or_default());
         if says.is_none() {
-            let _ = writeln!(text, "    {}", row[8]);
+            let _ = writeln!(text, "    {}", row[7]);
             if !row[4].is_empty() {
                 let _ = writeln!(text, "    labels: {}", row[4].replace(',', ", "));
             }
@@ -621,7 +600,6 @@ pub fn json(live: Option<&Live>) -> String {
                 "labels": family.labels,
                 "from": family.origin.word(),
                 "stability": family.stability.word(),
-                "status": family.status.word(),
                 "help": family.help,
                 "since_istio": family.releases().map(|own| own.since.to_string()),
                 "until_istio": until(family),
@@ -648,7 +626,6 @@ fn cells(family: &Family) -> [String; COLUMNS.len()] {
         family.labels.join(","),
         family.origin.word().to_owned(),
         family.stability.word().to_owned(),
-        family.status.word().to_owned(),
         family.help.to_owned(),
         family.releases().map(|own| own.since.to_string()).unwrap_or_default(),
         until(family).unwrap_or_default(),

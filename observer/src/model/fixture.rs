@@ -88,6 +88,7 @@ pub(crate) fn istiod(pid: u32) -> Arc<Component> {
             instance: address,
             address,
             inside_only: None,
+            inside: Some("127.0.0.1:15014".parse().unwrap()),
             evidence: "listens on 15014".to_owned(),
             is_guess: false,
         }),

@@ -5,6 +5,7 @@ mod calls;
 use std::collections::HashMap;
 
 use observer_ebpf::{
+    early::{SEGMENT, SPAN},
     health::Counter,
     hpack::Wide,
     http2::{Call, CallKey},
@@ -46,6 +47,8 @@ pub struct Packet {
     pub calls: HashMap<CallKey, Box<Call>>,
     /// Rings for larger header tables, once they are wanted.
     pub wide: Option<Box<[Wide; 2]>>,
+    /// Bytes that came early, by ticket.
+    pub places: HashMap<u32, Vec<u8>>,
 }
 
 impl Env for Packet {
@@ -54,11 +57,38 @@ impl Env for Packet {
         self.now
     }
 
+    fn take_place(&mut self) -> u32 {
+        self.now += 1;
+        let ticket = self.now as u32;
+        self.places.insert(ticket, vec![0; (SPAN + SEGMENT) as usize]);
+        ticket
+    }
+
+    fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool {
+        let Some(place) = self.places.get_mut(&stream.ticket) else { return false };
+        if at >= SPAN || length > SEGMENT {
+            return false;
+        }
+        let bytes = &self.bytes[offset as usize..(offset + length) as usize];
+        place[at as usize..(at + length) as usize].copy_from_slice(bytes);
+        true
+    }
+
+    fn holds(&mut self, stream: &Stream) -> bool {
+        self.places.contains_key(&stream.ticket)
+    }
+
+    fn release(&mut self, stream: &mut Stream) {
+        self.places.remove(&stream.ticket);
+        stream.ticket = 0;
+    }
+
     fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
         assert!((1..=FILL).contains(&length), "{length} bytes cannot be loaded at once");
         assert!(at + length <= WINDOW, "{length} bytes at {at} overflow the window");
-        let Some(bytes) = self.bytes.get(offset as usize..(offset + length) as usize) else {
-            panic!("bytes {offset} to {} of a packet of {} are read", offset + length, self.bytes.len());
+        let source = if stream.source == 0 { &self.bytes } else { &self.places[&stream.ticket] };
+        let Some(bytes) = source.get(offset as usize..(offset + length) as usize) else {
+            panic!("bytes {offset} to {} of a packet or place of {} are read", offset + length, source.len());
         };
         for (index, byte) in bytes.iter().enumerate() {
             let index = at as usize + index;

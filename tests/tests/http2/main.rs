@@ -43,6 +43,7 @@ fn main() -> ExitCode {
             sniffed_port,
             application_that_speaks_http1_only,
             bodies_of_64_mib,
+            retransmissions,
             one_stream_at_a_time,
             padded_requests,
             requests_with_priority,

@@ -1,4 +1,4 @@
-//! One scrape: asks for a page and reads it as it comes, within bounds of time and size.
+//! One answer: judged, and its page read as it comes, within bounds of size.
 
 use std::{
     error::Error,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use flate2::write::GzDecoder;
-use reqwest::{Client, Response, StatusCode, Url, header};
+use reqwest::{Response, StatusCode, header};
 
 use super::page::{Builder, Page, TooMuch};
 use crate::{
@@ -22,7 +22,8 @@ const BODY_BYTES: usize = 32 * 1024 * 1024;
 const TURN: usize = 64 * 1024;
 const COMPRESSED_TURN: usize = 1024;
 /// OpenMetrics rather than text; names that the formats always allowed.
-const ACCEPT: &str = "application/openmetrics-text;version=1.0.0;q=0.9,text/plain;version=0.0.4;q=0.6,*/*;q=0.1";
+pub(super) const ACCEPT: &str =
+    "application/openmetrics-text;version=1.0.0;q=0.9,text/plain;version=0.0.4;q=0.6,*/*;q=0.1";
 
 /// Why there is no page.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +43,12 @@ pub enum ScrapeError {
          its metrics"
     )]
     Forbidden,
+    /// The network namespace that it must be read from inside may not be entered.
+    #[error("{0}")]
+    NotPermitted(String),
+    /// The process whose network namespace it must be read from inside has ended.
+    #[error("{0}")]
+    Gone(String),
     /// A redirection, which is not followed: it could lead anywhere.
     #[error("the answer is a redirection ({0}), which is not followed; give the address it leads to")]
     Redirect(u16),
@@ -83,6 +90,8 @@ impl ScrapeError {
             Self::Tls(_) => "tls",
             Self::Timeout(_) => "timeout",
             Self::Forbidden => "forbidden",
+            Self::NotPermitted(_) => "not_permitted",
+            Self::Gone(_) => "gone",
             Self::Redirect(_) => "redirect",
             Self::Status(_) => "status",
             Self::ContentType(_) => "content_type",
@@ -97,18 +106,15 @@ impl ScrapeError {
     }
 }
 
-/// Fetches and reads one page. `reserved` names the labels that the target itself has; `limit` is the client's time-out.
+/// Reads the page of an answer. `reserved` names the labels that the target itself has; `limit` is the client's time-out.
 ///
 /// # Errors
 /// Whatever keeps the page from being read whole.
-pub(super) async fn fetch(
-    client: &Client,
-    url: &Url,
+pub(super) async fn read(
+    mut response: Response,
     reserved: &'static [&'static str],
     limit: Duration,
 ) -> Result<Arc<Page>, ScrapeError> {
-    let request = client.get(url.clone()).header(header::ACCEPT, ACCEPT).header(header::ACCEPT_ENCODING, "gzip");
-    let mut response = request.send().await.map_err(|error| failed(&error, limit))?;
     let format = judge(&response)?;
     let mut body = Body::new(format, compressed(&response)?, reserved);
     while let Some(piece) = response.chunk().await.map_err(|error| failed(&error, limit))? {
@@ -120,13 +126,14 @@ pub(super) async fn fetch(
     body.finish().map(Arc::new)
 }
 
-fn failed(error: &reqwest::Error, limit: Duration) -> ScrapeError {
-    if error.is_timeout() {
-        ScrapeError::Timeout(limit)
-    } else if error.is_connect() && is_tls(error) {
+/// What a failed request or answer means.
+pub(super) fn failed(error: &reqwest::Error, limit: Duration) -> ScrapeError {
+    if error.is_connect() && is_tls(error) {
         ScrapeError::Tls(causes(error))
     } else if error.is_connect() {
         ScrapeError::Connect(causes(error))
+    } else if error.is_timeout() {
+        ScrapeError::Timeout(limit)
     } else {
         ScrapeError::Broken(causes(error))
     }

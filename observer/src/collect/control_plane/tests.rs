@@ -1,6 +1,7 @@
 //! Scrapes of a server that does whatever a metrics port might do.
 
-use super::{fetch::fetch, *};
+use super::*;
+use crate::discovery::{ProcessId, component::InsideOnly};
 use flate2::{Compression, write::GzEncoder};
 use std::{
     io::{Read as _, Write as _},
@@ -70,8 +71,12 @@ async fn scraped_from(url: &PageUrl, ca_file: Option<&Path>) -> Result<Arc<Page>
 }
 
 async fn scraped_within(url: &PageUrl, ca_file: Option<&Path>, limit: Duration) -> Result<Arc<Page>, ScrapeError> {
-    let client = client::direct(url.0.scheme() == "https", ca_file, limit).unwrap();
-    fetch(&client, &url.0, &LABELS, limit).await
+    let target = Target::named(url.clone());
+    Scraper::new(&target, &options(limit, ca_file), limit).unwrap().page(&target).await
+}
+
+fn options(interval: Duration, ca_file: Option<&Path>) -> Options {
+    Options { interval, ca_file: ca_file.map(Path::to_owned), proc_root: "/proc".into() }
 }
 
 async fn error(act: Act) -> &'static str {
@@ -125,6 +130,27 @@ async fn answers_that_break_off_or_never_come() {
     assert_eq!(error(Act::Send(answer("content-encoding: gzip\r\n", b"a 1\n"))).await, "gzip");
     let nobody: PageUrl = "http://127.0.0.1:1".parse().unwrap();
     assert_eq!(scraped_from(&nobody, None).await.unwrap_err().kind(), "connect");
+}
+
+#[tokio::test]
+async fn another_way_is_tried_where_the_door_is_shut_and_only_there() {
+    // This process did not start with the machine, so the number is another process's.
+    let process = ProcessId { pid: std::process::id(), start_time: 0 };
+    let by = async |act: Act, only| {
+        let target = Target::named(server(act).await);
+        let inside = Some(Inside { process, address: target.instance.parse().unwrap(), only });
+        let target = Target { inside, ..target };
+        let scraper = Scraper::new(&target, &options(LIMIT, None), LIMIT).unwrap();
+        scraper.page(&target).await.map(|page| page.samples).map_err(|error| (error.kind(), error.to_string()))
+    };
+    let good = || Act::Send(answer("", b"a 1\n"));
+    let status = |status: &str| Act::Send(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").into_bytes());
+    assert_eq!(by(good(), None).await, Ok(1));
+    assert_eq!(by(status("500 Oops"), None).await.unwrap_err().0, "status");
+    let (kind, said) = by(status("403 Forbidden"), None).await.unwrap_err();
+    assert!(kind == "gone" && said.contains("403 Forbidden") && said.contains("has ended"), "{kind}: {said}");
+    let (kind, said) = by(good(), Some(InsideOnly::Loopback)).await.unwrap_err();
+    assert!(kind == "gone" && said.contains("listens on loopback only"), "{kind}: {said}");
 }
 
 #[tokio::test]
@@ -186,7 +212,7 @@ async fn certificates_are_checked() {
 async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
     let good = Target::named(server(Act::Send(answer("", b"a 1\nb x\n"))).await);
     let hanging = Target::named(server(Act::Hang).await);
-    let mut targets = ControlPlane::new(Options { interval: Duration::from_millis(50), ca_file: None });
+    let mut targets = ControlPlane::new(options(Duration::from_millis(50), None));
     targets.set([good.clone(), hanging.clone()]).unwrap();
     let of = |targets: &ControlPlane, target: &Target| {
         let began = Instant::now();
@@ -204,7 +230,14 @@ async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
     assert!(of(&targets, &hanging).is_none());
     let reading = of(&targets, &good).unwrap();
     assert!(reading.scrapes["ok"] >= 2 && reading.skipped["value"] == reading.scrapes["ok"], "what was known is kept");
-    let missing = ControlPlane::new(Options { interval: LIMIT, ca_file: Some("/nonexistent".into()) })
+    // Its process is another now, as after a restart.
+    let process = ProcessId { pid: std::process::id(), start_time: 0 };
+    let inside = Some(Inside { process, address: good.instance.parse().unwrap(), only: None });
+    let before = of(&targets, &good).unwrap().scrapes["ok"];
+    let again = Target { inside, ..good.clone() };
+    targets.set([again.clone()]).unwrap();
+    assert!(of(&targets, &good).is_none() && of(&targets, &again).unwrap().scrapes["ok"] >= before);
+    let missing = ControlPlane::new(options(LIMIT, Some(Path::new("/nonexistent"))))
         .set([Target::named("https://127.0.0.1:1".parse().unwrap())]);
     assert!(missing.unwrap_err().to_string().contains("/nonexistent"));
 }

@@ -1,0 +1,208 @@
+//! Metrics pages that can be read only from inside their own network namespaces.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    net::{Ipv4Addr, TcpStream},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    cases,
+    exposition::Exposition,
+    mesh::{Mesh, Workload},
+    net::{finish, run},
+    observer::{Observer, get, without},
+    replay::{Capture, fixtures, serve_local_callers},
+    server::Server,
+};
+
+const UP: &str = "mesh_observer_control_plane_up";
+const SCRAPES: &str = "mesh_observer_control_plane_scrapes_total";
+const PORT: u16 = 15014;
+const PAGE: &str = "1.25.3/16-one-left";
+/// First argument of the process that stands in for istiod.
+const STAND_IN: &str = "stand-in";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Fixture {
+    etcd: Server,
+    /// istiod of this pod refuses who is not local.
+    refusing: (StandIn, Arc<Workload>),
+    /// This pod lets no packet in.
+    shut: (StandIn, Arc<Workload>),
+    store: Arc<Workload>,
+    mesh: Mesh,
+}
+
+fn main() -> ExitCode {
+    if env::args().nth(1).as_deref() == Some(STAND_IN) {
+        let served = Capture::named(PAGE).and_then(|capture| serve_local_callers(&capture, PORT));
+        eprintln!("{served:?}");
+        return ExitCode::FAILURE;
+    }
+    cases::run("unreachable", fixture, cases![pages_are_read_from_inside, without_the_capability_the_reason_is_said])
+}
+
+fn fixture() -> Result<Fixture> {
+    let mut mesh = Mesh::new()?;
+    let (store, refusing, shut) = (mesh.workload("store")?, mesh.workload("refusing")?, mesh.workload("shut")?);
+    mesh.join()?;
+    let etcd = Server::etcd(&mesh, &store)?;
+    let refusing = (StandIn::start(&mesh, &refusing)?, refusing);
+    let shut = (StandIn::start(&mesh, &shut)?, shut);
+    let rule = ["-A", "INPUT", "!", "-i", "lo", "-p", "tcp", "-j", "DROP"];
+    run("ip", &[["netns", "exec", shut.1.net.name(), "iptables-legacy"].as_slice(), &rule].concat())?;
+    Ok(Fixture { etcd, refusing, shut, store, mesh })
+}
+
+impl Fixture {
+    fn arguments(&self) -> Vec<String> {
+        let etcd = format!("{}:{}", self.etcd.executable(), self.etcd.page().port());
+        ["--interval", "2s", "--control-plane-exe", &etcd, "--control-plane-exe", &stand_in(&self.mesh)]
+            .map(str::to_owned)
+            .into()
+    }
+
+    /// `instance` of every page.
+    fn instances(&self) -> [String; 3] {
+        let stand_in = |workload: &Workload| format!("{}:{PORT}", workload.ipv4);
+        let etcd = format!("{}:{}", self.store.ipv4, self.etcd.page().port());
+        [etcd, stand_in(&self.refusing.1), stand_in(&self.shut.1)]
+    }
+}
+
+fn pages_are_read_from_inside(fixture: &mut Fixture) -> Result<String> {
+    let [etcd, refusing, shut] = fixture.instances();
+    // From here none of them can be read.
+    ensure!(get(etcd.parse()?, "/metrics").is_err() && get(shut.parse()?, "/metrics").is_err());
+    ensure!(get(refusing.parse()?, "/metrics")?.0 == 403);
+    let before = plain_figures(&fixture.etcd.own_page()?)?;
+    let arguments = fixture.arguments();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let observer = Observer::start(&fixture.mesh, 0, &arguments)?;
+    let page = wait(&observer, |page| page.sum(UP, &[]) == Some(3.0))?;
+    let after = plain_figures(&fixture.etcd.own_page()?)?;
+    // What cannot go back and is the same afterwards did not move meanwhile. What processes use the observer counts itself.
+    let only_grows = |name: &str| ["_total", "_count", "_sum"].iter().any(|end| name.ends_with(end));
+    let still: BTreeMap<&str, f64> = before
+        .iter()
+        .filter(|(name, value)| only_grows(name) && !name.starts_with("process_") && after.get(*name) == Some(*value))
+        .map(|(name, value)| (name.as_str(), *value))
+        .collect();
+    ensure!(still.len() > 20, "etcd shows only {} figures that do not move", still.len());
+    same(&page, &etcd, &still)?;
+    let captured = plain_figures(&fs::read_to_string(fixtures().join(format!("{PAGE}.prom")))?)?;
+    let captured: BTreeMap<&str, f64> = captured
+        .iter()
+        .filter(|(name, _)| !name.starts_with("process_"))
+        .map(|(name, value)| (&**name, *value))
+        .collect();
+    ensure!(captured.len() > 20, "only {} figures on the page", captured.len());
+    same(&page, &refusing, &captured)?;
+    same(&page, &shut, &captured)?;
+    for instance in [&etcd, &refusing, &shut] {
+        let outcomes: Vec<_> = page.samples(SCRAPES).filter(|sample| sample.label("instance") == instance).collect();
+        // A busy machine may be late.
+        ensure!(outcomes.iter().all(|sample| ["ok", "timeout"].contains(&sample.label("outcome"))), "{outcomes:?}");
+    }
+    observer.stop()?;
+    Ok(format!("{} figures of etcd, {} of each stand-in", still.len(), captured.len()))
+}
+
+fn without_the_capability_the_reason_is_said(fixture: &mut Fixture) -> Result<String> {
+    let arguments = fixture.arguments();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let observer = Observer::start_without("sys_admin", &fixture.mesh, &arguments)?;
+    let denied = |page: &Exposition, instance: &String| {
+        page.sum(SCRAPES, &[("instance", instance), ("outcome", "not_permitted")]).is_some_and(|count| count > 0.0)
+    };
+    let instances = fixture.instances();
+    let page = wait(&observer, |page| instances.iter().all(|instance| denied(page, instance)))?;
+    ensure!(page.sum(UP, &[]) == Some(0.0), "a page is up");
+    let log = observer.log();
+    for said in ["it listens on loopback only", "403 Forbidden", "cannot connect"] {
+        let line = log.lines().find(|line| line.contains(said));
+        ensure!(line.is_some_and(|line| line.contains("needs CAP_SYS_ADMIN")), "{said}: {line:?}\n{log}");
+    }
+    observer.stop()?;
+    let mut check = without("sys_admin")?;
+    check.args(["check", "--sidecar-exe", "no-sidecar"]).args(&arguments[2..]);
+    let page = finish(&mut check, "")?;
+    for said in ["CAP_SYS_ADMIN: missing, to read metrics pages", "which needs CAP_SYS_ADMIN (missing)."] {
+        ensure!(page.contains(said), "no {said:?} in:\n{page}");
+    }
+    Ok("three pages, none readable".to_owned())
+}
+
+/// Every figure is exposed as that instance's.
+fn same(page: &Exposition, instance: &str, figures: &BTreeMap<&str, f64>) -> Result<()> {
+    for (name, value) in figures {
+        let ours = page.sum(name, &[("instance", instance)]);
+        ensure!(ours == Some(*value), "{name} of {instance}: {ours:?} instead of {value}");
+    }
+    Ok(())
+}
+
+/// Samples without labels.
+fn plain_figures(page: &str) -> Result<BTreeMap<String, f64>> {
+    let lines = page.lines().filter(|line| !line.starts_with('#') && !line.contains('{'));
+    lines
+        .map(|line| {
+            let (name, value) = line.split_once(' ').with_context(|| line.to_owned())?;
+            Ok((name.to_owned(), value.parse()?))
+        })
+        .collect()
+}
+
+fn wait(observer: &Observer, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let page = observer.scrape()?;
+        if ready(&page) {
+            return Ok(page);
+        }
+        ensure!(Instant::now() < end, "not there within {PATIENCE:?}:\n{}", observer.log());
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Executable of the stand-ins, which no other process has.
+fn stand_in(mesh: &Mesh) -> String {
+    format!("istiod-{}", mesh.name())
+}
+
+/// This very program as a control-plane process; killed when dropped.
+struct StandIn(Child);
+
+impl StandIn {
+    fn start(mesh: &Mesh, workload: &Workload) -> Result<Self> {
+        let program = mesh.directory().join(stand_in(mesh));
+        if !program.exists() {
+            fs::copy(env::current_exe()?, &program)?;
+        }
+        let mut command: Command = workload.command(&program.display().to_string())?;
+        command.arg(STAND_IN).stdin(Stdio::null()).stdout(Stdio::null());
+        command.env("POD_NAME", &workload.pod).env("POD_NAMESPACE", &workload.namespace);
+        let stand_in = Self(command.spawn().context("the stand-in")?);
+        let end = Instant::now() + PATIENCE;
+        let local = (Ipv4Addr::LOCALHOST, PORT);
+        while workload.net.enter(|| TcpStream::connect(local))?.is_err() {
+            ensure!(Instant::now() < end, "the stand-in does not listen");
+            sleep(Duration::from_millis(20));
+        }
+        Ok(stand_in)
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        // An error here means that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
