@@ -120,6 +120,12 @@ impl Exposition {
 }
 
 impl Sample {
+    /// Every sample of a page in either format, whatever its family.
+    pub fn all(page: &str) -> Result<Vec<Self>> {
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| Self::parse(line).with_context(|| line.to_owned())).collect()
+    }
+
     /// Value of a label, empty if it is absent (which means the same in Prometheus).
     pub fn label(&self, name: &str) -> &str {
         self.labels.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value)

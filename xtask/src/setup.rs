@@ -63,8 +63,8 @@ const MESH: [(&str, &str); 10] = [
     ("openssl", "openssl"),
 ];
 
-/// Real servers written in Go, with metrics pages of their own.
-const SERVERS: [(&str, &str); 2] = [("prometheus", "prometheus"), ("etcd", "etcd-server")];
+/// Real servers written in Go, with metrics pages of their own; Prometheus and its tool also judge the observer's.
+const SERVERS: [(&str, &str); 3] = [("prometheus", "prometheus"), ("promtool", "prometheus"), ("etcd", "etcd-server")];
 
 /// Everything any task needs.
 pub(crate) fn everything() -> Result<()> {
@@ -116,8 +116,9 @@ pub(crate) fn for_mesh() -> Result<PathBuf> {
 fn servers() -> Result<()> {
     let folder = cache().join("servers");
     let is_missing = |program: &str| which(program).is_none() && !folder.join("usr/bin").join(program).is_file();
-    let missing: Vec<&str> =
+    let mut missing: Vec<&str> =
         SERVERS.into_iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| package).collect();
+    missing.dedup();
     if missing.is_empty() {
         return Ok(());
     }

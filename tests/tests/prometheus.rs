@@ -1,0 +1,272 @@
+//! What the observer exposes, through the real Prometheus: it must take every page without complaint, store exactly what was
+//! exposed, and answer what the dashboards of control planes ask.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::{Path, PathBuf},
+    process,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::{
+    exposition::Sample,
+    observer::{Observer, get},
+    prometheus::{Prometheus, Series, lint, stored},
+    relay::Relay,
+    replay::{Capture, Replay},
+    tools,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Series that Prometheus adds to each target.
+const ITS_OWN: &str = "up|scrape_.*";
+/// Reasons for which Prometheus does not take a sample, or not as it was exposed.
+const REFUSALS: [&str; 6] = [
+    "prometheus_target_scrapes_sample_out_of_order_total",
+    "prometheus_target_scrapes_sample_duplicate_timestamp_total",
+    "prometheus_target_scrapes_sample_out_of_bounds_total",
+    "prometheus_target_scrapes_exceeded_sample_limit_total",
+    "prometheus_target_scrapes_exceeded_body_size_limit_total",
+    "prometheus_tsdb_out_of_order_samples_total",
+];
+const FEDERATION: &str = "federation";
+/// Remarks on names that Istio documents: dashboards ask for them as they are, so they stay. Its milliseconds as well.
+const ACCEPTED: &str = include_str!("../fixtures/promtool_accepted.txt");
+
+#[test]
+fn stores_exactly_what_was_exposed() -> Result<()> {
+    let stage = Stage::start("stored")?;
+    // Some pages, and then the last of each for ever: what is stored of it is compared.
+    stage
+        .wait("three pages of each job", || Ok(stage.jobs.iter().all(|job| job.relay.answers() >= 3).then_some(())))?;
+    for job in &stage.jobs {
+        let (head, body) = job.relay.freeze()?;
+        ensure!(head.starts_with("HTTP/1.0 200 ") && head.contains(job.content_type), "{}: {head}", job.name);
+        let exposed = Sample::all(&body)?;
+        ensure!(exposed.len() >= job.samples, "{}: only {} samples", job.name, exposed.len());
+        let expected = stored(&exposed, job.name, &job.relay.instance())?;
+        let everything = format!("{{job=\"{}\",__name__!~\"{ITS_OWN}\"}}", job.name);
+        let mut found = Series::new();
+        let equal = stage.wait("the last page stored", || {
+            found = stage.prometheus.query(&everything)?;
+            Ok(same(&found, &expected).then_some(()))
+        });
+        equal.with_context(|| difference(&found, &expected)).with_context(|| job.name)?;
+        let instance = job.relay.instance();
+        let of_target = |name: &str| {
+            let found = stage.prometheus.query(&format!("{name}{{job=\"{}\",instance=\"{instance}\"}}", job.name))?;
+            found.into_values().next().with_context(|| format!("{}: no {name}", job.name))
+        };
+        ensure!(of_target("up")? == 1.0, "{}: its target is not up", job.name);
+        #[expect(clippy::cast_precision_loss, reason = "a small number")]
+        let number = exposed.len() as f64;
+        for name in ["scrape_samples_scraped", "scrape_samples_post_metric_relabeling"] {
+            ensure!(of_target(name)? == number, "{}: {name}: {} of {number}", job.name, of_target(name)?);
+        }
+        let failed = format!("count_over_time((up{{job=\"{}\",instance=\"{instance}\"}} == 0)[5m:1s])", job.name);
+        ensure!(stage.prometheus.query(&failed)?.is_empty(), "{}: a scrape failed", job.name);
+        println!("{}: {number} samples stored as they were exposed", job.name);
+    }
+    let own = stage.prometheus.own()?;
+    for refusal in REFUSALS {
+        ensure!(own.sum(refusal, &[]) == Some(0.0), "{refusal}: {:?}", own.sum(refusal, &[]));
+    }
+    let log = stage.prometheus.log()?;
+    let complaints: Vec<&str> =
+        log.lines().filter(|line| line.contains("level=warn") || line.contains("level=error")).collect();
+    ensure!(complaints.is_empty(), "{complaints:#?}");
+    stage.end()
+}
+
+#[test]
+fn answers_what_dashboards_of_control_planes_ask() -> Result<()> {
+    let stage = Stage::start("asked")?;
+    let instance = stage.moving.instance();
+    let pushes = format!("pilot_xds_pushes{{job=\"text\",type=\"eds\",instance=\"{instance}\"}}");
+    let is = |value: f64| move |found: &Series| found.values().copied().collect::<Vec<_>>() == [value];
+    stage.wait_for(&pushes, is(3.0))?;
+    // The control plane has pushed 21 times more: rates have something to tell.
+    stage.moving.show(&capture("1.25.3/08-conflicts")?)?;
+    stage.wait_for(&pushes, is(24.0))?;
+
+    let of = format!("job=\"text\",instance=\"{instance}\"");
+    let by_instance = stage.prometheus.query("sum(pilot_xds{job=\"text\"}) by (instance)")?;
+    let instance_label: BTreeMap<String, String> = [("instance".to_owned(), instance.clone())].into();
+    ensure!(by_instance.get(&instance_label) == Some(&3.0) && by_instance.len() > 1, "{by_instance:?}");
+    let within = |low: f64, high: f64| {
+        move |found: &Series| found.len() == 1 && found.values().all(|value| (low..=high).contains(value))
+    };
+    for types in ["eds", "cds|lds|rds", ".*"] {
+        stage.wait_for(
+            &format!("sum(rate(pilot_xds_pushes{{{of},type=~\"{types}\"}}[1m]))"),
+            within(f64::MIN_POSITIVE, f64::MAX),
+        )?;
+    }
+    for quantile in ["0.5", "0.9", "0.99", "0.999"] {
+        let buckets = format!("rate(pilot_proxy_convergence_time_bucket{{{of}}}[1m])");
+        stage.wait_for(&format!("histogram_quantile({quantile}, sum({buckets}) by (le))"), within(0.0, 30.0))?;
+    }
+    let mean = format!(
+        "sum(rate(pilot_proxy_convergence_time_sum{{{of}}}[1m])) / sum(rate(pilot_proxy_convergence_time_count{{{of}}}[1m]))"
+    );
+    stage.wait_for(&mean, within(f64::MIN_POSITIVE, 30.0))?;
+    for (expression, value) in [
+        (format!("pilot_services{{{of}}}"), None),
+        (format!("pilot_virt_services{{{of}}}"), None),
+        (format!("sum(pilot_conflict_inbound_listener{{{of}}})"), None),
+        (format!("sum(istio_build{{{of},component=\"pilot\"}}) by (tag)"), Some(1.0)),
+        (format!("process_resident_memory_bytes{{{of}}} > 0"), None),
+        (format!("go_goroutines{{{of}}} > 0"), None),
+        ("sum(mesh_observer_control_plane_up{job=\"text\"})".to_owned(), Some(4.0)),
+    ] {
+        stage.wait_for(&expression, |found: &Series| {
+            found.len() == 1 && found.values().all(|own| value.is_none_or(|value| *own == value))
+        })?;
+    }
+    stage.end()
+}
+
+#[test]
+fn promtool_has_no_remarks_but_on_names_that_istio_documents() -> Result<()> {
+    let stage = Stage::start("lint")?;
+    let (status, page) = get(stage.observer.address(), "/metrics")?;
+    ensure!(status == 200, "/metrics: {status}");
+    // The golden page has the families of the mesh as well.
+    let golden = fs::read_to_string(tools::repository().join("observer/golden/metrics.prom"))?;
+    let remarks: BTreeSet<String> = lint(&page)?.into_iter().chain(lint(&golden)?).collect();
+    let accepted = ACCEPTED.lines().map(str::to_owned).collect();
+    ensure!(remarks == accepted, "new: {:#?}\ngone: {:#?}", &remarks - &accepted, &accepted - &remarks);
+    stage.end()
+}
+
+/// A target of Prometheus, and what it is to get there.
+struct Job {
+    name: &'static str,
+    relay: Relay,
+    content_type: &'static str,
+    /// At least so many are exposed.
+    samples: usize,
+}
+
+/// Control planes, an observer of them, and a Prometheus that scrapes it in each format and through a selector.
+struct Stage {
+    prometheus: Prometheus,
+    jobs: Vec<Job>,
+    observer: Observer,
+    moving: Replay,
+    directory: PathBuf,
+}
+
+impl Stage {
+    fn start(name: &str) -> Result<Self> {
+        let directory = env::temp_dir().join(format!("mesh-prometheus-{}-{name}", process::id()));
+        fs::create_dir_all(&directory)?;
+        let moving = Replay::start(&capture("1.25.3/05-config-update")?)?;
+        let others = ["1.25.3/23-odd-labels", "1.12.9/16-one-left", "1.32-dev/16-one-left"];
+        let others = others.into_iter().map(|name| Replay::start(&capture(name)?)).collect::<Result<Vec<_>>>()?;
+        let observer = observe(&directory, others.iter().chain([&moving]))?;
+        let (text, open_metrics) = ("text/plain; version=0.0.4", "application/openmetrics-text; version=1.0.0");
+        let job = |name, accept, content_type, samples| {
+            Ok(Job { name, relay: Relay::start(observer.address(), accept)?, content_type, samples })
+        };
+        let jobs: Vec<Job> = [
+            // Prometheus itself asks for OpenMetrics first, and has no setting that would change it in Debian's version.
+            job("openmetrics", None, open_metrics, 1000),
+            job("text", Some("text/plain;version=0.0.4"), text, 1000),
+            job(FEDERATION, None, open_metrics, 20),
+        ]
+        .into_iter()
+        .collect::<Result<_>>()?;
+        let prometheus = Prometheus::start(&directory, &configuration(&jobs))?;
+        Ok(Self { prometheus, jobs, observer, moving, directory })
+    }
+
+    fn end(self) -> Result<()> {
+        drop(self.prometheus);
+        self.observer.stop()?;
+        Ok(fs::remove_dir_all(self.directory)?)
+    }
+
+    fn wait_for(&self, expression: &str, ready: impl Fn(&Series) -> bool) -> Result<()> {
+        let mut last = Series::new();
+        let answer = self.wait(expression, || {
+            last = self.prometheus.query(expression)?;
+            Ok(ready(&last).then_some(()))
+        });
+        answer.with_context(|| format!("{last:?}"))
+    }
+
+    /// Waits for something to be there. An error may pass: a server that starts refuses to answer.
+    fn wait<T>(&self, what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let last = ready();
+            match last {
+                Ok(Some(found)) => return Ok(found),
+                last if Instant::now() > end => {
+                    let problem = last.err().map_or_else(String::new, |error| format!("{error:#}\n"));
+                    let log = self.prometheus.log()?;
+                    bail!("{what}: not there within {PATIENCE:?}\n{problem}{log}{}", self.observer.log());
+                }
+                _ => sleep(Duration::from_millis(200)),
+            }
+        }
+    }
+}
+
+/// An observer that looks at these control planes only, once it has read them all.
+fn observe<'a>(directory: &Path, planes: impl Iterator<Item = &'a Replay>) -> Result<Observer> {
+    let urls: Vec<String> = planes.map(Replay::url).collect();
+    let nobody = format!("nobody-{}", process::id());
+    let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
+    let arguments: Vec<&str> = ["--interval", "1s", "--sidecar-exe", &nobody].into_iter().chain(pages).collect();
+    let observer = Observer::start_with(directory, "", 0, &arguments)?;
+    let end = Instant::now() + PATIENCE;
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    while observer.own("mesh_observer_control_plane_up", &[])? != urls.len() as f64 {
+        ensure!(Instant::now() < end, "not all control planes are up:\n{}", observer.log());
+        sleep(Duration::from_millis(100));
+    }
+    Ok(observer)
+}
+
+fn configuration(jobs: &[Job]) -> String {
+    let mut text = "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\nscrape_configs:\n".to_owned();
+    for job in jobs {
+        let instance = job.relay.instance();
+        text += &format!(
+            "- job_name: {}\n  honor_labels: true\n  static_configs:\n  - targets: ['{instance}']\n",
+            job.name
+        );
+        if job.name == FEDERATION {
+            text += "  params:\n    'name[]': [pilot_xds, pilot_proxy_convergence_time_bucket, mesh_observer_control_plane_up]\n";
+        }
+    }
+    text
+}
+
+fn capture(name: &str) -> Result<Capture> {
+    Capture::all()?.into_iter().find(|own| own.name == name).with_context(|| format!("no page {name}"))
+}
+
+/// Whether both have the same series with the same values, where no number equals no number.
+fn same(one: &Series, other: &Series) -> bool {
+    one.len() == other.len()
+        && one.iter().all(|(labels, value)| other.get(labels).is_some_and(|own| equal(*value, *own)))
+}
+
+fn equal(one: f64, other: f64) -> bool {
+    one == other || one.is_nan() && other.is_nan()
+}
+
+/// Some of what differs.
+fn difference(found: &Series, expected: &Series) -> String {
+    let lacks = |one: &Series, other: &Series| {
+        let differs = one.iter().filter(|(labels, value)| !other.get(*labels).is_some_and(|own| equal(**value, *own)));
+        differs.take(5).map(|entry| format!("{entry:?}")).collect::<Vec<_>>().join("\n")
+    };
+    format!("stored only:\n{}\nexposed only:\n{}", lacks(found, expected), lacks(expected, found))
+}
