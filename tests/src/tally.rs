@@ -34,6 +34,8 @@ pub struct Requests {
     pub count: u64,
     /// Wire bytes of the requests.
     pub request_bytes: u64,
+    /// Of them, at most so many that the sidecar sent after the last byte of the response had come; 0 where nothing is said.
+    pub late_bytes: u64,
     /// Wire bytes of the responses.
     pub response_bytes: u64,
     /// Sum of the durations in milliseconds; `None` where the counting side's own are known to be off.
@@ -120,6 +122,7 @@ impl Tally {
         self.requests.iter().filter(|((of, _), _)| of == leg).fold(Requests::default(), |sum, (_, requests)| Requests {
             count: sum.count + requests.count,
             request_bytes: sum.request_bytes + requests.request_bytes,
+            late_bytes: sum.late_bytes + requests.late_bytes,
             response_bytes: sum.response_bytes + requests.response_bytes,
             duration_ms: None,
         })
@@ -138,6 +141,7 @@ impl Tally {
             let moved = Requests {
                 count: now.count.saturating_sub(then.count),
                 request_bytes: now.request_bytes.saturating_sub(then.request_bytes),
+                late_bytes: now.late_bytes,
                 response_bytes: now.response_bytes.saturating_sub(then.response_bytes),
                 duration_ms: now.duration_ms.map(|sum| sum - then.duration_ms.unwrap_or(0.0)),
             };
@@ -202,7 +206,9 @@ impl Tally {
             let [truth, seen] = [self, observed].map(|tally| tally.requests.get(&key).cloned().unwrap_or_default());
             let (leg, outcome) = key;
             compare(format!("{leg} {outcome} requests"), truth.count, seen.count);
-            compare(format!("{leg} {outcome} request bytes"), truth.request_bytes, seen.request_bytes);
+            let late = truth.request_bytes.saturating_sub(seen.request_bytes);
+            let in_time = if late <= truth.late_bytes { truth.request_bytes - late } else { truth.request_bytes };
+            compare(format!("{leg} {outcome} request bytes"), in_time, seen.request_bytes);
             compare(format!("{leg} {outcome} response bytes"), truth.response_bytes, seen.response_bytes);
             if let (Some(truth_ms), Some(seen_ms)) = (truth.duration_ms, seen.duration_ms)
                 && (truth_ms - seen_ms).abs() > f64::max(truth_ms * 0.05, SLACK_MS * as_f64(truth.count))

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use harness::{
     mesh::Family,
     net::finish,
-    pair::{Expected, Pair, without_durations},
+    pair::{Expected, Pair, with_late_window_updates, without_durations},
 };
 
 use super::{BOTH, nghttpd, nghttpd_on};
@@ -144,14 +144,18 @@ pub(super) fn application_that_speaks_http1_only(pair: &mut Pair) -> Result<Stri
 pub(super) fn bodies_of_64_mib(pair: &mut Pair) -> Result<String> {
     let server = nghttpd(pair, &[])?;
     let file = upload(pair, 64 << 20)?;
-    pair.check(Expected::both(4), |pair| {
-        for family in BOTH {
-            ensure!(pair.curl(&[PRIOR_KNOWLEDGE, &pair.http2.url(family, "/large")])? == "200");
-            ensure!(pair.curl(&[PRIOR_KNOWLEDGE, "-T", &file, &pair.http2.url(family, "/small")])? == "200");
-        }
-        drop(server);
-        Ok(())
-    })
+    pair.check_with(
+        Expected::both(4),
+        |pair| {
+            for family in BOTH {
+                ensure!(pair.curl(&[PRIOR_KNOWLEDGE, &pair.http2.url(family, "/large")])? == "200");
+                ensure!(pair.curl(&[PRIOR_KNOWLEDGE, "-T", &file, &pair.http2.url(family, "/small")])? == "200");
+            }
+            drop(server);
+            Ok(())
+        },
+        &with_late_window_updates,
+    )
 }
 
 /// Times are not compared: a byte on its way again is sent for one end, and not yet for the other.
