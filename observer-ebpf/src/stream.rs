@@ -150,6 +150,17 @@ impl Stream {
         shared::load(&self.gap)
     }
 
+    /// Are bytes missing before `[seq, end)` that must come first, and so many that these cannot be kept until then? Another
+    /// processor may be at work.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_too_early(&self, seq: u32, end: u32) -> bool {
+        let next = shared::load(&self.next);
+        let gap = seq.wrapping_sub(next);
+        let full = shared::load(&self.ticket) != 0 && seq.wrapping_sub(shared::load(&self.base)) >= early::SPAN;
+        gap as i32 > 0 && self.skip < u64::from(gap) && (full || end.wrapping_sub(next) > AHEAD)
+    }
+
     /// Books everything up to `end` as seen.
     #[inline(always)]
     pub fn advance(&mut self, end: u32) {

@@ -234,7 +234,7 @@ fn observe<'a>(directory: &Path, planes: impl Iterator<Item = &'a Replay>) -> Re
 }
 
 fn configuration(jobs: &[Job]) -> String {
-    let mut text = "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\nscrape_configs:\n".to_owned();
+    let mut text = "global:\n  scrape_interval: 3s\n  scrape_timeout: 3s\nscrape_configs:\n".to_owned();
     for job in jobs {
         let instance = job.relay.instance();
         text += &format!(

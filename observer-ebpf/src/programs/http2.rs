@@ -19,7 +19,7 @@ use observer_ebpf::{
 use super::{
     context::read,
     maps,
-    packet::{FIN, Packet, RST, Segment, TURNS, enter, leave, segment},
+    packet::{FIN, Packet, RST, Segment, TURNS, await_room, enter, leave, segment},
     sock_ops::Event,
 };
 
@@ -85,6 +85,9 @@ fn segment_of(
     direction: usize,
 ) {
     let mut env = Packet { skb };
+    if !egress && segment.length != 0 {
+        await_room(&mut c.streams[direction], segment);
+    }
     if !egress && !enter(&mut c.streams[direction]) {
         maps::count(Counter::SyncContended as u32, 1);
         return;

@@ -93,6 +93,32 @@ pub(super) fn enter(s: &mut Stream) -> bool {
     tries < TRIES as i64
 }
 
+/// Waits a while for the bytes in front of a segment for which there is no room any more, if another processor is about to
+/// bring them: a virtual one can be stopped while the other goes on. Where bytes were lost it waits in vain, once, since the
+/// position is given up then.
+#[inline(never)]
+pub(super) fn await_room(s: &mut Stream, segment: &Segment) {
+    let end = segment.seq.wrapping_add(segment.length);
+    if s.anchored == 0 || !s.is_too_early(segment.seq, end) {
+        return;
+    }
+    let mut awaited = Awaited { s, seq: segment.seq, end };
+    // SAFETY: the callback gets back the pointer given here.
+    unsafe { bpf_loop(TRIES, has_room as *mut c_void, (&raw mut awaited).cast(), 0) };
+}
+
+struct Awaited {
+    s: *mut Stream,
+    seq: u32,
+    end: u32,
+}
+
+unsafe extern "C" fn has_room(_: u32, awaited: *mut Awaited) -> i64 {
+    // SAFETY: the pointer that `await_room` gave.
+    let (s, seq, end) = unsafe { (&*(*awaited).s, (*awaited).seq, (*awaited).end) };
+    i64::from(!s.is_too_early(seq, end))
+}
+
 /// Leaves it to others.
 #[inline(always)]
 pub(super) fn leave(s: &mut Stream) {

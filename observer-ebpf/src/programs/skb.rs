@@ -20,7 +20,7 @@ use observer_ebpf::{
 use super::{
     context::{is_magic, local_of, read, remote_of},
     http2, maps,
-    packet::{FIN, Packet, RST, Segment, enter, leave, segment},
+    packet::{FIN, Packet, RST, Segment, await_room, enter, leave, segment},
     record,
     sock_ops::OUTBOUND_PORT,
 };
@@ -112,6 +112,9 @@ fn segment_of(
 ) -> Option<Next> {
     let mut env = Packet { skb };
     // What a socket sends is serialised by its lock; what it receives can be on two processors at once.
+    if !egress && segment.length != 0 && shared::load(&c.protocol) == socket::HTTP1 {
+        await_room(&mut c.streams[direction], segment);
+    }
     if !egress && !enter(&mut c.streams[direction]) {
         maps::count(Counter::SyncContended as u32, 1);
         return None;
