@@ -44,11 +44,17 @@ impl Place {
         if shared::claim(&mut self.ticket, valid, ticket) { ticket } else { 0 }
     }
 
+    /// Is it somebody's?
+    #[cfg(not(target_arch = "bpf"))]
+    fn is_taken(&self) -> bool {
+        shared::load(&self.ticket) & TAKEN != 0
+    }
+
     /// Is it still held with this ticket?
     #[inline(always)]
     #[must_use]
     pub fn is_held(&self, ticket: u32) -> bool {
-        shared::load(&self.ticket) == ticket
+        ticket != 0 && shared::load(&self.ticket) == ticket
     }
 
     /// Gives it back, if it is still held.
@@ -64,3 +70,60 @@ impl Place {
 pub fn number(ticket: u32) -> u32 {
     ticket & (PLACES - 1)
 }
+
+#[cfg(not(target_arch = "bpf"))]
+mod host {
+    use super::{PLACES, Place, SEGMENT, SPAN, number};
+
+    /// All places where no map has them: a kernel's stand-in for tests.
+    #[derive(Debug, Default)]
+    pub struct Places([Option<Box<Place>>; PLACES as usize]);
+
+    impl Places {
+        /// Takes any free place and returns its ticket; 0 if there is none.
+        pub fn take(&mut self, now_ns: u64) -> u32 {
+            // What was never kept shows if it is read.
+            let fresh =
+                || Box::new(Place { ticket: 0, padding: 0, taken_ns: 0, bytes: [0xdd; (SPAN + SEGMENT) as usize] });
+            let mut tickets = (0..PLACES).zip(&mut self.0).map(|(number, place)| {
+                let place = place.get_or_insert_with(fresh);
+                place.take(number, now_ns)
+            });
+            tickets.find(|ticket| *ticket != 0).unwrap_or(0)
+        }
+
+        /// Keeps a segment from byte `at` of the place on; false if that cannot be.
+        pub fn keep(&mut self, ticket: u32, at: u32, segment: &[u8]) -> bool {
+            let Some(place) = self.0[number(ticket) as usize].as_mut().filter(|place| place.is_held(ticket)) else {
+                return false;
+            };
+            let fits = at < SPAN && segment.len() <= SEGMENT as usize;
+            if fits {
+                place.bytes[at as usize..][..segment.len()].copy_from_slice(segment);
+            }
+            fits
+        }
+
+        /// The bytes of a place that is still held.
+        #[must_use]
+        pub fn held(&self, ticket: u32) -> Option<&[u8]> {
+            self.0[number(ticket) as usize].as_ref().filter(|place| place.is_held(ticket)).map(|place| &place.bytes[..])
+        }
+
+        /// Gives a place back, if it is still held.
+        pub fn release(&mut self, ticket: u32) {
+            if let Some(place) = &mut self.0[number(ticket) as usize] {
+                place.release(ticket);
+            }
+        }
+
+        /// Is no place held?
+        #[must_use]
+        pub fn is_empty(&self) -> bool {
+            self.0.iter().flatten().all(|place| !place.is_taken())
+        }
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+pub use host::Places;

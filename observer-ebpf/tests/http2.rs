@@ -574,14 +574,21 @@ fn the_preface_may_come_in_pieces() {
     }
 }
 
-#[test]
-fn frames_that_overtake_the_preface_wait_for_it() {
+/// A client whose settings come before its preface.
+fn overtaken(crowded: bool) -> Talk {
     let mut talk = Talk::new(SOURCE);
+    talk.wire.bed.crowded = crowded;
     let preface = PREFACE.len();
     let settings = talk.writer.streams[REQUEST].len();
     talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], preface, settings);
     talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], 0, preface);
     talk.sent[REQUEST] = settings;
+    talk
+}
+
+#[test]
+fn frames_that_overtake_the_preface_wait_for_it() {
+    let mut talk = overtaken(false);
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, END_STREAM, "418");
     talk.flush();
@@ -591,13 +598,7 @@ fn frames_that_overtake_the_preface_wait_for_it() {
 
 #[test]
 fn without_room_frames_that_overtake_the_preface_cost_the_position_once() {
-    let mut talk = Talk::new(SOURCE);
-    talk.wire.bed.crowded = true;
-    let preface = PREFACE.len();
-    let settings = talk.writer.streams[REQUEST].len();
-    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], preface, settings);
-    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], 0, preface);
-    talk.sent[REQUEST] = settings;
+    let mut talk = overtaken(true);
     assert_eq!(talk.count_of(Counter::SyncGap), 1);
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, END_STREAM, "418");

@@ -66,8 +66,7 @@ pub(super) fn load(s: &mut Stream, from: u32, at: u32) -> bool {
     }
     let mut i = 0;
     while i < FILL as usize {
-        // SAFETY: `from + i + 8` is at most SPAN + FILL, `at + i + 8` at most 127 + FILL of the window's 400. Volatile, so
-        // that no routine is called that copies byte by byte.
+        // SAFETY: `from + i + 8` is at most SPAN + FILL, `at + i + 8` at most 127 + FILL of the window's 400.
         unsafe {
             let word = place.bytes.as_ptr().add(from + i).cast::<u64>().read_unaligned();
             s.window.as_mut_ptr().cast::<u8>().add(at + i).cast::<u64>().write_unaligned(word);

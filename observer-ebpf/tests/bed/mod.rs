@@ -8,7 +8,7 @@ use std::{collections::HashMap, ptr::null_mut};
 
 use observer_ebpf::{
     SECURITY_NONE,
-    early::{SEGMENT, SPAN},
+    early::Places,
     health::Counter,
     hpack::{WIDE, Wide},
     http2::{self, Call, CallKey, Calls, Http2, Reaping},
@@ -36,8 +36,8 @@ pub(crate) struct Bed {
     pub(crate) wide: Option<Box<[Wide; 2]>>,
     /// There is no room for larger rings.
     pub(crate) narrow: bool,
-    /// The places for early segments, by ticket; byte `i` at index `i`.
-    pub(crate) places: HashMap<u32, Vec<u8>>,
+    /// The places for early segments.
+    pub(crate) places: Places,
     /// There is none.
     pub(crate) crowded: bool,
 }
@@ -54,33 +54,20 @@ impl Env for Bed {
         self.clock
     }
     fn take_place(&mut self) -> u32 {
-        if self.crowded {
-            return 0;
-        }
-        self.clock += 1;
-        let ticket = self.clock as u32;
-        self.places.insert(ticket, vec![0xdd; (SPAN + SEGMENT) as usize]);
-        ticket
+        if self.crowded { 0 } else { self.places.take(self.clock) }
     }
     fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool {
-        let Some(place) = self.places.get_mut(&stream.ticket) else { return false };
-        if at >= SPAN || length > SEGMENT {
-            return false;
-        }
-        let bytes = &self.packet[offset as usize..(offset + length) as usize];
-        place[at as usize..(at + length) as usize].copy_from_slice(bytes);
-        true
+        self.places.keep(stream.ticket, at, &self.packet[offset as usize..(offset + length) as usize])
     }
     fn holds(&mut self, stream: &Stream) -> bool {
-        self.places.contains_key(&stream.ticket)
+        self.places.held(stream.ticket).is_some()
     }
     fn release(&mut self, stream: &mut Stream) {
-        self.places.remove(&stream.ticket);
-        stream.ticket = 0;
+        self.places.release(std::mem::take(&mut stream.ticket));
     }
     fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
         assert!((1..=256).contains(&length) && at < 128, "load of {length} at {at}");
-        let source = if stream.source == 0 { Some(&self.packet) } else { self.places.get(&stream.ticket) };
+        let source = if stream.source == 0 { Some(&*self.packet) } else { self.places.held(stream.ticket) };
         let Some(source) = source else { return false };
         let bytes = &source[offset as usize..(offset + length) as usize];
         let window = stream.window.as_mut_ptr().cast::<u8>();

@@ -5,7 +5,7 @@ mod calls;
 use std::collections::HashMap;
 
 use observer_ebpf::{
-    early::{SEGMENT, SPAN},
+    early::Places,
     health::Counter,
     hpack::Wide,
     http2::{Call, CallKey},
@@ -47,8 +47,8 @@ pub struct Packet {
     pub calls: HashMap<CallKey, Box<Call>>,
     /// Rings for larger header tables, once they are wanted.
     pub wide: Option<Box<[Wide; 2]>>,
-    /// Bytes that came early, by ticket.
-    pub places: HashMap<u32, Vec<u8>>,
+    /// Bytes that came early.
+    pub places: Places,
 }
 
 impl Env for Packet {
@@ -58,35 +58,26 @@ impl Env for Packet {
     }
 
     fn take_place(&mut self) -> u32 {
-        self.now += 1;
-        let ticket = self.now as u32;
-        self.places.insert(ticket, vec![0; (SPAN + SEGMENT) as usize]);
-        ticket
+        self.places.take(self.now)
     }
 
     fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool {
-        let Some(place) = self.places.get_mut(&stream.ticket) else { return false };
-        if at >= SPAN || length > SEGMENT {
-            return false;
-        }
-        let bytes = &self.bytes[offset as usize..(offset + length) as usize];
-        place[at as usize..(at + length) as usize].copy_from_slice(bytes);
-        true
+        self.places.keep(stream.ticket, at, &self.bytes[offset as usize..(offset + length) as usize])
     }
 
     fn holds(&mut self, stream: &Stream) -> bool {
-        self.places.contains_key(&stream.ticket)
+        self.places.held(stream.ticket).is_some()
     }
 
     fn release(&mut self, stream: &mut Stream) {
-        self.places.remove(&stream.ticket);
-        stream.ticket = 0;
+        self.places.release(std::mem::take(&mut stream.ticket));
     }
 
     fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
         assert!((1..=FILL).contains(&length), "{length} bytes cannot be loaded at once");
         assert!(at + length <= WINDOW, "{length} bytes at {at} overflow the window");
-        let source = if stream.source == 0 { &self.bytes } else { &self.places[&stream.ticket] };
+        let source =
+            if stream.source == 0 { &*self.bytes } else { self.places.held(stream.ticket).expect("a place is held") };
         let Some(bytes) = source.get(offset as usize..(offset + length) as usize) else {
             panic!("bytes {offset} to {} of a packet or place of {} are read", offset + length, source.len());
         };
