@@ -126,6 +126,19 @@ impl Observer {
         Exposition::parse(&body)
     }
 
+    /// `/metrics` once it is as wanted, within `patience`.
+    pub fn wait(&self, patience: Duration, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
+        let end = Instant::now() + patience;
+        loop {
+            let page = self.scrape()?;
+            if ready(&page) {
+                return Ok(page);
+            }
+            ensure!(Instant::now() < end, "not there within {patience:?}:\n{}", self.log());
+            sleep(Duration::from_millis(50));
+        }
+    }
+
     /// What Istio's families say now.
     pub fn tally(&self) -> Result<Tally> {
         tally(&self.scrape()?)

@@ -13,7 +13,6 @@ use harness::{
     apps::{raw::Connection, tcp},
     cases, catalogue,
     envoy::METRICS,
-    exposition::Exposition,
     mesh::{Family, Workload},
     observer::Observer,
     pair::Pair,
@@ -163,7 +162,7 @@ fn proxies_pages_are_read_when_asked_for(pair: &mut Pair) -> Result<String> {
     let observer = Observer::start(&pair.mesh, 2, &["--interval", "1s", "--scrape-proxies"])?;
     let instance = |workload: &Workload| format!("{}:{METRICS}", workload.ipv4);
     let (client, server) = (instance(&pair.client), instance(&pair.server));
-    let page = wait(&observer, |page| page.sum(UP, &[PROXY]) == Some(2.0))?;
+    let page = observer.wait(PATIENCE, |page| page.sum(UP, &[PROXY]) == Some(2.0))?;
     // Its own build, as what it is and whose it is.
     let labels = [
         ("component", "proxy"),
@@ -201,16 +200,4 @@ fn nobody_to_ask_is_said(_: &mut Pair) -> Result<String> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1) && said.contains("no observer answers at 127.0.0.1:1"), "{said}");
     Ok(said.trim().to_owned())
-}
-
-fn wait(observer: &Observer, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let page = observer.scrape()?;
-        if ready(&page) {
-            return Ok(page);
-        }
-        ensure!(Instant::now() < end, "not there within {PATIENCE:?}:\n{}", observer.log());
-        sleep(Duration::from_millis(50));
-    }
 }

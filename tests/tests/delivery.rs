@@ -6,8 +6,7 @@ use std::{
     env, fs,
     path::PathBuf,
     process::{self, Command},
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Result, bail, ensure};
@@ -125,15 +124,7 @@ impl Stage {
     }
 
     fn wait(&self, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let page = self.observer.scrape()?;
-            if ready(&page) {
-                return Ok(page);
-            }
-            ensure!(Instant::now() < end, "not there within {PATIENCE:?}:\n{}", self.observer.log());
-            sleep(Duration::from_millis(50));
-        }
+        self.observer.wait(PATIENCE, ready)
     }
 
     /// Waits until the proxy has taken what it was offered last, and exactly the points that the observer says it sent.

@@ -89,7 +89,7 @@ fn answers_what_dashboards_of_control_planes_ask() -> Result<()> {
     let is = |value: f64| move |found: &Series| found.values().copied().collect::<Vec<_>>() == [value];
     stage.wait_for(&pushes, is(3.0))?;
     // The control plane has pushed 21 times more: rates have something to tell.
-    stage.moving.show(&capture("1.25.3/08-conflicts")?)?;
+    stage.moving.show(&Capture::named("1.25.3/08-conflicts")?)?;
     stage.wait_for(&pushes, is(24.0))?;
 
     let of = format!("job=\"text\",instance=\"{instance}\"");
@@ -164,9 +164,10 @@ impl Stage {
     fn start(name: &str) -> Result<Self> {
         let directory = env::temp_dir().join(format!("mesh-prometheus-{}-{name}", process::id()));
         fs::create_dir_all(&directory)?;
-        let moving = Replay::start(&capture("1.25.3/05-config-update")?)?;
+        let moving = Replay::start(&Capture::named("1.25.3/05-config-update")?)?;
         let others = ["1.25.3/23-odd-labels", "1.12.9/16-one-left", "1.32-dev/16-one-left"];
-        let others = others.into_iter().map(|name| Replay::start(&capture(name)?)).collect::<Result<Vec<_>>>()?;
+        let others =
+            others.into_iter().map(|name| Replay::start(&Capture::named(name)?)).collect::<Result<Vec<_>>>()?;
         let observer = observe(&directory, others.iter().chain([&moving]))?;
         let (text, open_metrics) = ("text/plain; version=0.0.4", "application/openmetrics-text; version=1.0.0");
         let job = |name, accept, content_type, samples| {
@@ -224,12 +225,9 @@ fn observe<'a>(directory: &Path, planes: impl Iterator<Item = &'a Replay>) -> Re
     let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
     let arguments: Vec<&str> = ["--interval", "1s", "--sidecar-exe", &nobody].into_iter().chain(pages).collect();
     let observer = Observer::start_with(directory, "", 0, &arguments)?;
-    let end = Instant::now() + PATIENCE;
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
-    while observer.own("mesh_observer_control_plane_up", &[])? != urls.len() as f64 {
-        ensure!(Instant::now() < end, "not all control planes are up:\n{}", observer.log());
-        sleep(Duration::from_millis(100));
-    }
+    let all = urls.len() as f64;
+    observer.wait(PATIENCE, |page| page.sum("mesh_observer_control_plane_up", &[]) == Some(all))?;
     Ok(observer)
 }
 
@@ -246,10 +244,6 @@ fn configuration(jobs: &[Job]) -> String {
         }
     }
     text
-}
-
-fn capture(name: &str) -> Result<Capture> {
-    Capture::all()?.into_iter().find(|own| own.name == name).with_context(|| format!("no page {name}"))
 }
 
 /// Whether both have the same series with the same values, where no number equals no number.

@@ -1,17 +1,10 @@
 //! Metrics pages that can be read only from inside their own network namespaces.
 
-use std::{
-    collections::BTreeMap,
-    env, fs,
-    net::{Ipv4Addr, TcpStream},
-    process::{Child, Command, ExitCode, Stdio},
-    sync::Arc,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, env, fs, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
+    apps::program::Program,
     cases,
     exposition::Exposition,
     mesh::{Mesh, Workload},
@@ -32,9 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Fixture {
     etcd: Server,
     /// istiod of this pod refuses who is not local.
-    refusing: (StandIn, Arc<Workload>),
+    refusing: (Program, Arc<Workload>),
     /// This pod lets no packet in.
-    shut: (StandIn, Arc<Workload>),
+    shut: (Program, Arc<Workload>),
     store: Arc<Workload>,
     mesh: Mesh,
 }
@@ -53,8 +46,8 @@ fn fixture() -> Result<Fixture> {
     let (store, refusing, shut) = (mesh.workload("store")?, mesh.workload("refusing")?, mesh.workload("shut")?);
     mesh.join()?;
     let etcd = Server::etcd(&mesh, &store)?;
-    let refusing = (StandIn::start(&mesh, &refusing)?, refusing);
-    let shut = (StandIn::start(&mesh, &shut)?, shut);
+    let refusing = (start_stand_in(&mesh, &refusing)?, refusing);
+    let shut = (start_stand_in(&mesh, &shut)?, shut);
     let rule = ["-A", "INPUT", "!", "-i", "lo", "-p", "tcp", "-j", "DROP"];
     run("ip", &[["netns", "exec", shut.1.net.name(), "iptables-legacy"].as_slice(), &rule].concat())?;
     Ok(Fixture { etcd, refusing, shut, store, mesh })
@@ -85,7 +78,7 @@ fn pages_are_read_from_inside(fixture: &mut Fixture) -> Result<String> {
     let arguments = fixture.arguments();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let observer = Observer::start(&fixture.mesh, 0, &arguments)?;
-    let page = wait(&observer, |page| page.sum(UP, &[]) == Some(3.0))?;
+    let page = observer.wait(PATIENCE, |page| page.sum(UP, &[]) == Some(3.0))?;
     let after = plain_figures(&fixture.etcd.own_page()?)?;
     // What cannot go back and is the same afterwards did not move meanwhile. What processes use the observer counts itself.
     let only_grows = |name: &str| ["_total", "_count", "_sum"].iter().any(|end| name.ends_with(end));
@@ -122,7 +115,7 @@ fn without_the_capability_the_reason_is_said(fixture: &mut Fixture) -> Result<St
         page.sum(SCRAPES, &[("instance", instance), ("outcome", "not_permitted")]).is_some_and(|count| count > 0.0)
     };
     let instances = fixture.instances();
-    let page = wait(&observer, |page| instances.iter().all(|instance| denied(page, instance)))?;
+    let page = observer.wait(PATIENCE, |page| instances.iter().all(|instance| denied(page, instance)))?;
     ensure!(page.sum(UP, &[]) == Some(0.0), "a page is up");
     let log = observer.log();
     for said in ["it listens on loopback only", "403 Forbidden", "cannot connect"] {
@@ -159,50 +152,18 @@ fn plain_figures(page: &str) -> Result<BTreeMap<String, f64>> {
         .collect()
 }
 
-fn wait(observer: &Observer, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let page = observer.scrape()?;
-        if ready(&page) {
-            return Ok(page);
-        }
-        ensure!(Instant::now() < end, "not there within {PATIENCE:?}:\n{}", observer.log());
-        sleep(Duration::from_millis(50));
-    }
-}
-
 /// Executable of the stand-ins, which no other process has.
 fn stand_in(mesh: &Mesh) -> String {
     format!("istiod-{}", mesh.name())
 }
 
-/// This very program as a control-plane process; killed when dropped.
-struct StandIn(Child);
-
-impl StandIn {
-    fn start(mesh: &Mesh, workload: &Workload) -> Result<Self> {
-        let program = mesh.directory().join(stand_in(mesh));
-        if !program.exists() {
-            fs::copy(env::current_exe()?, &program)?;
-        }
-        let mut command: Command = workload.command(&program.display().to_string())?;
-        command.arg(STAND_IN).stdin(Stdio::null()).stdout(Stdio::null());
-        command.env("POD_NAME", &workload.pod).env("POD_NAMESPACE", &workload.namespace);
-        let stand_in = Self(command.spawn().context("the stand-in")?);
-        let end = Instant::now() + PATIENCE;
-        let local = (Ipv4Addr::LOCALHOST, PORT);
-        while workload.net.enter(|| TcpStream::connect(local))?.is_err() {
-            ensure!(Instant::now() < end, "the stand-in does not listen");
-            sleep(Duration::from_millis(20));
-        }
-        Ok(stand_in)
+/// This very program as a control-plane process.
+fn start_stand_in(mesh: &Mesh, workload: &Workload) -> Result<Program> {
+    let program = mesh.directory().join(stand_in(mesh));
+    if !program.exists() {
+        fs::copy(env::current_exe()?, &program)?;
     }
-}
-
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        // An error here means that it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    let mut command = workload.command(&program.display().to_string())?;
+    command.arg(STAND_IN).env("POD_NAME", &workload.pod).env("POD_NAMESPACE", &workload.namespace);
+    Program::serve(workload, PORT, &mut command)
 }

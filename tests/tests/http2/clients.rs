@@ -168,9 +168,7 @@ pub(super) fn retransmissions(pair: &mut Pair) -> Result<String> {
             pair.losing_packets(|| {
                 BOTH.iter().try_for_each(|family| {
                     let url = pair.http2.url(*family, "/page");
-                    let said =
-                        finish(pair.client.command("h2load")?.args(["-n", "200", "-c", "2", "-m", "10"]).arg(url), "")?;
-                    ensure!(said.contains("200 succeeded"), "{said}");
+                    run_h2load(pair, &["-n", "200", "-c", "2", "-m", "10"], &url, "200 succeeded")?;
                     for _ in 0..2 {
                         let url = pair.http2.url(*family, "/small");
                         ensure!(pair.curl(&["-m", "60", PRIOR_KNOWLEDGE, "-T", &file, &url])? == "200");
@@ -207,13 +205,18 @@ fn load(pair: &mut Pair, arguments: &[&str], url: impl Fn(Family) -> String) -> 
         Expected::both(4000),
         |pair| {
             for family in BOTH {
-                let said = finish(pair.client.command("h2load")?.args(arguments).arg(url(family)), "")?;
-                ensure!(said.contains("2000 succeeded"), "{said}");
+                run_h2load(pair, arguments, &url(family), "2000 succeeded")?;
             }
             Ok(())
         },
         &without_durations,
     )
+}
+
+fn run_h2load(pair: &Pair, arguments: &[&str], url: &str, success: &str) -> Result<()> {
+    let said = finish(pair.client.command("h2load")?.args(arguments).arg(url), "")?;
+    ensure!(said.contains(success), "{said}");
+    Ok(())
 }
 
 /// A file of that length to send.
