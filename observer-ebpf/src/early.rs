@@ -3,7 +3,7 @@
 //! A few places are shared by all connections, since segments rarely come early and never for long. Whoever takes one has
 //! a ticket; a place that was not given back in time can be taken from its holder, whose ticket is then worth nothing.
 
-use crate::shared;
+use crate::{shared, stream::FILL};
 
 /// Number of places.
 pub const PLACES: u32 = 16;
@@ -11,6 +11,8 @@ pub const PLACES: u32 = 16;
 pub const SPAN: u32 = 1 << 18;
 /// Longest segment that is kept, bytes.
 pub const SEGMENT: u32 = 1 << 16;
+/// Bytes of a place: the last segment may begin at the span's end.
+const BYTES: u32 = SPAN + SEGMENT;
 /// How long a place is its holder's, nanoseconds: retransmission has long come then, or never will.
 pub const HELD_NS: u64 = 10_000_000_000;
 
@@ -27,8 +29,9 @@ pub struct Place {
     pub padding: u32,
     /// When it was taken, nanoseconds of `CLOCK_MONOTONIC`.
     pub taken_ns: u64,
-    /// Byte `i` has the sequence number of the first missing one plus `i`.
-    pub bytes: [u8; (SPAN + SEGMENT) as usize],
+    /// Byte `i` has the sequence number of the first missing one plus `i`. Behind the last are some that are never written, so
+    /// that as many can be read from each.
+    pub bytes: [u8; (BYTES + FILL) as usize],
 }
 
 impl Place {
@@ -57,6 +60,17 @@ impl Place {
         ticket != 0 && shared::load(&self.ticket) == ticket
     }
 
+    /// The bytes from `from` on, whatever they are; `None` behind the last.
+    #[inline(always)]
+    #[must_use]
+    pub fn read(&self, from: u32) -> Option<&[u8; FILL as usize]> {
+        if from >= BYTES {
+            return None;
+        }
+        // SAFETY: FILL more bytes follow the last that `from` can be.
+        Some(unsafe { &*self.bytes.as_ptr().add(from as usize).cast() })
+    }
+
     /// Gives it back, if it is still held.
     #[inline(always)]
     pub fn release(&mut self, ticket: u32) {
@@ -73,7 +87,7 @@ pub fn number(ticket: u32) -> u32 {
 
 #[cfg(not(target_arch = "bpf"))]
 mod host {
-    use super::{PLACES, Place, SEGMENT, SPAN, number};
+    use super::{BYTES, FILL, PLACES, Place, SEGMENT, SPAN, number};
 
     /// All places where no map has them: a kernel's stand-in for tests.
     #[derive(Debug, Default)]
@@ -84,7 +98,7 @@ mod host {
         pub fn take(&mut self, now_ns: u64) -> u32 {
             // What was never kept shows if it is read.
             let fresh =
-                || Box::new(Place { ticket: 0, padding: 0, taken_ns: 0, bytes: [0xdd; (SPAN + SEGMENT) as usize] });
+                || Box::new(Place { ticket: 0, padding: 0, taken_ns: 0, bytes: [0xdd; (BYTES + FILL) as usize] });
             let mut tickets = (0..PLACES).zip(&mut self.0).map(|(number, place)| {
                 let place = place.get_or_insert_with(fresh);
                 place.take(number, now_ns)
@@ -104,10 +118,10 @@ mod host {
             fits
         }
 
-        /// The bytes of a place that is still held.
+        /// A place that is still held.
         #[must_use]
-        pub fn held(&self, ticket: u32) -> Option<&[u8]> {
-            self.0[number(ticket) as usize].as_ref().filter(|place| place.is_held(ticket)).map(|place| &place.bytes[..])
+        pub fn held(&self, ticket: u32) -> Option<&Place> {
+            self.0[number(ticket) as usize].as_deref().filter(|place| place.is_held(ticket))
         }
 
         /// Gives a place back, if it is still held.

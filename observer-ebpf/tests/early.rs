@@ -12,7 +12,7 @@ fn each_place_is_one_holders_until_it_is_given_back() {
         assert!(places.keep(*ticket, at as u32, &[at as u8; 3]));
     }
     for (at, ticket) in tickets.iter().enumerate() {
-        assert_eq!(places.held(*ticket).unwrap()[at..at + 3], [at as u8; 3]);
+        assert_eq!(places.held(*ticket).unwrap().read(at as u32).unwrap()[..3], [at as u8; 3]);
         places.release(*ticket);
         assert!(places.held(*ticket).is_none());
     }
@@ -48,5 +48,8 @@ fn only_what_fits_is_kept() {
     let ticket = places.take(1);
     let segment = vec![7; SEGMENT as usize + 1];
     assert!(places.keep(ticket, SPAN - 1, &segment[1..]));
+    let place = places.held(ticket).unwrap();
+    assert_eq!(place.read(SPAN + SEGMENT - 2).unwrap()[0], 7, "the segment's last byte");
+    assert!(place.read(SPAN + SEGMENT).is_none());
     assert!(!places.keep(ticket, SPAN, &[7]) && !places.keep(ticket, 0, &segment));
 }

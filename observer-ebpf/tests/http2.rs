@@ -803,6 +803,30 @@ fn a_body_whose_end_came_early_ends_with_what_was_missing() {
 }
 
 #[test]
+fn what_came_early_is_read_to_its_end() {
+    let mut talk = Talk::new(DESTINATION);
+    talk.writer.ask(1, END_STREAM);
+    talk.writer.answer(1, 0, "299");
+    talk.flush();
+    let from = talk.sent[RESPONSE];
+    for number in 0..300 {
+        talk.writer
+            .write(RESPONSE, &data(1, if number < 299 { 0 } else { END_STREAM }, &[b'x'; 1_000], &Shape::default()));
+    }
+    let stream = &talk.writer.streams[RESPONSE];
+    // While it waits for the first bytes, some of them come and make room for more.
+    for (begin, end) in [(100_000, 150_000), (150_000, 200_000), (200_000, 250_000), (0, 50_000), (250_000, 300_000)] {
+        talk.wire.deliver(RESPONSE, stream, from + begin, from + end);
+    }
+    talk.wire.deliver(RESPONSE, stream, from + 50_000, from + 100_000);
+    talk.wire.deliver(RESPONSE, stream, from + 300_000, stream.len());
+    assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk)]);
+    assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(stream, false)[&1]);
+    assert_eq!(talk.wire.bed.counts, [(Counter::ConnectionHttp2, 1)]);
+    assert!(talk.wire.bed.places.is_empty());
+}
+
+#[test]
 fn missing_data_is_passed_over() {
     let mut talk = Talk::new(DESTINATION);
     talk.writer.ask(1, END_STREAM);

@@ -60,15 +60,13 @@ pub(super) fn is_held(s: &Stream) -> bool {
 #[inline(never)]
 pub(super) fn load(s: &mut Stream, from: u32, at: u32) -> bool {
     let Some(place) = maps::place(early::number(s.ticket)) else { return false };
-    let (from, at) = (opaque(from) as usize, opaque(at) as usize & 127);
-    if from >= SPAN as usize {
-        return false;
-    }
+    let at = opaque(at) as usize & 127;
+    let Some(bytes) = place.read(opaque(from)) else { return false };
     let mut i = 0;
     while i < FILL as usize {
-        // SAFETY: `from + i + 8` is at most SPAN + FILL, `at + i + 8` at most 127 + FILL of the window's 400.
+        // SAFETY: `i + 8` is at most FILL, and `at` at most 127 of the window's 400 bytes.
         unsafe {
-            let word = place.bytes.as_ptr().add(from + i).cast::<u64>().read_unaligned();
+            let word = bytes.as_ptr().add(i).cast::<u64>().read_unaligned();
             s.window.as_mut_ptr().cast::<u8>().add(at + i).cast::<u64>().write_unaligned(word);
         }
         i += 8;

@@ -67,9 +67,14 @@ impl Env for Bed {
     }
     fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
         assert!((1..=256).contains(&length) && at < 128, "load of {length} at {at}");
-        let source = if stream.source == 0 { Some(&*self.packet) } else { self.places.held(stream.ticket) };
-        let Some(source) = source else { return false };
-        let bytes = &source[offset as usize..(offset + length) as usize];
+        let bytes = if stream.source == 0 {
+            &self.packet[offset as usize..(offset + length) as usize]
+        } else {
+            let Some(bytes) = self.places.held(stream.ticket).and_then(|place| place.read(offset)) else {
+                return false;
+            };
+            &bytes[..length as usize]
+        };
         let window = stream.window.as_mut_ptr().cast::<u8>();
         for (i, byte) in bytes.iter().enumerate() {
             // SAFETY: at most 127 + 256 bytes into a window of 400.

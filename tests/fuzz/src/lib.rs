@@ -76,10 +76,13 @@ impl Env for Packet {
     fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
         assert!((1..=FILL).contains(&length), "{length} bytes cannot be loaded at once");
         assert!(at + length <= WINDOW, "{length} bytes at {at} overflow the window");
-        let source =
-            if stream.source == 0 { &*self.bytes } else { self.places.held(stream.ticket).expect("a place is held") };
-        let Some(bytes) = source.get(offset as usize..(offset + length) as usize) else {
-            panic!("bytes {offset} to {} of a packet or place of {} are read", offset + length, source.len());
+        let bytes = if stream.source == 0 {
+            self.bytes.get(offset as usize..(offset + length) as usize)
+        } else {
+            self.places.held(stream.ticket).and_then(|place| place.read(offset)?.get(..length as usize))
+        };
+        let Some(bytes) = bytes else {
+            panic!("bytes {offset} to {} of a packet of {} or of a place are read", offset + length, self.bytes.len());
         };
         for (index, byte) in bytes.iter().enumerate() {
             let index = at as usize + index;
