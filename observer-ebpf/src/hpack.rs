@@ -403,7 +403,11 @@ fn text(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed> {
 #[inline(always)]
 fn pass(w: &mut Walk, s: &mut Stream, left: &mut u32, length: u32) {
     let here = if length < *left { length } else { *left };
-    s.skip = u64::from(here);
+    if here <= s.pending() {
+        s.line = s.line.wrapping_add(here);
+    } else {
+        s.skip = u64::from(here);
+    }
     *left = left.wrapping_sub(here);
     w.rest = length.wrapping_sub(here);
 }

@@ -163,6 +163,8 @@ pub struct Frames {
     pub wire: u64,
     /// When the first byte of a frame's head came whose rest is missing, or 0; nanoseconds of `CLOCK_MONOTONIC`.
     pub began_ns: u64,
+    /// When the packet came that is being read; nanoseconds of `CLOCK_MONOTONIC`.
+    pub now_ns: u64,
     /// Header blocks.
     pub walk: Walk,
     /// A call that has ended, to be counted.
@@ -253,6 +255,7 @@ pub fn payload<E: Calls>(
     } else {
         s.skip = s.skip.wrapping_sub(u64::from(s.gap()));
     }
+    h.frames[direction].now_ns = env.now();
     let complete = env.frame_turns(c, h, direction);
     let failure = h.frames[direction].failure;
     if failure == Counter::SyncMalformed as u32 + 1 {
@@ -353,8 +356,8 @@ pub fn turn<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction:
 #[inline(always)]
 fn step<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
     let s = &mut c.streams[direction];
-    if s.skip > 0 {
-        return s.pass() == Token::Empty;
+    if s.skip > 0 && s.pass() == Token::Empty {
+        return true;
     }
     let state = h.frames[direction].state;
     if state == FIELDS {
@@ -369,8 +372,7 @@ fn step<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     if state == COUNT {
         let f = &mut h.frames[direction];
         f.state = HEAD;
-        let at_ns = env.now();
-        let finished = counted(c, &f.ended, f.ended_by != 0, f.ended_by, at_ns);
+        let finished = counted(c, &f.ended, f.ended_by != 0, f.ended_by, f.now_ns);
         Finished::put(&mut c.finished[direction], &finished);
         env.finished(c, direction);
         return false;
@@ -433,7 +435,7 @@ fn supply<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: u
         _ => {
             let f = &mut h.frames[direction];
             if f.state == HEAD && s.pending() > 0 && f.began_ns == 0 {
-                f.began_ns = env.now();
+                f.began_ns = f.now_ns;
             }
             true
         }
@@ -638,9 +640,7 @@ fn messages<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction:
 fn fields<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
     let f = &mut h.frames[direction];
     if f.left == 0 {
-        c.streams[direction].skip = u64::from(f.padding);
-        f.padding = 0;
-        f.state = END;
+        fields_end(f, &mut c.streams[direction]);
         return false;
     }
     if c.streams[direction].pending() == 0 {
@@ -659,7 +659,19 @@ fn fields<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: u
     if f.walk.state == hpack::FAR || wide == WIDE_WANTED || (wide == WIDE_USED && f.walk.inserted != inserted) {
         widen(&mut f.walk, env, direction);
     }
+    let f = &mut h.frames[direction];
+    if f.left == 0 {
+        fields_end(f, &mut c.streams[direction]);
+    }
     false
+}
+
+/// Behind this frame's part of a header block, of which some bytes may still be to be skipped.
+#[inline(always)]
+fn fields_end(f: &mut Frames, s: &mut Stream) {
+    s.skip = s.skip.wrapping_add(u64::from(f.padding));
+    f.padding = 0;
+    f.state = END;
 }
 
 /// Keeps the larger ring, which there may be, in step, and looks up in it.
@@ -859,7 +871,7 @@ fn call_begins<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, id: u32
     let call = Call {
         id,
         state: security | if blind != 0 { IS_BLIND } else { 0 },
-        start_ns: if began_ns != 0 { began_ns } else { env.now() },
+        start_ns: if began_ns != 0 { began_ns } else { h.frames[REQUEST].now_ns },
         bytes: [0; 2],
         messages: [0; 2],
         left: [0; 2],

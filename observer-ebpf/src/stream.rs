@@ -110,7 +110,9 @@ impl Stream {
     #[inline(always)]
     #[must_use]
     pub fn byte(&self, at: u32) -> u8 {
-        self.word(at) as u8
+        let at = if at > WINDOW { WINDOW } else { at };
+        // SAFETY: the window has more than WINDOW bytes.
+        unsafe { *self.window.as_ptr().cast::<u8>().add(at as usize) }
     }
 
     /// Bytes in the window that belong to a line not yet ended.
@@ -250,10 +252,9 @@ impl Stream {
     /// Forgets what the window holds.
     #[inline(always)]
     pub fn clear(&mut self) {
-        // Stored one by one: left to itself the compiler calls a routine that clears byte by byte.
-        shared::store(&mut self.have, 0);
-        shared::store(&mut self.line, 0);
-        shared::store(&mut self.scan, 0);
+        self.have = 0;
+        self.line = 0;
+        self.scan = 0;
         self.marks = 0;
     }
 

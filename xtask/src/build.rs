@@ -93,7 +93,8 @@ fn kernel_object(options: &Options) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Instruction set v3 is a code generation option: as a linker argument it collides with the one rustc passes.
+/// Instruction set v3 is a code generation option: as a linker argument it collides with the one rustc passes. The linker
+/// must not expand copies in order, since that makes of every other copy and clearing a call of a routine that goes byte by byte.
 fn rustflags(linker: &Path) -> String {
     [
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
@@ -101,6 +102,7 @@ fn rustflags(linker: &Path) -> String {
         "-Ctarget-cpu=v3".to_owned(),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ]
     .join("\x1f")
 }
