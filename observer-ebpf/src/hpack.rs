@@ -64,6 +64,8 @@ pub const WIDE_USED: u32 = 2;
 /// [`Walk::wide`]: there is no room for one.
 pub const WIDE_MISSING: u32 = 3;
 
+/// Most fields that [`indexed`] reads.
+const RUN: u32 = 8;
 /// Most bytes of a string that are looked at.
 const LOOK: u32 = 32;
 
@@ -141,6 +143,26 @@ pub fn begin(w: &mut Walk) {
 #[must_use]
 pub fn is_whole(w: &Walk) -> bool {
     w.state == FIRST && w.shift == 0 && w.rest == 0
+}
+
+/// Reads the fields that are next in the window and sent as an index of one byte, which are most once an encoder knows its peer.
+#[inline(always)]
+pub fn indexed(w: &mut Walk, s: &mut Stream, left: &mut u32) {
+    if w.state != FIRST || w.shift != 0 || w.rest != 0 {
+        return;
+    }
+    let mut i = 0;
+    while i < RUN && s.pending() != 0 && *left != 0 {
+        let byte = u32::from(s.byte(s.line));
+        if !(0x81..0xff).contains(&byte) {
+            return;
+        }
+        let Ok(Some(entry)) = entry(w, byte & 0x7f) else { return };
+        found(w, entry);
+        s.line = s.line.wrapping_add(1);
+        *left = left.wrapping_sub(1);
+        i += 1;
+    }
 }
 
 /// Reads on in a block of which `left` bytes are in this frame; at least one of them is in the window. What is passed

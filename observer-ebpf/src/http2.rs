@@ -651,8 +651,10 @@ fn fields<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: u
         f.left = 0;
         return false;
     }
+    let s = &mut c.streams[direction];
     let inserted = f.walk.inserted;
-    if hpack::step(&mut f.walk, &mut c.streams[direction], &mut f.left).is_err() {
+    hpack::indexed(&mut f.walk, s, &mut f.left);
+    if f.left != 0 && s.pending() != 0 && hpack::step(&mut f.walk, s, &mut f.left).is_err() {
         return fail(f, Counter::SyncMalformed);
     }
     let wide = f.walk.wide;
