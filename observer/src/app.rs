@@ -29,7 +29,7 @@ use crate::{
         spool::{Spool, directory_name},
         wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
     },
-    model::{Model, Own, Snapshot, cardinality, labels::Peers},
+    model::{Model, Own, Snapshot, cardinality, labels::Peers, lateness::Lateness},
     readiness::Readiness,
     serve,
 };
@@ -68,13 +68,13 @@ pub async fn run(config: &Config) -> Result<()> {
     loop {
         tokio::select! {
             changes = watcher.next() => node.state().apply(changes),
-            _ = tick.tick() => node.report(),
+            due = tick.tick() => node.report(Some(due.into_std())),
             _ = interrupted.recv() => break,
             _ = terminated.recv() => break,
         }
     }
     tracing::info!("stopping");
-    node.report();
+    node.report(None);
     let emitters = std::mem::take(&mut node.state().emitters);
     for emitter in emitters {
         emitter.finish(FAREWELL).await;
@@ -117,6 +117,7 @@ struct State {
     named_pages: Vec<Target>,
     scrape_proxies: bool,
     model: Model,
+    lateness: Lateness,
     peers: Arc<Peers>,
     running: Vec<Arc<Sidecar>>,
     ended: Vec<Arc<Sidecar>>,
@@ -143,6 +144,7 @@ impl Node {
             named_pages: config.control_plane().collect(),
             scrape_proxies: config.scrape_proxies,
             model: Model::new(started, cardinality::DEFAULT_RETENTION),
+            lateness: Lateness::default(),
             peers: Arc::new(config.peers()),
             running: Vec::new(),
             ended: Vec::new(),
@@ -159,9 +161,12 @@ impl Node {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends an interval: one snapshot for every emitter.
-    fn report(&self) {
+    /// Ends an interval that was due to end then, or one that is cut short: one snapshot for every emitter.
+    fn report(&self, due: Option<Instant>) {
         let mut state = self.state();
+        if let Some(due) = due {
+            state.lateness.record(due.elapsed());
+        }
         state.detach_left();
         let snapshot = state.round(true);
         for emitter in &state.emitters {
@@ -312,6 +317,7 @@ impl State {
             cpu: usage.cpu,
             resident_bytes: usage.resident_bytes,
             unattached: Some(self.unattached.len() as u64),
+            lateness: self.lateness.clone(),
             emitters: self.emitters.iter().map(Emitter::figures).collect(),
             scrapes: self.scrapes.as_ref().map(|figures| figures()),
         };

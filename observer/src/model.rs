@@ -9,6 +9,7 @@ pub mod control_plane;
 pub mod counter;
 pub mod histogram;
 pub mod labels;
+pub mod lateness;
 pub mod live;
 mod process;
 
@@ -35,6 +36,7 @@ use self::{
     counter::{Figures, TcpFigures},
     histogram::{HttpFigures, PackedCells},
     labels::{Directory, GatewayLabels, MeshLabels, Peers},
+    lateness::Lateness,
 };
 use crate::{
     collect::{KernelReading, Reading, SeriesReading},
@@ -69,6 +71,8 @@ pub struct Own {
     pub resident_bytes: Option<u64>,
     /// Sidecars found now whose programs could not be attached.
     pub unattached: Option<u64>,
+    /// How late the rounds that close an interval began; empty where nothing closes one.
+    pub lateness: Lateness,
     /// Every emitter.
     pub emitters: Vec<EmitterFigures>,
     /// The metrics page, if it is served.
@@ -299,6 +303,9 @@ impl Round<'_> {
         for (name, collector) in &self.model.collectors {
             seconds.point(&[name], collector.busy);
         }
+        if own.lateness.count() > 0 {
+            families.add(&catalogue::TICK_LATENESS).point(&[], own.lateness.clone());
+        }
         own_outputs(own, &mut families);
         process::families(&reading.processes, self.running, components, &mut families);
         control_plane::own(&reading.control_plane, control_plane, &mut families);
@@ -525,8 +532,10 @@ pub enum Value<'a> {
     Integer(u64),
     /// A real number.
     Real(f64),
-    /// A histogram.
+    /// A histogram of a series.
     Histogram(HistogramView<'a>),
+    /// A histogram of the observer's own delays.
+    Lateness(&'a Lateness),
 }
 
 /// One histogram of a series, in the unit it is exposed in.
@@ -653,9 +662,10 @@ impl<'a> FamilyPoints<'a> {
             }
             Points::Own(points) => {
                 let point = points.get(index)?;
-                let value = match point.value {
-                    OwnValue::Integer(value) => Value::Integer(value),
-                    OwnValue::Real(value) => Value::Real(value),
+                let value = match &point.value {
+                    OwnValue::Integer(value) => Value::Integer(*value),
+                    OwnValue::Real(value) => Value::Real(*value),
+                    OwnValue::Lateness(lateness) => Value::Lateness(lateness),
                 };
                 Point { labels: Labels::Own(self.family.labels, &point.labels), value, created: point.created }
             }
@@ -682,18 +692,21 @@ struct OwnPoint {
     created: SystemTime,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum OwnValue {
     Integer(u64),
     Real(f64),
+    Lateness(Box<Lateness>),
 }
 
 impl OwnValue {
+    /// The one number that it is; a histogram is none.
     #[expect(clippy::cast_precision_loss, reason = "compared with a double")]
-    const fn real(self) -> f64 {
+    const fn real(&self) -> Option<f64> {
         match self {
-            Self::Integer(value) => value as f64,
-            Self::Real(value) => value,
+            Self::Integer(value) => Some(*value as f64),
+            Self::Real(value) => Some(*value),
+            Self::Lateness(_) => None,
         }
     }
 }
@@ -707,6 +720,12 @@ impl From<f64> for OwnValue {
 impl From<u64> for OwnValue {
     fn from(value: u64) -> Self {
         Self::Integer(value)
+    }
+}
+
+impl From<Lateness> for OwnValue {
+    fn from(value: Lateness) -> Self {
+        Self::Lateness(Box::new(value))
     }
 }
 
@@ -736,7 +755,7 @@ impl Families {
         for own in self.families.iter().filter(|own| own.family.origin == Origin::Procfs) {
             let Some(label) = own.family.labels.iter().position(|label| *label == "instance") else { continue };
             let known: BTreeMap<&str, f64> =
-                own.points.iter().map(|point| (&*point.labels[label], point.value.real())).collect();
+                own.points.iter().filter_map(|point| Some((&*point.labels[label], point.value.real()?))).collect();
             for (instance, said) in control_plane.yield_to(own.family, |instance| known.contains_key(instance)) {
                 let difference = said - known[instance.as_str()];
                 differences.point(&[&instance, own.family.prometheus_name], difference);

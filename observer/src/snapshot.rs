@@ -104,6 +104,12 @@ fn json_point(point: &Point<'_>) -> Json {
             }
             json.insert("count".to_owned(), histogram.count().into())
         }
+        Value::Lateness(lateness) => {
+            let buckets = lateness.buckets().map(|(le, count)| (le.to_owned(), count.into()));
+            json.insert("buckets".to_owned(), Map::from_iter(buckets).into());
+            json.insert("sum".to_owned(), lateness.sum().into());
+            json.insert("count".to_owned(), lateness.count().into())
+        }
     };
     json.into()
 }

@@ -26,7 +26,7 @@ use crate::{
 use self::scraper::Scraper;
 pub use self::{
     fetch::ScrapeError,
-    page::{Page, PageFamily, PageLine, Suffix, escape},
+    page::{Page, PageFamily, PageLine, Suffix, TooMuch, escape},
 };
 
 /// Labels that every point of a target has, in the order they are written.

@@ -348,6 +348,13 @@ fn write_point(text: &mut String, family: &Family, point: &Point<'_>, labels: &s
             sample(text, name, "_sum", labels, None, &histogram.sum());
             sample(text, name, "_count", labels, None, &cumulative[LE.len() - 1]);
         }
+        Value::Lateness(lateness) => {
+            for (le, count) in lateness.buckets() {
+                sample(text, name, "_bucket", labels, Some((le, "")), &count);
+            }
+            sample(text, name, "_sum", labels, None, &lateness.sum());
+            sample(text, name, "_count", labels, None, &lateness.count());
+        }
     }
     if format == Format::OpenMetrics && family.kind != Kind::Gauge {
         let name = family_name(family, format);
@@ -483,18 +490,20 @@ mod tests {
         let [_, snapshot] = fixture::snapshots();
         let samples = parse(&page(&snapshot, Format::Text));
         let mut last = 0.0;
-        let mut seen = 0;
+        let (mut seen, mut bounds) = (0, f64::NEG_INFINITY);
         for sample in &samples {
             if sample.name.ends_with("_bucket") {
-                let le = &sample.labels.last().unwrap().1;
-                assert!(le == LE[0] || sample.value >= last);
+                let le = sample.labels.last().unwrap().1.parse().unwrap();
+                // Where the bounds do not rise another histogram begins.
+                assert!(le <= bounds || sample.value >= last);
+                bounds = le;
                 last = sample.value;
             } else if sample.name.ends_with("_count") {
                 assert_eq!(sample.value, last);
                 seen += 1;
             }
         }
-        assert_eq!(seen, 3 * snapshot.http.len());
+        assert_eq!(seen, 3 * snapshot.http.len() + 1, "and the observer's own");
     }
 
     #[test]

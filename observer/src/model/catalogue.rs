@@ -449,6 +449,9 @@ families! {
     COLLECTOR_SECONDS = "mesh.observer.collector.seconds.total.value", "mesh_observer_collector_seconds_total",
         Counter, "seconds", &["collector"], Observer, Own,
         "Time spent in each collector.";
+    TICK_LATENESS = "mesh.observer.tick.lateness.seconds.*.value", "mesh_observer_tick_lateness_seconds",
+        Histogram, "seconds", &[], Observer, Own,
+        "How long after its time each reporting interval ended: the kernel's figures are read then.";
     EMITTER_QUEUE = "mesh.observer.emitter.queue.reports.value", "mesh_observer_emitter_queue_reports",
         Gauge, "reports", &["emitter"], Observer, Own,
         "Reports that wait to be sent.";

@@ -237,6 +237,12 @@ impl<'a> ScrapedFamily<'a> {
 }
 
 impl<'a> ScrapedLine<'a> {
+    /// Whether both have the same labels, `le` aside. Of equal labels this sees only those that are kept once.
+    #[must_use]
+    pub fn has_labels_of(&self, other: &Self) -> bool {
+        std::ptr::eq(self.target_labels, other.target_labels) && std::ptr::eq(self.labels, other.labels)
+    }
+
     /// Calls `each` with every label but `le`, those of the target first.
     pub fn each(&self, mut each: impl FnMut(&'a str, &str)) {
         for text in [self.target_labels, self.labels] {

@@ -18,12 +18,14 @@ use observer_ebpf::{
 use super::{
     EmitterFigures, Inputs, Model, Own, ScrapeFigures, Snapshot, catalogue,
     labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
+    lateness::Lateness,
 };
 use crate::{
     collect::{
         CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
         SeriesReading,
         control_plane::{Page, Target, TargetReading},
+        exposition::Format,
     },
     discovery::{
         ProcessId, Role, Sidecar, Workload,
@@ -245,10 +247,15 @@ pub(crate) fn every_kind(round: u64) -> Vec<SeriesReading> {
 }
 
 pub(crate) fn own() -> Own {
+    let mut lateness = Lateness::default();
+    for milliseconds in [1, 1, 30] {
+        lateness.record(Duration::from_millis(milliseconds));
+    }
     Own {
         cpu: Some(Duration::from_millis(1_500)),
         resident_bytes: Some(12_000_000),
         unattached: Some(0),
+        lateness,
         emitters: vec![EmitterFigures {
             name: "wavefront+file:-".to_owned(),
             on_disk: Some((7, 512)),
@@ -318,7 +325,7 @@ pub(crate) fn scraped(instance: &str, page: &str) -> TargetReading {
     let target = Target::named(format!("http://{instance}").parse().unwrap());
     TargetReading {
         target: Arc::new(Target { instance: instance.to_owned(), ..target }),
-        page: Some(Arc::new(Page::read(page))),
+        page: Some(Arc::new(Page::read(Format::Text, page).unwrap())),
         tried: true,
         took: Duration::from_millis(5),
         scrapes: [("ok", 1)].into(),

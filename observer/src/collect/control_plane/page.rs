@@ -10,7 +10,7 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
-use crate::collect::exposition::{Event, Kind, Labels, Part, Sample, Seen};
+use crate::collect::exposition::{Event, Format, Kind, Labels, Parser, Part, Sample, Seen};
 
 /// Most samples of one page.
 pub(super) const SAMPLES: usize = 200_000;
@@ -94,11 +94,23 @@ pub struct PageLine<'a> {
     pub value: f64,
 }
 
-#[cfg(test)]
 impl Page {
-    /// What a page in text 0.0.4 says.
-    pub(crate) fn read(text: &str) -> Self {
-        tests::page(crate::collect::exposition::Format::Text, text)
+    /// What a page says that is there as a whole, of a target that has its own [`super::LABELS`].
+    ///
+    /// # Errors
+    /// It has more than is kept of a page.
+    pub fn read(format: Format, text: &str) -> Result<Self, TooMuch> {
+        let mut builder = Builder::new(&super::LABELS);
+        let mut outcome = Ok(());
+        let mut each = |event: Event<'_>| {
+            if outcome.is_ok() {
+                outcome = builder.take(&event);
+            }
+        };
+        let mut parser = Parser::new(format);
+        parser.feed(text.as_bytes(), &mut each);
+        parser.finish(&mut each);
+        outcome.map(|()| builder.finish())
     }
 }
 
@@ -132,8 +144,9 @@ impl Page {
 }
 
 /// More samples than [`SAMPLES`], or more bounds than a page may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooMuch;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the page has more samples or more upper bounds than are kept")]
+pub struct TooMuch;
 
 /// Gathers a page from what its lines say.
 #[derive(Debug)]
@@ -330,15 +343,9 @@ pub fn escape(value: &str, text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collect::exposition::{Format, Parser};
 
-    pub(super) fn page(format: Format, text: &str) -> Page {
-        let mut builder = Builder::new(&["instance", "app"]);
-        let mut each = |event: Event<'_>| builder.take(&event).unwrap();
-        let mut parser = Parser::new(format);
-        parser.feed(text.as_bytes(), &mut each);
-        parser.finish(&mut each);
-        builder.finish()
+    fn page(format: Format, text: &str) -> Page {
+        Page::read(format, text).unwrap()
     }
 
     fn said(page: &Page) -> Vec<String> {

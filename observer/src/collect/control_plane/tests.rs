@@ -15,7 +15,7 @@ use tokio::{
 };
 
 /// Long enough for tens of megabytes on a busy machine.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// What the server sends for any request.
 #[derive(Clone)]

@@ -49,6 +49,12 @@ impl Filters {
         !self.tag_include.is_empty() || !self.tag_exclude.is_empty()
     }
 
+    /// Whether it takes a point's name to tell if it is sent.
+    #[must_use]
+    pub fn asks_for_names(&self) -> bool {
+        !self.metric_allow.is_empty() || !self.metric_deny.is_empty()
+    }
+
     /// Whether it takes a point's tags to tell if it is sent.
     #[must_use]
     pub fn asks_for_tags(&self) -> bool {

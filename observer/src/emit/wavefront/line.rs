@@ -88,8 +88,8 @@ impl fmt::Display for Number {
 /// Tags of a point, ready to be written: sorted, with a gap where `le` belongs.
 #[derive(Debug)]
 pub(super) struct Tags {
-    pub(super) before_le: String,
-    pub(super) after_le: String,
+    before_le: String,
+    after_le: String,
     count: usize,
     broken: Option<Reason>,
     /// What the tag filters ask, where there are any.
@@ -100,9 +100,8 @@ impl Tags {
     pub(super) fn new(options: &Options, labels: impl FnOnce(&mut dyn FnMut(&str, &str))) -> Self {
         let mut sorted: Vec<(String, String)> = Vec::with_capacity(TAGS);
         labels(&mut |key, value| {
-            let value = clean(value);
-            if !is_blank(&value) {
-                sorted.push((key.to_owned(), value));
+            if let Some(value) = tag_value(value) {
+                sorted.push((key.to_owned(), value.into()));
             }
         });
         let asked = if options.filters.asks_for_tags() { sorted.clone() } else { Vec::new() };
@@ -123,9 +122,14 @@ impl Tags {
         for (key, value) in sorted {
             tags.broken = tags.broken.or_else(|| broken_tag(&key, &value));
             let text = if key.as_str() < "le" { &mut tags.before_le } else { &mut tags.after_le };
-            let _ = write!(text, " \"{key}\"=\"{}\"", value.replace('"', "\\\""));
+            write_tag(text, &key, &value);
         }
         tags
+    }
+
+    /// All of them.
+    pub(super) fn text(&self) -> String {
+        format!("{}{}", self.before_le, self.after_le)
     }
 }
 
@@ -150,8 +154,28 @@ pub fn point_tag(key: &str, value: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value))
 }
 
+/// A tag value that can be sent, not yet escaped; `None` if nothing of it is left.
+pub(super) fn tag_value(value: &str) -> Option<Box<str>> {
+    Some(clean(value)).filter(|value| !is_blank(value)).map(String::into_boxed_str)
+}
+
+fn write_tag(text: &mut String, key: &str, value: &str) {
+    text.push_str(" \"");
+    text.push_str(key);
+    text.push_str("\"=\"");
+    for (number, part) in value.split('"').enumerate() {
+        text.push_str(if number == 0 { "" } else { "\\\"" });
+        text.push_str(part);
+    }
+    text.push('"');
+}
+
 /// A tag value that every decoder reads alike, not yet escaped.
 fn clean(value: &str) -> String {
+    let is_clean = |byte: u8| byte.is_ascii_graphic() && byte != b'\\';
+    if value.bytes().all(is_clean) {
+        return value.to_owned();
+    }
     let mut cleaned = String::with_capacity(value.len());
     for character in value.chars() {
         match character {
@@ -255,7 +279,13 @@ impl<'a> Writer<'a> {
 
     fn point(&mut self, prefix: &str, name: &str, value: Number, tags: &Tags, le: Option<&str>) {
         let start = self.text.len();
-        let _ = write!(self.text, "\"{prefix}{name}\" {value} {} source=\"{}\"", self.seconds(), self.source);
+        for part in ["\"", prefix, name, "\" "] {
+            self.text.push_str(part);
+        }
+        let _ = write!(self.text, "{value} {}", self.seconds());
+        for part in [" source=\"", self.source, "\""] {
+            self.text.push_str(part);
+        }
         self.end(start, tags, le);
     }
 
@@ -272,17 +302,18 @@ impl<'a> Writer<'a> {
         } else if !value.is_finite() {
             Some(Reason::NotFinite)
         } else {
-            tags.broken
+            tags.broken.or_else(|| broken_tag("le", le?))
         };
         broken.inspect(|reason| self.reject(*reason)).is_none()
     }
 
     fn passes(&mut self, name: &str, tags: &Tags, le: Option<&str>) -> bool {
         let filters = &self.options.filters;
-        let named = match self.ledger.passes.get(name) {
-            Some(passes) => *passes,
-            None => *self.ledger.passes.entry(name.to_owned()).or_insert(filters.passes_name(name)),
-        };
+        let named = !filters.asks_for_names()
+            || match self.ledger.passes.get(name) {
+                Some(passes) => *passes,
+                None => *self.ledger.passes.entry(name.to_owned()).or_insert(filters.passes_name(name)),
+            };
         let asked = tags.asked.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         named && (!filters.asks_for_tags() || filters.passes_tags(asked.chain(le.map(|le| ("le", le)))))
     }
@@ -290,7 +321,7 @@ impl<'a> Writer<'a> {
     fn end(&mut self, start: usize, tags: &Tags, le: Option<&str>) {
         self.text.push_str(&tags.before_le);
         if let Some(le) = le {
-            let _ = write!(self.text, " \"le\"=\"{le}\"");
+            write_tag(&mut self.text, "le", le);
         }
         self.text.push_str(&tags.after_le);
         self.text.push('\n');

@@ -1,8 +1,7 @@
 //! The lines of one report, a batch at a time.
 
 use std::{
-    borrow::Cow,
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
     vec,
@@ -15,15 +14,15 @@ use observer_ebpf::{
 
 use super::{
     Names, Options,
-    line::{CENTROIDS, Number, Tags, Writer},
+    line::{CENTROIDS, Number, Tags, Writer, tag_value},
 };
 use crate::{
     collect::{control_plane::Suffix, exposition},
     emit::{Batch, Form},
     model::{
-        FamilyPoints, HistogramView, Labels, MESH_FAMILIES, Point, Snapshot, Value,
+        FamilyPoints, HistogramView, MESH_FAMILIES, Snapshot, Value,
         catalogue::{self, Family, Kind, Origin},
-        control_plane::ScrapedFamily,
+        control_plane::{ScrapedFamily, ScrapedLine},
         counter::{self, TcpFigures},
         histogram::{HttpFigures, LE, PackedCells, QUANTILES},
         labels::Projection,
@@ -56,8 +55,10 @@ pub(super) struct Connections {
 
 /// One point of any other family.
 struct Single {
-    name: Cow<'static, str>,
-    tags: Tags,
+    name: Arc<str>,
+    /// Neighbours mostly have the same ones.
+    tags: Arc<Tags>,
+    le: Option<Box<str>>,
     value: Number,
     /// Of a counter: whose it is and when it was 0.
     counter: Option<(Origin, SystemTime)>,
@@ -128,10 +129,10 @@ impl Report<'_> {
             request_lines(self.options, requests, &mut self.writer);
         } else if let Some(connections) = self.connections.next() {
             connection_lines(self.options, &connections, &mut self.writer);
-        } else if let Some(Single { name, tags, value, counter }) = self.singles.next() {
+        } else if let Some(Single { name, tags, le, value, counter }) = self.singles.next() {
             match counter {
                 Some((origin, created)) => self.writer.counter(&name, value, &tags, origin, created),
-                None => self.writer.line(&name, value, &tags, None),
+                None => self.writer.line(&name, value, &tags, le.as_deref()),
             }
         } else if let Some(points) = self.snapshot.family(self.family) {
             self.family += 1;
@@ -220,43 +221,63 @@ fn connection_lines(options: &Options, connections: &Connections, writer: &mut W
 
 /// The points of a family of the observer's own.
 fn own(options: &Options, points: FamilyPoints<'_>) -> Vec<Single> {
-    let single = |point: Point<'_>| {
-        let Labels::Own(..) = point.labels else { return None };
-        let value = match point.value {
-            Value::Integer(value) => Number::Integer(value),
-            Value::Real(value) => Number::Real(value),
-            Value::Histogram(_) => return None,
+    let family = points.family;
+    let name: Arc<str> = family.documented_name.into();
+    let mut singles = Vec::new();
+    for point in points.iter() {
+        let tags = Arc::new(Tags::new(options, |each| point.labels.each(|key, value| each(key, value))));
+        let counter = (family.kind == Kind::Counter).then_some((family.origin, point.created));
+        let mut single = |name: &Arc<str>, value, le: Option<&str>| {
+            singles.push(Single { name: name.clone(), tags: tags.clone(), le: le.map(Box::from), value, counter });
         };
-        Some(Single {
-            name: points.family.documented_name.into(),
-            tags: Tags::new(options, |each| point.labels.each(|key, value| each(key, value))),
-            value,
-            counter: (points.family.kind == Kind::Counter).then_some((points.family.origin, point.created)),
-        })
-    };
-    points.iter().filter_map(single).collect()
+        match point.value {
+            Value::Integer(value) => single(&name, Number::Integer(value), None),
+            Value::Real(value) => single(&name, Number::Real(value), None),
+            Value::Lateness(lateness) => {
+                let [bucket, count, sum] = ["bucket", "count", "sum"].map(|own| statistic(family, own).into());
+                lateness.buckets().for_each(|(le, count)| single(&bucket, Number::Integer(count), Some(le)));
+                single(&count, Number::Integer(lateness.count()), None);
+                single(&sum, Number::Real(lateness.sum()), None);
+            }
+            // Istio's families are sent added up.
+            Value::Histogram(_) => {}
+        }
+    }
+    singles
 }
 
 /// The points of a family that was scraped. The chain sent one of them under istiod's own spelling, which is not the
 /// documented one: among the collector's names it has both.
 fn scraped(options: &Options, family: ScrapedFamily<'_>) -> Vec<Single> {
     let mut singles = Vec::new();
+    let mut names = BTreeMap::new();
+    let mut labelled: Option<(ScrapedLine<'_>, Arc<Tags>)> = None;
     for line in family.lines() {
-        let documented = family.documented_name(line.suffix);
-        let spelled = format!("{}{}", family.name(), line.suffix.text()).replace('_', ".") + ".value";
-        let both = options.names == Names::Collector && spelled != documented;
-        for name in [Some(documented), Some(spelled).filter(|_| both)].into_iter().flatten() {
-            let tags = Tags::new(options, |each| {
-                line.each(|key, value| each(key, value));
-                line.bound.into_iter().for_each(|bound| each("le", bound));
-            });
-            // When a scraped counter was 0 nobody says.
-            let counts = family.kind() == exposition::Kind::Counter && line.suffix == Suffix::None;
-            let counter = counts.then_some((Origin::Istiod, UNIX_EPOCH));
-            singles.push(Single { name: name.into(), tags, value: Number::Real(line.value), counter });
+        let names = names.entry(line.suffix.text()).or_insert_with(|| scraped_names(options, family, line.suffix));
+        let tags = match &labelled {
+            Some((before, tags)) if before.has_labels_of(&line) => tags.clone(),
+            _ => {
+                let tags = Arc::new(Tags::new(options, |each| line.each(|key, value| each(key, value))));
+                labelled.insert((line, tags)).1.clone()
+            }
+        };
+        let le = line.bound.and_then(tag_value);
+        // When a scraped counter was 0 nobody says.
+        let counts = family.kind() == exposition::Kind::Counter && line.suffix == Suffix::None;
+        let counter = counts.then_some((Origin::Istiod, UNIX_EPOCH));
+        for name in &*names {
+            let (name, tags, le) = (name.clone(), tags.clone(), le.clone());
+            singles.push(Single { name, tags, le, value: Number::Real(line.value), counter });
         }
     }
     singles
+}
+
+fn scraped_names(options: &Options, family: ScrapedFamily<'_>, suffix: Suffix) -> Vec<Arc<str>> {
+    let documented = family.documented_name(suffix);
+    let spelled = format!("{}{}", family.name(), suffix.text()).replace('_', ".") + ".value";
+    let both = options.names == Names::Collector && spelled != documented;
+    [Some(documented), Some(spelled).filter(|_| both)].into_iter().flatten().map(Arc::from).collect()
 }
 
 /// Where tags are left out, points that become alike are added up.
@@ -265,9 +286,10 @@ fn together(options: &Options, all: Vec<Single>) -> Vec<Single> {
         return all;
     }
     let mut singles: Vec<Single> = Vec::new();
-    let mut alike: HashMap<(Cow<'static, str>, String, String), usize> = HashMap::new();
+    type Seen = (Arc<str>, String, Option<Box<str>>);
+    let mut alike: HashMap<Seen, usize> = HashMap::new();
     for single in all {
-        match alike.entry((single.name.clone(), single.tags.before_le.clone(), single.tags.after_le.clone())) {
+        match alike.entry((single.name.clone(), single.tags.text(), single.le.clone())) {
             Entry::Occupied(known) => {
                 let known = &mut singles[*known.get()];
                 known.value = known.value.plus(single.value);
