@@ -95,8 +95,15 @@ fn fuzz(name: &str, time: Duration) -> Result<()> {
                 program.display()
             );
         }
-        let tried = said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
-        say(format!("{name}: {} inputs tried, none fails", tried.map_or("an unknown number of", str::trim)));
+        let figure = |name: &str| {
+            let line = said.lines().find_map(|line| line.strip_prefix(&format!("stat::{name}:")));
+            line.map_or("unknown", str::trim).to_owned()
+        };
+        let (tried, slowest) = (figure("number_of_executed_units"), figure("slowest_unit_time_sec"));
+        let memory = figure("peak_rss_mb");
+        say(format!(
+            "{name}: {tried} inputs tried, none fails; the slowest took {slowest} s, the most memory was {memory} MB"
+        ));
         Ok(())
     })
 }

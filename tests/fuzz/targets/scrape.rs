@@ -3,6 +3,8 @@
 //! Input: a byte for the format and the size of the pieces, then the page.
 #![no_main]
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use libfuzzer_sys::fuzz_target;
 
 // The one file, without the daemon around it, which would have to be built with coverage too.
@@ -10,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../../observer/src/collect/exposition.rs"]
 mod exposition;
 
-use exposition::{Event, Format, Labels, Parser, Seen};
+use exposition::{Event, Format, Labels, Parser, Sample, Seen};
 
 fuzz_target!(|input: &[u8]| {
     let Some((first, page)) = input.split_first() else { return };
@@ -19,21 +21,24 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(whole, said(format, page, usize::from(first >> 1) + 1));
 });
 
-fn said(format: Format, page: &[u8], size: usize) -> Vec<String> {
+/// A digest of each event: text would take most of the time, and which event differs is enough to look at the input.
+fn said(format: Format, page: &[u8], size: usize) -> Vec<u64> {
     let mut said = Vec::new();
     let mut seen = Seen::default();
     let mut each = |event: Event<'_>| {
-        said.push(match event {
+        let mut digest = DefaultHasher::new();
+        std::mem::discriminant(&event).hash(&mut digest);
+        match event {
             Event::Sample(sample) => {
-                let new = seen.insert(&sample);
-                let exemplar = sample.exemplar.map(|own| (labels(own.labels), own.value.to_bits(), own.timestamp));
-                let figure = (sample.value.to_bits(), sample.timestamp, sample.kind, sample.part);
-                assert!(sample.name.starts_with(sample.family));
-                format!("{} {:?} {figure:?} {exemplar:?} {new}", sample.name, labels(sample.labels))
+                seen.insert(&sample).hash(&mut digest);
+                hash_sample(&sample, &mut digest);
             }
-            Event::Help { family, text } => format!("{family} {}", text.plain()),
-            other => format!("{other:?}"),
-        });
+            Event::Help { family, text } => (family, text.plain()).hash(&mut digest),
+            Event::Type { family, kind } => (family, kind as u8).hash(&mut digest),
+            Event::Unit { family, unit } => (family, unit).hash(&mut digest),
+            Event::Problem(problem) => (problem.line, problem.reason).hash(&mut digest),
+        }
+        said.push(digest.finish());
     };
     let mut parser = Parser::new(format);
     page.chunks(size).for_each(|piece| parser.feed(piece, &mut each));
@@ -41,6 +46,18 @@ fn said(format: Format, page: &[u8], size: usize) -> Vec<String> {
     said
 }
 
-fn labels(labels: Labels<'_>) -> Vec<(String, String)> {
-    labels.iter().map(|(name, value)| (name.plain().into_owned(), value.plain().into_owned())).collect()
+fn hash_sample(sample: &Sample<'_>, digest: &mut DefaultHasher) {
+    assert!(sample.name.starts_with(sample.family));
+    (sample.name, sample.family.len(), sample.kind as u8, sample.part as u8).hash(digest);
+    (sample.value.to_bits(), sample.timestamp.map(f64::to_bits)).hash(digest);
+    hash_labels(sample.labels, digest);
+    if let Some(exemplar) = sample.exemplar {
+        (exemplar.value.to_bits(), exemplar.timestamp.map(f64::to_bits)).hash(digest);
+        hash_labels(exemplar.labels, digest);
+    }
+}
+
+fn hash_labels(labels: Labels<'_>, digest: &mut DefaultHasher) {
+    labels.iter().len().hash(digest);
+    labels.iter().for_each(|(name, value)| (name.plain(), value.plain()).hash(digest));
 }
