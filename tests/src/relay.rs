@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use flate2::read::GzDecoder;
 
 /// A relay on a port of its own, until the test ends.
 #[derive(Debug)]
@@ -25,7 +26,8 @@ struct Passed {
 }
 
 impl Relay {
-    /// Passes requests on to `observer`, as they are or with another `Accept` header.
+    /// Passes requests on to `observer`, as they are or, with an `Accept` header of one's own, as HTTP/1.0 that takes nothing
+    /// compressed or in chunks.
     pub fn start(observer: SocketAddr, accept: Option<&'static str>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
         let relay = Self { address: listener.local_addr()?, passed: Arc::default() };
@@ -49,13 +51,38 @@ impl Relay {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner).answers
     }
 
-    /// Repeats the last answer from now on; its head and its body.
+    /// Repeats the last answer from now on; its head, and its body as it is meant.
     pub fn freeze(&self) -> Result<(String, String)> {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         passed.frozen = true;
-        let answer = str::from_utf8(&passed.last).context("the page is not UTF-8")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("nothing has passed")?;
-        Ok((head.to_owned(), body.to_owned()))
+        let end = passed.last.windows(4).position(|four| four == b"\r\n\r\n").context("nothing has passed")?;
+        let head = str::from_utf8(&passed.last[..end]).context("the head is not UTF-8")?.to_owned();
+        let mut body = passed.last[end + 4..].to_vec();
+        let has = |line: &str| head.lines().any(|own| own.eq_ignore_ascii_case(line));
+        if has("transfer-encoding: chunked") {
+            body = unchunked(&body)?;
+        }
+        if has("content-encoding: gzip") {
+            let mut text = Vec::new();
+            GzDecoder::new(body.as_slice()).read_to_end(&mut text).context("the page's gzip")?;
+            body = text;
+        }
+        Ok((head, String::from_utf8(body).context("the page is not UTF-8")?))
+    }
+}
+
+/// What is in the chunks, without what HTTP says around them.
+fn unchunked(mut chunks: &[u8]) -> Result<Vec<u8>> {
+    let mut whole = Vec::new();
+    loop {
+        let end = chunks.windows(2).position(|two| two == b"\r\n").context("a chunk without a size")?;
+        let size = usize::from_str_radix(str::from_utf8(&chunks[..end])?, 16).context("a chunk's size")?;
+        let chunk = chunks.get(end + 2..end + 2 + size).context("a chunk is cut")?;
+        if size == 0 {
+            return Ok(whole);
+        }
+        whole.extend_from_slice(chunk);
+        chunks = &chunks[end + 4 + size..];
     }
 }
 
@@ -71,16 +98,15 @@ fn pass(
         let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
         match name.as_str() {
             "" => break,
-            // What is kept is to be read here: neither compressed, nor in chunks, which HTTP/1.0 does not have.
-            "accept-encoding" => {}
-            "accept" if accept.is_some() => {}
+            "accept" | "accept-encoding" if accept.is_some() => {}
             _ => {
-                request.push_str(&line.replace(" HTTP/1.1", " HTTP/1.0"));
+                let line = if accept.is_some() { line.replace(" HTTP/1.1", " HTTP/1.0") } else { line };
+                request.push_str(&line);
                 request.push_str("\r\n");
             }
         }
     }
-    let accept = accept.map(|accept| format!("accept: {accept}\r\n")).unwrap_or_default();
+    let accept = accept.map_or_else(|| "connection: close\r\n".to_owned(), |accept| format!("accept: {accept}\r\n"));
     let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
     if !passed.frozen {
         let mut upstream = TcpStream::connect(observer)?;

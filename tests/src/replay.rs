@@ -1,4 +1,5 @@
-//! Stands in for control planes: serves the pages that real ones gave, with the headers that came with them.
+//! Stands in for control planes: serves the pages that real ones gave, with the headers that came with them, in chunks and
+//! compressed for who takes that, as real ones do.
 
 use std::{
     fs,
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use flate2::{Compression, write::GzEncoder};
 
 use crate::tools;
 
@@ -63,15 +65,24 @@ impl Capture {
         self.name.split('/').next().unwrap_or_default()
     }
 
-    /// The answer as the real one gave it: chunked, of unknown length.
-    fn answer(&self) -> Result<Vec<u8>> {
+    fn answers(&self) -> Result<Answers> {
         let page = fs::read(fixtures().join(format!("{}.prom", self.name))).with_context(|| self.name.clone())?;
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(&page)?;
+        Ok(Answers {
+            plain: self.answer(&page, "")?,
+            gzip: Some(self.answer(&encoder.finish()?, "Content-Encoding: gzip\r\n")?),
+        })
+    }
+
+    /// The answer as the real one gives it: chunked, of unknown length.
+    fn answer(&self, body: &[u8], headers: &str) -> Result<Vec<u8>> {
         let mut answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Type: {}\r\n{headers}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
             self.content_type
         )
         .into_bytes();
-        for chunk in page.chunks(CHUNK) {
+        for chunk in body.chunks(CHUNK) {
             write!(answer, "{:x}\r\n", chunk.len())?;
             answer.extend_from_slice(chunk);
             answer.extend_from_slice(b"\r\n");
@@ -81,11 +92,18 @@ impl Capture {
     }
 }
 
+/// What is answered: compressed to who takes that, where there is such an answer.
+#[derive(Clone, Debug)]
+struct Answers {
+    plain: Vec<u8>,
+    gzip: Option<Vec<u8>>,
+}
+
 /// One control plane on a port of its own. What it answers can be changed while it runs.
 #[derive(Clone, Debug)]
 pub struct Replay {
     address: SocketAddr,
-    answer: Arc<Mutex<Vec<u8>>>,
+    answers: Arc<Mutex<Answers>>,
 }
 
 impl Replay {
@@ -99,12 +117,13 @@ impl Replay {
     /// Serves these bytes, whatever they are.
     pub fn start_with(answer: Vec<u8>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
-        let replay = Self { address: listener.local_addr()?, answer: Arc::new(Mutex::new(answer)) };
-        let answer = replay.answer.clone();
+        let answers = Answers { plain: answer, gzip: None };
+        let replay = Self { address: listener.local_addr()?, answers: Arc::new(Mutex::new(answers)) };
+        let answers = replay.answers.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 // A client that leaves early is its own business.
-                let _ = serve(stream, &answer);
+                let _ = serve(stream, &answers);
             }
         });
         Ok(replay)
@@ -112,13 +131,13 @@ impl Replay {
 
     /// Serves this page from now on.
     pub fn show(&self, capture: &Capture) -> Result<()> {
-        self.answer_with(capture.answer()?);
+        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = capture.answers()?;
         Ok(())
     }
 
     /// Serves these bytes from now on.
     pub fn answer_with(&self, answer: Vec<u8>) {
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = Answers { plain: answer, gzip: None };
     }
 
     /// `address:port`, as the label `instance` has it.
@@ -138,21 +157,22 @@ impl Replay {
 /// does not call from loopback is refused. For a process of its own; does not return.
 pub fn serve_local_callers(capture: &Capture, port: u16) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("port {port}"))?;
-    let page = capture.answer()?;
+    let page = capture.answers()?;
+    let forbidden = Answers { plain: FORBIDDEN.to_vec(), gzip: None };
     for stream in listener.incoming().flatten() {
         let is_local = stream.peer_addr().is_ok_and(|peer| IpAddr::is_loopback(&peer.ip()));
         // A client that leaves early is its own business.
-        let _ = exchange(stream, if is_local { &page } else { FORBIDDEN });
+        let _ = exchange(stream, if is_local { &page } else { &forbidden });
     }
     Ok(())
 }
 
-fn serve(stream: TcpStream, answer: &Mutex<Vec<u8>>) -> std::io::Result<()> {
-    let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    exchange(stream, &answer)
+fn serve(stream: TcpStream, answers: &Mutex<Answers>) -> std::io::Result<()> {
+    let answers = answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    exchange(stream, &answers)
 }
 
-fn exchange(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
+fn exchange(mut stream: TcpStream, answers: &Answers) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut piece = [0; 1024];
     while !request.ends_with(b"\r\n\r\n") {
@@ -162,5 +182,6 @@ fn exchange(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
         }
         request.extend_from_slice(&piece[..read]);
     }
-    stream.write_all(answer)
+    let takes_gzip = String::from_utf8_lossy(&request).to_ascii_lowercase().contains("\r\naccept-encoding: gzip");
+    stream.write_all(answers.gzip.as_ref().filter(|_| takes_gzip).unwrap_or(&answers.plain))
 }

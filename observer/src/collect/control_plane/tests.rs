@@ -62,6 +62,10 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+fn chunk(body: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", body.len()).as_bytes(), body, b"\r\n"].concat()
+}
+
 async fn scraped(act: Act) -> Result<Arc<Page>, ScrapeError> {
     scraped_from(&server(act).await, None).await
 }
@@ -97,6 +101,14 @@ async fn pages_of_both_formats_plain_and_compressed() {
     assert_eq!(names(&page.await.unwrap()), ["a", "b"]);
     let page = scraped(Act::Send(answer("content-encoding: gzip\r\n", &gzip(text.as_bytes())))).await;
     assert_eq!(names(&page.unwrap()), ["a", "b"]);
+    for (headers, body) in [("", text.as_bytes().to_vec()), ("content-encoding: gzip\r\n", gzip(text.as_bytes()))] {
+        let headers = format!("{headers}transfer-encoding: chunked\r\n");
+        let chunks: Vec<Vec<u8>> = body.chunks(7).map(chunk).chain([chunk(b"")]).collect();
+        assert_eq!(names(&scraped(Act::Send(answer(&headers, &chunks.concat()))).await.unwrap()), ["a", "b"]);
+        // Without the last chunk the answer is not whole, whatever it says so far.
+        let cut = chunks[..chunks.len() - 1].concat();
+        assert_eq!(error(Act::Send(answer(&headers, &cut))).await, "broken");
+    }
     let open = "# TYPE a counter\na_total 1\n# EOF\n";
     let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
     assert_eq!(names(&scraped(Act::Send(answer(kind, open.as_bytes()))).await.unwrap()), ["a_total"]);
@@ -161,7 +173,7 @@ async fn answers_without_end_are_left() {
     assert_eq!(error(lines).await, "too_large");
     let samples: String = (0..=page::SAMPLES).map(|number| format!("family_{number} 1\n")).collect();
     assert_eq!(error(Act::Send(answer("", samples.as_bytes()))).await, "too_many_samples");
-    // Some 10 GB, in 10 MB.
+    // Twice as much as is read of any page, in 64 KiB: what comes behind, 10 GB or more, is never asked for.
     let bomb = gzip(&vec![b'\n'; 64 << 20]);
     assert_eq!(error(Act::Send(answer("content-encoding: gzip\r\n", &bomb))).await, "too_large");
 }
