@@ -7,12 +7,15 @@
 mod app;
 mod attach;
 mod bpf;
+mod cadence;
+mod control_plane;
 mod cpu;
 mod exposition;
 mod kernel;
 mod load;
 mod memory;
 mod paths;
+mod rendering;
 mod report;
 mod spoken;
 mod spread;
@@ -84,6 +87,12 @@ enum Figure {
     Bulk,
     /// Speed and memory of the parser of scraped pages.
     Exposition,
+    /// Speed at which figures become text for Prometheus and Wavefront.
+    Rendering,
+    /// CPU time and memory of scraping 20 control-plane pages of 1 MB.
+    ControlPlane,
+    /// How late the kernel's figures are read while control-plane pages hang.
+    Cadence,
 }
 
 /// Sets up, builds, measures, prints.
@@ -135,6 +144,9 @@ impl Figure {
             Self::Attach => attach::delay(),
             Self::Bulk => paths::bulk(options),
             Self::Exposition => exposition::speed(),
+            Self::Rendering => rendering::speed(),
+            Self::ControlPlane => control_plane::cost(),
+            Self::Cadence => cadence::lateness(),
         }
     }
 }

@@ -54,7 +54,7 @@ fn share_of_a_core(pid: u32, action: impl FnOnce() -> Result<()>) -> Result<f64>
 }
 
 /// User and system time of a process and all its threads, the ended ones included.
-fn used(pid: u32) -> Result<Duration> {
+pub(super) fn used(pid: u32) -> Result<Duration> {
     let mut clock: libc::clockid_t = 0;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: both pointers are to live values of the right type.

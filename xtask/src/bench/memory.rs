@@ -77,23 +77,27 @@ fn row(figure: &str, memory: &Memory) -> Row {
 }
 
 /// In megabytes.
-struct Memory {
-    resident: f64,
+pub(super) struct Memory {
+    pub(super) resident: f64,
+    /// Its share of it, where pages are shared with others.
+    pub(super) proportional: f64,
     /// Of which its own; the rest are pages of its file, which the kernel can drop and others can share.
     anonymous: f64,
     /// Most that was ever resident.
-    peak: f64,
+    pub(super) peak: f64,
     /// What the maps take in the kernel, which is no process's resident memory.
     kernel_maps: f64,
 }
 
 impl Memory {
-    fn of(observer: &Observer) -> Result<Self> {
+    pub(super) fn of(observer: &Observer) -> Result<Self> {
         let process = format!("/proc/{}", observer.pid());
         let status = fs::read_to_string(format!("{process}/status")).context("the observer's status")?;
+        let rollup = fs::read_to_string(format!("{process}/smaps_rollup")).context("the observer's smaps_rollup")?;
         let kilobytes = |key: &str| field(&status, key).with_context(|| format!("no {key} in the observer's status"));
         Ok(Self {
             resident: kilobytes("VmRSS:")? * 1024.0 / 1e6,
+            proportional: field(&rollup, "Pss:").context("no Pss in the observer's smaps_rollup")? * 1024.0 / 1e6,
             anonymous: kilobytes("RssAnon:")? * 1024.0 / 1e6,
             peak: kilobytes("VmHWM:")? * 1024.0 / 1e6,
             kernel_maps: kernel_maps(observer.pid())? / 1e6,
@@ -120,7 +124,7 @@ fn field(text: &str, key: &str) -> Option<f64> {
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { resident, anonymous, peak, kernel_maps } = self;
+        let Self { resident, proportional: _, anonymous, peak, kernel_maps } = self;
         write!(
             f,
             "resident {resident:.1} MB, of which {anonymous:.1} MB anonymous, peak {peak:.1} MB; maps in the kernel {kernel_maps:.1} MB"
