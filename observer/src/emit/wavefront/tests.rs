@@ -427,6 +427,25 @@ fn what_was_scraped_is_sent_with_its_tags_and_cannot_break_a_line() {
 }
 
 #[test]
+fn each_scraped_line_has_its_own_labels_and_bound() {
+    let page = "# TYPE pilot_h histogram\npilot_h_bucket{a=\"1\",le=\"1\"} 1\npilot_h_bucket{a=\"1\",le=\"+Inf\"} 2\n\
+                pilot_h_bucket{a=\"2\",le=\"1\"} 3\npilot_h_bucket{a=\"2\",le=\"x \\\"y\\\" \"} 4\npilot_h_bucket{le=\"1\"} 5\n\
+                pilot_h_bucket{a=\"1\"} 6\npilot_h_sum{a=\"2\"} 7\n";
+    let snapshot = fixture::snapshot_of(vec![fixture::scraped("10.0.0.8:15014", page)]);
+    let sent = points(&text(&mut lines(Names::Documented), &snapshot));
+    let tag = |point: &Point, key: &str| point.tags.get(key).cloned().unwrap_or_default();
+    let mut found: Vec<_> = sent
+        .iter()
+        .filter(|point| point.name.starts_with("pilot.h."))
+        .map(|point| (point.single(), tag(point, "a"), tag(point, "le")))
+        .collect();
+    found.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let expected = [("1", "1"), ("1", "+Inf"), ("2", "1"), ("2", "x \"y\""), ("", "1"), ("1", ""), ("2", "")];
+    let expected = (1_u8..).zip(expected).map(|(value, (a, le))| (f64::from(value), a.to_owned(), le.to_owned()));
+    assert_eq!(found, expected.collect::<Vec<_>>());
+}
+
+#[test]
 fn both_spellings_of_a_scraped_name_are_among_the_collectors() {
     let [_, snapshot] = fixture::snapshots_of_everything();
     let family = &catalogue::CITADEL_SERVER_CSR_SIGN_ERR_COUNT;
