@@ -52,6 +52,9 @@ pub(super) const REASONS: [(Reason, &str); 6] = [
     (Reason::LineLength, "line_length"),
 ];
 
+/// Below this, doubles hold every whole number.
+const WHOLE: f64 = 9_007_199_254_740_992.0;
+
 /// A value as it is written: without an exponent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Number {
@@ -80,6 +83,10 @@ impl fmt::Display for Number {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Integer(value) => value.fmt(formatter),
+            // Most are whole, and written much faster as such.
+            Self::Real(value) if value.fract() == 0.0 && value.is_sign_positive() && *value < WHOLE => {
+                (*value as u64).fmt(formatter)
+            }
             Self::Real(value) => value.fmt(formatter),
         }
     }
@@ -229,13 +236,16 @@ pub(super) struct Writer<'a> {
     source: &'a str,
     at: SystemTime,
     ledger: &'a mut Ledger,
+    /// Time and source, as every point has them.
+    origin: String,
     text: String,
     points: u64,
 }
 
 impl<'a> Writer<'a> {
     pub(super) fn new(options: &'a Options, source: &'a str, at: SystemTime, ledger: &'a mut Ledger) -> Self {
-        Self { options, source, at, ledger, text: String::new(), points: 0 }
+        let origin = format!(" {} source=\"{source}\"", seconds(at));
+        Self { options, source, at, ledger, origin, text: String::new(), points: 0 }
     }
 
     /// A total that only grows: as it is, or as its increase.
@@ -264,7 +274,7 @@ impl<'a> Writer<'a> {
             return;
         }
         let start = self.text.len();
-        let _ = write!(self.text, "!M {}", self.seconds());
+        let _ = write!(self.text, "!M {}", seconds(self.at));
         for (mean, count) in centroids {
             let mut left = *count;
             while left > 0 {
@@ -282,10 +292,8 @@ impl<'a> Writer<'a> {
         for part in ["\"", prefix, name, "\" "] {
             self.text.push_str(part);
         }
-        let _ = write!(self.text, "{value} {}", self.seconds());
-        for part in [" source=\"", self.source, "\""] {
-            self.text.push_str(part);
-        }
+        let _ = write!(self.text, "{value}");
+        self.text.push_str(&self.origin);
         self.end(start, tags, le);
     }
 
@@ -337,10 +345,6 @@ impl<'a> Writer<'a> {
         self.ledger.rejected[index] += 1;
     }
 
-    fn seconds(&self) -> u64 {
-        self.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-    }
-
     pub(super) fn has_room(&self) -> bool {
         self.points < BATCH_POINTS && self.text.len() < BATCH_BYTES
     }
@@ -354,4 +358,8 @@ impl<'a> Writer<'a> {
     pub(super) fn finish(&mut self) {
         self.ledger.deltas.end(self.at);
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

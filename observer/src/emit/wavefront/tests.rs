@@ -427,6 +427,13 @@ fn what_was_scraped_is_sent_with_its_tags_and_cannot_break_a_line() {
 }
 
 #[test]
+fn numbers_are_written_as_the_standard_library_writes_them() {
+    for value in [0.0, -0.0, 1.0, -1.0, 0.5, 1e15, 9_007_199_254_740_991.0, 9_007_199_254_740_992.0, 1e300, f64::NAN] {
+        assert_eq!(Number::Real(value).to_string(), value.to_string());
+    }
+}
+
+#[test]
 fn each_scraped_line_has_its_own_labels_and_bound() {
     let page = "# TYPE pilot_h histogram\npilot_h_bucket{a=\"1\",le=\"1\"} 1\npilot_h_bucket{a=\"1\",le=\"+Inf\"} 2\n\
                 pilot_h_bucket{a=\"2\",le=\"1\"} 3\npilot_h_bucket{a=\"2\",le=\"x \\\"y\\\" \"} 4\npilot_h_bucket{le=\"1\"} 5\n\
