@@ -132,11 +132,16 @@ impl Page {
         family.lines.get(index).map(|line| self.line(line))
     }
 
+    /// The text of a label set.
+    fn set(&self, set: u32) -> Option<&str> {
+        let set = set as usize;
+        Some(&self.labels[*self.sets.get(set)? as usize..*self.sets.get(set + 1)? as usize])
+    }
+
     fn line(&self, line: &Line) -> PageLine<'_> {
-        let set = line.set as usize;
         PageLine {
             suffix: line.suffix,
-            labels: &self.labels[self.sets[set] as usize..self.sets[set + 1] as usize],
+            labels: self.set(line.set).expect("every line has its label set"),
             bound: (line.suffix == Suffix::Bucket).then(|| &*self.bounds[usize::from(line.bound)]),
             value: line.value,
         }
@@ -160,6 +165,8 @@ pub(super) struct Builder {
     sets: HashMap<u64, u32>,
     digests: RandomState,
     bounds: HashMap<Box<str>, u16>,
+    last_bound: Option<u16>,
+    last_set: u32,
     head: Head,
     text: String,
 }
@@ -184,6 +191,8 @@ impl Builder {
             sets: HashMap::new(),
             digests: RandomState::new(),
             bounds: HashMap::new(),
+            last_bound: None,
+            last_set: 0,
             head: Head::default(),
             text: String::new(),
         }
@@ -255,12 +264,20 @@ impl Builder {
     fn bound(&mut self, labels: Labels<'_>) -> Result<u16, TooMuch> {
         let bound = labels.iter().find(|(name, _)| name.plain() == "le").map(|(_, bound)| bound.plain());
         let bound = bound.unwrap_or_default();
+        // Buckets come in the order of their bounds, again and again.
+        let next = self.last_bound.map_or(0, |last| last + 1);
+        if self.page.bounds.get(usize::from(next)).is_some_and(|expected| **expected == *bound) {
+            self.last_bound = Some(next);
+            return Ok(next);
+        }
         if let Some(&known) = self.bounds.get(&*bound) {
+            self.last_bound = Some(known);
             return Ok(known);
         }
         let index = self.page.bounds.len();
         let number = u16::try_from(index).ok().filter(|_| index < BOUNDS).ok_or(TooMuch)?;
         self.bounds.insert(bound.as_ref().into(), number);
+        self.last_bound = Some(number);
         self.page.bounds.push(bound.as_ref().into());
         Ok(number)
     }
@@ -284,13 +301,18 @@ impl Builder {
             escape(&value.plain(), &mut self.text);
             self.text.push('"');
         }
+        // The lines of a histogram follow each other.
+        if self.page.set(self.last_set).is_some_and(|last| last == self.text) {
+            return self.last_set;
+        }
         let Self { page, sets, text, .. } = self;
-        *sets.entry(self.digests.hash_one(&*text)).or_insert_with(|| {
+        self.last_set = *sets.entry(self.digests.hash_one(&*text)).or_insert_with(|| {
             page.labels.push_str(text);
             #[expect(clippy::cast_possible_truncation, reason = "a page is far shorter than 4 GiB")]
             page.sets.push(page.labels.len() as u32);
             page.sets.len() as u32 - 2
-        })
+        });
+        self.last_set
     }
 
     /// The page, in no more memory than it needs.
