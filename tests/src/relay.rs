@@ -82,7 +82,7 @@ fn unchunked(mut chunks: &[u8]) -> Result<Vec<u8>> {
             return Ok(whole);
         }
         whole.extend_from_slice(chunk);
-        chunks = &chunks[end + 4 + size..];
+        chunks = chunks.get(end + 4 + size..).context("a chunk does not end")?;
     }
 }
 
@@ -117,4 +117,40 @@ fn pass(
     }
     passed.answers += 1;
     scraper.write_all(&passed.last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::{Capture, Replay, fixtures};
+
+    const PAGE: &str = "1.25.3/16-one-left";
+
+    fn passed(accept: Option<&'static str>) -> Result<(String, String)> {
+        let served = Replay::start(&Capture::named(PAGE)?)?;
+        let relay = Relay::start(served.instance().parse()?, accept)?;
+        let mut stream = TcpStream::connect(relay.address)?;
+        write!(stream, "GET /metrics HTTP/1.1\r\naccept: text/plain\r\naccept-encoding: gzip\r\n\r\n")?;
+        stream.read_to_end(&mut Vec::new())?;
+        let (head, body) = relay.freeze()?;
+        Ok((head.to_ascii_lowercase(), body))
+    }
+
+    #[test]
+    fn what_passes_compressed_and_in_chunks_is_kept_as_it_is_meant() {
+        let page = std::fs::read_to_string(fixtures().join(format!("{PAGE}.prom"))).unwrap();
+        let (head, body) = passed(None).unwrap();
+        assert!(head.contains("content-encoding: gzip") && head.contains("transfer-encoding: chunked"), "{head}");
+        assert!(body == page, "{body}");
+        let (head, body) = passed(Some("text/plain")).unwrap();
+        assert!(!head.contains("gzip") && body == page, "{head}");
+    }
+
+    #[test]
+    fn chunks_that_are_cut_are_no_page() {
+        assert_eq!(unchunked(b"3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n").unwrap(), b"abcd");
+        for cut in [b"".as_slice(), b"3", b"3\r\nab", b"3\r\nabc\r\n", b"3\r\nabc", b"x\r\n"] {
+            assert!(unchunked(cut).is_err(), "{cut:?}");
+        }
+    }
 }
