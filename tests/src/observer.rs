@@ -19,8 +19,8 @@ use crate::{
     tools,
 };
 
-/// Longest that the observer may take to be ready, or to end.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest that the observer may take to be ready, or to end. On a busy machine the verifier alone takes many seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running `observer run`; killed when dropped without [`Observer::stop`].
 #[derive(Debug)]
