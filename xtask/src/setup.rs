@@ -3,8 +3,8 @@
 //! Each need is checked for directly, which takes a fraction of a second, so nothing is remembered that could go stale.
 //! As root on Debian the missing things are installed; otherwise the exact commands are printed and the task fails.
 
-mod decoder;
 mod grpc;
+mod jars;
 
 use std::{
     fs,
@@ -72,7 +72,7 @@ pub(crate) fn everything() -> Result<()> {
     for_checks()?;
     for_mesh()?;
     prometheus_client()?;
-    decoder::wavefront_decoder()?;
+    jars::jars("wavefront-decoder", "Wavefront's decoders (7 MB)")?;
     grpc::peers()?;
     say(format!("set up: {}", toolchain.toolchain));
     Ok(())

@@ -1,4 +1,4 @@
-//! gRPC by two implementations that share no code; `tests/peers` says what their programs do.
+//! gRPC by three implementations that share no code; `tests/peers` says what their programs do.
 
 use std::{collections::BTreeMap, net::SocketAddr, process::Command, time::Duration};
 
@@ -8,6 +8,9 @@ use serde_json::Value;
 use super::program::Program;
 use crate::{mesh::Workload, net::finish, tools};
 
+/// A virtual machine for a program that ends before more than this would pay.
+const SOON_THERE: [&str; 3] = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"];
+
 /// Whose gRPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
@@ -15,6 +18,8 @@ pub enum Implementation {
     Go,
     /// grpcio, which is gRPC C-core.
     Python,
+    /// grpc-java.
+    Java,
 }
 
 /// What a client knows at its end.
@@ -47,17 +52,28 @@ impl Implementation {
     }
 
     fn command(self, on: &Workload) -> Result<Command> {
-        let folder = |name: &str| tools::cache().join(name);
-        let (program, script) = match self {
-            Self::Go => (folder("grpc-go").join("peer"), None),
-            Self::Python => (
-                folder("grpc-python").join("python"),
-                Some(tools::repository().join("tests/peers/grpc-python/peer.py")),
-            ),
+        let folder = tools::cache().join(match self {
+            Self::Go => "grpc-go",
+            Self::Python => "grpc-python",
+            Self::Java => "grpc-java",
+        });
+        let (built, program) = match self {
+            Self::Go => (folder.join("peer"), folder.join("peer")),
+            Self::Python => (folder.join("python"), folder.join("python")),
+            Self::Java => (folder.join("classes/Peer.class"), tools::require("java")?),
         };
-        ensure!(program.is_file(), "{} is missing: run `cargo xtask setup`", program.display());
+        ensure!(built.is_file(), "{} is missing: run `cargo xtask setup`", built.display());
         let mut command = on.command(&program.to_string_lossy())?;
-        command.args(script).env("PYTHONPATH", folder("grpc-python").join("packages"));
+        match self {
+            Self::Go => {}
+            Self::Python => {
+                command.env("PYTHONPATH", folder.join("packages"));
+                command.arg(tools::repository().join("tests/peers/grpc-python/peer.py"));
+            }
+            Self::Java => {
+                command.args(SOON_THERE).arg("-cp").arg(format!("{0}/classes:{0}/*", folder.display())).arg("Peer");
+            }
+        }
         Ok(command)
     }
 }

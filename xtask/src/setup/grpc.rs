@@ -1,4 +1,5 @@
-//! The gRPC programs of the end-to-end tests (`tests/peers`): grpcio from its wheel, grpc-go built from source.
+//! The gRPC programs of the end-to-end tests (`tests/peers`): grpcio from its wheel, grpc-go built from source, grpc-java
+//! compiled against its jars.
 
 use std::{
     fs, io,
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{install, python_with_pip, unpack_wheel};
+use super::{install, jars::jars, python_with_pip, remove, unpack_wheel};
 use crate::exec::{cache, exec, output, root, timed, which};
 
 /// The last one without dependencies.
@@ -30,10 +31,11 @@ const GRPCIO_SHA256: [&str; 10] = [
 /// Any Go from 1.19 on builds the module, whose `go.sum` pins what it needs.
 const GO: [(&str, &str); 1] = [("go", "golang-go")];
 
-/// Finds or installs both.
+/// Finds or installs all three.
 pub(super) fn peers() -> Result<()> {
     python()?;
-    go()
+    go()?;
+    java()
 }
 
 /// Leaves the wheel's packages, and a link to the interpreter that they are for.
@@ -65,14 +67,10 @@ fn grpcio_requirement() -> String {
 
 fn go() -> Result<()> {
     let folder = cache().join("grpc-go");
-    let (program, stamp) = (folder.join("peer"), folder.join("sources"));
     let module = root().join("tests/peers/grpc-go");
-    let sources = sources(&module)?;
-    if program.is_file() && fs::read_to_string(&stamp).is_ok_and(|built| built == sources) {
-        return Ok(());
-    }
-    install(&GO)?;
-    timed(&format!("building grpc-go's peer into {}", folder.display()), || {
+    let program = folder.join("peer");
+    built(&module, &program, &folder.join("sources"), || {
+        install(&GO)?;
         exec(
             Command::new(which("go").context("the package golang-go has left no `go`")?)
                 .args(["build", "-trimpath", "-mod=readonly", "-o"])
@@ -81,17 +79,49 @@ fn go() -> Result<()> {
                 .current_dir(&module)
                 .env("CGO_ENABLED", "0")
                 .env("GOTOOLCHAIN", "local"),
-        )?;
-        fs::write(&stamp, &sources).with_context(|| format!("{}: cannot write", stamp.display()))
+        )
     })
 }
 
-/// Text of the module's files, by which a program is known to be built of them.
-fn sources(module: &Path) -> Result<String> {
-    let entries = fs::read_dir(module).with_context(|| format!("{}: cannot read", module.display()))?;
+/// Leaves the classes in a folder among the jars that they were compiled against, so that new jars come without them.
+fn java() -> Result<()> {
+    let folder = jars("grpc-java", "grpc-java (15 MB)")?;
+    let source = root().join("tests/peers/grpc-java");
+    let classes = folder.join("classes");
+    built(&source, &classes.join("Peer.class"), &folder.join("sources"), || {
+        remove(&classes)?;
+        exec(
+            Command::new("javac")
+                .args(["--release", "17", "-Xlint:all,-classfile,-processing", "-Werror", "-cp"])
+                .arg(folder.join("*"))
+                .arg("-d")
+                .arg(&classes)
+                .args(files(&source)?.iter().filter(|file| file.extension().is_some_and(|end| end == "java"))),
+        )
+    })
+}
+
+/// Builds `product` unless it is there, made of these very sources as the stamp says.
+fn built(sources: &Path, product: &Path, stamp: &Path, build: impl FnOnce() -> Result<()>) -> Result<()> {
+    let texts: Vec<String> = files(sources)?
+        .iter()
+        .map(|file| fs::read_to_string(file).with_context(|| format!("{}", file.display())))
+        .collect::<Result<_>>()?;
+    let texts = texts.concat();
+    if product.is_file() && fs::read_to_string(stamp).is_ok_and(|built| built == texts) {
+        return Ok(());
+    }
+    timed(&format!("building {} of {}", product.display(), sources.display()), || {
+        build()?;
+        fs::write(stamp, &texts).with_context(|| format!("{}: cannot write", stamp.display()))
+    })
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("{}: cannot read", folder.display()))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.sort();
-    files.iter().map(|file| fs::read_to_string(file).with_context(|| format!("{}", file.display()))).collect()
+    Ok(files)
 }
 
 #[cfg(test)]

@@ -1,33 +1,34 @@
-//! Wavefront's own decoders, which judge the lines that the observer sends: their jars from Maven Central.
+//! Jars from Maven Central: what a peer's `pom.xml` names, each checked against the hash in its `jars.sha256`.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::install;
+use super::{install, remove};
 use crate::exec::{cache, exec, output, root, timed};
 
 /// The tool that fetches what `pom.xml` names.
 const FETCH: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies";
 const TOOLS: [(&str, &str); 2] = [("javac", "default-jdk-headless"), ("mvn", "maven")];
 
-/// Finds or fetches the jars, each checked against its hash.
-pub(super) fn wavefront_decoder() -> Result<()> {
+/// Finds or fetches the jars of `tests/peers/NAME`; returns their folder, which has nothing else when they are new.
+pub(super) fn jars(name: &str, what: &str) -> Result<PathBuf> {
     install(&TOOLS)?;
-    let source = root().join("tests/peers/wavefront-decoder");
+    let source = root().join("tests/peers").join(name);
     let hashes = source.join("jars.sha256");
-    let folder = cache().join("wavefront-decoder");
+    let folder = cache().join(name);
     if right(&folder, &hashes) {
-        return Ok(());
+        return Ok(folder);
     }
-    timed(&format!("fetching Wavefront's decoders into {} (7 MB)", folder.display()), || {
+    timed(&format!("fetching {what} into {}", folder.display()), || {
         // Unpacked beside the place and moved in at the end, so that half of them are never taken for all.
-        let work = cache().join("wavefront-decoder.unpacked");
-        for old in [&work, &folder] {
-            if old.exists() {
-                fs::remove_dir_all(old).with_context(|| format!("{}: cannot remove", old.display()))?;
-            }
-        }
+        let work = cache().join(format!("{name}.unpacked"));
+        remove(&work)?;
+        remove(&folder)?;
         exec(
             Command::new("mvn")
                 .args(["-q", "-B", "-f"])
@@ -39,10 +40,10 @@ pub(super) fn wavefront_decoder() -> Result<()> {
         if !right(&work.join("jars"), &hashes) {
             bail!("{}: the fetched jars are not those of {}", work.display(), hashes.display());
         }
-        fs::rename(work.join("jars"), &folder)?;
-        fs::remove_dir_all(work)?;
-        Ok(())
-    })
+        fs::rename(work.join("jars"), &folder).with_context(|| format!("{}: cannot move there", folder.display()))?;
+        remove(&work)
+    })?;
+    Ok(folder)
 }
 
 fn right(folder: &Path, hashes: &Path) -> bool {
