@@ -121,9 +121,7 @@ impl Observer {
 
     /// `/metrics` now.
     pub fn scrape(&self) -> Result<Exposition> {
-        let (status, body) = get(self.address, "/metrics")?;
-        ensure!(status == 200, "/metrics answered {status}: {body}");
-        Exposition::parse(&body)
+        Exposition::parse(&self.page()?)
     }
 
     /// `/metrics` once it is as wanted, within `patience`.
@@ -139,9 +137,17 @@ impl Observer {
         }
     }
 
-    /// What Istio's families say now.
+    /// What Istio's families say now. Buckets are most of a long page and nothing of a tally: they are not read.
     pub fn tally(&self) -> Result<Tally> {
-        tally(&self.scrape()?)
+        let is_bucket = |line: &str| line.split('{').next().is_some_and(|name| name.ends_with("_bucket"));
+        let page: String = self.page()?.split_inclusive('\n').filter(|line| !is_bucket(line)).collect();
+        tally(&Exposition::parse(&page)?)
+    }
+
+    fn page(&self) -> Result<String> {
+        let (status, body) = get(self.address, "/metrics")?;
+        ensure!(status == 200, "/metrics answered {status}: {body}");
+        Ok(body)
     }
 
     /// One of its own families now, summed over series with these labels; 0 where there is none.
@@ -257,6 +263,11 @@ pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
 /// Istio's families of one scrape, by reporting workload.
 pub fn tally(exposition: &Exposition) -> Result<Tally> {
     let mut tally = Tally::default();
+    let unread = exposition
+        .samples("mesh_observer_requests_total")
+        .find(|sample| sample.label("outcome") == "unknown_status")
+        .context("the observer does not say of how many requests it could not read the status")?;
+    tally.unknown = whole(unread)?;
     for sample in exposition.samples("istio_requests_total") {
         tally.of(&leg(sample), outcome(sample)).count += whole(sample)?;
     }

@@ -73,6 +73,8 @@ pub struct Tally {
     pub messages: BTreeMap<Leg, Messages>,
     /// TCP, by leg.
     pub connections: BTreeMap<Leg, Connections>,
+    /// Requests counted whose status could not be read: none, in truth.
+    pub unknown: u64,
 }
 
 impl Leg {
@@ -135,7 +137,7 @@ impl Tally {
 
     /// What came to it since `before`; what did not move is left out.
     pub fn since(&self, before: &Self) -> Self {
-        let mut difference = Self::default();
+        let mut difference = Self { unknown: self.unknown.saturating_sub(before.unknown), ..Self::default() };
         for (key, now) in &self.requests {
             let then = before.requests.get(key).cloned().unwrap_or_default();
             let moved = Requests {
@@ -187,6 +189,7 @@ impl Tally {
                 found.push(format!("{what}: {observed} instead of {truth}"));
             }
         };
+        compare("requests of unknown status".to_owned(), self.unknown, observed.unknown);
         let legs = |tally: &Self| tally.connections.keys().cloned().collect::<Vec<_>>();
         for leg in union(legs(self), legs(observed)) {
             let [truth, seen] = [self, observed].map(|tally| tally.connections.get(&leg).cloned().unwrap_or_default());
@@ -272,4 +275,17 @@ fn union<T: Ord>(one: Vec<T>, other: Vec<T>) -> Vec<T> {
 #[expect(clippy::cast_precision_loss, reason = "see above")]
 fn as_f64(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn a_status_that_could_not_be_read_is_a_difference() {
+        let (before, after) = (Tally { unknown: 2, ..Tally::default() }, Tally { unknown: 3, ..Tally::default() });
+        let differences = Tally::default().differences(&after.since(&before));
+        assert_eq!(differences, ["requests of unknown status: 1 instead of 0"]);
+        assert!(Tally::default().differences(&after.since(&after)).is_empty());
+    }
 }

@@ -3,6 +3,7 @@
 mod answers;
 mod clients;
 mod ends;
+mod hyper;
 mod requests;
 
 use std::{fs, io, process::ExitCode, thread::sleep, time::Duration};
@@ -23,7 +24,7 @@ use harness::{
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 fn main() -> ExitCode {
-    use self::{answers::*, clients::*, ends::*, requests::*};
+    use self::{answers::*, clients::*, ends::*, hyper::*, requests::*};
     cases::run(
         "http2",
         Pair::new,
@@ -88,6 +89,13 @@ fn main() -> ExitCode {
             application_goes_away_after_its_answer,
             application_goes_away_before_later_streams,
             application_ends_without_a_word,
+            hyper_statuses,
+            hyper_trailers,
+            hyper_many_streams_at_once,
+            hyper_bodies_of_5_mib,
+            hyper_churning_headers,
+            hyper_header_tables,
+            hyper_grpc_statuses,
             header_block_that_cannot_be_decoded,
             joined_late,
         ],
