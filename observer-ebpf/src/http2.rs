@@ -519,7 +519,11 @@ fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
             return false;
         }
         _ => {
-            // RST_STREAM among them: it acts once it is whole. Envoy's meter has the window updates that it sends.
+            // It acts once it is whole.
+            if kind == RST_STREAM && length != 4 {
+                return fail(&mut h.frames[direction], Counter::SyncMalformed);
+            }
+            // Envoy's meter has the window updates that it sends.
             if kind == WINDOW_UPDATE && stream != 0 && !received {
                 h.frames[direction].wire = u64::from(length) + u64::from(HEAD_BYTES);
             }

@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use bed::{
     Wire,
     frames::{
-        self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PREFACE, PRIORITY, SETTINGS, Shape,
-        WINDOW_UPDATE, data, frame, goaway, headers, message, meter, promise, reset,
+        self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PREFACE, PRIORITY, RST_STREAM,
+        SETTINGS, Shape, WINDOW_UPDATE, data, frame, goaway, headers, message, meter, promise, reset,
     },
 };
 use httlib_hpack::Encoder;
@@ -946,6 +946,7 @@ fn what_is_no_http2_costs_the_position_once() {
         ("a priority cut short", block(frames::HAS_PRIORITY, &[0, 0, 0, 1])),
         ("headers of no stream", frame(HEADERS, END_HEADERS, 0, &[0x88])),
         ("data of no stream", frame(DATA, 0, 0, b"x")),
+        ("a reset with a byte too many", frame(RST_STREAM, 0, 3, &[0; 5])),
         ("index zero", block(0, &[0x80])),
         ("an index of nothing", block(0, &[0xbe])),
         ("an endless integer", block(0, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0])),
