@@ -283,6 +283,15 @@ pub fn frame_head(s: &Stream) -> bool {
     size <= 1 << 14 && kind <= 9 && reserved == 0
 }
 
+/// Does the stream begin with a frame of HTTP/2 that a server sends to a client in the middle of its data: an update of the
+/// window, or a ping or its answer?
+#[inline(always)]
+#[must_use]
+pub fn between_data(s: &Stream) -> bool {
+    let head = s.word(0) << 24;
+    head == text(b"\0\0\x04\x08\0\0\0\0") << 24 || head & !(1 << 56) == text(b"\0\0\x08\x06\0\0\0\0") << 24
+}
+
 /// Reads the digits of a Content-Length; a second one must agree with the first (RFC 9112 section 6.3).
 #[inline(always)]
 fn content_length(s: &mut Stream, at: u32, length: u32, whole: bool) -> Result<(), Malformed> {

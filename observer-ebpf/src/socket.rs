@@ -624,6 +624,8 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
     if direction == RESPONSE {
         if s.word(0) << 8 == u64::from_le_bytes(*b"HTTP/1.\0") << 8 {
             is_http1(c, env);
+        } else if http1::between_data(s) {
+            is_http2(c, env);
         }
         return false;
     }
@@ -644,7 +646,7 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
             false
         }
         Opening::Other => {
-            if c.protocol == UNDECIDED && shared::load(&c.turn) != 0 {
+            if c.protocol == UNDECIDED {
                 late_and_no_http1(c, env);
             }
             false

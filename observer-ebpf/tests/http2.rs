@@ -923,6 +923,35 @@ fn an_older_connection_is_not_found_inside_a_frame() {
 }
 
 #[test]
+fn an_older_connection_that_is_in_the_middle_of_data_is_known_by_its_server() {
+    for update in [frame(WINDOW_UPDATE, 0, 0, &[0, 0, 64, 0]), frame(PING, 1, 0, &[7; 8])] {
+        let mut talk = Talk::new(SOURCE);
+        talk.wire = Wire::late(SOURCE);
+        talk.writer.ask(1, 0);
+        talk.flush();
+        talk.wire = Wire::late(SOURCE);
+        talk.writer.write(REQUEST, &data(1, END_STREAM, &[b'x'; 10_000], &Shape::default()));
+        talk.sent[REQUEST] += 3_000;
+        for part in [1_000, 2_000] {
+            let from = talk.sent[REQUEST];
+            talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], from, from + part);
+            talk.sent[REQUEST] += part;
+            talk.writer.write(RESPONSE, &update);
+            talk.send(RESPONSE);
+        }
+        talk.send(REQUEST);
+        talk.writer.answer(1, END_STREAM, "299");
+        talk.flush();
+        talk.writer.ask(3, END_STREAM);
+        talk.writer.answer(3, END_STREAM, "299");
+        talk.flush();
+        assert_eq!(talk.count_of(Counter::ConnectionTcp), 0);
+        assert_eq!(talk.count_of(Counter::ConnectionHttp2), 1);
+        assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)]);
+    }
+}
+
+#[test]
 fn an_older_connection_may_yet_have_its_preface_to_come() {
     let mut talk = Talk::new(SOURCE);
     talk.wire = Wire::late(SOURCE);
