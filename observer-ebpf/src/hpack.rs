@@ -118,6 +118,10 @@ pub struct Walk {
     pub grpc: u32,
     /// Facts of the block.
     pub facts: u32,
+    /// 1 if the table may hold more than was inserted so far.
+    pub partial: u32,
+    /// Zero.
+    pub filler: u32,
     /// By the insertion's number modulo [`RING`].
     pub ring: [u16; RING],
 }
@@ -136,6 +140,13 @@ pub fn begin(w: &mut Walk) {
     w.grpc_status = NONE;
     w.grpc = NONE;
     w.facts = 0;
+}
+
+/// Begins a table that may hold what was not seen to be inserted.
+#[inline(always)]
+pub fn forget(w: &mut Walk) {
+    w.partial = 1;
+    w.inserted = 0;
 }
 
 /// Could a header block end here (section 4.3 of RFC 9113: it is one whole)?
@@ -157,7 +168,7 @@ pub fn indexed(w: &mut Walk, s: &mut Stream, left: &mut u32) {
         if !(0x81..0xff).contains(&byte) {
             return;
         }
-        let Ok(Some(entry)) = entry(w, byte & 0x7f) else { return };
+        let Some(entry) = entry(w, byte & 0x7f) else { return };
         found(w, entry);
         s.line = s.line.wrapping_add(1);
         *left = left.wrapping_sub(1);
@@ -282,7 +293,10 @@ fn index(w: &mut Walk) -> Result<(), Malformed> {
         w.state = NAME_LENGTH;
         return if form == INDEXED { Err(Malformed) } else { Ok(()) };
     }
-    let Some(entry) = entry(w, index)? else {
+    let Some(entry) = entry(w, index) else {
+        if index - 62 >= w.inserted && w.partial == 0 {
+            return Err(Malformed);
+        }
         w.state = FAR;
         return Ok(());
     };
@@ -304,9 +318,9 @@ pub fn resolve(w: &mut Walk, entry: u32) {
 
 /// What the table has at an index (section 2.3.3, Appendix A); nothing if the ring does not reach so far.
 #[inline(always)]
-fn entry(w: &Walk, index: u32) -> Result<Option<u32>, Malformed> {
+fn entry(w: &Walk, index: u32) -> Option<u32> {
     if index < 62 {
-        return Ok(Some(match index {
+        return Some(match index {
             8 => STATUS << NAME_SHIFT | 200,
             9 => STATUS << NAME_SHIFT | 204,
             10 => STATUS << NAME_SHIFT | 206,
@@ -316,18 +330,15 @@ fn entry(w: &Walk, index: u32) -> Result<Option<u32>, Malformed> {
             14 => STATUS << NAME_SHIFT | 500,
             31 => CONTENT_TYPE << NAME_SHIFT,
             _ => 0,
-        }));
+        });
     }
     let back = index - 62;
-    if back >= w.inserted {
-        return Err(Malformed);
-    }
-    if back >= RING as u32 {
-        return Ok(None);
+    if back >= w.inserted || back >= RING as u32 {
+        return None;
     }
     let number = w.inserted.wrapping_sub(1).wrapping_sub(back) as usize;
     // SAFETY: the ring's length is a power of two.
-    Ok(Some(u32::from(unsafe { *w.ring.get_unchecked(number & (RING - 1)) })))
+    Some(u32::from(unsafe { *w.ring.get_unchecked(number & (RING - 1)) }))
 }
 
 /// What the larger ring has at the index that the ring did not reach; nothing if it does not reach so far either.
@@ -337,7 +348,8 @@ pub fn far_entry(w: &Walk, wide: &Wide) -> Option<u32> {
     let back = w.number.wrapping_sub(62);
     let number = w.inserted.wrapping_sub(1).wrapping_sub(back) as usize;
     // SAFETY: the ring's length is a power of two.
-    (back < WIDE as u32).then(|| u32::from(unsafe { *wide.entries.get_unchecked(number & (WIDE - 1)) }))
+    (back < WIDE as u32 && back < w.inserted)
+        .then(|| u32::from(unsafe { *wide.entries.get_unchecked(number & (WIDE - 1)) }))
 }
 
 /// Copies the last `count` insertions, at most [`RING`], into the larger ring.

@@ -141,8 +141,6 @@ pub struct Frames {
     pub padding: u32,
     /// The stream whose header block is not complete, or 0.
     pub block: u32,
-    /// 1 once the header table of this direction is not known any more.
-    pub blind: u32,
     /// Packet offset of the first frame of a position to be proven.
     pub proof: u32,
     /// Frames that spoke for it.
@@ -157,8 +155,6 @@ pub struct Frames {
     pub ended_by: u32,
     /// 1 once this direction was begun to be read.
     pub begun: u32,
-    /// Zero.
-    pub filler: u32,
     /// What the frame adds to its call's wire bytes once it is whole.
     pub wire: u64,
     /// When the first byte of a frame's head came whose rest is missing, or 0; nanoseconds of `CLOCK_MONOTONIC`.
@@ -283,7 +279,7 @@ fn begin(c: &mut Connection, h: &mut Http2, direction: usize) {
     f.begun = 1;
     if c.flags & LATE != 0 {
         f.state = LOST;
-        f.blind = 1;
+        hpack::forget(&mut f.walk);
     } else if direction == REQUEST {
         c.streams[REQUEST].skip = PREFACE.wrapping_sub(c.streams[REQUEST].seen);
     }
@@ -292,7 +288,7 @@ fn begin(c: &mut Connection, h: &mut Http2, direction: usize) {
 /// Is the position in a direction not known? On an older connection it is not before its first packet either.
 #[inline(always)]
 fn is_lost(c: &Connection, f: &Frames) -> bool {
-    f.state == LOST || (f.begun == 0 && c.flags & LATE != 0)
+    f.state == LOST || f.state == PROVING || (f.begun == 0 && c.flags & LATE != 0)
 }
 
 /// Goes on with a segment that came early, now that the bytes in front of it are here; false if there is none.
@@ -324,7 +320,7 @@ fn lose<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     }
     f.state = LOST;
     f.failure = 0;
-    f.blind = 1;
+    hpack::forget(&mut f.walk);
     f.block = 0;
     f.began_ns = 0;
     let s = &mut c.streams[direction];
@@ -415,7 +411,7 @@ fn step<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
         f.padding = padding;
         f.left -= padding;
     }
-    begin_payload(h, s, direction);
+    begin_payload(h, direction);
     false
 }
 
@@ -545,23 +541,19 @@ fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     if kind == DATA {
         data_begins(c, h, env, direction);
     } else {
-        begin_payload(h, &mut c.streams[direction], direction);
+        begin_payload(h, direction);
     }
     false
 }
 
 /// Behind head and prologue: the header block, or data without messages.
 #[inline(always)]
-fn begin_payload(h: &mut Http2, s: &mut Stream, direction: usize) {
+fn begin_payload(h: &mut Http2, direction: usize) {
     let f = &mut h.frames[direction];
     if f.kind == DATA {
         // Padded data is not looked into before its call is known; see `messages`.
         f.state = MESSAGES;
         return;
-    }
-    if f.blind != 0 {
-        s.skip = u64::from(f.left);
-        f.left = 0;
     }
     if f.kind == PUSH_PROMISE {
         f.flags |= PROMISED;
@@ -650,11 +642,6 @@ fn fields<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: u
     if c.streams[direction].pending() == 0 {
         return supply(c, h, env, direction);
     }
-    if f.blind != 0 {
-        c.streams[direction].skip = u64::from(f.left);
-        f.left = 0;
-        return false;
-    }
     let s = &mut c.streams[direction];
     let inserted = f.walk.inserted;
     hpack::indexed(&mut f.walk, s, &mut f.left);
@@ -719,11 +706,11 @@ fn end<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usiz
         DATA if flags & END_STREAM != 0 => side_ends(h, env, direction, stream),
         HEADERS | PUSH_PROMISE | CONTINUATION if flags & END_HEADERS != 0 => {
             f.block = 0;
-            if f.blind == 0 && !hpack::is_whole(&f.walk) {
+            if !hpack::is_whole(&f.walk) {
                 return fail(&mut h.frames[direction], Counter::SyncMalformed);
             }
             if flags & PROMISED == 0 {
-                block_ends(h, env, direction, stream);
+                block_ends(c, h, env, direction, stream);
                 if flags & END_STREAM != 0 {
                     side_ends(h, env, direction, stream);
                 }
@@ -738,16 +725,14 @@ fn end<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usiz
 
 /// A header block is read: what does it say of its call?
 #[inline(always)]
-fn block_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
-    let f = &h.frames[direction];
-    if f.blind != 0 {
-        return;
-    }
-    let Walk { status, grpc_status, grpc, facts, .. } = f.walk;
+fn block_ends<E: Calls>(c: &Connection, h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
+    let Walk { status, grpc_status, grpc, facts, .. } = h.frames[direction].walk;
     let unsure = facts & hpack::UNSURE != 0;
+    // Where an answer may be joined within, its messages cannot be told.
+    let grpc = grpc == 1 && !is_lost(c, &h.frames[RESPONSE]);
     with(h, env, stream, |call| {
         if direction == REQUEST {
-            if grpc == 1 {
+            if grpc {
                 shared::set(&mut call.state, IS_GRPC);
             }
             if facts & hpack::EXTENDED != 0 {
@@ -838,6 +823,7 @@ fn counted(c: &Connection, call: &Call, early: bool, by: u32, at_ns: u64) -> Fin
     let mut outcome = if early { Counter::RequestEndedEarly } else { Counter::RequestOk };
     if state & IS_BLIND != 0 {
         status = UNKNOWN;
+        grpc_status = if grpc { UNREADABLE + 1 } else { 0 };
         outcome = Counter::RequestLate;
     } else if status == UNKNOWN || grpc_status == UNREADABLE + 1 {
         outcome = Counter::RequestStatusUnknown;
@@ -872,7 +858,7 @@ fn call_begins<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, id: u32
     if id & 1 == 0 {
         return;
     }
-    let blind = h.frames[REQUEST].blind | h.frames[RESPONSE].blind | c.flags & LATE;
+    let blind = h.frames[REQUEST].walk.partial | h.frames[RESPONSE].walk.partial | c.flags & LATE;
     let security = u32::from(env.security(c)) << SECURITY_SHIFT;
     let call = Call {
         id,

@@ -951,6 +951,35 @@ fn an_older_connection_that_is_in_the_middle_of_data_is_known_by_its_server() {
     }
 }
 
+/// A content type of before is not known by its index; one of after is, at the first call and at all others.
+#[test]
+fn a_call_on_an_older_connection_is_told_from_others_where_its_content_type_is_sent_anew() {
+    let mut talk = Talk::new(SOURCE);
+    talk.writer.call(1);
+    talk.wire = Wire::late(SOURCE);
+    talk.lose(REQUEST);
+    talk.lose(RESPONSE);
+    let mut exchange = |id, content_type| {
+        talk.writer.headers(REQUEST, id, 0, &[(":method", "POST"), ("content-type", content_type)]);
+        talk.writer.write(REQUEST, &data(id, END_STREAM, &message(3), &Shape::default()));
+        talk.send(REQUEST);
+        talk.writer.answer(id, 0, "200");
+        talk.writer.write(RESPONSE, &data(id, 0, &[message(3), message(5)].concat(), &Shape::default()));
+        talk.writer.headers(RESPONSE, id, END_STREAM, &[("grpc-status", "5")]);
+        talk.send(RESPONSE);
+    };
+    for (id, content_type) in [(3, "application/grpc"), (5, "application/grpc+proto"), (7, "application/grpc+proto")] {
+        exchange(id, content_type);
+    }
+    exchange(9, "application/grpc");
+    let late = |grpc_status| (STATUS_UNKNOWN, grpc_status, Counter::RequestLate);
+    assert_eq!(talk.finished(), [GRPC_NONE, GRPC_UNKNOWN, GRPC_UNKNOWN, GRPC_NONE].map(late));
+    let finished = &talk.wire.bed.finished;
+    let kinds: Vec<_> = finished.iter().map(|call| (call.protocol, call.messages)).collect();
+    let (http, grpc) = ((PROTOCOL_HTTP, [0, 0]), (PROTOCOL_GRPC, [1, 2]));
+    assert_eq!(kinds, [http, grpc, grpc, http]);
+}
+
 #[test]
 fn an_older_connection_may_yet_have_its_preface_to_come() {
     let mut talk = Talk::new(SOURCE);
