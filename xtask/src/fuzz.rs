@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::exec::{cargo, exec, output, root, say, target, timed};
+use crate::exec::{cargo, exec, host, output, root, say, target, timed};
 
 /// What the fuzzer steers by: counters on every edge, and the operands of comparisons.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -59,6 +59,7 @@ pub(crate) fn all(time: Duration) -> Result<()> {
 fn build() -> Result<()> {
     let coverage = COVERAGE.split_whitespace().collect::<Vec<_>>().join("\x1f");
     timed("building the fuzz targets", || {
+        // The target is named so that build scripts and macros are not instrumented.
         exec(
             cargo()
                 .args(["build", "--locked", "--package", "fuzz", "--bins", "--target", &host()?, "--target-dir"])
@@ -140,12 +141,4 @@ fn kept(name: &str) -> PathBuf {
 
 fn folder() -> PathBuf {
     target().join("fuzz")
-}
-
-/// The machine's target, named so that build scripts and macros are not instrumented.
-fn host() -> Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let verbose = output(Command::new(rustc).args(["--version", "--verbose"]).current_dir(root()))?;
-    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc does not say its host")
 }
