@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long each fuzz target runs in the complete run.
-const FUZZ: Duration = Duration::from_secs(15);
+const FUZZ: Duration = Duration::from_secs(9);
 
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
