@@ -23,6 +23,7 @@ use crate::{
         own, procfs,
     },
     config::Config,
+    confinement,
     discovery::{Change, Sidecar, component::Component, target::targets, watch::Watcher},
     emit::{
         self, Emitter, Limits, Transport,
@@ -30,6 +31,7 @@ use crate::{
         wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
     },
     model::{Model, Own, Snapshot, cardinality, labels::Peers, lateness::Lateness},
+    privileges,
     readiness::Readiness,
     serve,
 };
@@ -55,6 +57,7 @@ pub async fn run(config: &Config) -> Result<()> {
     let mut watcher = Watcher::new(config.discovery())?;
     let server = serve::start(config.listen, node.clone(), readiness.pending()).await?;
     let emitters = start_emitters(config)?;
+    settle()?;
     {
         let mut state = node.state();
         state.scrapes = Some(Box::new(server.reader()));
@@ -92,6 +95,7 @@ pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>
     let config = &Config { interval: config.interval.min(length), ..config.clone() };
     let node = Node::start(config, true)?;
     let mut watcher = Watcher::new(config.discovery())?;
+    settle()?;
     node.state().apply(watcher.scan());
     tracing::info!("observing for {length:?}");
     let end = tokio::time::sleep(length);
@@ -103,6 +107,17 @@ pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>
         }
     }
     Ok(node.state().round(true))
+}
+
+/// Gives up what only the start needed. Before anything waits, so that there is no other thread yet, whose capabilities would
+/// be its own.
+fn settle() -> Result<()> {
+    privileges::warn_of_gaps();
+    privileges::give_up_what_started().context("privileges cannot be given up")?;
+    if let Err(error) = confinement::filter_calls() {
+        tracing::warn!("observing without a filter of system calls: {error}");
+    }
+    Ok(())
 }
 
 /// The node as it is observed, shared between the loop and the scrapes.
@@ -133,7 +148,10 @@ impl Node {
     /// Loads the programs; nothing is attached yet. Percentiles cost reading the log-linear cells.
     fn start(config: &Config, percentiles: bool) -> Result<Self> {
         let started = SystemTime::now();
-        let mut kernel = Kernel::load(&config.kernel())?;
+        let mut kernel = match (Kernel::load(&config.kernel()), privileges::held().ok().and_then(privileges::lacking)) {
+            (Err(error), Some(lack)) => return Err(error).context(lack),
+            (loaded, _) => loaded?,
+        };
         forward_log(&mut kernel);
         let mut control_plane = ControlPlane::new(config.scraping());
         control_plane.set(config.control_plane()).context("the control plane's pages cannot be read")?;

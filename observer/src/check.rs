@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use procfs::{FromBufRead, process::Status};
+use rustix::thread::CapabilitySet;
 
 use crate::{
     collect::kernel::{self, ProgramProbe},
@@ -21,6 +21,7 @@ use crate::{
         scan::Scanner,
     },
     model::catalogue,
+    privileges::{self, CAPABILITIES},
 };
 
 /// How long a metrics page is waited for.
@@ -54,8 +55,8 @@ struct Facts {
     /// Security modules in force, where the kernel tells.
     security_modules: Option<String>,
     user: u32,
-    /// Effective capabilities as a bit set; `None` if they cannot be read.
-    capabilities: Option<u64>,
+    /// Effective ones; `None` if they cannot be read.
+    capabilities: Option<CapabilitySet>,
     programs: Result<Vec<ProgramProbe>, String>,
     /// Why the kernel does not announce new processes, if it does not.
     announced: Result<(), String>,
@@ -74,7 +75,6 @@ struct Node {
 
 fn gather(config: &Config) -> Facts {
     let uname = rustix::system::uname();
-    let status = fs::read(config.proc_root.join("self/status")).ok();
     let programs = kernel::probe().map_err(|error| format!("{:#}", anyhow::Error::from(error)));
     Facts {
         version: env!("CARGO_PKG_VERSION"),
@@ -82,7 +82,7 @@ fn gather(config: &Config) -> Facts {
         lockdown: security_file("lockdown").map(|modes| chosen(&modes).to_owned()),
         security_modules: security_file("lsm"),
         user: rustix::process::geteuid().as_raw(),
-        capabilities: status.and_then(|status| Status::from_buf_read(&*status).ok()).map(|status| status.capeff),
+        capabilities: privileges::held().ok(),
         programs,
         announced: ExecEvents::subscribe().map(drop),
         node: look(config),
@@ -119,70 +119,11 @@ fn chosen(modes: &str) -> &str {
     modes.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or(modes, |(mode, _)| mode)
 }
 
-/// A capability that matters here, by its number [linux/capability.h].
-struct Capability {
-    name: &'static str,
-    number: u32,
-    /// A capability that includes it.
-    or: Option<u32>,
-    needed: bool,
-    purpose: &'static str,
-}
-
-const SYS_ADMIN: u32 = 21;
-const CAPABILITIES: [Capability; 6] = [
-    Capability { name: "CAP_BPF", number: 39, or: Some(SYS_ADMIN), needed: true, purpose: "to load the programs" },
-    Capability {
-        name: "CAP_PERFMON",
-        number: 38,
-        or: Some(SYS_ADMIN),
-        needed: true,
-        purpose: "to have the verifier follow only branches that can be taken",
-    },
-    Capability {
-        name: "CAP_NET_ADMIN",
-        number: 12,
-        or: Some(SYS_ADMIN),
-        needed: true,
-        purpose: "to attach them to cgroups, and to hear of new processes at once",
-    },
-    Capability {
-        name: "CAP_SYS_PTRACE",
-        number: 19,
-        or: None,
-        needed: false,
-        purpose: "to read the program and environment of other users' processes",
-    },
-    Capability {
-        name: "CAP_DAC_READ_SEARCH",
-        number: 2,
-        or: Some(1),
-        needed: false,
-        purpose: "to read what file permissions hide below /proc",
-    },
-    Capability {
-        name: "CAP_SYS_ADMIN",
-        number: SYS_ADMIN,
-        or: None,
-        needed: false,
-        purpose: "to read metrics pages from inside their network namespaces, where those let nobody else in",
-    },
-];
-
-impl Capability {
-    fn is_held(&self, held: u64) -> bool {
-        [Some(self.number), self.or].into_iter().flatten().any(|number| held & 1 << number != 0)
-    }
-}
-
 /// Why `observer run` could not work; empty if it could.
 fn obstacles(facts: &Facts) -> Vec<String> {
     let mut obstacles = Vec::new();
-    let missing =
-        CAPABILITIES.iter().filter(|it| it.needed && facts.capabilities.is_some_and(|held| !it.is_held(held)));
-    let missing: Vec<&str> = missing.map(|capability| capability.name).collect();
-    if !missing.is_empty() {
-        obstacles.push(format!("{} missing (run as root or grant what is missing)", missing.join(", ")));
+    if let Some(lack) = facts.capabilities.and_then(privileges::lacking) {
+        obstacles.push(format!("{lack} (run as root or grant what is missing)"));
     }
     match &facts.programs {
         Err(_) => obstacles.push("the kernel programs cannot be tried".to_owned()),
@@ -270,14 +211,17 @@ impl Page {
             return self.item("note", "the observer's own capabilities cannot be read");
         };
         for capability in &CAPABILITIES {
-            let state = match (capability.is_held(held), capability.needed) {
-                (true, _) => "ok",
-                (false, true) => "FAIL",
-                (false, false) => "note",
+            let (state, missing) = match (capability.is_held(held), capability.is_indispensable()) {
+                (true, _) => ("ok", ""),
+                (false, true) => ("FAIL", "missing, "),
+                (false, false) => ("note", "missing, "),
             };
-            let missing = if state == "ok" { "" } else { ": missing, " };
-            let purpose = if state == "ok" { "" } else { capability.purpose };
-            self.item(state, &format!("{}{missing}{purpose}", capability.name));
+            let until = if capability.need.is_to_start() { "; until started" } else { "" };
+            self.item(state, &format!("{}: {missing}{}{until}", capability.name, capability.purpose));
+        }
+        match privileges::superfluous(held) {
+            0 => {}
+            more => self.item("note", &format!("held besides: {more}, which `observer run` gives up as it begins")),
         }
     }
 
@@ -305,7 +249,7 @@ impl Page {
         match &node.hidepid {
             None => self.item("ok", "every process is visible"),
             Some(value) => {
-                let sees = facts.capabilities.is_some_and(|held| held & 1 << 19 != 0);
+                let sees = facts.capabilities.is_some_and(|held| held.contains(CapabilitySet::SYS_PTRACE));
                 let (state, so) = if sees {
                     ("ok", "CAP_SYS_PTRACE sees through it")
                 } else {
@@ -345,7 +289,7 @@ impl Page {
             .collect();
         components.sort_by_key(|component| (&component.workload.namespace, &component.workload.pod, component.process));
         self.title(&format!("Control plane ({})", components.len()));
-        let may_enter = facts.capabilities.is_some_and(|held| held & 1 << SYS_ADMIN != 0);
+        let may_enter = facts.capabilities.is_some_and(|held| held.contains(CapabilitySet::SYS_ADMIN));
         for component in components {
             let namespace = component.workload.namespace.as_deref().unwrap_or("-");
             let pod = component.workload.pod.as_deref().unwrap_or("-");
@@ -436,7 +380,11 @@ mod tests {
         model::fixture::istiod,
     };
 
-    const ALL: u64 = 1 << 39 | 1 << 38 | 1 << 12 | 1 << 19 | 1 << 2;
+    const ENOUGH: CapabilitySet = CapabilitySet::BPF
+        .union(CapabilitySet::PERFMON)
+        .union(CapabilitySet::NET_ADMIN)
+        .union(CapabilitySet::SYS_PTRACE)
+        .union(CapabilitySet::DAC_READ_SEARCH);
 
     fn sidecar(role: Role, pid: u32, pod: &str) -> Finding {
         let some = |text: &str| Some(text.to_owned());
@@ -483,7 +431,7 @@ mod tests {
             lockdown: Some("integrity".to_owned()),
             security_modules: Some("lockdown,capability,bpf".to_owned()),
             user: 0,
-            capabilities: Some(ALL),
+            capabilities: Some(ENOUGH),
             programs: Ok(vec![probe("mesh_connect4", 120), probe("mesh_egress", 20_000)]),
             announced: Ok(()),
             node: Ok(Node {
@@ -514,7 +462,7 @@ mod tests {
             lockdown: Some("confidentiality".to_owned()),
             security_modules: None,
             user: 1000,
-            capabilities: Some(0),
+            capabilities: Some(CapabilitySet::empty()),
             programs: Err("not permitted: run as root".to_owned()),
             announced: Err("the process-events connector needs CAP_NET_ADMIN".to_owned()),
             node: Err("no cgroup v2 file system is mounted".to_owned()),
@@ -524,7 +472,7 @@ mod tests {
 
     fn partly() -> Facts {
         let mut facts = good();
-        facts.capabilities = Some(1 << SYS_ADMIN);
+        facts.capabilities = Some(CapabilitySet::SYS_ADMIN | CapabilitySet::CHOWN);
         facts.programs = Ok(vec![ProgramProbe {
             name: "mesh_egress",
             result: Err("kernel refuses program mesh_egress".to_owned()),

@@ -135,7 +135,15 @@ impl Config {
         }
         let Some(path) = &args.node.config else { return Ok(Self::resolve(args, Settings::default())) };
         let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable { path: path.clone(), reason })?;
-        Ok(Self::resolve(args, Settings::parse(path, &text)?))
+        Self::from_text(args, path, &text)
+    }
+
+    /// As [`Config::load`], of a file with this text; `path` is for the errors.
+    ///
+    /// # Errors
+    /// The text is wrong.
+    pub fn from_text(args: &RunArgs, path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Ok(Self::resolve(args, Settings::parse(path, text)?))
     }
 
     /// Options and environment first, then the file, then defaults.

@@ -14,7 +14,7 @@ use observer::{
     config::Config,
     live,
     model::{catalogue, live::Live},
-    snapshot, telemetry,
+    privileges, snapshot, telemetry,
 };
 
 const COULD_NOT_RUN: u8 = 1;
@@ -22,11 +22,11 @@ const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Run(args) => prepared(&args, |config| block_on(app::run(config))),
+        Command::Run(args) => prepared(&args, |config| observe(app::run(config))),
         Command::Check(node) => prepared(&RunArgs { node, ..RunArgs::default() }, checked),
         Command::Snapshot(SnapshotArgs { length, format, wavefront_names, node }) => {
             let args = RunArgs { wavefront_names, node, ..RunArgs::default() };
-            prepared(&args, |config| block_on(snapshot::print(config, length, format)))
+            prepared(&args, |config| observe(snapshot::print(config, length, format)))
         }
         Command::Catalogue { format, live: false, .. } => print(&printed(format, None)).map_err(Failure::could_not_run),
         Command::Catalogue { format, live: true, listen } => {
@@ -69,6 +69,12 @@ fn checked(config: &Config) -> Result<(), Failure> {
     let report = check::run(config);
     print(&report.page).map_err(Failure::could_not_run)?;
     if report.works { Ok(()) } else { Err(Failure { code: COULD_NOT_RUN, error: None }) }
+}
+
+/// With no more privileges than that takes; there is one thread as yet.
+fn observe(work: impl Future<Output = Result<()>>) -> Result<(), Failure> {
+    privileges::give_up_others().context("privileges cannot be given up").map_err(Failure::could_not_run)?;
+    block_on(work)
 }
 
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<(), Failure> {

@@ -109,7 +109,7 @@ pub struct ScrapeFigures {
     pub scrapes: Vec<(&'static str, u64)>,
     /// Time spent in producing pages.
     pub busy: Duration,
-    /// Connections refused because too many were open.
+    /// Connections closed because too many were open.
     pub refused: u64,
 }
 

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::Write,
+    net::TcpStream,
     process::{Command, ExitCode, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
             two_sidecars_in_one_cgroup,
             process_of_that_name_that_is_no_sidecar,
             default_executable_name,
+            a_thousand_slow_clients,
         ],
     )
 }
@@ -371,6 +374,57 @@ fn default_executable_name(_: &mut ()) -> Result<String> {
     let mut pair = Pair::unobserved(named.clone(), named)?;
     pair.observer = Some(Observer::start_with(pair.mesh.directory(), &pair.mesh.observer_tables(), 2, &[])?);
     pair.check(Expected::both(2), request_both)
+}
+
+/// Clients that ask for nothing, for half of something, or for a page that they do not take, keep nobody from the metrics and
+/// cost no memory to speak of.
+fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
+    const CLIENTS: usize = 1000;
+    const MOST_BYTES: u64 = 8 << 20;
+    let mesh = Mesh::new()?;
+    let observer = Observer::start(&mesh, 0, &[])?;
+    let resident = || -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", observer.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    };
+    for _ in 0..10 {
+        observer.scrape()?;
+    }
+    let before = resident()?;
+    open_files(2 * CLIENTS as u64)?;
+    let asked = ["", "GET /metrics HTTP/1.1\r\nhost: ", "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"];
+    let mut clients = Vec::new();
+    let mut most = 0;
+    for (number, half) in asked.into_iter().cycle().take(CLIENTS).enumerate() {
+        let mut client = TcpStream::connect(observer.address())?;
+        client.write_all(half.as_bytes())?;
+        clients.push(client);
+        if number % 50 == 49 {
+            observer.scrape().with_context(|| format!("with {} slow clients", clients.len()))?;
+            most = most.max(resident()?);
+        }
+    }
+    let grown = most.saturating_sub(before);
+    ensure!(grown <= MOST_BYTES, "{grown} bytes more with {CLIENTS} clients than with none");
+    let closed = observer.own("mesh_observer_scrape_connections_refused_total", &[])?;
+    ensure!(closed >= 900.0, "only {closed} connections were closed to make room");
+    drop(clients);
+    observer.scrape()?;
+    observer.stop()?;
+    Ok(format!("{closed} closed, {} KiB more", grown >> 10))
+}
+
+/// Lets this program open so many files, if it may.
+fn open_files(wanted: u64) -> Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes the structure during the call.
+    ensure!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0, "getrlimit");
+    ensure!(limit.rlim_max >= wanted, "no more than {} files may be open here, {wanted} are needed", limit.rlim_max);
+    limit.rlim_cur = limit.rlim_cur.max(wanted);
+    // SAFETY: the kernel reads the structure during the call.
+    ensure!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0, "setrlimit");
+    Ok(())
 }
 
 fn request_both(pair: &Pair) -> Result<()> {

@@ -12,17 +12,20 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
 use crate::{
     exec::{cargo, exec, output, root, say, target, timed, which},
-    setup,
+    sbom, setup, tidy,
 };
 
 /// The nightly the rustup route is tested with; its LLVM is the one bpf-linker is built with.
 const NIGHTLY: &str = "nightly-2026-05-20";
 const OLDEST: (u32, u32) = (1, 95);
+/// What the kernel object is compiled for.
+pub(crate) const KERNEL_TARGET: &str = "bpfel-unknown-none";
+const RELEASED: &str = "observer-kernel.o";
 const OBJECT: &str = "bpfel-unknown-none/bpf/observer-kernel";
 
 /// What `cargo xtask build` takes.
@@ -52,6 +55,7 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
         exec(cargo().args(["build", "--release", "--package", "observer"]).env("OBSERVER_KERNEL_OBJECT", object))
     })?;
     let observer = target().join("release/observer");
+    sbom::write(&observer)?;
     let log = if options.kernel_log { ", with log lines in its kernel programs: for development only" } else { "" };
     say(format!("built {}{log}", observer.display()));
     Ok(observer)
@@ -69,21 +73,9 @@ fn kernel_object(options: &Options) -> Result<PathBuf> {
     let tools = setup::for_build(options.toolchain)?;
     say(format!("kernel object: by {}", tools.toolchain));
     let folder = target().join("bpf");
-    let mut command = tools.toolchain.cargo();
-    command
-        .current_dir(root())
-        .args(["build", "--package", "observer-ebpf", "--bin", "observer-kernel", "--profile", "bpf"])
-        .args(["-Z", "build-std=core", "--target", "bpfel-unknown-none", "--target-dir"])
-        .arg(&folder)
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tools.linker));
-    if options.kernel_log {
-        command.args(["--features", "kernel-log"]);
-    }
-    timed("building the kernel object", || exec(&mut command))?;
-    let name = if options.kernel_log { "observer-kernel-log.o" } else { "observer-kernel.o" };
+    let bytes = timed("building the kernel object", || compile(&tools, root(), &folder, options.kernel_log))?;
+    let name = if options.kernel_log { "observer-kernel-log.o" } else { RELEASED };
     let object = folder.join(name);
-    let built = folder.join(OBJECT);
-    let bytes = fs::read(&built).with_context(|| format!("{}: cannot read", built.display()))?;
     if fs::read(&object).is_ok_and(|old| old == bytes) {
         say(format!("kernel object: unchanged, {} bytes", bytes.len()));
     } else {
@@ -91,6 +83,55 @@ fn kernel_object(options: &Options) -> Result<PathBuf> {
         say(format!("kernel object: new, {} bytes in {}", bytes.len(), object.display()));
     }
     Ok(object)
+}
+
+/// Builds the kernel object from the sources at `root`, in a target folder of one's own.
+fn compile(tools: &setup::KernelTools, root: &Path, folder: &Path, kernel_log: bool) -> Result<Vec<u8>> {
+    let mut command = tools.toolchain.cargo();
+    command
+        .current_dir(root)
+        .args(["build", "--locked", "--package", "observer-ebpf", "--bin", "observer-kernel", "--profile", "bpf"])
+        .args(["-Z", "build-std=core", "--target", KERNEL_TARGET, "--target-dir"])
+        .arg(folder)
+        // No path of this machine gets into the object.
+        .args(["-Z", "trim-paths"])
+        .env("CARGO_PROFILE_BPF_TRIM_PATHS", "all")
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tools.linker));
+    if kernel_log {
+        command.args(["--features", "kernel-log"]);
+    }
+    exec(&mut command)?;
+    let built = folder.join(OBJECT);
+    fs::read(&built).with_context(|| format!("{}: cannot read", built.display()))
+}
+
+/// Builds the kernel object once more, from a copy of the sources in another folder: it must be the same to the byte.
+pub(crate) fn reproduce() -> Result<()> {
+    let tools = setup::for_build(None)?;
+    let folder = target().join("reproduced");
+    let copy = folder.join("sources");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("{}: cannot remove", folder.display()))?;
+    }
+    for file in tidy::files()? {
+        let to = copy.join(file.strip_prefix(root()).expect("found below the root"));
+        fs::create_dir_all(to.parent().expect("below the copy"))?;
+        fs::copy(&file, &to).with_context(|| format!("{}: cannot copy", file.display()))?;
+    }
+    let again =
+        timed("building the kernel object elsewhere", || compile(&tools, &copy, &folder.join("target"), false))?;
+    let object = target().join("bpf").join(RELEASED);
+    let first = fs::read(&object).with_context(|| format!("{}: cannot read", object.display()))?;
+    ensure!(
+        first == again,
+        "the kernel object is not reproducible: {} and {} differ ({} and {} bytes)",
+        object.display(),
+        folder.join("target").join(OBJECT).display(),
+        first.len(),
+        again.len()
+    );
+    say(format!("kernel object: the same {} bytes, built elsewhere", again.len()));
+    Ok(())
 }
 
 /// Instruction set v3 is a code generation option: as a linker argument it collides with the one rustc passes. The linker

@@ -90,6 +90,14 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// The machine's target, as compilers name it.
+pub(crate) fn host() -> Result<String> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let verbose = output(Command::new(rustc).args(["--version", "--verbose"]).current_dir(root()))?;
+    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not say its host")
+}
+
 /// Where a program lies: `PATH`, and the folders of system programs that a user's `PATH` may lack.
 pub(crate) fn which(program: impl AsRef<Path>) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();

@@ -14,12 +14,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::exec::{cargo, exec, output, root, say, target, timed};
+use crate::exec::{cargo, exec, host, output, root, say, target, timed};
 
 /// What the fuzzer steers by: counters on every edge, and the operands of comparisons.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
+const SANITIZER: &str = "-Zsanitizer=address -Cdebuginfo=1";
 const LARGEST_INPUT: u32 = 8192;
 
 /// What `cargo xtask fuzz` takes.
@@ -30,6 +31,12 @@ pub(crate) struct Options {
     /// How long each target runs.
     #[arg(long = "for", value_parser = crate::exec::duration, default_value = "60s")]
     time: Duration,
+    /// How many inputs each target tries instead, however long that takes.
+    #[arg(long, conflicts_with = "time")]
+    executions: Option<u64>,
+    /// Watch every access to memory too (AddressSanitizer), at about half the speed.
+    #[arg(long)]
+    sanitize: bool,
     /// Add the inputs that reach something new to the corpus in the repository.
     #[arg(long)]
     keep: bool,
@@ -41,9 +48,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let chosen: Vec<&String> =
         all.iter().filter(|name| options.target.as_ref().is_none_or(|wanted| wanted == *name)).collect();
     ensure!(!chosen.is_empty(), "there is no such fuzz target; there are: {}", all.join(", "));
-    build()?;
+    build(options.sanitize)?;
     for name in &chosen {
-        fuzz(name, options.time)?;
+        fuzz(name, options)?;
         if options.keep {
             keep(name)?;
         }
@@ -53,17 +60,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Runs every target for this long.
 pub(crate) fn all(time: Duration) -> Result<()> {
-    run(&Options { target: None, time, keep: false })
+    run(&Options { target: None, time, executions: None, keep: false, sanitize: false })
 }
 
-fn build() -> Result<()> {
-    let coverage = COVERAGE.split_whitespace().collect::<Vec<_>>().join("\x1f");
+fn build(sanitize: bool) -> Result<()> {
+    let flags = if sanitize { [COVERAGE, SANITIZER].join(" ") } else { COVERAGE.to_owned() };
+    let flags = flags.split_whitespace().collect::<Vec<_>>().join("\x1f");
     timed("building the fuzz targets", || {
+        // The target is named so that build scripts and macros are not instrumented.
         exec(
             cargo()
                 .args(["build", "--locked", "--package", "fuzz", "--bins", "--target", &host()?, "--target-dir"])
                 .arg(folder())
-                .env("CARGO_ENCODED_RUSTFLAGS", coverage)
+                .env("CARGO_ENCODED_RUSTFLAGS", flags)
+                // Sanitizers come with every compiler and are unstable by name.
+                .envs(sanitize.then_some(("RUSTC_BOOTSTRAP", "1")))
                 // Assertions and overflow checks stay; without optimisation nothing would be reached in time.
                 .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
                 .env("CARGO_INCREMENTAL", "0"),
@@ -71,16 +82,23 @@ fn build() -> Result<()> {
     })
 }
 
-fn fuzz(name: &str, time: Duration) -> Result<()> {
+fn fuzz(name: &str, options: &Options) -> Result<()> {
     let (found, kept, artifacts) = (found(name), kept(name), folder().join("artifacts"));
     for folder in [&found, &kept, &artifacts] {
         fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
     }
-    timed(&format!("fuzzing {name} for {} s", time.as_secs()), || {
+    let (limit, length) = match options.executions {
+        Some(executions) => (format!("-runs={executions}"), format!("with {executions} inputs")),
+        None => {
+            let seconds = options.time.as_secs().max(1);
+            (format!("-max_total_time={seconds}"), format!("for {seconds} s"))
+        }
+    };
+    timed(&format!("fuzzing {name} {length}"), || {
         let program = program(name)?;
         let mut command = Command::new(&program);
         command
-            .arg(format!("-max_total_time={}", time.as_secs().max(1)))
+            .arg(limit)
             .arg(format!("-max_len={LARGEST_INPUT}"))
             .arg(format!("-artifact_prefix={}/{name}-", artifacts.display()))
             .args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1", "-verbosity=0"])
@@ -140,12 +158,4 @@ fn kept(name: &str) -> PathBuf {
 
 fn folder() -> PathBuf {
     target().join("fuzz")
-}
-
-/// The machine's target, named so that build scripts and macros are not instrumented.
-fn host() -> Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let verbose = output(Command::new(rustc).args(["--version", "--verbose"]).current_dir(root()))?;
-    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc does not say its host")
 }

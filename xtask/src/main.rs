@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod exec;
 mod fuzz;
+mod sbom;
 mod setup;
 mod test;
 mod tidy;
@@ -29,6 +30,8 @@ enum Task {
     Setup,
     /// Build target/release/observer with the kernel object embedded.
     Build(build::Options),
+    /// Build the kernel object once more from sources elsewhere, and compare it with that of `build` byte by byte.
+    Reproduce,
     /// Build, then `observer run` with the arguments that follow.
     Run {
         /// Passed on to `observer run`.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Setup => setup::everything(),
         Task::Build(options) => build::build(&options).map(drop),
+        Task::Reproduce => build::reproduce(),
         Task::Run { arguments } => build::run(&arguments),
         Task::Test(options) => test::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long each fuzz target runs in the complete run.
-const FUZZ: Duration = Duration::from_secs(15);
+const FUZZ: Duration = Duration::from_secs(9);
 
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
@@ -55,6 +55,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         report.step("build", || build::build(&build::Options::default()).map(drop));
         report.stop_on_failure_of("build")?;
+        if options.filter.is_none() {
+            report.step("reproducing the kernel object", build::reproduce);
+        }
         report.step("privileged and end-to-end tests", || end_to_end(filter));
     }
     report.finish()

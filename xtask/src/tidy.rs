@@ -5,6 +5,7 @@
 
 mod licences;
 mod source;
+mod unsafety;
 
 use std::{
     fmt, fs,
@@ -33,10 +34,7 @@ impl fmt::Display for Finding {
 
 /// Checks the whole repository and its dependencies' licences.
 pub(crate) fn run() -> Result<()> {
-    let mut files = Vec::new();
-    walk(root(), &mut files)?;
-    files.sort();
-    let sources = files
+    let sources = files()?
         .iter()
         .filter_map(|path| {
             // What is not UTF-8 is not ours to read (a corpus, a recording).
@@ -51,6 +49,7 @@ pub(crate) fn run() -> Result<()> {
         findings.extend(text_rules(file, text));
         if Path::new(file).extension().is_some_and(|extension| extension == "rs") {
             findings.extend(source::rules(file, text, &project)?);
+            findings.extend(unsafety::rules(file, text)?);
         }
     }
     findings.extend(licences::check()?);
@@ -62,6 +61,14 @@ pub(crate) fn run() -> Result<()> {
     }
     say(format!("tidy: {} files and every dependency's licence keep the rules", sources.len()));
     Ok(())
+}
+
+/// Every file of the repository but the fuzz targets' corpora.
+pub(crate) fn files() -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    walk(root(), &mut files)?;
+    files.sort();
+    Ok(files)
 }
 
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {

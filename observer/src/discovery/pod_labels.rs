@@ -8,11 +8,13 @@ use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::proc_files::printable_text;
+use super::proc_files::{MOST_NAME, is_printable, printable_text};
 
 const LABELS: &str = "etc/istio/pod/labels";
-/// Most bytes read; Kubernetes allows far less.
-const MOST_BYTES: u64 = 64 << 10;
+/// Most bytes of all labels together; Kubernetes allows far less.
+pub const MOST_BYTES: usize = 64 << 10;
+/// Most bytes of a label's key: a prefix, a slash and a name of 63.
+const MOST_KEY: usize = MOST_NAME + 1 + 63;
 
 /// The labels of the pod whose root directory is given; `None` if there is no such file.
 pub fn read(root: &Path) -> Option<BTreeMap<String, String>> {
@@ -24,29 +26,33 @@ pub fn read(root: &Path) -> Option<BTreeMap<String, String>> {
         return None;
     }
     let mut lines = Vec::new();
-    file.take(MOST_BYTES).read_to_end(&mut lines).ok()?;
+    file.take(MOST_BYTES as u64).read_to_end(&mut lines).ok()?;
     Some(parse(&lines))
 }
 
 /// Labels from the injector's JSON; `None` if it is no object of strings.
 pub fn from_json(text: &str) -> Option<BTreeMap<String, String>> {
     let labels: BTreeMap<String, String> = serde_json::from_str(text).ok()?;
-    let printable = |text: &str| !text.chars().any(char::is_control);
-    Some(labels.into_iter().filter(|(key, value)| printable(key) && printable(value)).collect())
+    Some(labels.into_iter().filter(|(key, value)| is_label(key, value)).collect())
 }
 
 /// Lines of `key="value"`. Label values need no escapes [kubernetes: letters, digits, `-`, `_`, `.`], so a line with any
 /// is passed over.
-fn parse(lines: &[u8]) -> BTreeMap<String, String> {
+pub fn parse(lines: &[u8]) -> BTreeMap<String, String> {
     lines
         .split(|&byte| byte == b'\n')
         .filter_map(|line| {
-            let line = printable_text(line)?;
+            let line = printable_text(line, MOST_BYTES)?;
             let (key, value) = line.split_once('=')?;
             let value = value.strip_prefix('"')?.strip_suffix('"')?;
-            (!value.contains(['"', '\\'])).then(|| (key.to_owned(), value.to_owned()))
+            (!value.contains(['"', '\\']) && is_label(key, value)).then(|| (key.to_owned(), value.to_owned()))
         })
         .collect()
+}
+
+/// A value may be empty.
+fn is_label(key: &str, value: &str) -> bool {
+    is_printable(key, MOST_KEY) && (value.is_empty() || is_printable(value, MOST_NAME))
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use super::{Error, addresses};
 
 /// Most bytes read of a file whose content a process controls.
 const MOST_BYTES: u64 = 1 << 20;
+/// Most bytes of a name: as many as the longest in Kubernetes has (a DNS subdomain).
+pub const MOST_NAME: usize = 253;
 
 /// A proc file system.
 #[derive(Clone, Debug)]
@@ -93,7 +95,7 @@ impl ProcFiles {
         match fs::read_link(self.path(pid, "exe")) {
             Ok(path) => Ok(executable(&path)),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                let name = printable_text(self.read(pid, "comm")?.trim_ascii_end()).unwrap_or_default();
+                let name = printable_text(self.read(pid, "comm")?.trim_ascii_end(), MOST_NAME).unwrap_or_default();
                 Ok(Executable { name, path: None })
             }
             Err(error) => Err(error),
@@ -105,8 +107,12 @@ impl ProcFiles {
         Stat::from_read(File::open(self.path(pid, "stat"))?).map(|stat| stat.starttime).map_err(io::Error::other)
     }
 
-    /// Those variables of the environment that `wanted` names.
-    pub fn environment(&self, pid: u32, wanted: impl Fn(&str) -> bool) -> io::Result<BTreeMap<String, String>> {
+    /// Those variables of the environment that `wanted` names, with the most bytes that a value may have.
+    pub fn environment(
+        &self,
+        pid: u32,
+        wanted: impl Fn(&str) -> Option<usize>,
+    ) -> io::Result<BTreeMap<String, String>> {
         Ok(environment(&self.read(pid, "environ")?, wanted))
     }
 
@@ -222,10 +228,17 @@ pub fn hidepid(mounts: &[Mount], root: &Path) -> Option<String> {
     (!matches!(value, "0" | "off")).then(|| value.to_owned())
 }
 
-/// Text without control characters; a value that has any was made to mislead and is no value.
-pub fn printable_text(bytes: &[u8]) -> Option<String> {
+/// Text of at most so many bytes without anything that could end a line; a value that is otherwise was made to mislead and is
+/// no value.
+pub fn printable_text(bytes: &[u8], most: usize) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?;
-    (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_owned())
+    is_printable(text, most).then(|| text.to_owned())
+}
+
+/// Whether [`printable_text`] would take it.
+pub fn is_printable(text: &str, most: usize) -> bool {
+    let ends_a_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    !text.is_empty() && text.len() <= most && !text.chars().any(ends_a_line)
 }
 
 /// Lines of mountinfo; one that cannot be understood is passed over [proc_pid_mountinfo(5)].
@@ -267,17 +280,19 @@ fn executable(link: &Path) -> Executable {
     // The kernel marks a file that was replaced by an upgrade.
     let text = link.to_string_lossy();
     let path = PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(&text));
-    let name = path.file_name().and_then(|name| printable_text(name.as_encoded_bytes())).unwrap_or_default();
+    let name = path.file_name().and_then(|name| printable_text(name.as_encoded_bytes(), MOST_NAME)).unwrap_or_default();
     Executable { name, path: Some(path) }
 }
 
-fn environment(bytes: &[u8], wanted: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
+/// Those variables of an environment that `wanted` names, with the most bytes that a value may have.
+pub fn environment(bytes: &[u8], wanted: impl Fn(&str) -> Option<usize>) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for variable in bytes.split(|&byte| byte == 0) {
         let Some(equals) = variable.iter().position(|&byte| byte == b'=') else { continue };
         let (name, value) = (&variable[..equals], &variable[equals + 1..]);
-        let Some(name) = printable_text(name).filter(|name| wanted(name)) else { continue };
-        if let Some(value) = printable_text(value) {
+        let Some(name) = printable_text(name, MOST_NAME) else { continue };
+        let Some(most) = wanted(&name) else { continue };
+        if let Some(value) = printable_text(value, most) {
             // As getenv(3): the first one counts.
             variables.entry(name).or_insert(value);
         }
@@ -285,12 +300,13 @@ fn environment(bytes: &[u8], wanted: impl Fn(&str) -> bool) -> BTreeMap<String, 
     variables
 }
 
-fn node_type(arguments: &[u8]) -> Option<String> {
-    printable_text(argument(arguments, b"--service-node")?.split(|&byte| byte == b'~').next()?)
+/// Of the option `--service-node` in a command line.
+pub fn node_type(arguments: &[u8]) -> Option<String> {
+    printable_text(argument(arguments, b"--service-node")?.split(|&byte| byte == b'~').next()?, MOST_NAME)
 }
 
 /// What istiod, galley, mixer and citadel call it, as an address with a port or as a port.
-fn monitoring_port(arguments: &[u8]) -> Option<u16> {
+pub fn monitoring_port(arguments: &[u8]) -> Option<u16> {
     let options: [&[u8]; 3] = [b"--monitoringAddr", b"--monitoringPort", b"--monitoring-port"];
     let value = options.into_iter().find_map(|option| argument(arguments, option))?;
     std::str::from_utf8(value.rsplit(|&byte| byte == b':').next()?).ok()?.parse().ok()
@@ -310,7 +326,7 @@ fn argument<'a>(arguments: &'a [u8], option: &[u8]) -> Option<&'a [u8]> {
 
 /// The listening sockets of `/proc/PID/net/tcp` or `tcp6`. The kernel lists them before all others, so that reading ends
 /// at the first connection however many there are.
-fn listeners(lines: impl BufRead) -> io::Result<Vec<Listener>> {
+pub fn listeners(lines: impl BufRead) -> io::Result<Vec<Listener>> {
     const LISTEN: &str = "0A";
     let mut found = Vec::new();
     for line in lines.take(MOST_BYTES).split(b'\n').skip(1) {
@@ -417,8 +433,19 @@ mod tests {
     #[test]
     fn keeps_wanted_variables_and_no_forged_ones() {
         let bytes = b"POD_NAME=a\0SECRET=x\0POD_NAMESPACE=b\nPOD_NAME=c\0POD_NAME=later\0EMPTY=\0no-equals\0";
-        let variables = environment(bytes, |name| name.starts_with("POD_") || name == "EMPTY");
+        let variables = environment(bytes, |name| (name.starts_with("POD_") || name == "EMPTY").then_some(9));
         assert_eq!(variables, BTreeMap::from([("POD_NAME".to_owned(), "a".to_owned())]));
+    }
+
+    #[test]
+    fn what_is_longer_than_it_may_be_is_no_value() {
+        let text = "x".repeat(MOST_NAME);
+        assert_eq!(printable_text(text.as_bytes(), MOST_NAME).as_ref(), Some(&text));
+        assert_eq!(printable_text(format!("{text}x").as_bytes(), MOST_NAME), None);
+        assert_eq!(node_type(format!("envoy\0--service-node={text}x~").as_bytes()), None);
+        for line_end in ["a\nb", "a\u{85}b", "a\u{2028}b", "a\u{2029}b"] {
+            assert_eq!(printable_text(line_end.as_bytes(), MOST_NAME), None, "{line_end:?}");
+        }
     }
 
     #[test]
@@ -450,8 +477,8 @@ mod tests {
         #[test]
         fn parsers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in "[ -~\\n]{0,400}") {
             for input in [bytes.as_slice(), text.as_bytes()] {
-                let variables = environment(input, |_| true);
-                prop_assert!(variables.values().all(|value| !value.chars().any(char::is_control)));
+                let variables = environment(input, |_| Some(40));
+                prop_assert!(variables.values().all(|value| is_printable(value, 40)));
                 let _ = (node_type(input), monitoring_port(input), listeners(input), mounts(input));
                 let _ = executable(Path::new(&*String::from_utf8_lossy(input)));
             }

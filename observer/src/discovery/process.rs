@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use super::{
     ProcessId, Role, SidecarRule, Workload, pod_labels,
-    proc_files::{Executable, Listening},
+    proc_files::{Executable, Listening, MOST_NAME},
 };
 
 /// Envoy's port for redirected outbound connections [istio `pkg/config/constants`].
@@ -20,7 +20,7 @@ pub struct Facts {
     pub process: ProcessId,
     /// Its program.
     pub executable: Executable,
-    /// Its environment, those variables that [`is_wanted`] names; `None` if it may not be read.
+    /// Its environment, those variables that are [`wanted`]; `None` if it may not be read.
     pub environment: Option<BTreeMap<String, String>>,
     /// `sidecar`, `router`, … of its `--service-node`.
     pub node_type: Option<String>,
@@ -44,27 +44,27 @@ pub enum Verdict {
     Refused(String),
 }
 
-/// Whether a variable of the environment matters here; no other is kept.
-pub fn is_wanted(name: &str) -> bool {
-    matches!(
-        name,
+/// How many bytes a variable of the environment may have; none if it does not matter here, and is not kept.
+pub fn wanted(name: &str) -> Option<usize> {
+    match name {
+        "ISTIO_METAJSON_LABELS" => Some(pod_labels::MOST_BYTES),
         "POD_NAME"
-            | "POD_NAMESPACE"
-            | "INSTANCE_IP"
-            | "INSTANCE_IPS"
-            | "POD_IP"
-            | "SERVICE_ACCOUNT"
-            | "TRUST_DOMAIN"
-            | "NODE_NAME"
-            | "METRICS_LOCALHOST_ACCESS_ONLY"
-            | "ISTIO_METAJSON_LABELS"
-            | "ISTIO_META_CLUSTER_ID"
-            | "ISTIO_META_INTERCEPTION_MODE"
-            | "ISTIO_META_MESH_ID"
-            | "ISTIO_META_NODE_NAME"
-            | "ISTIO_META_OWNER"
-            | "ISTIO_META_WORKLOAD_NAME"
-    )
+        | "POD_NAMESPACE"
+        | "INSTANCE_IP"
+        | "INSTANCE_IPS"
+        | "POD_IP"
+        | "SERVICE_ACCOUNT"
+        | "TRUST_DOMAIN"
+        | "NODE_NAME"
+        | "METRICS_LOCALHOST_ACCESS_ONLY"
+        | "ISTIO_META_CLUSTER_ID"
+        | "ISTIO_META_INTERCEPTION_MODE"
+        | "ISTIO_META_MESH_ID"
+        | "ISTIO_META_NODE_NAME"
+        | "ISTIO_META_OWNER"
+        | "ISTIO_META_WORKLOAD_NAME" => Some(MOST_NAME),
+        _ => None,
+    }
 }
 
 impl Facts {

@@ -301,7 +301,7 @@ impl Scanner {
         let mut facts = Facts {
             process,
             executable,
-            environment: permitted(self.files.environment(pid, process::is_wanted))?,
+            environment: permitted(self.files.environment(pid, process::wanted))?,
             node_type: permitted(self.files.node_type(pid))?.flatten(),
             listening: None,
             cgroup: self.files.cgroup(pid)?,

@@ -491,7 +491,7 @@ families! {
     SCRAPE_REFUSED = "mesh.observer.scrape.connections.refused.total.value",
         "mesh_observer_scrape_connections_refused_total",
         Counter, "connections", &[], Observer, Own,
-        "Connections to the metrics port refused because too many were open.";
+        "Connections to the metrics port closed because too many were open.";
     CONTROL_PLANE_UP = "mesh.observer.control.plane.up.value", "mesh_observer_control_plane_up",
         Gauge, "", &["instance", "app"], Observer, Own,
         "Whether the last scrape of this control-plane page brought figures.";

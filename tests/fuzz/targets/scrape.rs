@@ -6,13 +6,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use libfuzzer_sys::fuzz_target;
-
-// The one file, without the daemon around it, which would have to be built with coverage too.
-#[allow(dead_code, unreachable_pub, reason = "the module is public in its own crate")]
-#[path = "../../../observer/src/collect/exposition.rs"]
-mod exposition;
-
-use exposition::{Event, Format, Labels, Parser, Sample, Seen};
+use observer::collect::exposition::{Event, Format, Labels, Parser, Sample, Seen};
 
 fuzz_target!(|input: &[u8]| {
     let Some((first, page)) = input.split_first() else { return };

@@ -1,4 +1,4 @@
-//! Licences and origins of every dependency against `deny.toml`, offline and without another tool.
+//! Licences and origins of every dependency against `deny.toml`, and those that are banned, offline and without another tool.
 
 use std::{collections::BTreeMap, fs};
 
@@ -13,7 +13,21 @@ use crate::exec::{cargo, output, root};
 #[derive(Deserialize)]
 struct Deny {
     licenses: Licenses,
+    bans: Bans,
     sources: Sources,
+}
+
+#[derive(Deserialize)]
+struct Bans {
+    #[serde(default)]
+    deny: Vec<Ban>,
+}
+
+#[derive(Deserialize)]
+struct Ban {
+    #[serde(rename = "crate")]
+    name: String,
+    reason: String,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +63,17 @@ struct Package {
     license: Option<String>,
     /// None for the crates of this repository.
     source: Option<String>,
+    #[serde(default)]
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    /// Versions that are accepted.
+    req: String,
+    /// Where it lies in this repository, if it does.
+    path: Option<String>,
 }
 
 /// Reads both and compares them.
@@ -82,6 +107,14 @@ fn compare(deny: &str, metadata: &str) -> Result<Vec<Finding>> {
             }
             Some(_) => {}
         }
+        if let Some(ban) = deny.bans.deny.iter().find(|ban| ban.name == package.name) {
+            found(format!("is banned by deny.toml: {}", ban.reason));
+        }
+        for open in
+            package.dependencies.iter().filter(|it| package.source.is_none() && it.path.is_none() && it.req == "*")
+        {
+            found(format!("takes any version of {}: pin one", open.name));
+        }
         if let Some(source) = package.source.as_ref().filter(|source| !registries.contains(source)) {
             found(format!("comes from {source}, which deny.toml does not allow"));
         }
@@ -101,6 +134,8 @@ mod tests {
         [licenses]
         allow = ["MIT", "Apache-2.0"]
         exceptions = [{ crate = "kernel", allow = ["GPL-2.0-only"] }]
+        [bans]
+        deny = [{ crate = "shunned", reason = "for a reason" }]
         [sources]
         allow-registry = ["https://registry.example/index"]
     "#;
@@ -116,6 +151,15 @@ mod tests {
         assert!(check_one("a", r#""MIT/Apache-2.0""#, "null").is_empty());
         assert!(check_one("a", r#""MIT OR GPL-3.0-only""#, "null").is_empty());
         assert!(check_one("kernel", r#""Apache-2.0 AND GPL-2.0-only""#, "null").is_empty());
+    }
+
+    #[test]
+    fn what_is_banned_or_open_is_found() {
+        assert_eq!(check_one("shunned", r#""MIT""#, "null"), ["is banned by deny.toml: for a reason"]);
+        let open = r#"null,"dependencies":[{"name":"b","req":"*","path":null},{"name":"own","req":"*","path":"own"}]"#;
+        assert_eq!(check_one("a", r#""MIT""#, open), ["takes any version of b: pin one"]);
+        let others = r#""registry+https://registry.example/index","dependencies":[{"name":"b","req":"*","path":null}]"#;
+        assert!(check_one("a", r#""MIT""#, others).is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-use super::Finding;
+use super::{Finding, unsafety::UNSAFE};
 
 /// Model, parsers, decisions and encoders: a file, or a folder if it ends in a slash. These do no I/O and read no clock.
 const PURE: [&str; 18] = [
@@ -101,6 +101,7 @@ fn folder_of_modules(file: &str) -> String {
 /// Files a rule names that are not there: the rule would hold nothing.
 pub(super) fn missing_files(sources: &[(String, String)]) -> Vec<Finding> {
     PURE.iter()
+        .chain(&UNSAFE)
         .chain(&[CATALOGUE, KERNEL_NAMES])
         .filter(|wanted| !sources.iter().any(|(file, _)| file.starts_with(**wanted)))
         .map(|wanted| Finding {
@@ -422,6 +423,6 @@ mod tests {
 
     #[test]
     fn a_rule_about_a_file_that_is_gone_is_found() {
-        assert_eq!(missing_files(&[]).len(), PURE.len() + 2);
+        assert_eq!(missing_files(&[]).len(), PURE.len() + UNSAFE.len() + 2);
     }
 }

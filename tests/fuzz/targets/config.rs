@@ -1,0 +1,34 @@
+//! The configuration file and the command line: whatever comes, it is a configuration or an error that says where it is wrong.
+//!
+//! Input: a file, or after a zero byte the words of a command line, each ended by a zero byte.
+#![no_main]
+
+use std::path::Path;
+
+use clap::Parser;
+use libfuzzer_sys::fuzz_target;
+use observer::{
+    cli::{Cli, RunArgs},
+    config::{Config, ConfigError},
+};
+
+fuzz_target!(|input: &[u8]| {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    match text.strip_prefix('\0') {
+        Some(words) => {
+            let _ = Cli::try_parse_from(["observer"].into_iter().chain(words.split('\0')));
+        }
+        None => match Config::from_text(&RunArgs::default(), Path::new("observer.toml"), text) {
+            Ok(config) => {
+                let peers = config.peers();
+                let _ = (config.discovery(), config.kernel(), peers);
+                assert!((100_u128..=3_600_000).contains(&config.interval.as_millis()));
+                assert!(!config.sidecar_exe.is_empty());
+            }
+            Err(ConfigError::Wrong { line, column, .. }) => {
+                assert!((1..=text.split('\n').count()).contains(&line) && column > 0, "{line}:{column}");
+            }
+            Err(other) => panic!("no error of a file's text: {other}"),
+        },
+    }
+});

@@ -1,0 +1,86 @@
+//! What the kernel shows of a process that somebody else wrote: environment, command line, mounts, sockets, addresses, cgroup,
+//! mounted labels. Whatever comes, it ends, and what is kept of it is short and on one line.
+//!
+//! Input: a byte that says which of them, then its content.
+#![no_main]
+
+use std::{collections::BTreeMap, path::Path};
+
+use libfuzzer_sys::fuzz_target;
+use observer::discovery::{
+    ProcessId,
+    addresses::of_namespace,
+    cgroup::unified_path,
+    container::Container,
+    pod_labels,
+    proc_files::{
+        Executable, MOST_NAME, environment, hidepid, is_printable, listeners, monitoring_port, mounts, node_type,
+    },
+    process::{Facts, decide, identity, wanted, warning},
+};
+
+/// A variable of [`MOST_NAME`] has no more addresses, of the shortest kind (`::`) and with a comma each.
+const MOST_ADDRESSES: usize = 3 * (MOST_NAME / 3 + 1);
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&which, bytes)) = input.split_first() else { return };
+    match which % 7 {
+        0 => known(environment(bytes, wanted), None),
+        1 => known(BTreeMap::new(), node_type(bytes)),
+        2 => {
+            let _ = monitoring_port(bytes);
+        }
+        3 => {
+            let found = mounts(bytes);
+            let _ = hidepid(&found, Path::new("/proc"));
+            assert!(found.len() <= bytes.len());
+        }
+        4 => {
+            let found = listeners(bytes).expect("bytes in memory are always there");
+            assert!(found.len() <= bytes.len());
+        }
+        5 => {
+            let third = bytes.len() / 3;
+            let found = of_namespace(&bytes[..third], &bytes[third..2 * third], &bytes[2 * third..]);
+            assert!(found.len() <= bytes.len());
+        }
+        _ => {
+            let labels = pod_labels::parse(bytes);
+            assert!(labels.iter().all(|(key, value)| is_printable(key, 400) && fits(value)));
+            let text = String::from_utf8_lossy(bytes);
+            if let Some(path) = unified_path(&text) {
+                let _ = Container::of_cgroup(path);
+            }
+        }
+    }
+});
+
+/// What becomes of it: a verdict and an identity.
+fn known(environment: BTreeMap<String, String>, node_type: Option<String>) {
+    let facts = Facts {
+        process: ProcessId { pid: 1, start_time: 1 },
+        executable: Executable { name: "envoy".to_owned(), path: None },
+        environment: Some(environment),
+        node_type,
+        listening: None,
+        cgroup: "/".to_owned(),
+    };
+    let verdict = format!("{:?} {:?}", decide(&facts, None), warning(&facts, observer::discovery::Role::Sidecar));
+    assert!(verdict.len() < 2000 && !verdict.contains('\n'));
+    let (workload, addresses) = identity(&facts, None, || None);
+    let own = [
+        &workload.pod,
+        &workload.namespace,
+        &workload.cluster,
+        &workload.service_account,
+        &workload.trust_domain,
+        &workload.node,
+    ];
+    assert!(own.into_iter().flatten().all(|text| is_printable(text, MOST_NAME)));
+    assert!(workload.name.iter().chain(workload.labels.values()).all(|text| fits(text)));
+    assert!(addresses.len() <= MOST_ADDRESSES);
+}
+
+fn fits(text: &str) -> bool {
+    text.is_empty() || is_printable(text, MOST_NAME)
+}
