@@ -12,6 +12,7 @@ pub mod collect;
 pub mod config;
 pub mod discovery;
 pub mod emit;
+pub mod limits;
 pub mod live;
 pub mod model;
 pub mod readiness;
