@@ -106,7 +106,7 @@ impl Observer {
                 bail!("the observer ended with {status}:\n{}", self.log());
             }
             let ready = get(self.address, "/readyz").is_ok_and(|(status, _)| status == 200);
-            let seen = self.scrape().map(|exposition| attached(&exposition));
+            let seen = self.own_families().map(|exposition| attached(&exposition));
             match seen {
                 Ok(seen) if ready && seen == sidecars => return Ok(()),
                 seen if Instant::now() > end => bail!(
@@ -128,15 +128,36 @@ impl Observer {
 
     /// `/metrics` once it is as wanted, within `patience`.
     pub fn wait(&self, patience: Duration, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
+        self.wait_for(patience, || self.scrape(), ready)
+    }
+
+    fn wait_for(
+        &self,
+        patience: Duration,
+        read: impl Fn() -> Result<Exposition>,
+        ready: impl Fn(&Exposition) -> bool,
+    ) -> Result<Exposition> {
         let end = Instant::now() + patience;
         loop {
-            let page = self.scrape()?;
+            let page = read()?;
             if ready(&page) {
                 return Ok(page);
             }
             ensure!(Instant::now() < end, "not there within {patience:?}:\n{}", self.log());
             sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Its own families now, which are few however much it observes.
+    pub fn own_families(&self) -> Result<Exposition> {
+        let (status, body) = get(self.address, "/metrics?family=mesh_observer_*")?;
+        ensure!(status == 200, "/metrics answered {status}: {body}");
+        Exposition::parse(&body)
+    }
+
+    /// As [`Observer::wait`], for its own families.
+    pub fn wait_own(&self, patience: Duration, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
+        self.wait_for(patience, || self.own_families(), ready)
     }
 
     /// What Istio's families say now.
@@ -151,7 +172,7 @@ impl Observer {
 
     /// What its own families say of connections, requests and losses, where they are not 0.
     pub fn health(&self) -> Result<String> {
-        let exposition = self.scrape()?;
+        let exposition = self.own_families()?;
         let mut said = Vec::new();
         for family in ["connections", "requests", "lost_sync", "losses", "audit_bytes"] {
             let name = format!("mesh_observer_{family}_total");
