@@ -13,11 +13,14 @@ use anyhow::{Result, bail};
 use crate::{
     build,
     exec::{cargo, exec, say, seconds, target},
-    fuzz, setup, tidy,
+    fuzz, setup, soak, tidy,
 };
 
 /// How long each fuzz target runs in the complete run.
 const FUZZ: Duration = Duration::from_secs(15);
+
+/// How long the soak lasts in the complete run.
+const SOAK: Duration = Duration::from_secs(75);
 
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
@@ -56,6 +59,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         report.step("build", || build::build(&build::Options::default()).map(drop));
         report.stop_on_failure_of("build")?;
         report.step("privileged and end-to-end tests", || end_to_end(filter));
+        if options.filter.is_none() {
+            report.step("soak", || soak::run(&soak::Options { time: SOAK, seed: 1 }));
+        }
     }
     report.finish()
 }
