@@ -28,6 +28,14 @@ pub const PORT_TCP: u32 = 1;
 pub const PORT_EXCLUDED: u32 = 2;
 /// Slot that takes what the full series map refuses; its labels are lost, its totals are not.
 pub const OVERFLOW_SLOT: u32 = 0;
+/// Index into the `NEXT` map: slots ever taken for the first time.
+pub const NEXT_SLOT: u32 = 0;
+/// Index into the `NEXT` map: blocks ever taken for the first time.
+pub const NEXT_BLOCK: u32 = 1;
+/// Index into the `NEXT` map: doors ever taken for the first time.
+pub const NEXT_DOOR: u32 = 2;
+/// Index into the `NEXT` map: keys ever inserted into `SLOTS`.
+pub const INSERTED: u32 = 3;
 /// Status of a request whose status could not be read.
 pub const STATUS_UNKNOWN: u16 = u16::MAX;
 /// gRPC status of a request that has none.

@@ -14,8 +14,14 @@ pub const SLOTS: &str = "SLOTS";
 pub const SERIES: &str = "SERIES";
 /// Block number to [`crate::Block`].
 pub const BLOCKS: &str = "BLOCKS";
-/// The allocation counters: next free slot, block and door.
+/// How many slots, blocks and doors were ever taken for the first time, and how many keys of [`SLOTS`] were ever inserted.
 pub const NEXT: &str = "NEXT";
+/// Slots that have been taken and are free again.
+pub const FREE_SLOTS: &str = "FREE_SLOTS";
+/// Blocks that have been taken and are free again.
+pub const FREE_BLOCKS: &str = "FREE_BLOCKS";
+/// Doors that have been taken and are free again.
+pub const FREE_DOORS: &str = "FREE_DOORS";
 /// [`crate::health::Counter`] to its value.
 pub const HEALTH: &str = "HEALTH";
 /// [`crate::InboundKey`] to the number of its [`crate::Door`].

@@ -1,6 +1,7 @@
 //! The wiring and the one loop: changes on the node, the interval's tick and the signals that end it.
 
 use std::{
+    collections::HashSet,
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
@@ -26,10 +27,11 @@ use crate::{
     confinement,
     discovery::{Change, Sidecar, component::Component, target::targets, watch::Watcher},
     emit::{
-        self, Emitter, Limits, Transport,
+        self, Emitter, Transport,
         spool::{Spool, directory_name},
         wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
     },
+    limits::Limits,
     model::{Model, Own, Snapshot, cardinality, labels::Peers, lateness::Lateness},
     privileges,
     readiness::Readiness,
@@ -142,12 +144,14 @@ struct State {
     emitters: Vec<Emitter>,
     scrapes: Option<Box<dyn Fn() -> crate::model::ScrapeFigures + Send + Sync>>,
     percentiles: bool,
+    limits: Limits,
 }
 
 impl Node {
     /// Loads the programs; nothing is attached yet. Percentiles cost reading the log-linear cells.
     fn start(config: &Config, percentiles: bool) -> Result<Self> {
         let started = SystemTime::now();
+        own::raise_file_limit();
         let mut kernel = match (Kernel::load(&config.kernel()), privileges::held().ok().and_then(privileges::lacking)) {
             (Err(error), Some(lack)) => return Err(error).context(lack),
             (loaded, _) => loaded?,
@@ -172,6 +176,7 @@ impl Node {
             emitters: Vec::new(),
             scrapes: None,
             percentiles,
+            limits: Limits::default(),
         }))))
     }
 
@@ -185,7 +190,10 @@ impl Node {
         if let Some(due) = due {
             state.lateness.record(due.elapsed());
         }
+        // What was detached the last time has been read since.
+        state.recycle();
         state.detach_left();
+        state.attach_refused();
         let snapshot = state.round(true);
         for emitter in &state.emitters {
             emitter.offer(snapshot.clone());
@@ -242,37 +250,47 @@ impl State {
     fn observe(&mut self, sidecar: Arc<Sidecar>) {
         let known = self.running.iter().position(|other| other.process == sidecar.process);
         let before = known.map(|at| self.running.swap_remove(at));
-        if let Some(before) = before.filter(|before| before.cgroup_id != sidecar.cgroup_id) {
+        if let Some(before) = before.as_ref().filter(|before| before.cgroup_id != sidecar.cgroup_id) {
             self.linger(before.cgroup_id);
         }
+        self.attach(&sidecar);
+        self.running.push(sidecar);
+        if let Some(before) = before {
+            self.forget_processes(&before);
+        }
+        self.name_cgroups();
+    }
+
+    /// Says once that a sidecar is not observed, and once that it is.
+    fn attach(&mut self, sidecar: &Sidecar) {
         let started = Instant::now();
-        let path = sidecar.cgroup.display();
-        match self.kernel.attach(&sidecar) {
+        let (pid, path) = (sidecar.process.pid, sidecar.cgroup.display());
+        match self.kernel.attach(sidecar) {
             Ok(true) => {
                 let took = started.elapsed();
                 self.unattached.retain(|&id| id != sidecar.cgroup_id);
-                tracing::info!(pid = sidecar.process.pid, role = ?sidecar.role, "observing {} in {path}, attached in {took:.1?}", name_of(&sidecar));
+                tracing::info!(pid, role = ?sidecar.role, "observing {} in {path}, attached in {took:.1?}", name_of(sidecar));
             }
             Ok(false) => {}
             Err(error) => {
                 if !self.unattached.contains(&sidecar.cgroup_id) {
                     self.unattached.push(sidecar.cgroup_id);
+                    tracing::error!(pid, "not observing {}: {:#}", name_of(sidecar), anyhow::Error::from(error));
                 }
-                tracing::error!(
-                    pid = sidecar.process.pid,
-                    "not observing {}: {:#}",
-                    name_of(&sidecar),
-                    anyhow::Error::from(error)
-                );
             }
         }
-        self.running.push(sidecar);
-        self.name_cgroups();
+    }
+
+    /// Tries again where the programs could not be attached: what was in their way may be gone.
+    fn attach_refused(&mut self) {
+        let refused = self.running.iter().filter(|sidecar| self.unattached.contains(&sidecar.cgroup_id));
+        let refused: Vec<_> = refused.cloned().collect();
+        refused.iter().for_each(|sidecar| self.attach(sidecar));
     }
 
     fn leave(&mut self, sidecar: &Arc<Sidecar>) {
         self.running.retain(|other| other.process != sidecar.process);
-        self.kernel.forget_process(sidecar.process);
+        self.forget_processes(sidecar);
         self.linger(sidecar.cgroup_id);
         self.name_cgroups();
         self.ended.retain(|other| other.id != sidecar.id);
@@ -284,16 +302,34 @@ impl State {
         tracing::info!(pid = sidecar.process.pid, "{} has ended", name_of(sidecar));
     }
 
+    /// Forgets a sidecar's processes, except for numbers that are those of others now.
+    fn forget_processes(&mut self, sidecar: &Sidecar) {
+        let living: HashSet<u32> = self.running.iter().flat_map(|other| other.pids()).collect();
+        sidecar.pids().filter(|pid| !living.contains(pid)).for_each(|pid| self.kernel.forget_process(pid));
+    }
+
     fn linger(&mut self, cgroup_id: u64) {
         self.lingering.retain(|&(_, other)| other != cgroup_id);
         self.lingering.push((Instant::now() + LINGER, cgroup_id));
         self.unattached.retain(|&id| id != cgroup_id);
     }
 
-    /// Detaches from cgroups whose sidecars ended long enough ago, unless others have come.
+    /// Frees in the kernel's maps what is nobody's any more.
+    fn recycle(&mut self) {
+        match self.kernel.recycle() {
+            Ok(0) => {}
+            Ok(series) => tracing::debug!("{series} series of ended sidecars are free again"),
+            Err(error) => {
+                tracing::error!("series of ended sidecars cannot be freed: {:#}", anyhow::Error::from(error));
+            }
+        }
+    }
+
+    /// Detaches from cgroups whose sidecars ended long enough ago or that have no sockets left, unless others have come.
     fn detach_left(&mut self) {
         let now = Instant::now();
-        let (due, later): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(|&(at, _)| at <= now);
+        let is_due = |&(at, cgroup_id): &(Instant, u64)| at <= now || self.kernel.is_severed(cgroup_id);
+        let (due, later): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(is_due);
         self.lingering = later;
         for (_, cgroup_id) in due {
             if self.running.iter().all(|other| other.cgroup_id != cgroup_id) {
@@ -323,6 +359,9 @@ impl State {
         };
         if let Some(error) = &error {
             tracing::error!("reading the kernel's maps: {error}");
+        }
+        for limit in kernel.iter().flat_map(|kernel| self.limits.newly_reached(&kernel.health)) {
+            tracing::warn!("{limit}");
         }
         let mut outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
         let start = Instant::now();
@@ -375,7 +414,7 @@ fn start_emitters(config: &Config) -> Result<Vec<Emitter>> {
         // A file takes everything at once, or never.
         let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, emit::Target::WavefrontFile(_)));
         let spool = directory.map(|directory| Spool::new(directory.join(directory_name(&name)), config.queue_bytes));
-        Ok::<_, anyhow::Error>(Emitter::start(name, Box::new(encoder), transport, spool, Limits::default()))
+        Ok::<_, anyhow::Error>(Emitter::start(name, Box::new(encoder), transport, spool, emit::Limits::default()))
     };
     config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target}"))).collect()
 }

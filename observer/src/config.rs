@@ -34,10 +34,14 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 /// Most series held apart where no number is given.
 pub const DEFAULT_MAX_SERIES: u32 = 10_000;
+/// Open calls where no number is given.
+pub const DEFAULT_MAX_OPEN_CALLS: u32 = 131_072;
 /// Most bytes of one emitter's queue on disk where no number is given.
 pub const DEFAULT_QUEUE_BYTES: u64 = 256 * 1024 * 1024;
 /// More series than this would take a gigabyte of kernel memory.
 const MOST_SERIES: u32 = 1_000_000;
+/// More open calls than this would take half a gigabyte.
+const MOST_OPEN_CALLS: u32 = 2_000_000;
 
 /// Everything that can be set, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +82,8 @@ pub struct Config {
     pub cgroup_root: Option<PathBuf>,
     /// Most series held apart.
     pub max_series: u32,
+    /// Most open calls of HTTP/2 connections that have more than 32 of them.
+    pub max_open_calls: u32,
     /// Destination ports that are TCP whatever their bytes say.
     pub tcp_ports: Vec<u16>,
     /// Ports that are never counted.
@@ -199,6 +205,7 @@ impl Config {
             proc_root: proc_root.or(file.proc_root).unwrap_or_else(|| "/proc".into()),
             cgroup_root: cgroup_root.or(file.cgroup_root),
             max_series: file.max_series.unwrap_or(DEFAULT_MAX_SERIES),
+            max_open_calls: file.max_open_calls.unwrap_or(DEFAULT_MAX_OPEN_CALLS),
             tcp_ports: file.tcp_ports,
             excluded_ports: file.excluded_ports,
             sidecars: file.sidecars,
@@ -240,6 +247,7 @@ impl Config {
     pub fn kernel(&self) -> kernel::Options {
         kernel::Options {
             max_series: self.max_series,
+            max_open_calls: self.max_open_calls,
             tcp_ports: self.tcp_ports.clone(),
             excluded_ports: self.excluded_ports.clone(),
         }
@@ -279,6 +287,7 @@ struct Settings {
     proc_root: Option<PathBuf>,
     cgroup_root: Option<PathBuf>,
     max_series: Option<u32>,
+    max_open_calls: Option<u32>,
     tcp_ports: Vec<u16>,
     excluded_ports: Vec<u16>,
     sidecars: Vec<SidecarRule>,
@@ -325,6 +334,7 @@ impl Settings {
             proc_root: file.proc_root.map(|DirectoryPath(path)| path),
             cgroup_root: file.cgroup_root.map(|DirectoryPath(path)| path),
             max_series: file.max_series.map(|MaxSeries(number)| number),
+            max_open_calls: file.max_open_calls.map(|MaxOpenCalls(number)| number),
             tcp_ports,
             excluded_ports: file.excluded_ports.into_iter().map(NonZeroU16::get).collect(),
             sidecars: file.sidecar.into_iter().map(sidecar).collect::<Result<_, _>>()?,
@@ -359,6 +369,7 @@ struct File {
     proc_root: Option<DirectoryPath>,
     cgroup_root: Option<DirectoryPath>,
     max_series: Option<MaxSeries>,
+    max_open_calls: Option<MaxOpenCalls>,
     tcp_ports: Vec<NonZeroU16>,
     excluded_ports: Vec<NonZeroU16>,
     service: Vec<Spanned<Service>>,
@@ -539,6 +550,7 @@ macro_rules! bounded {
 }
 
 bounded!(MaxSeries(u32), 1, MOST_SERIES);
+bounded!(MaxOpenCalls(u32), 1, MOST_OPEN_CALLS);
 // One batch is at most half a mebibyte before it is compressed; more than a tebibyte is a slip.
 bounded!(QueueBytes(u64), 1_u64 << 20, 1_u64 << 40);
 
@@ -702,6 +714,7 @@ mod tests {
         assert_eq!(in_force.listen, Some(DEFAULT_LISTEN));
         assert_eq!(in_force.interval, Some(DEFAULT_INTERVAL));
         assert_eq!(in_force.max_series, Some(DEFAULT_MAX_SERIES));
+        assert_eq!(in_force.max_open_calls, Some(DEFAULT_MAX_OPEN_CALLS));
         assert_eq!(in_force.queue_bytes, Some(DEFAULT_QUEUE_BYTES));
         assert_eq!(in_force.wavefront_names, Some(Names::default()));
         assert_eq!(in_force.log, Some(LogLevel::default()));
@@ -782,6 +795,7 @@ mod tests {
             ("listen = \"9469\"", "o.toml:1:10: listen: ", "127.0.0.1:9469"),
             ("log = \"loud\"", "o.toml:1:7: log: ", "`trace`"),
             ("max_series = 0", "o.toml:1:14: max_series: ", "between 1 and 1000000"),
+            ("max_open_calls = 0", "o.toml:1:18: max_open_calls: ", "between 1 and 2000000"),
             ("[wavefront]\ntags = { source = \"x\" }", "o.toml:2:8: wavefront.tags: ", "have a meaning already"),
             ("[wavefront]\ntag_include = [\"a[\"]", "o.toml:2:15: wavefront.tag_include: ", "[ is never closed"),
             ("queue_bytes = 1000", "o.toml:1:15: queue_bytes: ", "between 1048576 and 1099511627776"),

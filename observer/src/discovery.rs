@@ -220,6 +220,17 @@ pub struct Sidecar {
     pub workload: Arc<Workload>,
 }
 
+impl Sidecar {
+    /// Its process and those beside it, by number.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        [self.process]
+            .into_iter()
+            .filter(|process| process.is_process())
+            .chain(self.companions.iter().copied())
+            .map(|it| it.pid)
+    }
+}
+
 /// The identity of one workload instance, from the injector's environment or the configuration file.
 /// An absent value is `None`; what is printed for it is the label code's decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -106,7 +106,7 @@ impl Observer {
                 bail!("the observer ended with {status}:\n{}", self.log());
             }
             let ready = get(self.address, "/readyz").is_ok_and(|(status, _)| status == 200);
-            let seen = self.scrape().map(|exposition| attached(&exposition));
+            let seen = self.own_families().map(|exposition| attached(&exposition));
             match seen {
                 Ok(seen) if ready && seen == sidecars => return Ok(()),
                 seen if Instant::now() > end => bail!(
@@ -121,14 +121,23 @@ impl Observer {
 
     /// `/metrics` now.
     pub fn scrape(&self) -> Result<Exposition> {
-        Exposition::parse(&self.page()?)
+        Exposition::parse(&self.page("/metrics")?)
     }
 
     /// `/metrics` once it is as wanted, within `patience`.
     pub fn wait(&self, patience: Duration, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
+        self.wait_for(patience, || self.scrape(), ready)
+    }
+
+    fn wait_for(
+        &self,
+        patience: Duration,
+        read: impl Fn() -> Result<Exposition>,
+        ready: impl Fn(&Exposition) -> bool,
+    ) -> Result<Exposition> {
         let end = Instant::now() + patience;
         loop {
-            let page = self.scrape()?;
+            let page = read()?;
             if ready(&page) {
                 return Ok(page);
             }
@@ -137,16 +146,26 @@ impl Observer {
         }
     }
 
+    /// Its own families now, which are few however much it observes.
+    pub fn own_families(&self) -> Result<Exposition> {
+        Exposition::parse(&self.page("/metrics?family=mesh_observer_*")?)
+    }
+
+    /// As [`Observer::wait`], for its own families.
+    pub fn wait_own(&self, patience: Duration, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
+        self.wait_for(patience, || self.own_families(), ready)
+    }
+
     /// What Istio's families say now. Buckets are most of a long page and nothing of a tally: they are not read.
     pub fn tally(&self) -> Result<Tally> {
         let is_bucket = |line: &str| line.split('{').next().is_some_and(|name| name.ends_with("_bucket"));
-        let page: String = self.page()?.split_inclusive('\n').filter(|line| !is_bucket(line)).collect();
+        let page: String = self.page("/metrics")?.split_inclusive('\n').filter(|line| !is_bucket(line)).collect();
         tally(&Exposition::parse(&page)?)
     }
 
-    fn page(&self) -> Result<String> {
-        let (status, body) = get(self.address, "/metrics")?;
-        ensure!(status == 200, "/metrics answered {status}: {body}");
+    fn page(&self, path: &str) -> Result<String> {
+        let (status, body) = get(self.address, path)?;
+        ensure!(status == 200, "{path} answered {status}: {body}");
         Ok(body)
     }
 
@@ -157,7 +176,7 @@ impl Observer {
 
     /// What its own families say of connections, requests and losses, where they are not 0.
     pub fn health(&self) -> Result<String> {
-        let exposition = self.scrape()?;
+        let exposition = self.own_families()?;
         let mut said = Vec::new();
         for family in ["connections", "requests", "lost_sync", "losses", "audit_bytes"] {
             let name = format!("mesh_observer_{family}_total");

@@ -17,7 +17,7 @@ use observer_ebpf::{
 };
 
 /// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
-const HELPERS: [(u32, &str); 14] = [
+const HELPERS: [(u32, &str); 16] = [
     (1, "map_lookup_elem: every map but the arrays, whose look-up is inlined"),
     (2, "map_update_elem: a new series, a new inbound port"),
     (3, "map_delete_elem: a call that has ended"),
@@ -29,6 +29,8 @@ const HELPERS: [(u32, &str); 14] = [
     (59, "sock_ops_cb_flags_set: ask for the close"),
     (79, "skb_cgroup_id: whose accepted socket this is"),
     (80, "get_current_cgroup_id: mode of the cgroup that connects"),
+    (87, "map_push_elem: a free slot that another processor made needless"),
+    (88, "map_pop_elem: a free slot, block or door"),
     (107, "sk_storage_get: the connection"),
     (164, "for_each_map_elem: the calls of a connection that has ended"),
     (181, "loop: turns through a packet"),
@@ -149,6 +151,9 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
         (names::SERIES, 4, size_of::<Series>()),
         (names::BLOCKS, 4, size_of::<Block>()),
         (names::NEXT, 4, 4),
+        (names::FREE_SLOTS, 0, 4),
+        (names::FREE_BLOCKS, 0, 4),
+        (names::FREE_DOORS, 0, 4),
         (names::HEALTH, 4, 8),
         (names::INBOUND, size_of::<InboundKey>(), 4),
         (names::DOORS, 4, size_of::<Door>()),

@@ -117,7 +117,7 @@ fn kernel_without_a_needed_feature() -> Result<()> {
     const BPF_MAP_CREATE: u32 = 0;
     const BPF_PROG_LOAD: u32 = 5;
     for (call, reason) in [
-        (BPF_MAP_CREATE, "Invalid argument (os error 22); lower max_series if memory is short, else the kernel lacks"),
+        (BPF_MAP_CREATE, "Invalid argument (os error 22); the kernel lacks"),
         (BPF_PROG_LOAD, "cannot prepare the kernel programs, which need"),
     ] {
         for (arguments, result) in [(&RUN[..], "error: "), (&["check"], "the kernel programs cannot be tried")] {

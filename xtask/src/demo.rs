@@ -6,11 +6,12 @@
 
 mod calls;
 mod control_plane;
+pub(crate) mod shops;
 mod table;
 mod traffic;
 
 use std::{
-    env, fs,
+    env,
     io::{self, IsTerminal as _, Write as _},
     path::Path,
     sync::{
@@ -22,13 +23,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use harness::{
-    mesh::{Mesh, Protocol},
-    observer::Observer,
-    referee::Referee,
-    sidecar::{Options as SidecarOptions, Sidecar},
-    tally::{Leg, Tally},
-};
+use harness::{observer::Observer, tally::Tally};
 use signal_hook::{
     consts::{SIGHUP, TERM_SIGNALS},
     flag,
@@ -39,10 +34,9 @@ use crate::{
     exec::{cache, say, timed},
     setup,
 };
-use calls::Calls;
 use control_plane::ControlPlane;
+use shops::{Shops, Talk};
 use table::{Flows, Scrape};
-use traffic::Traffic;
 
 /// Rates and percentiles are over this long, back from now.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -64,10 +58,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::everything()?;
     let observer = build::build(&build::Options::default())?;
     use_tools(&observer);
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in TERM_SIGNALS.iter().chain(&[SIGHUP]) {
-        flag::register(*signal, Arc::clone(&stop)).context("signal handler")?;
-    }
+    let stop = stop_on_signal()?;
     let demo = timed("starting three workloads with their sidecars, and the observer", Demo::start)?;
     demo.watch(options.time, &stop)?;
     if stop.load(Ordering::Relaxed) {
@@ -77,6 +68,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     demo.compare()
+}
+
+/// Becomes true when somebody wants this to end.
+pub(crate) fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in TERM_SIGNALS.iter().chain(&[SIGHUP]) {
+        flag::register(*signal, Arc::clone(&stop)).context("signal handler")?;
+    }
+    Ok(stop)
 }
 
 /// Tells the harness which binaries are meant.
@@ -90,40 +90,18 @@ pub(crate) fn use_tools(observer: &Path) {
 
 /// The running demo; dropped in this order, the mesh last.
 struct Demo {
-    calls: Calls,
-    traffic: Traffic,
+    talk: Talk,
     control_plane: ControlPlane,
     observer: Observer,
-    referees: Vec<Referee>,
-    sidecars: Vec<Sidecar>,
-    mesh: Mesh,
+    shops: Shops,
 }
 
 impl Demo {
     fn start() -> Result<Self> {
-        let removed = Mesh::sweep()?;
-        if !removed.is_empty() {
-            say(format!("removed what an earlier run left behind: {}", removed.join(", ")));
-        }
-        let mut mesh = Mesh::new()?;
-        let (shop, catalog, stock) = (mesh.workload("shop")?, mesh.workload("catalog")?, mesh.workload("stock")?);
-        let services = traffic::Services {
-            catalog: mesh.service("catalog", 80, &catalog, 8080, Protocol::Http)?,
-            stock: mesh.service("stock", 80, &stock, 8080, Protocol::Http)?,
-            ledger: mesh.service("ledger", 9000, &stock, 9000, Protocol::Tcp)?,
-        };
-        let prices = mesh.service("prices", 50051, &stock, 50051, Protocol::Http2)?;
-        let sidecars = [&shop, &catalog, &stock]
-            .into_iter()
-            .map(|workload| Sidecar::start(&mesh, workload, SidecarOptions::default()))
-            .collect::<Result<Vec<_>>>()?;
-        let referees = sidecars.iter().map(Referee::new).collect::<Result<Vec<_>>>()?;
+        let shops = Shops::open()?;
         let control_plane = ControlPlane::start()?;
-        let observer = Observer::start(&mesh, sidecars.len(), &["--control-plane", &control_plane.url()])?;
-        adopt(&mesh, observer.pid())?;
-        let traffic = Traffic::start(services, &shop, &catalog, &stock)?;
-        let calls = Calls::start(&prices, &shop)?;
-        Ok(Self { calls, traffic, control_plane, observer, referees, sidecars, mesh })
+        let observer = Observer::start(&shops.mesh, shops.sidecars.len(), &["--control-plane", &control_plane.url()])?;
+        Ok(Self { talk: shops.talk()?, control_plane, observer, shops })
     }
 
     /// Shows the table until the time is up or a signal comes.
@@ -161,11 +139,11 @@ impl Demo {
             // Home, and what is below goes.
             write!(out, "\x1b[H\x1b[J")?;
         }
-        let sidecars: Vec<&str> = self.sidecars.iter().map(|sidecar| sidecar.workload().name.as_str()).collect();
+        let sidecars: Vec<&str> = self.shops.sidecars.iter().map(|sidecar| sidecar.workload().name.as_str()).collect();
         writeln!(
             out,
             "mesh {}: {}, each with an Envoy sidecar, mutual TLS between them",
-            self.mesh.name(),
+            self.shops.mesh.name(),
             sidecars.join(", ")
         )?;
         writeln!(out, "control plane: a real istiod's page at {}/metrics", self.control_plane.url())?;
@@ -176,31 +154,17 @@ impl Demo {
 
     /// Ends the traffic and waits for the observer to say what Envoy says; an error if it does not.
     fn compare(self) -> Result<()> {
-        let Self { calls, traffic, control_plane, observer, mut referees, sidecars, mesh } = self;
-        traffic.end();
-        let mut truth = Tally::default();
-        let messages = calls.end();
-        truth.messages = [Leg::source("shop"), Leg::destination("stock")].map(|leg| (leg, messages.clone())).into();
-        for referee in &mut referees {
-            let lines = referee.settled(0, PATIENCE)?;
-            referee.count(&lines, &mut truth);
-        }
+        let Self { talk, control_plane, observer, mut shops } = self;
+        let messages = talk.end();
+        let mut truth = Tally { messages: shops::messages(&messages), ..Tally::default() };
+        shops.read_logs(&mut truth)?;
         let end = Instant::now() + PATIENCE;
-        let (observed, differences) = loop {
-            let observed = observer.tally()?;
-            // Durations are measured at two places and never equal; the tests bound how far apart they are.
-            let differences: Vec<String> =
-                truth.differences(&observed).into_iter().filter(|line| !line.contains(" durations: ")).collect();
-            if differences.is_empty() || Instant::now() > end {
-                break (observed, differences);
-            }
-            sleep(Duration::from_millis(100));
-        };
+        let (observed, differences) = shops::compare(&observer, &truth, PATIENCE)?;
         println!("{}", table::summary(&truth, &observed));
         let (page, other) = control_plane.settled(&observer, end)?;
         println!("{}", control_plane.summary(&page));
         let stopped = observer.stop();
-        drop((sidecars, mesh));
+        drop(shops);
         if !differences.is_empty() {
             bail!("the observer's counts differ from Envoy's:\n  {}", differences.join("\n  "));
         }
@@ -218,12 +182,4 @@ impl Demo {
 fn signalled(stop: &AtomicBool) -> bool {
     sleep(Duration::from_millis(200));
     stop.load(Ordering::Relaxed)
-}
-
-/// Puts the observer into a cgroup of the mesh, so that what removes a crashed mesh ends it too.
-fn adopt(mesh: &Mesh, pid: u32) -> Result<()> {
-    let cgroup = mesh.cgroup().join("observer");
-    fs::create_dir_all(&cgroup)
-        .and_then(|()| fs::write(cgroup.join("cgroup.procs"), pid.to_string()))
-        .with_context(|| format!("{}: cannot take the observer", cgroup.display()))
 }

@@ -7,6 +7,7 @@ mod exec;
 mod fuzz;
 mod sbom;
 mod setup;
+mod soak;
 mod test;
 mod tidy;
 
@@ -42,6 +43,8 @@ enum Task {
     Test(test::Options),
     /// Fuzz the parsers.
     Fuzz(fuzz::Options),
+    /// The demo's mesh for a long time with faults: every count must be Envoy's in the end, and memory flat.
+    Soak(soak::Options),
     /// What observing costs, beside the bars it must meet; files in target/bench.
     Bench(bench::Options),
     /// A process that looks like a sidecar, for `bench`.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Run { arguments } => build::run(&arguments),
         Task::Test(options) => test::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::StandIn(options) => bench::stand_in(&options),
         Task::Tidy => tidy::run(),

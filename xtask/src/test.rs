@@ -13,11 +13,14 @@ use anyhow::{Result, bail};
 use crate::{
     build,
     exec::{cargo, exec, say, seconds, target},
-    fuzz, setup, tidy,
+    fuzz, setup, soak, tidy,
 };
 
 /// How long each fuzz target runs in the complete run.
 const FUZZ: Duration = Duration::from_secs(9);
+
+/// How long the soak lasts in the complete run.
+const SOAK: Duration = Duration::from_secs(75);
 
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
@@ -59,6 +62,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             report.step("reproducing the kernel object", build::reproduce);
         }
         report.step("privileged and end-to-end tests", || end_to_end(filter));
+        if options.filter.is_none() {
+            report.step("soak", || soak::run(&soak::Options { time: SOAK, seed: 1 }));
+        }
     }
     report.finish()
 }

@@ -2,14 +2,14 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, ProgramArray, SkStorage},
+    btf_maps::{Array, HashMap, ProgramArray, SkStorage, Stack},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
     programs::SkBuffContext,
 };
 use core::ffi::c_void;
 use observer_ebpf::{
-    Block, Cgroup, Door, InboundKey, Series, SeriesKey,
+    Block, Cgroup, Door, INSERTED, InboundKey, NEXT_BLOCK, NEXT_DOOR, NEXT_SLOT, Series, SeriesKey,
     early::{PLACES, Place},
     health::Counter,
     hpack::Wide,
@@ -54,22 +54,27 @@ static SERIES: Array<Series, 10240> = Array::new();
 /// Programs add, the user side reads. Size: user side.
 #[btf_map]
 static BLOCKS: Array<Block, 65536> = Array::new();
-/// Programs only: next slot, block and door. Slot 0 is the overflow series.
+/// Programs add, the user side reads. Slot 0 is the overflow series.
 #[btf_map]
-static NEXT: Array<u32, 3> = Array::new();
+static NEXT: Array<u32, 4> = Array::new();
+/// The user side pushes, programs pop. Size: user side, as that of `SERIES`.
+#[btf_map]
+static FREE_SLOTS: Stack<u32, 10240> = Stack::new();
+/// The user side pushes, programs pop. Size: user side, as that of `BLOCKS`.
+#[btf_map]
+static FREE_BLOCKS: Stack<u32, 65536> = Stack::new();
+/// The user side pushes, programs pop.
+#[btf_map]
+static FREE_DOORS: Stack<u32, 8192> = Stack::new();
 /// Programs add, the user side reads.
 #[btf_map]
 static HEALTH: Array<u64, 64> = Array::new();
-/// Programs only.
+/// Programs insert, the user side removes.
 #[btf_map]
 static INBOUND: HashMap<InboundKey, u32, 8192, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// Programs only.
+/// Programs only; the user side clears what it frees.
 #[btf_map]
 static DOORS: Array<Door, 8192> = Array::new();
-
-const SLOT: u32 = 0;
-const BLOCK: u32 = 1;
-const DOOR: u32 = 2;
 
 /// The socket's storage, if it has one.
 #[inline(always)]
@@ -209,24 +214,44 @@ pub(super) fn slot_of(key: &SeriesKey) -> u32 {
     if let Some(slot) = unsafe { SLOTS.get(key) } {
         return *slot;
     }
-    let Some(next) = NEXT.get_ptr_mut(SLOT) else { return observer_ebpf::OVERFLOW_SLOT };
-    // SAFETY: array elements never move.
-    let next = unsafe { &mut *next };
-    let slot = shared::load(next).wrapping_add(1);
-    if SERIES.get_ptr(slot).is_none() {
-        count(Counter::LossSeries as u32, 1);
-        return observer_ebpf::OVERFLOW_SLOT;
-    }
-    let slot = shared::take(next, 1).wrapping_add(1);
+    let slot = match FREE_SLOTS.pop() {
+        Ok(Some(slot)) => slot,
+        _ => match first_use(NEXT_SLOT, |next| SERIES.get_ptr(next.wrapping_add(1)).is_some()) {
+            Some(next) => next.wrapping_add(1),
+            None => {
+                count(Counter::LossSeries as u32, 1);
+                return observer_ebpf::OVERFLOW_SLOT;
+            }
+        },
+    };
     if SLOTS.insert(key, &slot, BPF_NOEXIST as u64).is_ok() {
+        if let Some(inserted) = NEXT.get_ptr_mut(INSERTED) {
+            // SAFETY: array elements never move. The user side looks for new keys when this has grown: after the insertion.
+            shared::take(unsafe { &mut *inserted }, 1);
+        }
         return slot;
     }
-    // SAFETY: as above. Another processor was first, or the map is full.
+    // Another processor was first, or the map has no memory: the slot is as it was. Every slot has room there.
+    let _ = FREE_SLOTS.push(slot, 0);
+    // SAFETY: as above.
     if let Some(slot) = unsafe { SLOTS.get(key) } {
         return *slot;
     }
     count(Counter::LossSeries as u32, 1);
     observer_ebpf::OVERFLOW_SLOT
+}
+
+/// The next number of a kind that was never used, if it `exists`.
+#[inline(always)]
+fn first_use(kind: u32, exists: impl Fn(u32) -> bool) -> Option<u32> {
+    // SAFETY: array elements never move.
+    let next = unsafe { &mut *NEXT.get_ptr_mut(kind)? };
+    if !exists(shared::load(next)) {
+        return None;
+    }
+    // Another processor may take the last one meanwhile.
+    let taken = shared::take(next, 1);
+    exists(taken).then_some(taken)
 }
 
 /// The figures of a slot.
@@ -241,17 +266,25 @@ pub(super) fn series(slot: u32) -> Option<&'static mut Series> {
 pub(super) fn block(word: &mut u32) -> Option<&'static mut Block> {
     let mut name = shared::load(word);
     if name == 0 {
-        // SAFETY: array elements never move.
-        let next = unsafe { &mut *NEXT.get_ptr_mut(BLOCK)? };
-        if BLOCKS.get_ptr(shared::load(next)).is_none() {
-            count(Counter::LossBlocks as u32, 1);
-            return None;
+        let taken = match FREE_BLOCKS.pop() {
+            Ok(Some(block)) => block,
+            _ => match first_use(NEXT_BLOCK, |next| BLOCKS.get_ptr(next).is_some()) {
+                Some(block) => block,
+                None => {
+                    count(Counter::LossBlocks as u32, 1);
+                    return None;
+                }
+            },
+        };
+        if shared::claim(word, 0, taken.wrapping_add(1)) {
+            name = taken.wrapping_add(1);
+        } else {
+            // Another processor was first: its block is used. Every block has room there.
+            let _ = FREE_BLOCKS.push(taken, 0);
+            name = shared::load(word);
         }
-        let taken = shared::take(next, 1).wrapping_add(1);
-        // If another processor was first, its block is used and this one stays empty.
-        name = if shared::claim(word, 0, taken) { taken } else { shared::load(word) };
     }
-    // SAFETY: as above.
+    // SAFETY: array elements never move.
     BLOCKS.get_ptr_mut(name.wrapping_sub(1)).map(|block| unsafe { &mut *block })
 }
 
@@ -269,16 +302,20 @@ pub(super) fn new_door(key: &InboundKey) -> u32 {
     if known != 0 {
         return known;
     }
-    let Some(next) = NEXT.get_ptr_mut(DOOR) else { return 0 };
-    // SAFETY: array elements never move.
-    let next = unsafe { &mut *next };
-    if DOORS.get_ptr(shared::load(next)).is_none() {
-        count(Counter::LossInbound as u32, 1);
-        return 0;
+    let door = match FREE_DOORS.pop() {
+        Ok(Some(door)) => door,
+        _ => match first_use(NEXT_DOOR, |next| DOORS.get_ptr(next).is_some()) {
+            Some(door) => door,
+            None => {
+                count(Counter::LossInbound as u32, 1);
+                return 0;
+            }
+        },
+    };
+    if INBOUND.insert(key, &door.wrapping_add(1), BPF_NOEXIST as u64).is_err() {
+        // As in `slot_of`.
+        let _ = FREE_DOORS.push(door, 0);
     }
-    let number = shared::take(next, 1).wrapping_add(1);
-    // If another processor was first, its door is used and this one stays empty.
-    let _ = INBOUND.insert(key, &number, BPF_NOEXIST as u64);
     door_of(key)
 }
 

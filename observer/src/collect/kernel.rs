@@ -2,27 +2,29 @@
 
 mod attach;
 mod error;
+mod recycle;
+mod sys;
 
 use std::{
     collections::HashMap as Table,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, OwnedFd},
     time::Duration,
 };
 
 use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, ProgramArray},
-    programs::Program,
 };
 use aya_log::EbpfLogger;
 use observer_ebpf::{
-    Block, Cgroup, Histogram, IGNORED, MODE_GATEWAY, MODE_REDIRECT, MODE_TPROXY, OVERFLOW_SLOT, PORT_EXCLUDED,
-    PORT_TCP, Series, SeriesKey,
+    Block, Cgroup, Histogram, IGNORED, INSERTED, MODE_GATEWAY, MODE_REDIRECT, MODE_TPROXY, OVERFLOW_SLOT,
+    PORT_EXCLUDED, PORT_TCP, Series, SeriesKey,
     health::Counter,
     latency::{BLOCKS, CELLS},
     names,
 };
 
+use self::recycle::Tenants;
 use super::{HistogramReading, KernelReading, ProgramReading, SeriesReading};
 use crate::discovery::{ProcessId, Role, Sidecar, SidecarId};
 pub use error::Error;
@@ -39,6 +41,8 @@ pub const EXCLUDED_PORTS: [u16; 7] = [15000, 15004, 15012, 15020, 15021, 15053, 
 pub struct Options {
     /// Most series that are held apart; further ones share the overflow series.
     pub max_series: u32,
+    /// Most open calls of HTTP/2 connections that have more than 32 of them.
+    pub max_open_calls: u32,
     /// Destination ports that are TCP, beside [`TCP_PORTS`].
     pub tcp_ports: Vec<u16>,
     /// Ports that are never counted, beside [`EXCLUDED_PORTS`].
@@ -59,9 +63,11 @@ pub struct Kernel {
     #[expect(dead_code, reason = "the kernel empties the table when its last owner lets it go")]
     next_programs: ProgramArray<MapData>,
     ebpf: Ebpf,
-    links: Table<u64, attach::Links>,
+    /// By cgroup, the attachments in the order of `names::ATTACHED`.
+    links: Table<u64, Vec<OwnedFd>>,
+    tenants: Tenants,
     slots: Vec<(SeriesKey, u32)>,
-    slots_taken: u32,
+    inserted: u32,
     max_series: u32,
 }
 
@@ -70,7 +76,7 @@ pub struct Kernel {
 /// # Errors
 /// If not even the maps can be made; the message says what to do.
 pub fn probe() -> Result<Vec<ProgramProbe>, Error> {
-    let mut ebpf = attach::open(16)?;
+    let mut ebpf = attach::open(16, 16)?;
     Ok(names::PROGRAMS
         .iter()
         .map(|&name| ProgramProbe { name, result: probe_one(&mut ebpf, name).map_err(|error| error.to_string()) })
@@ -90,7 +96,7 @@ impl Kernel {
     /// # Errors
     /// No kernel object in this build, privileges missing, or a kernel without a feature; the message names it.
     pub fn load(options: &Options) -> Result<Self, Error> {
-        let mut ebpf = attach::open(options.max_series)?;
+        let mut ebpf = attach::open(options.max_series, options.max_open_calls)?;
         for name in names::PROGRAMS {
             attach::load(&mut ebpf, name)?;
         }
@@ -98,8 +104,9 @@ impl Kernel {
             next_programs: attach::link(&mut ebpf)?,
             ebpf,
             links: Table::new(),
+            tenants: Tenants::default(),
             slots: Vec::new(),
-            slots_taken: 0,
+            inserted: 0,
             max_series: options.max_series,
         };
         let tcp = TCP_PORTS.iter().chain(&options.tcp_ports).map(|&port| (port, PORT_TCP));
@@ -126,6 +133,7 @@ impl Kernel {
     /// # Errors
     /// The cgroup is gone or no cgroup, or another program forbids company there; nothing stays attached then.
     pub fn attach(&mut self, sidecar: &Sidecar) -> Result<bool, Error> {
+        self.tenants.came(sidecar.id, sidecar.cgroup_id, &sidecar.cgroup);
         self.know_cgroup(sidecar)?;
         self.name_process(sidecar.process, sidecar.id)?;
         for &companion in &sidecar.companions {
@@ -134,8 +142,10 @@ impl Kernel {
         if self.links.contains_key(&sidecar.cgroup_id) {
             return Ok(false);
         }
-        let links = attach::attach(&mut self.ebpf, &sidecar.cgroup)?;
-        self.links.insert(sidecar.cgroup_id, links);
+        // Those that name sockets first, those that read packets last, so that no packet is seen of a socket whose beginning
+        // was missed without need.
+        let links = names::ATTACHED.iter().map(|&name| attach::attach(&self.ebpf, &sidecar.cgroup, name));
+        self.links.insert(sidecar.cgroup_id, links.collect::<Result<_, _>>()?);
         Ok(true)
     }
 
@@ -162,17 +172,25 @@ impl Kernel {
             .map_err(|source| Error::map(names::CGROUPS, source))
     }
 
-    /// Forgets a process that has ended.
-    pub fn forget_process(&mut self, process: ProcessId) {
+    /// Forgets a process that has ended, by its number.
+    pub fn forget_process(&mut self, pid: u32) {
         if let Ok(mut processes) = self.map_mut::<HashMap<_, u32, u32>>(names::PROCESSES) {
             // It may never have been known.
-            let _ = processes.remove(&process.pid);
+            let _ = processes.remove(&pid);
         }
+    }
+
+    /// Whether a cgroup was removed and its last socket is gone: the kernel itself has detached the programs then.
+    #[must_use]
+    pub fn is_severed(&self, cgroup_id: u64) -> bool {
+        let links = self.links.get(&cgroup_id);
+        links.is_some_and(|links| links.iter().all(|link| sys::linked_cgroup(link.as_fd()).is_ok_and(|id| id == 0)))
     }
 
     /// Detaches from a cgroup. What was counted stays readable.
     pub fn detach(&mut self, cgroup_id: u64) {
         self.links.remove(&cgroup_id);
+        self.tenants.left(cgroup_id);
         if let Ok(mut cgroups) = self.map_mut::<HashMap<_, u64, Cgroup>>(names::CGROUPS) {
             let _ = cgroups.remove(&cgroup_id);
         }
@@ -220,29 +238,30 @@ impl Kernel {
         for name in names::PROGRAMS {
             reading.programs.push(self.read_program(name)?);
         }
+        self.tenants.read();
         Ok(reading)
     }
 
-    /// Slots are only ever taken: the list is read again when there are more than it has.
+    /// The list of slots is read again when there are more than it has.
     fn refresh_slots(&mut self) -> Result<(), Error> {
         let next: Array<_, u32> = self.map(names::NEXT)?;
-        let taken = next.get(&0, 0).map_err(|source| Error::map(names::NEXT, source))?;
-        if taken == self.slots_taken {
+        // Before the keys are read: what is inserted meanwhile is found next time.
+        let inserted = next.get(&INSERTED, 0).map_err(|source| Error::map(names::NEXT, source))?;
+        if inserted == self.inserted {
             return Ok(());
         }
         let slots: HashMap<_, SeriesKey, u32> = self.map(names::SLOTS)?;
         let read: Result<Vec<_>, _> = slots.iter().collect();
         let mut read = read.map_err(|source| Error::map(names::SLOTS, source))?;
         read.sort_unstable_by_key(|&(_, slot)| slot);
-        // A slot is taken before its key is inserted: a key not yet there is found next time.
-        self.slots_taken = if read.len() as u32 == taken { taken } else { u32::MAX };
-        self.slots = read;
+        (self.inserted, self.slots) = (inserted, read);
         Ok(())
     }
 
     fn read_program(&self, name: &'static str) -> Result<ProgramReading, Error> {
         let program = self.ebpf.program(name).ok_or(Error::Missing { name })?;
-        let (runs, run_time_ns) = run_statistics(program).map_err(|source| Error::load(name, source))?;
+        let fd = program.fd().map_err(|source| Error::load(name, source))?;
+        let (runs, run_time_ns) = sys::run_statistics(fd.as_fd());
         let links = if names::ATTACHED.contains(&name) { self.links.len() as u64 } else { 0 };
         Ok(ProgramReading { name, links, runs, run_time: Duration::from_nanos(run_time_ns) })
     }
@@ -291,30 +310,4 @@ fn read_cells(blocks: &Array<&MapData, Block>, histogram: &Histogram) -> Result<
         cells.extend(used.map(|(cell, &count)| ((octave * CELLS + cell) as u16, count)));
     }
     Ok(cells)
-}
-
-/// Runs and nanoseconds of a program, where `kernel.bpf_stats_enabled` is on.
-/// Source: kernel `include/uapi/linux/bpf.h`, `struct bpf_prog_info`.
-fn run_statistics(program: &Program) -> Result<(u64, u64), aya::programs::ProgramError> {
-    #[repr(C)]
-    struct Attribute {
-        fd: u32,
-        length: u32,
-        info: u64,
-    }
-    const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-    // SAFETY: an all-zero `bpf_prog_info` asks for no array.
-    let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };
-    let attribute = Attribute {
-        fd: program.fd()?.as_fd().as_raw_fd() as u32,
-        length: size_of_val(&info) as u32,
-        info: (&raw mut info) as u64,
-    };
-    // SAFETY: the attribute names a buffer of the length it says, which lives through the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, &raw const attribute, size_of::<Attribute>()) };
-    if result < 0 {
-        return Ok((0, 0));
-    }
-    Ok((info.run_cnt, info.run_time_ns))
 }

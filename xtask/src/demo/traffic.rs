@@ -27,13 +27,13 @@ use crate::exec::say;
 const PER_CONNECTION: usize = 25;
 
 /// Who can be called.
-pub(super) struct Services {
+pub(crate) struct Services {
     /// HTTP.
-    pub(super) catalog: Service,
+    pub(crate) catalog: Service,
     /// HTTP.
-    pub(super) stock: Service,
+    pub(crate) stock: Service,
     /// TCP.
-    pub(super) ledger: Service,
+    pub(crate) ledger: Service,
 }
 
 /// Servers and clients; ended when dropped.
@@ -46,7 +46,7 @@ pub(super) struct Traffic {
 impl Traffic {
     /// Starts servers, then clients.
     pub(super) fn start(
-        services: Services,
+        services: &Services,
         shop: &Arc<Workload>,
         catalog: &Arc<Workload>,
         stock: &Arc<Workload>,

@@ -1,39 +1,26 @@
 //! Loads the programs and attaches them to cgroups, each attachment a link of its own that ends with it.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, ProgramArray},
-    programs::{
-        CgroupAttachMode, Program, ProgramError,
-        cgroup_skb::{CgroupSkbAttachType, CgroupSkbLink},
-        cgroup_sock_addr::CgroupSockAddrLink,
-        cgroup_sockopt::CgroupSockoptLink,
-        sock_ops::SockOpsLink,
-    },
+    programs::Program,
 };
+use aya_obj::generated::bpf_attach_type;
 use observer_ebpf::names;
 
-use super::Error;
+use super::{Error, sys};
 
 /// The kernel object, or nothing in a build without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kernel.o"));
 
-/// The six attachments to one cgroup. Dropping them detaches.
-#[expect(dead_code, reason = "held for their drop")]
-pub(super) struct Links(Vec<Link>);
-
-#[expect(dead_code, reason = "held for their drop")]
-enum Link {
-    SockAddr(CgroupSockAddrLink),
-    SockOps(SockOpsLink),
-    Sockopt(CgroupSockoptLink),
-    Skb(CgroupSkbLink),
-}
-
-/// Opens the object and makes its maps; `max_series` sizes those that hold series.
-pub(super) fn open(max_series: u32) -> Result<Ebpf, Error> {
+/// Opens the object and makes its maps; `max_series` sizes those that hold series, `max_open_calls` that of calls.
+pub(super) fn open(max_series: u32, max_open_calls: u32) -> Result<Ebpf, Error> {
     if OBJECT.is_empty() {
         return Err(Error::NoObject);
     }
@@ -42,8 +29,11 @@ pub(super) fn open(max_series: u32) -> Result<Ebpf, Error> {
         // The kernel's own types are not needed: no program reads kernel memory.
         .btf(None)
         .map_max_entries(names::SLOTS, max_series)
+        .map_max_entries(names::CALLS, max_open_calls)
         .map_max_entries(names::SERIES, slots)
+        .map_max_entries(names::FREE_SLOTS, slots)
         .map_max_entries(names::BLOCKS, slots.saturating_mul(BLOCKS_PER_SERIES))
+        .map_max_entries(names::FREE_BLOCKS, slots.saturating_mul(BLOCKS_PER_SERIES))
         .load(OBJECT)
         .map_err(Error::open)
 }
@@ -76,39 +66,25 @@ pub(super) fn link(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
     Ok(table)
 }
 
-/// Attaches to the cgroup every program that is attached: those that name sockets first, those that read packets last, so that no packet
-/// is seen of a socket whose beginning was missed without need.
-pub(super) fn attach(ebpf: &mut Ebpf, path: &Path) -> Result<Links, Error> {
-    let cgroup = File::open(path).map_err(|source| Error::Cgroup { path: path.to_owned(), source })?;
-    let links = names::ATTACHED.iter().map(|&name| {
-        let program = ebpf.program_mut(name).ok_or(Error::Missing { name })?;
-        attach_one(program, name, &cgroup).map_err(|source| Error::attach(name, path, source))
-    });
-    Ok(Links(links.collect::<Result<_, _>>()?))
+/// Attaches to the cgroup a program that is attached.
+pub(super) fn attach(ebpf: &Ebpf, path: &Path, name: &'static str) -> Result<OwnedFd, Error> {
+    let cgroup = File::open(path).map_err(|source| match source.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => Error::Files { name, path: path.to_owned() },
+        _ => Error::Cgroup { path: path.to_owned(), source },
+    })?;
+    let program = ebpf.program(name).ok_or(Error::Missing { name })?;
+    let program = program.fd().map_err(|source| Error::load(name, source))?;
+    let (_, place) =
+        names::ATTACHED.into_iter().zip(PLACES).find(|(known, _)| *known == name).ok_or(Error::Missing { name })?;
+    sys::create_link(program.as_fd(), cgroup.as_fd(), place).map_err(|source| Error::attach(name, path, source))
 }
 
-fn attach_one(program: &mut Program, name: &str, cgroup: &File) -> Result<Link, ProgramError> {
-    // With links this mode is multi-attach: the kernel adds BPF_F_ALLOW_MULTI itself (kernel/bpf/cgroup.c).
-    let mode = CgroupAttachMode::Single;
-    match program {
-        Program::CgroupSockAddr(program) => {
-            let id = program.attach(cgroup, mode)?;
-            program.take_link(id).map(Link::SockAddr)
-        }
-        Program::SockOps(program) => {
-            let id = program.attach(cgroup, mode)?;
-            program.take_link(id).map(Link::SockOps)
-        }
-        Program::CgroupSockopt(program) => {
-            let id = program.attach(cgroup, mode)?;
-            program.take_link(id).map(Link::Sockopt)
-        }
-        Program::CgroupSkb(program) => {
-            let direction =
-                if name == names::ATTACHED[5] { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
-            let id = program.attach(cgroup, direction, mode)?;
-            program.take_link(id).map(Link::Skb)
-        }
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
+/// Where each of `names::ATTACHED` is attached.
+const PLACES: [bpf_attach_type; 6] = [
+    bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
+    bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
+    bpf_attach_type::BPF_CGROUP_SOCK_OPS,
+    bpf_attach_type::BPF_CGROUP_GETSOCKOPT,
+    bpf_attach_type::BPF_CGROUP_INET_INGRESS,
+    bpf_attach_type::BPF_CGROUP_INET_EGRESS,
+];

@@ -1,8 +1,11 @@
 //! What can go wrong with the kernel side, each with its remedy.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use aya::{EbpfError, maps::MapError, programs::ProgramError, sys::SyscallError};
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 /// Why the kernel side does not work.
 #[derive(Debug, thiserror::Error)]
@@ -19,11 +22,17 @@ pub enum Error {
         /// What was tried.
         what: String,
     },
-    /// The kernel refused a map.
+    /// The kernel has no memory for it.
     #[error(
-        "cannot make map {name}: {reason}; lower max_series if memory is short, else the kernel lacks the features of \
-         Linux 5.17"
+        "{what}: no memory: the memory limit of the observer's cgroup is too low (memory.max), or the node is short of it; \
+         raise the limit, or lower max_series"
     )]
+    Memory {
+        /// What was tried.
+        what: String,
+    },
+    /// The kernel refused a map.
+    #[error("cannot make map {name}: {reason}; the kernel lacks the features of Linux 5.17")]
     Make {
         /// Map.
         name: String,
@@ -81,6 +90,28 @@ pub enum Error {
         /// Directory.
         path: PathBuf,
     },
+    /// As many programs as the kernel allows are there already.
+    #[error(
+        "cannot attach {name} to {path}: 64 programs of its kind are attached there, the most that the kernel allows; find them \
+         with `bpftool cgroup tree`, and detach what is not needed. It is tried again until it succeeds"
+    )]
+    Crowded {
+        /// Program.
+        name: &'static str,
+        /// Directory.
+        path: PathBuf,
+    },
+    /// This process has as many files open as it may.
+    #[error(
+        "cannot attach {name} to {path}: too many open files; each cgroup takes seven: raise the limit (`ulimit -n`, \
+         LimitNOFILE=). It is tried again until it succeeds"
+    )]
+    Files {
+        /// Program.
+        name: &'static str,
+        /// Directory.
+        path: PathBuf,
+    },
     /// The path is no cgroup v2 directory.
     #[error("cannot attach to {path}: it is no cgroup v2 directory")]
     NoCgroup {
@@ -96,7 +127,7 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         #[source]
-        source: ProgramError,
+        source: io::Error,
     },
 }
 
@@ -105,6 +136,7 @@ impl Error {
         match source {
             EbpfError::MapError(MapError::CreateError { name, io_error }) => match io_error.raw_os_error() {
                 Some(libc::EPERM) => Self::Privilege { what: format!("cannot make map {name}") },
+                Some(libc::ENOMEM) => Self::Memory { what: format!("cannot make map {name}") },
                 _ => Self::Make { name, reason: io_error },
             },
             source => Self::Open(source),
@@ -115,6 +147,9 @@ impl Error {
         match source {
             ProgramError::LoadError { io_error, verifier_log } => {
                 let log = verifier_log.to_string();
+                if io_error.raw_os_error() == Some(libc::ENOMEM) {
+                    return Self::Memory { what: format!("cannot load program {name}") };
+                }
                 if io_error.raw_os_error() == Some(libc::EPERM) && log.trim().is_empty() {
                     return Self::Privilege { what: format!("cannot load program {name}") };
                 }
@@ -130,13 +165,12 @@ impl Error {
         Self::Map { name, source }
     }
 
-    pub(super) fn attach(name: &'static str, path: &std::path::Path, source: ProgramError) -> Self {
+    pub(super) fn attach(name: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
-        let ProgramError::SyscallError(SyscallError { io_error, .. }) = &source else {
-            return Self::Attach { name, path, source };
-        };
-        match io_error.raw_os_error() {
+        match source.raw_os_error() {
             Some(libc::EPERM) => Self::Alone { name, path },
+            Some(libc::E2BIG) => Self::Crowded { name, path },
+            Some(libc::EMFILE | libc::ENFILE) => Self::Files { name, path },
             Some(libc::EBADF | libc::ENOTDIR | libc::EINVAL) => Self::NoCgroup { path },
             _ => Self::Attach { name, path, source },
         }

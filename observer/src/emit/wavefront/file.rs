@@ -33,7 +33,10 @@ impl Transport for FileSink {
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            Err(Failure::Refused { kind: "write", message: format!("cannot write to {name}: {error}") })
+            Err(Failure::Refused {
+                kind: "write",
+                message: format!("cannot write to {name}: {error}; what it does not take is dropped, until it does"),
+            })
         })
     }
 }

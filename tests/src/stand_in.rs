@@ -1,0 +1,229 @@
+//! Cheap processes that look like sidecars: the test program itself under the name of a mesh's sidecars, with the injector's
+//! environment, in a cgroup of its own. They make real connections to real applications, and say what they sent and received.
+
+use std::{
+    env, fs,
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write, stdin},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    cgroup,
+    mesh::{Mesh, Workload, link_or_copy},
+    tally::{Leg, Tally},
+};
+
+/// First argument of a test program that is to be a stand-in.
+const ROLE: &str = "stand-in";
+/// Body of every answer, in bytes.
+const BODY: usize = 100;
+
+/// Plays a stand-in if that is what this process was started for: a test program's first statement.
+pub fn played() -> Option<ExitCode> {
+    (env::args().nth(1).as_deref() == Some(ROLE)).then(|| match play() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("stand-in: {error:#}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Does what each line says, answers with what was sent and received in bytes, and ends with its input.
+fn play() -> Result<()> {
+    let mut held = Vec::new();
+    for line in stdin().lines() {
+        let line = line?;
+        let words: Vec<u64> = line.split(' ').skip(1).map(str::parse).collect::<Result<_, _>>()?;
+        let [port, number] = words[..] else { anyhow::bail!("{line:?} is no order") };
+        let mut application = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(port)?)))?;
+        application.set_nodelay(true)?;
+        let (sent, received) = match line.split(' ').next() {
+            Some("ask") => ask(&mut application, number)?,
+            Some("echo") => echo(&mut application, usize::try_from(number)?)?,
+            _ => (fill(&mut application)?, 0),
+        };
+        if line.starts_with("fill") {
+            held.push(application);
+        }
+        println!("{sent} {received}");
+    }
+    Ok(())
+}
+
+/// So many requests on one connection.
+fn ask(application: &mut TcpStream, requests: u64) -> Result<(u64, u64)> {
+    let request = format!("GET /bytes/{BODY} HTTP/1.1\r\nhost: app\r\n\r\n");
+    let mut answers = BufReader::new(application.try_clone()?);
+    let mut received = 0;
+    for _ in 0..requests {
+        application.write_all(request.as_bytes())?;
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            ensure!(answers.read_line(&mut line)? > 0, "the application ended the connection");
+            received += line.len() as u64;
+        }
+        answers.read_exact(&mut [0; BODY])?;
+        received += BODY as u64;
+    }
+    Ok((requests * request.len() as u64, received))
+}
+
+/// So many bytes, echoed.
+fn echo(application: &mut TcpStream, length: usize) -> io::Result<(u64, u64)> {
+    application.write_all(&vec![b'e'; length])?;
+    application.read_exact(&mut vec![0; length])?;
+    Ok((length as u64, length as u64))
+}
+
+/// As much as the kernel takes without anybody reading.
+fn fill(application: &mut TcpStream) -> io::Result<u64> {
+    application.set_nonblocking(true)?;
+    let (bytes, mut sent) = ([b'f'; 4096], 0);
+    loop {
+        match application.write(&bytes) {
+            Ok(length) => sent += length as u64,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(sent),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Where stand-ins come from.
+pub struct Stand {
+    program: PathBuf,
+    cgroups: PathBuf,
+}
+
+impl Stand {
+    /// Puts this program there under a name that no other observer looks for.
+    pub fn new(mesh: &Mesh) -> Result<Self> {
+        let program = mesh.directory().join(format!("{}-stand-in", mesh.executable()));
+        link_or_copy(&env::current_exe()?, &program)?;
+        Ok(Self { program, cgroups: mesh.cgroup().join("stand-ins") })
+    }
+
+    /// Its executable name.
+    pub fn name(&self) -> &str {
+        self.program.file_name().and_then(|name| name.to_str()).expect("made of the mesh's name")
+    }
+
+    /// Starts the sidecar of the pod `name` in the cgroup `place`, in the network namespace of `on`.
+    pub fn start(&self, name: &str, place: &str, on: &Workload) -> Result<StandIn> {
+        let cgroup = self.cgroups.join(place);
+        fs::create_dir_all(&cgroup).with_context(|| format!("{} cannot be created", cgroup.display()))?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg(ROLE)
+            .env_clear()
+            .env("POD_NAME", format!("{name}-7c9f8-x0"))
+            .env("POD_NAMESPACE", "default")
+            .env("INSTANCE_IP", on.ipv4.to_string())
+            .env("SERVICE_ACCOUNT", name)
+            .env("ISTIO_META_CLUSTER_ID", "Kubernetes")
+            .env("ISTIO_META_WORKLOAD_NAME", name)
+            .env("ISTIO_META_MESH_ID", "cluster.local")
+            .env("ISTIO_METAJSON_LABELS", format!(r#"{{"app":"{name}","version":"v1"}}"#))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        on.net.place(&mut command, &cgroup, None)?;
+        let mut process = command.spawn().with_context(|| format!("{} cannot be started", self.program.display()))?;
+        let answers = BufReader::new(process.stdout.take().expect("piped above"));
+        Ok(StandIn { name: name.to_owned(), cgroup, process, answers })
+    }
+}
+
+/// A running stand-in; killed when dropped.
+pub struct StandIn {
+    name: String,
+    cgroup: PathBuf,
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl StandIn {
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its cgroup v2 directory.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Makes so many requests on one connection to the application at `port`, and adds them to the truth.
+    pub fn ask(&mut self, port: u16, requests: u64, truth: &mut Tally) -> Result<()> {
+        let (sent, received) = self.order("ask", port, requests)?;
+        let counted = truth.of(&Leg::destination(&self.name), "200");
+        counted.count += requests;
+        counted.request_bytes += sent;
+        counted.response_bytes += received;
+        Ok(())
+    }
+
+    /// Has so many bytes echoed on one connection to the application at `port`, and adds them to the truth.
+    pub fn echo(&mut self, port: u16, bytes: u64, truth: &mut Tally) -> Result<()> {
+        let transferred = self.order("echo", port, bytes)?;
+        self.count(transferred, truth);
+        Ok(())
+    }
+
+    /// Sends as much as the kernel takes on a connection that it never ends by itself, and adds that to the truth.
+    pub fn fill(&mut self, port: u16, truth: &mut Tally) -> Result<()> {
+        let transferred = self.order("fill", port, 0)?;
+        self.count(transferred, truth);
+        Ok(())
+    }
+
+    fn count(&self, (sent, received): (u64, u64), truth: &mut Tally) {
+        let counted = truth.connections.entry(Leg::destination(&self.name)).or_default();
+        counted.opened += 1;
+        counted.closed += 1;
+        counted.received += sent;
+        counted.sent += received;
+    }
+
+    fn order(&mut self, what: &str, port: u16, number: u64) -> Result<(u64, u64)> {
+        let mut line = String::new();
+        writeln!(self.process.stdin.as_mut().expect("piped"), "{what} {port} {number}")
+            .context("a stand-in has ended")?;
+        self.answers.read_line(&mut line)?;
+        let figures =
+            line.trim().split_once(' ').and_then(|(sent, received)| Some((sent.parse().ok()?, received.parse().ok()?)));
+        figures.with_context(|| format!("{} could not {what}; its message is above", self.name))
+    }
+
+    /// Lets it end by itself.
+    pub fn leave(&mut self) -> Result<()> {
+        drop(self.process.stdin.take());
+        let status = self.process.wait()?;
+        ensure!(status.success(), "{} ended with {status}", self.name);
+        Ok(())
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait().map(drop).context("a stand-in cannot be awaited")
+    }
+
+    /// Removes its cgroup with every process in it.
+    pub fn remove_container(&mut self) -> Result<()> {
+        cgroup::remove(&self.cgroup)?;
+        self.process.wait().map(drop).context("a stand-in cannot be awaited")
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        // An error here means that it has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,300 @@
+//! Sidecars that come and go by the hundreds: nothing of them stays behind, and nothing they did is lost or another's.
+//!
+//! The sidecars are stand-ins, which make real connections to real applications and know what they sent and received.
+
+use std::{
+    env, fs,
+    process::{Command, ExitCode},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread::{self, sleep},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    apps::{http, raw::Server, tcp},
+    cases,
+    holdings::Holdings,
+    mesh::{Mesh, Workload},
+    observer::{Observer, tally},
+    stand_in::{Stand, StandIn, played},
+    tally::Tally,
+    tools,
+};
+
+/// How many sidecars come and go; set it for a longer run.
+const COUNT: &str = "MESH_OBSERVER_CHURN";
+/// As many if it is not set.
+const FEW: usize = 200;
+/// As many at a time.
+const BATCH: usize = 20;
+/// Far fewer than all of them need in turn, and enough for those of one batch.
+const MAX_SERIES: usize = 100;
+/// Longest that the observer may take to notice something.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What the observer's own memory may grow by, beside what each label set that it exposes takes.
+const GROWTH: u64 = 2 << 20;
+/// What a label set that is exposed may take of its memory: Istio's totals stay exposed for 15 minutes.
+const LABEL_SET: u64 = 8 << 10;
+
+const WEB: u16 = 8080;
+const ECHO: u16 = 9000;
+const SLOW: u16 = 9001;
+
+fn main() -> ExitCode {
+    if let Some(code) = played() {
+        return code;
+    }
+    cases::run(
+        "churn",
+        || Ok(()),
+        cases![
+            sidecars_come_and_go_under_load,
+            a_process_id_is_another_sidecars_at_once,
+            a_hundred_at_once_with_few_files_allowed,
+        ],
+    )
+}
+
+fn sidecars_come_and_go_under_load(_: &mut ()) -> Result<String> {
+    let count = match env::var(COUNT) {
+        Ok(text) => text.parse().with_context(|| format!("{COUNT}={text}: a number is expected"))?,
+        Err(_) => FEW,
+    };
+    let stage = Stage::new()?;
+    let mut observer = stage.observe(&mut Command::new(tools::observer()?))?;
+    let mut steady = stage.stand.start("steady", "steady", &stage.pod)?;
+    observer.wait_attached(1)?;
+    let mut truth = Tally::default();
+    steady.ask(WEB, 1, &mut truth)?;
+    steady.echo(ECHO, 1, &mut truth)?;
+    stage.settled(&observer, 2, &truth)?;
+    let before = Holdings::of(observer.pid())?;
+
+    let all = Mutex::new(truth);
+    let ended = Mutex::new(false);
+    thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            while !*ended.lock().unwrap_or_else(PoisonError::into_inner) {
+                let mut own = Tally::default();
+                steady.ask(WEB, 20, &mut own)?;
+                steady.echo(ECHO, 5_000, &mut own)?;
+                add(&mut all.lock().unwrap_or_else(PoisonError::into_inner), &own);
+            }
+            Ok(())
+        });
+        let outcome = (0..count / BATCH).try_for_each(|batch| {
+            let own = stage.batch(&mut observer, batch).with_context(|| format!("batch {batch}"))?;
+            add(&mut all.lock().unwrap_or_else(PoisonError::into_inner), &own);
+            Ok(())
+        });
+        *ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let load: Result<()> = load.join().expect("the load does not panic");
+        outcome.and(load.context("the load"))
+    })?;
+    let truth = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    stage.settled(&observer, 2, &truth)?;
+    let sets = truth.requests.len() + truth.connections.len();
+    let after = let_go(&observer, &before, sets as u64 * LABEL_SET + GROWTH)?;
+    let log = observer.log();
+    ensure!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");
+    observer.stop()?;
+    Ok(format!("{count} sidecars, {sets} label sets; before: {before}; after: {after}"))
+}
+
+/// The kernel gives a number again as soon as it comes round; here that is at once.
+fn a_process_id_is_another_sidecars_at_once(_: &mut ()) -> Result<String> {
+    let stage = Stage::new()?;
+    let mut observer = stage.observe(&mut Command::new(tools::observer()?))?;
+    let mut truth = Tally::default();
+    let mut reused = 0;
+    let mut former: Option<u32> = None;
+    for number in 0.. {
+        ensure!(number < 100, "no process got its predecessor's number in a hundred starts");
+        if let Some(pid) = former {
+            fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).context("ns_last_pid")?;
+        }
+        let name = format!("reuse-{number}");
+        let mut sidecar = stage.stand.start(&name, &name, &stage.pod)?;
+        // No wait for the former's end to be noticed, but one for the new one's beginning.
+        let told = format!("observing default/{name}-7c9f8-x0 in ");
+        observer.wait_own(PATIENCE, |_| observer.log().contains(&told))?;
+        sidecar.ask(WEB, 3, &mut truth)?;
+        sidecar.echo(ECHO, 100, &mut truth)?;
+        reused += usize::from(former == Some(sidecar.pid()));
+        former = Some(sidecar.pid());
+        sidecar.kill()?;
+        if reused == 5 {
+            break;
+        }
+    }
+    observer.wait_attached(0)?;
+    stage.settled(&observer, usize::MAX, &truth)?;
+    observer.stop()?;
+    Ok(format!("{reused} sidecars with the number of the one before"))
+}
+
+fn a_hundred_at_once_with_few_files_allowed(_: &mut ()) -> Result<String> {
+    const AT_ONCE: usize = 100;
+    let stage = Stage::new()?;
+    let mut limited = Command::new(tools::require("prlimit")?);
+    let mut observer = stage.observe(limited.arg("--nofile=256:4096").arg(tools::observer()?))?;
+    let before = Holdings::of(observer.pid())?;
+    let start = |number| stage.stand.start(&format!("crowd-{number}"), &format!("crowd-{number}"), &stage.pod);
+    let mut sidecars: Vec<StandIn> = (0..AT_ONCE).map(start).collect::<Result<_>>()?;
+    observer.wait_attached(AT_ONCE)?;
+    let during = Holdings::of(observer.pid())?;
+    ensure!(during.links == before.links + AT_ONCE * 6, "{during}");
+    let mut truth = Tally::default();
+    sidecars.iter_mut().try_for_each(|sidecar| sidecar.echo(ECHO, 500, &mut truth))?;
+    sidecars.iter_mut().try_for_each(StandIn::remove_container)?;
+    observer.wait_attached(0)?;
+    stage.settled(&observer, 0, &truth)?;
+    let after = let_go(&observer, &before, AT_ONCE as u64 * LABEL_SET + GROWTH)?;
+    observer.stop()?;
+    Ok(format!("{AT_ONCE} sidecars; before: {before}; during: {during}; after: {after}"))
+}
+
+/// Applications, and where sidecars come from.
+struct Stage {
+    gate: Gate,
+    _servers: [Server; 3],
+    stand: Stand,
+    pod: Arc<Workload>,
+    mesh: Mesh,
+}
+
+impl Stage {
+    fn new() -> Result<Self> {
+        let mut mesh = Mesh::new()?;
+        let pod = mesh.workload("pod")?;
+        let gate = Gate::default();
+        let inner = gate.clone();
+        let slow = Server::start(&pod, SLOW, move |connection| {
+            inner.wait();
+            connection.as_mut().expect("given by the server").drain().map(drop)
+        })?;
+        let servers = [http::serve(&pod, WEB)?, tcp::echo(&pod, ECHO)?, slow];
+        Ok(Self { gate, _servers: servers, stand: Stand::new(&mesh)?, pod, mesh })
+    }
+
+    fn observe(&self, command: &mut Command) -> Result<Observer> {
+        let configuration = format!("max_series = {MAX_SERIES}\ntcp_ports = [{ECHO}, {SLOW}]\n");
+        let arguments = ["--sidecar-exe", self.stand.name(), "--interval", "200ms"];
+        Observer::launch(command, self.mesh.directory(), &configuration, 0, &arguments)
+    }
+
+    /// Sidecars that start together, talk, and end together in several ways; what they did.
+    fn batch(&self, observer: &mut Observer, batch: usize) -> Result<Tally> {
+        let mut truth = Tally::default();
+        let mut sidecars = (0..BATCH)
+            .map(|place| {
+                // The first is a container restarted in a pod of the batch before.
+                let number = if place == 0 { batch.saturating_sub(1) * BATCH + 1 } else { batch * BATCH + place };
+                self.stand.start(&format!("churn-{number}"), &format!("place-{place}"), &self.pod)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        observer.wait_attached(BATCH + 1)?;
+        for (place, sidecar) in sidecars.iter_mut().enumerate() {
+            match place % 2 {
+                0 => sidecar.ask(WEB, 3, &mut truth)?,
+                _ => sidecar.echo(ECHO, 1_000 + place as u64, &mut truth)?,
+            }
+            if place % 5 == 4 {
+                sidecar.fill(SLOW, &mut truth)?;
+            }
+        }
+        for (place, sidecar) in sidecars.iter_mut().enumerate() {
+            match place % 3 {
+                0 => sidecar.leave()?,
+                1 => sidecar.kill()?,
+                _ => {}
+            }
+            sidecar.remove_container()?;
+        }
+        observer.wait_attached(1)?;
+        // The cgroups are gone; sockets of theirs still have bytes to send.
+        self.gate.open();
+        drop(sidecars);
+        observer.wait_own(PATIENCE, |page| page.sum("mesh_observer_series_in_use", &[]) == Some(2.0))?;
+        Ok(truth)
+    }
+
+    /// Waits until the observer's figures are the truth, so many series are in use at most, and nothing is said to be lost.
+    fn settled(&self, observer: &Observer, in_use: usize, truth: &Tally) -> Result<()> {
+        #[expect(clippy::cast_precision_loss, reason = "a small number")]
+        observer.wait_own(PATIENCE, |page| {
+            page.sum("mesh_observer_series_in_use", &[]).is_some_and(|found| found <= in_use as f64)
+        })?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let page = observer.scrape()?;
+            let differences = truth.differences(&tally(&page)?);
+            if differences.is_empty() {
+                break;
+            }
+            let health = observer.health()?;
+            ensure!(Instant::now() < end, "{}\n{health}", differences.join("\n"));
+            sleep(Duration::from_millis(50));
+        }
+        let health = observer.health()?;
+        ensure!(
+            !health.contains("losses") && !health.contains("lost_sync") && !health.contains("unattributed"),
+            "{health}"
+        );
+        Ok(())
+    }
+}
+
+/// Holds applications up until it is opened, for those that wait then.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<u64>, Condvar)>);
+
+impl Gate {
+    fn wait(&self) {
+        let (opened, changed) = &*self.0;
+        let now = opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let then = *now;
+        drop(changed.wait_while(now, |opened| *opened == then));
+    }
+
+    fn open(&self) {
+        let (opened, changed) = &*self.0;
+        *opened.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        changed.notify_all();
+    }
+}
+
+/// Waits until the observer holds no more than before, but for `growth` bytes of its own memory.
+fn let_go(observer: &Observer, before: &Holdings, growth: u64) -> Result<Holdings> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let now = Holdings::of(observer.pid())?;
+        let Holdings { anonymous_bytes, files, links, maps, map_bytes } = now;
+        if anonymous_bytes <= before.anonymous_bytes + growth
+            && (files, links, maps) == (before.files, before.links, before.maps)
+            && map_bytes <= before.map_bytes
+        {
+            return Ok(now);
+        }
+        ensure!(Instant::now() < end, "before: {before}; now: {now}; {growth} bytes more are allowed");
+        sleep(Duration::from_millis(100));
+    }
+}
+
+/// Adds what was counted to what was counted before.
+fn add(all: &mut Tally, more: &Tally) {
+    for ((leg, outcome), requests) in &more.requests {
+        let sum = all.of(leg, outcome.clone());
+        sum.count += requests.count;
+        sum.request_bytes += requests.request_bytes;
+        sum.response_bytes += requests.response_bytes;
+    }
+    for (leg, connections) in &more.connections {
+        let sum = all.connections.entry(leg.clone()).or_default();
+        sum.opened += connections.opened;
+        sum.closed += connections.closed;
+        sum.received += connections.received;
+        sum.sent += connections.sent;
+    }
+}
