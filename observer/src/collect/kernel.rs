@@ -56,8 +56,8 @@ pub struct ProgramProbe {
 
 /// The loaded programs, their links and their maps. Dropping it detaches everything.
 pub struct Kernel {
-    #[expect(dead_code, reason = "the kernel empties the table when its last owner lets it go")]
-    next_programs: ProgramArray<MapData>,
+    #[expect(dead_code, reason = "the kernel empties a table when its last owner lets it go")]
+    next_programs: Vec<ProgramArray<MapData>>,
     ebpf: Ebpf,
     links: Table<u64, attach::Links>,
     slots: Vec<(SeriesKey, u32)>,
