@@ -22,3 +22,4 @@ pub mod sidecar;
 pub mod tally;
 pub mod tools;
 pub mod wavefront;
+pub mod wire;
