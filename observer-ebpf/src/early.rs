@@ -78,6 +78,20 @@ impl Place {
     }
 }
 
+/// What the last packet for a listener carried, which the connection that it establishes begins with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Greeting {
+    /// Ticket of the place that has it, from the place's first byte on; 0 if there is nothing.
+    pub ticket: u32,
+    /// Sequence number of the first byte.
+    pub seq: u32,
+    /// Number of bytes.
+    pub length: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
 /// The place that a ticket is for.
 #[inline(always)]
 #[must_use]

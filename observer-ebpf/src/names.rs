@@ -36,14 +36,29 @@ pub const WIDE: &str = "WIDE";
 pub const CALLS: &str = "CALLS";
 /// Number to [`crate::early::Place`]: bytes that came before the bytes in front of them.
 pub const EARLY: &str = "EARLY";
+/// One for each processor: the [`crate::early::Greeting`] of the last packet for a listener.
+pub const GREETINGS: &str = "GREETINGS";
 /// Number to program: where packets of HTTP/2 are handed on to.
 pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";
+/// Number to program: where connections that begin with the handshake's last packet are handed on to.
+pub const NEXT_EVENTS: &str = "NEXT_EVENTS";
 
 /// Programs attached to a cgroup, in the order a connection meets them.
 pub const ATTACHED: [&str; 6] =
     ["mesh_connect4", "mesh_connect6", "mesh_sock_ops", "mesh_getsockopt", "mesh_ingress", "mesh_egress"];
-/// Programs that others hand packets on to, by their number in [`NEXT_PROGRAMS`].
-pub const HANDED: [&str; 2] = ["mesh_ingress_h2", "mesh_egress_h2"];
+/// Programs that others hand packets or events on to: the table, and in it, by their number.
+pub const HANDED: [(&str, [&str; 2]); 2] =
+    [(NEXT_PROGRAMS, ["mesh_ingress_h2", "mesh_egress_h2"]), (NEXT_EVENTS, ["mesh_greeting", "mesh_greeting_h2"])];
 /// All programs.
-pub const PROGRAMS: [&str; 8] =
-    [ATTACHED[0], ATTACHED[1], ATTACHED[2], ATTACHED[3], ATTACHED[4], ATTACHED[5], HANDED[0], HANDED[1]];
+pub const PROGRAMS: [&str; 10] = [
+    ATTACHED[0],
+    ATTACHED[1],
+    ATTACHED[2],
+    ATTACHED[3],
+    ATTACHED[4],
+    ATTACHED[5],
+    HANDED[0].1[0],
+    HANDED[0].1[1],
+    HANDED[1].1[0],
+    HANDED[1].1[1],
+];

@@ -11,6 +11,7 @@ macro_rules! note {
 mod connect;
 mod context;
 mod early;
+mod handshake;
 mod http2;
 mod maps;
 mod packet;

@@ -24,3 +24,4 @@ pub mod stand_in;
 pub mod tally;
 pub mod tools;
 pub mod wavefront;
+pub mod wire;

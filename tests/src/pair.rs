@@ -231,8 +231,7 @@ impl Pair {
         finish(&mut command, "").map(|codes| codes.trim().to_owned())
     }
 
-    /// Makes traffic while one packet in thirty on the loopback of both pods is lost, of those long enough to carry data: a
-    /// handshake whose last packet is lost is ended by the first data, which the kernel then shows no program.
+    /// Makes traffic while one packet in thirty on the loopback of both pods is lost, of those long enough to carry data.
     pub fn losing_packets(&self, traffic: impl FnOnce() -> Result<()>) -> Result<()> {
         let lose = |action: &str| -> Result<()> {
             for (workload, command) in [&self.client, &self.server]

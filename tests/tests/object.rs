@@ -8,7 +8,7 @@ use aya_obj::{Map, Object, ProgramSection};
 use harness::tools;
 use observer_ebpf::{
     Block, Cgroup, Door, InboundKey, Series, SeriesKey,
-    early::Place,
+    early::{Greeting, Place},
     health::Counter,
     hpack::Wide,
     http2::{Call, CallKey, Http2},
@@ -143,7 +143,9 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
         (names::WIDE, 4, 2 * size_of::<Wide>()),
         (names::CALLS, size_of::<CallKey>(), size_of::<Call>()),
         (names::EARLY, 4, size_of::<Place>()),
+        (names::GREETINGS, 4, size_of::<Greeting>()),
         (names::NEXT_PROGRAMS, 4, 4),
+        (names::NEXT_EVENTS, 4, 4),
         (names::PROCESSES, 4, 4),
         (names::CGROUPS, 8, size_of::<Cgroup>()),
         (names::PORTS, 4, 4),

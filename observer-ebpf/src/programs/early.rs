@@ -38,12 +38,12 @@ unsafe extern "C" fn take_place(number: u32, taking: *mut Taking) -> i64 {
     i64::from(taking.ticket != 0)
 }
 
-/// Copies packet bytes `[offset, offset + length)` to byte `at` of the place held.
+/// Copies packet bytes `[offset, offset + length)` to byte `at` of the place held with a ticket.
 #[inline(never)]
-pub(super) fn keep(skb: *mut __sk_buff, s: &Stream, at: u32, offset: u32, length: u32) -> bool {
-    let Some(place) = maps::place(early::number(s.ticket)) else { return false };
+pub(super) fn keep(skb: *mut __sk_buff, ticket: u32, at: u32, offset: u32, length: u32) -> bool {
+    let Some(place) = maps::place(early::number(ticket)) else { return false };
     let (at, length) = (opaque(at), opaque(length));
-    if !place.is_held(s.ticket) || at >= SPAN || length == 0 || length > SEGMENT {
+    if !place.is_held(ticket) || at >= SPAN || length == 0 || length > SEGMENT {
         return false;
     }
     // SAFETY: checked just here; the place has SPAN + SEGMENT bytes.
@@ -58,8 +58,8 @@ pub(super) fn is_held(s: &Stream) -> bool {
 
 /// Copies the place's bytes from `from` on to byte `at` of the window, [`FILL`] of them whatever they are.
 #[inline(never)]
-pub(super) fn load(s: &mut Stream, from: u32, at: u32) -> bool {
-    let Some(place) = maps::place(early::number(s.ticket)) else { return false };
+pub(super) fn load(s: &mut Stream, ticket: u32, from: u32, at: u32) -> bool {
+    let Some(place) = maps::place(early::number(ticket)) else { return false };
     let at = opaque(at) as usize & 127;
     let Some(bytes) = place.read(opaque(from)) else { return false };
     let mut i = 0;
@@ -72,14 +72,22 @@ pub(super) fn load(s: &mut Stream, from: u32, at: u32) -> bool {
         i += 8;
     }
     // Whoever took it meanwhile may have written to it.
-    place.is_held(s.ticket)
+    place.is_held(ticket)
 }
 
-/// Gives the place back.
+/// Gives the stream's place back.
 #[inline(never)]
 pub(super) fn release(s: &mut Stream) {
-    if let Some(place) = maps::place(early::number(s.ticket)) {
-        place.release(s.ticket);
-    }
+    give_back(s.ticket);
     s.ticket = 0;
+}
+
+/// Gives back the place that a ticket is for, if it is still held with it.
+#[inline(always)]
+pub(super) fn give_back(ticket: u32) {
+    if ticket != 0
+        && let Some(place) = maps::place(early::number(ticket))
+    {
+        place.release(ticket);
+    }
 }

@@ -201,7 +201,7 @@ struct Walker {
 }
 
 #[inline(never)]
-fn each(c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
+pub(super) fn each(c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
     let elsewhere = shared::load(&h.elsewhere) != 0;
     let mut walker = Walker { c, h, reaping: *reaping };
     // SAFETY: the callbacks get back the pointer given here.

@@ -2,15 +2,15 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, ProgramArray, SkStorage, Stack},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, SkStorage, Stack},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
-    programs::SkBuffContext,
+    programs::{SkBuffContext, SockOpsContext},
 };
 use core::ffi::c_void;
 use observer_ebpf::{
     Block, Cgroup, Door, INSERTED, InboundKey, NEXT_BLOCK, NEXT_DOOR, NEXT_SLOT, Series, SeriesKey,
-    early::{PLACES, Place},
+    early::{Greeting, PLACES, Place},
     health::Counter,
     hpack::Wide,
     http2::{Call, CallKey, Http2},
@@ -33,9 +33,15 @@ static CALLS: HashMap<CallKey, Call, 131072, { BPF_F_NO_PREALLOC as usize }> = H
 /// Programs only.
 #[btf_map]
 static EARLY: Array<Place, { PLACES as usize }> = Array::new();
+/// Programs only. A processor's own: what a packet for a listener leaves, the same processor reads before it takes another.
+#[btf_map]
+static GREETINGS: PerCpuArray<Greeting, 1> = PerCpuArray::new();
 /// Written by the user side before the programs are attached.
 #[btf_map]
 static NEXT_PROGRAMS: ProgramArray<2> = ProgramArray::new();
+/// Written by the user side before the programs are attached.
+#[btf_map]
+static NEXT_EVENTS: ProgramArray<2> = ProgramArray::new();
 /// Written by the user side.
 #[btf_map]
 static PROCESSES: HashMap<u32, u32, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -175,6 +181,20 @@ pub(super) fn place(number: u32) -> Option<&'static mut Place> {
 pub(super) fn hand_over(ctx: &SkBuffContext, number: u32) {
     // SAFETY: nothing here waits to be dropped.
     unsafe { NEXT_PROGRAMS.tail_call(ctx, number) }
+}
+
+/// As [`hand_over`], for a connection's event.
+#[inline(always)]
+pub(super) fn hand_over_event(ctx: &SockOpsContext, number: u32) {
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { NEXT_EVENTS.tail_call(ctx, number) }
+}
+
+/// What the last packet for a listener on this processor carried.
+#[inline(always)]
+pub(super) fn greeting() -> Option<&'static mut Greeting> {
+    // SAFETY: array elements never move, and no other processor has this one.
+    GREETINGS.get_ptr_mut(0).map(|greeting| unsafe { &mut *greeting })
 }
 
 /// Sidecar id of a process, [`observer_ebpf::IGNORED`], or 0 if it is not known.

@@ -22,6 +22,8 @@ const TRIES: u32 = 1 << 20;
 /// Flag of a TCP header.
 pub(super) const FIN: u8 = 1;
 /// Flag of a TCP header.
+pub(super) const SYN: u8 = 2;
+/// Flag of a TCP header.
 pub(super) const RST: u8 = 4;
 const TCP: u8 = 6;
 const HOP_BY_HOP: u8 = 0;
@@ -164,7 +166,7 @@ impl Env for Packet {
     }
     #[inline(always)]
     fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool {
-        early::keep(self.skb, stream, at, offset, length)
+        early::keep(self.skb, stream.ticket, at, offset, length)
     }
     #[inline(always)]
     fn holds(&mut self, stream: &Stream) -> bool {
@@ -177,7 +179,7 @@ impl Env for Packet {
     #[inline(always)]
     fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
         if shared::load(&stream.source) != 0 {
-            return early::load(stream, offset, at);
+            return early::load(stream, stream.ticket, offset, at);
         }
         let window = stream.window.as_mut_ptr().cast::<u8>();
         let at = at as usize & 127;

@@ -19,13 +19,14 @@ use observer_ebpf::{
 
 use super::{
     context::{is_magic, local_of, read, remote_of},
-    http2, maps,
+    handshake, http2, maps,
     packet::{FIN, Packet, RST, Segment, await_room, enter, leave, segment},
     record,
     sock_ops::OUTBOUND_PORT,
 };
 
 const ESTABLISHED: u32 = 1;
+const LISTEN: u32 = 10;
 
 /// What the sidecar's sockets receive.
 #[cgroup_skb]
@@ -180,11 +181,15 @@ unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
     i64::from(tls::step(c, &mut Packet { skb: walk.skb }))
 }
 
-/// A socket without storage that carries data: it was open before the programs were attached.
+/// A socket without storage: a listener, or one that was open before the programs were attached and carries data.
 #[inline(never)]
 fn late(skb: *mut __sk_buff, sk: *mut bpf_sock) -> Option<&'static mut Connection> {
     let accepted = read!(sk, src_port) == OUTBOUND_PORT;
     if !accepted && !is_magic(sk) {
+        return None;
+    }
+    if read!(sk, state) == LISTEN {
+        handshake::keep(skb);
         return None;
     }
     let leg = if accepted { SOURCE } else { DESTINATION };

@@ -18,7 +18,7 @@ use observer_ebpf::{
 
 use super::{
     context::{read, remote_of_event},
-    early, maps, record,
+    early, handshake, maps, record,
 };
 
 const ACTIVE_ESTABLISHED: u32 = 4;
@@ -40,7 +40,7 @@ pub(crate) fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     }
     match op {
         ACTIVE_ESTABLISHED => connected(ops),
-        PASSIVE_ESTABLISHED => accepted(ops),
+        PASSIVE_ESTABLISHED => accepted(&ctx),
         STATE if read!(ops, __bindgen_anon_1.args[1]) == CLOSE => closed(ops),
         _ => None,
     };
@@ -65,7 +65,8 @@ fn connected(ops: *mut bpf_sock_ops) -> Option<()> {
 }
 
 #[inline(always)]
-fn accepted(ops: *mut bpf_sock_ops) -> Option<()> {
+fn accepted(ctx: &SockOpsContext) -> Option<()> {
+    let ops = ctx.ops;
     let port = read!(ops, local_port);
     if maps::port_flags(port as u16) & PORT_EXCLUDED != 0 {
         return None;
@@ -79,6 +80,9 @@ fn accepted(ops: *mut bpf_sock_ops) -> Option<()> {
     };
     anchor(c, read!(ops, rcv_nxt), read!(ops, snd_nxt));
     watch(ops);
+    if c.leg == SOURCE {
+        handshake::hand_over(ctx);
+    }
     Some(())
 }
 
@@ -127,7 +131,7 @@ fn audit(seen_in: u64, received: u64, fin: u64, seen_out: u64, acknowledged: u64
 }
 
 #[inline(always)]
-fn socket_of(ops: *mut bpf_sock_ops) -> Option<*mut bpf_sock> {
+pub(super) fn socket_of(ops: *mut bpf_sock_ops) -> Option<*mut bpf_sock> {
     if read!(ops, is_fullsock) == 0 {
         return None;
     }

@@ -60,8 +60,8 @@ pub struct ProgramProbe {
 
 /// The loaded programs, their links and their maps. Dropping it detaches everything.
 pub struct Kernel {
-    #[expect(dead_code, reason = "the kernel empties the table when its last owner lets it go")]
-    next_programs: ProgramArray<MapData>,
+    #[expect(dead_code, reason = "the kernel empties a table when its last owner lets it go")]
+    next_programs: Vec<ProgramArray<MapData>>,
     ebpf: Ebpf,
     /// By cgroup, the attachments in the order of `names::ATTACHED`.
     links: Table<u64, Vec<OwnedFd>>,

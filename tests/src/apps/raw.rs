@@ -1,8 +1,9 @@
 //! A TCP connection whose every byte is decided and counted by the test, from either end.
 
 use std::{
+    fs::File,
     io::{self, ErrorKind, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
 use crate::mesh::Workload;
 
@@ -56,6 +58,17 @@ impl Connection {
         Ok(Self::new(stream)?)
     }
 
+    /// As [`Connection::open`], with options set before it connects, and from a port of its own if one is given.
+    pub fn open_with(from: &Workload, to: SocketAddr, options: &[SocketOption], port: Option<u16>) -> Result<Self> {
+        let stream = from
+            .net
+            .enter(|| connect(to, options, port))?
+            .with_context(|| format!("{} cannot connect to {to} with {options:?}", from.name))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self::new(stream)?)
+    }
+
     fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self { stream: Arc::new(stream), pending: Vec::new(), sent: 0, received: 0 })
@@ -92,6 +105,48 @@ impl Connection {
             let part = left.min(ZEROS.len() as u64);
             self.send(&ZEROS[..usize::try_from(part).expect("bounded by the array")])?;
             left -= part;
+        }
+        Ok(())
+    }
+
+    /// Sends one byte as urgent data.
+    pub fn send_urgent(&mut self, byte: u8) -> io::Result<()> {
+        self.send_flagged(&[byte], libc::MSG_OOB)
+    }
+
+    /// Sends all of `bytes` from where they are; they must stay as they are until the peer has them.
+    pub fn send_without_copy(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)?;
+        self.send_flagged(bytes, libc::MSG_ZEROCOPY)
+    }
+
+    fn send_flagged(&mut self, bytes: &[u8], flags: i32) -> io::Result<()> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            // SAFETY: pointer and length are those of a live slice.
+            let sent = unsafe { libc::send(self.stream.as_raw_fd(), left.as_ptr().cast(), left.len(), flags) };
+            let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+            left = &left[sent..];
+            self.sent += sent as u64;
+        }
+        Ok(())
+    }
+
+    /// Sends a file by `sendfile`.
+    pub fn send_file(&mut self, file: &File) -> io::Result<()> {
+        let mut left = file.metadata()?.len();
+        while left > 0 {
+            // SAFETY: no offset is given.
+            let sent = unsafe {
+                let part = usize::try_from(left).unwrap_or(usize::MAX);
+                libc::sendfile(self.stream.as_raw_fd(), file.as_raw_fd(), std::ptr::null_mut(), part)
+            };
+            let sent = u64::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+            if sent == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            left -= sent;
+            self.sent += sent;
         }
         Ok(())
     }
@@ -221,12 +276,7 @@ impl Connection {
     }
 
     fn set<T>(&self, level: i32, option: i32, value: T) -> io::Result<()> {
-        let length = libc::socklen_t::try_from(size_of::<T>()).expect("a few bytes");
-        // SAFETY: the pointer and length are those of a live value.
-        match unsafe { libc::setsockopt(self.stream.as_raw_fd(), level, option, (&raw const value).cast(), length) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        set(&self.stream, level, option, value)
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -238,6 +288,32 @@ impl Connection {
         self.received += length as u64;
         self.pending.extend_from_slice(&buffer[..length]);
         Ok(())
+    }
+}
+
+/// A socket option that is a number: level, name, value.
+pub type SocketOption = (i32, i32, i32);
+
+fn connect(to: SocketAddr, options: &[SocketOption], port: Option<u16>) -> io::Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    for (level, name, value) in options {
+        set(&socket, *level, *name, *value)?;
+    }
+    if let Some(port) = port {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        net::bind(&socket, &SocketAddr::new(any, port))?;
+    }
+    net::connect(&socket, &to)?;
+    Ok(socket.into())
+}
+
+fn set<T>(socket: &impl AsRawFd, level: i32, option: i32, value: T) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).expect("a few bytes");
+    // SAFETY: the pointer and length are those of a live value.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -54,14 +54,22 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     result.map_err(|source| Error::load(name, source))
 }
 
-/// Tells the attached programs where they hand packets on to. The table's owner must outlive the programs' use of it.
-pub(super) fn link(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
-    let map = ebpf.take_map(names::NEXT_PROGRAMS).ok_or(Error::Missing { name: names::NEXT_PROGRAMS })?;
-    let mut table = ProgramArray::try_from(map).map_err(|source| Error::map(names::NEXT_PROGRAMS, source))?;
-    for (number, name) in names::HANDED.into_iter().enumerate() {
-        let program = ebpf.program(name).ok_or(Error::Missing { name })?;
-        let fd = program.fd().map_err(|source| Error::load(name, source))?;
-        table.set(number as u32, fd, 0).map_err(|source| Error::map(names::NEXT_PROGRAMS, source))?;
+/// Tells the attached programs where they hand on to. The tables' owner must outlive the programs' use of them.
+pub(super) fn link(ebpf: &mut Ebpf) -> Result<Vec<ProgramArray<MapData>>, Error> {
+    names::HANDED.iter().map(|(table, programs)| fill(ebpf, table, programs)).collect()
+}
+
+fn fill(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    programs: &'static [&'static str],
+) -> Result<ProgramArray<MapData>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing { name })?;
+    let mut table = ProgramArray::try_from(map).map_err(|source| Error::map(name, source))?;
+    for (number, &program) in programs.iter().enumerate() {
+        let loaded = ebpf.program(program).ok_or(Error::Missing { name: program })?;
+        let fd = loaded.fd().map_err(|source| Error::load(program, source))?;
+        table.set(number as u32, fd, 0).map_err(|source| Error::map(name, source))?;
     }
     Ok(table)
 }

@@ -1,0 +1,233 @@
+//! Bytes that came with the packet that ended the handshake.
+//!
+//! The kernel shows that packet to the listener's programs and hands it to the new socket without showing it again; on the
+//! way, and on the same processor, it says that the connection is established. So what the last packet for a listener
+//! carried is what an established connection begins with.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock_ops},
+    helpers::generated::{bpf_get_socket_cookie, bpf_loop},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use core::ffi::c_void;
+use observer_ebpf::{
+    early::Greeting,
+    health::Counter,
+    hpack::Wide,
+    http2::{self, Call, CallKey, Calls, Http2, Reaping},
+    shared,
+    socket::{self, Connection, Env, REQUEST},
+    stream::Stream,
+};
+
+use super::{
+    early,
+    http2::each,
+    maps,
+    packet::{SYN, TURNS, segment},
+    record,
+    sock_ops::socket_of,
+};
+
+/// Keeps what a packet for a listener carries, until the next one.
+#[inline(never)]
+pub(super) fn keep(skb: *mut __sk_buff) -> Option<()> {
+    let greeting = maps::greeting()?;
+    early::give_back(greeting.ticket);
+    greeting.ticket = 0;
+    let segment = segment(skb)?;
+    if segment.length == 0 {
+        return None;
+    }
+    let ticket = early::take();
+    if ticket == 0 || !early::keep(skb, ticket, 0, segment.offset, segment.length) {
+        return None;
+    }
+    // A SYN takes a sequence number of its own.
+    greeting.seq = segment.seq.wrapping_add(u32::from(segment.flags & SYN != 0));
+    greeting.length = segment.length;
+    greeting.ticket = ticket;
+    Some(())
+}
+
+/// Goes on in a program that reads what was kept; returns if nothing was.
+#[inline(always)]
+pub(super) fn hand_over(ctx: &SockOpsContext) {
+    if maps::greeting().is_some_and(|greeting| greeting.ticket != 0) {
+        maps::hand_over_event(ctx, 0);
+        maps::count(Counter::LossHandOver as u32, 1);
+    }
+}
+
+/// Reads it, whatever the connection speaks.
+#[sock_ops]
+pub(crate) fn mesh_greeting(ctx: SockOpsContext) -> u32 {
+    if greeted(ctx.ops) == Some(socket::HTTP2) {
+        maps::hand_over_event(&ctx, 1);
+        maps::count(Counter::LossHandOver as u32, 1);
+    }
+    1
+}
+
+/// Reads it, as HTTP/2.
+#[sock_ops]
+pub(crate) fn mesh_greeting_h2(ctx: SockOpsContext) -> u32 {
+    greeted_h2(ctx.ops);
+    1
+}
+
+#[inline(always)]
+fn greeted(ops: *mut bpf_sock_ops) -> Option<u32> {
+    let c = maps::connection(socket_of(ops)?)?;
+    let greeting = maps::greeting()?;
+    socket::payload(c, &mut Kept { ops, greeting }, REQUEST, greeting.seq, 0, greeting.length);
+    let protocol = shared::load(&c.protocol);
+    if protocol != socket::HTTP2 {
+        done(&c.streams[REQUEST], greeting);
+    }
+    Some(protocol)
+}
+
+#[inline(always)]
+fn greeted_h2(ops: *mut bpf_sock_ops) -> Option<()> {
+    let sk = socket_of(ops)?;
+    let c = maps::connection(sk)?;
+    let h = maps::new_http2(sk)?;
+    // SAFETY: the context is valid.
+    h.cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
+    let greeting = maps::greeting()?;
+    let mut env = Kept { ops, greeting };
+    http2::payload(c, h, &mut env, REQUEST, greeting.seq, 0, greeting.length);
+    http2::settle(c, h, &mut env, REQUEST, false);
+    done(&c.streams[REQUEST], greeting);
+    Some(())
+}
+
+/// Gives the place back, unless the stream has taken it over for bytes in front of which others are missing.
+#[inline(always)]
+fn done(s: &Stream, greeting: &mut Greeting) {
+    if s.ticket != greeting.ticket {
+        early::give_back(greeting.ticket);
+    }
+    greeting.ticket = 0;
+}
+
+/// What was kept, where a connection's logic needs a packet.
+struct Kept {
+    ops: *mut bpf_sock_ops,
+    greeting: *const Greeting,
+}
+
+impl Kept {
+    #[inline(always)]
+    fn ticket(&self) -> u32 {
+        // SAFETY: a map's element, which never moves.
+        unsafe { core::ptr::read_volatile(&raw const (*self.greeting).ticket) }
+    }
+}
+
+struct Walk {
+    c: *mut Connection,
+    h: *mut Http2,
+    kept: *mut Kept,
+    last: u32,
+}
+
+unsafe extern "C" fn turn(_: u32, walk: *mut Walk) -> i64 {
+    // SAFETY: the pointer that `turns` gave; the connection outlives the program.
+    let (walk, c, kept) = unsafe { (&mut *walk, &mut *(*walk).c, &mut *(*walk).kept) };
+    let last = socket::turn(c, kept, REQUEST);
+    walk.last = u32::from(last);
+    i64::from(last)
+}
+
+unsafe extern "C" fn frame_turn(_: u32, walk: *mut Walk) -> i64 {
+    // SAFETY: as above.
+    let (walk, c, h, kept) = unsafe { (&mut *walk, &mut *(*walk).c, &mut *(*walk).h, &mut *(*walk).kept) };
+    let last = http2::turn(c, h, kept, REQUEST);
+    walk.last = u32::from(last);
+    i64::from(last)
+}
+
+impl Env for Kept {
+    #[inline(always)]
+    fn now(&mut self) -> u64 {
+        record::now()
+    }
+    #[inline(always)]
+    fn take_place(&mut self) -> u32 {
+        self.ticket()
+    }
+    /// It is there already, at the place's beginning.
+    #[inline(always)]
+    fn keep(&mut self, stream: &mut Stream, at: u32, _: u32, _: u32) -> bool {
+        stream.base = stream.base.wrapping_add(at);
+        true
+    }
+    #[inline(always)]
+    fn holds(&mut self, stream: &Stream) -> bool {
+        early::is_held(stream)
+    }
+    #[inline(always)]
+    fn release(&mut self, stream: &mut Stream) {
+        early::release(stream);
+    }
+    #[inline(always)]
+    fn load(&mut self, stream: &mut Stream, offset: u32, _: u32, at: u32) -> bool {
+        early::load(stream, self.ticket(), offset, at)
+    }
+    #[inline(always)]
+    fn turns(&mut self, c: &mut Connection, _: usize) -> bool {
+        let mut walk = Walk { c, h: core::ptr::null_mut(), kept: self, last: 0 };
+        // SAFETY: the callback gets back the pointer given here.
+        unsafe { bpf_loop(TURNS, turn as *mut c_void, (&raw mut walk).cast(), 0) };
+        walk.last != 0
+    }
+    #[inline(always)]
+    fn count(&mut self, counter: Counter, by: u64) {
+        maps::count(counter as u32, by);
+    }
+    #[inline(always)]
+    fn finished(&mut self, c: &mut Connection, direction: usize) {
+        record::finished(c, direction);
+    }
+    #[inline(always)]
+    fn transferred(&mut self, c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
+        record::transferred(c, opened, closed, direction, bytes);
+    }
+    #[inline(always)]
+    fn security(&mut self, c: &mut Connection) -> u8 {
+        record::security(c)
+    }
+}
+
+impl Calls for Kept {
+    #[inline(always)]
+    fn frame_turns(&mut self, c: &mut Connection, h: &mut Http2, _: usize) -> bool {
+        let mut walk = Walk { c, h, kept: self, last: 0 };
+        // SAFETY: the callback gets back the pointer given here.
+        unsafe { bpf_loop(TURNS, frame_turn as *mut c_void, (&raw mut walk).cast(), 0) };
+        walk.last != 0
+    }
+    #[inline(always)]
+    fn call(&mut self, key: &CallKey) -> *mut Call {
+        maps::call(key)
+    }
+    #[inline(always)]
+    fn insert(&mut self, key: &CallKey, call: &Call) -> bool {
+        maps::insert_call(key, call)
+    }
+    #[inline(always)]
+    fn remove(&mut self, key: &CallKey) {
+        maps::remove_call(key);
+    }
+    #[inline(always)]
+    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
+        each(c, h, reaping);
+    }
+    #[inline(always)]
+    fn wide(&mut self, direction: usize) -> *mut Wide {
+        socket_of(self.ops).map_or(core::ptr::null_mut(), |sk| maps::wide(sk, direction))
+    }
+}

@@ -1,0 +1,166 @@
+//! Connections that end in unusual ways.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Barrier},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use harness::{
+    apps::raw::{Connection, Server},
+    net::finish,
+    pair::{Expected, PATIENCE, Pair},
+};
+
+use crate::BOTH;
+
+pub(super) fn both_end_at_once(pair: &mut Pair) -> Result<String> {
+    let met = Arc::new(Barrier::new(2));
+    let server = Server::start(&pair.server, pair.tcp.target_port, {
+        let met = Arc::clone(&met);
+        move |slot| {
+            let connection = slot.as_mut().expect("given by the server");
+            connection.receive(5)?;
+            connection.send("yes")?;
+            met.wait();
+            connection.finish_sending()?;
+            connection.drain().map(drop)
+        }
+    })?;
+    let figures = pair.check(Expected::both(20), |pair| {
+        for family in BOTH {
+            for _ in 0..10 {
+                let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
+                connection.send("hello")?;
+                connection.receive(3)?;
+                met.wait();
+                connection.finish_sending()?;
+                connection.drain()?;
+            }
+        }
+        Ok(())
+    });
+    drop(server);
+    figures
+}
+
+/// The client is gone without a word that arrives; what is sent to it later is answered with a reset.
+pub(super) fn client_vanishes(pair: &mut Pair) -> Result<String> {
+    let met = Arc::new(Barrier::new(2));
+    let server = Server::start(&pair.server, pair.tcp.target_port, {
+        let met = Arc::clone(&met);
+        move |slot| {
+            let connection = slot.as_mut().expect("given by the server");
+            connection.receive(5)?;
+            connection.send("yes")?;
+            met.wait();
+            connection.send("is anybody there?")?;
+            connection.drain().map(drop)
+        }
+    })?;
+    let figures = pair.check(Expected::both(2), |pair| {
+        for (family, command) in BOTH.into_iter().zip(["iptables-legacy", "ip6tables-legacy"]) {
+            let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
+            connection.send("hello")?;
+            connection.receive(3)?;
+            let port = connection.local()?.port();
+            let silence = |action: &str| -> Result<()> {
+                let rule = format!("{action} INPUT -i lo -p tcp --sport {port} -j DROP");
+                finish(pair.client.command(command)?.args(rule.split(' ')), "").map(drop)
+            };
+            silence("-A")?;
+            connection.reset();
+            silence("-D")?;
+            met.wait();
+        }
+        Ok(())
+    });
+    drop(server);
+    figures
+}
+
+/// The sidecar's socket is in TIME_WAIT when the client comes again from the same port.
+pub(super) fn port_used_again(pair: &mut Pair) -> Result<String> {
+    const PORT: u16 = 31_999;
+    let server = Server::start(&pair.server, pair.tcp.target_port, |connection| {
+        let connection = connection.as_mut().expect("given by the server");
+        connection.receive(5)?;
+        connection.send("goodbye")
+    })?;
+    let figures = pair.check(Expected::both(10), |pair| {
+        for family in BOTH {
+            for _ in 0..5 {
+                let mut connection = again(pair, pair.tcp.address(family), PORT)?;
+                connection.send("hello")?;
+                ensure!(connection.drain()? == 7);
+            }
+        }
+        Ok(())
+    });
+    drop(server);
+    figures
+}
+
+/// Connects from `port` as soon as the connection before has left it.
+fn again(pair: &Pair, to: SocketAddr, port: u16) -> Result<Connection> {
+    let option = (libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match Connection::open_with(&pair.client, to, &[option], Some(port)) {
+            Err(_) if Instant::now() < end => sleep(Duration::from_millis(10)),
+            outcome => return outcome,
+        }
+    }
+}
+
+pub(super) fn client_resets_inside_the_body(pair: &mut Pair) -> Result<String> {
+    let server = Server::start(&pair.server, pair.raw.target_port, |slot| {
+        let connection = slot.as_mut().expect("given by the server");
+        half_an_answer(connection)?;
+        connection.drain().map(drop)
+    })?;
+    let figures = pair.check(Expected::both(2), |pair| {
+        for family in BOTH {
+            let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
+            connection.send("GET / HTTP/1.1\r\nhost: raw\r\n\r\n")?;
+            connection.receive_until(b"the half of it")?;
+            connection.reset();
+        }
+        Ok(())
+    });
+    drop(server);
+    figures
+}
+
+pub(super) fn application_resets_inside_the_body(pair: &mut Pair) -> Result<String> {
+    let met = Arc::new(Barrier::new(2));
+    let server = Server::start(&pair.server, pair.raw.target_port, {
+        let met = Arc::clone(&met);
+        move |slot| {
+            half_an_answer(slot.as_mut().expect("given by the server"))?;
+            met.wait();
+            slot.take().expect("still there").reset();
+            Ok(())
+        }
+    })?;
+    let figures = pair.check(Expected::both(2), |pair| {
+        for family in BOTH {
+            let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
+            connection.send("GET / HTTP/1.1\r\nhost: raw\r\n\r\n")?;
+            connection.receive_until(b"the half of it")?;
+            met.wait();
+            ensure!(connection.drain()? == 0);
+        }
+        Ok(())
+    });
+    drop(server);
+    figures
+}
+
+fn half_an_answer(connection: &mut Connection) -> io::Result<()> {
+    connection.receive_head()?;
+    connection.send("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nthe half of it")
+}

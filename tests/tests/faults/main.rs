@@ -1,0 +1,103 @@
+//! What the network and unusual peers do to connections, case by case: the observer against Envoy's access log.
+
+mod ends;
+mod openings;
+mod segments;
+mod wires;
+
+use std::{fs, process::ExitCode, thread::sleep, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    apps::raw::Connection,
+    cases,
+    mesh::{Family, Workload},
+    net::run,
+    pair::{PATIENCE, Pair},
+    sidecar::Options,
+};
+
+const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+fn main() -> ExitCode {
+    use self::{ends::*, openings::*, segments::*, wires::*};
+    cases::run(
+        "faults",
+        fixture,
+        cases![
+            http1_over_a_wire_that_loses,
+            http1_over_a_wire_that_swaps,
+            http1_over_a_wire_that_repeats,
+            http1_over_a_slow_wire,
+            http2_over_a_wire_that_loses,
+            http2_over_a_wire_that_swaps,
+            http2_over_a_wire_that_repeats,
+            http2_over_a_slow_wire,
+            tcp_over_a_wire_that_loses,
+            tcp_over_a_wire_that_swaps,
+            tcp_over_a_wire_that_repeats,
+            tcp_over_a_slow_wire,
+            http1_with_the_handshake,
+            http2_with_the_handshake,
+            tcp_with_the_handshake,
+            handshake_whose_end_is_lost,
+            fast_open,
+            tiny_segments,
+            large_segments,
+            without_copies,
+            sent_from_a_file,
+            urgent_data,
+            window_of_zero,
+            both_end_at_once,
+            client_vanishes,
+            port_used_again,
+            client_resets_inside_the_body,
+            application_resets_inside_the_body,
+        ],
+    )
+}
+
+/// Every listener takes TCP Fast Open from whoever asks for it, without a cookie; it is decided when it begins to listen.
+const FAST_OPEN_EVERYWHERE: &str = "1543";
+
+fn fixture() -> Result<Pair> {
+    let mut pair = Pair::unobserved(Options::default(), Options::default())?;
+    for sidecar in &mut pair.sidecars {
+        let net = &sidecar.workload().net;
+        net.enter(|| fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN_EVERYWHERE))?.context("tcp_fastopen")?;
+        sidecar.stop()?;
+        sidecar.start_again()?;
+    }
+    pair.observe(2)?;
+    Ok(pair)
+}
+
+/// One of the kernel's own TCP counters, in both pods together.
+fn counted(pair: &Pair, counter: &str) -> Result<u64> {
+    Ok(counted_in(&pair.client, counter)? + counted_in(&pair.server, counter)?)
+}
+
+fn counted_in(workload: &Workload, counter: &str) -> Result<u64> {
+    let files = ["/proc/net/snmp", "/proc/net/netstat"];
+    let text = run("ip", &["netns", "exec", workload.net.name(), "cat", files[0], files[1]])?;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+    let values = lines.chunks_exact(2).flat_map(|pair| pair[0].iter().zip(&pair[1]));
+    let value = values.into_iter().find(|(name, _)| **name == counter).map(|(_, value)| *value);
+    value.with_context(|| format!("no TCP counter {counter}"))?.parse().context("a number")
+}
+
+/// Ends the sending direction and waits for the peer's end, so that both have seen every byte.
+fn finish_cleanly(connection: &mut Connection) -> Result<()> {
+    connection.finish_sending()?;
+    connection.drain()?;
+    Ok(())
+}
+
+fn wait_for(what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !done()? {
+        ensure!(Instant::now() < end, "{what} is not as expected after {PATIENCE:?}");
+        sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(())
+}

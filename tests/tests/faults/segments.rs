@@ -1,0 +1,150 @@
+//! Segments of unusual sizes and contents, and data that is sent in unusual ways.
+
+use std::fs::File;
+
+use anyhow::{Result, ensure};
+use harness::{
+    apps::{raw::Connection, tcp},
+    pair::{Expected, Pair},
+};
+
+use crate::{BOTH, counted_in, finish_cleanly, wait_for};
+
+const MEBIBYTE: u64 = 1 << 20;
+
+/// Segments of 64 bytes or so, none of them joined on its way.
+pub(super) fn tiny_segments(pair: &mut Pair) -> Result<String> {
+    const LARGEST: i32 = 88;
+    let before = counted_in(&pair.client, "OutSegs")?;
+    links(pair, "gso_max_segs 1")?;
+    let figures = pair.check(Expected::both(8), |pair| {
+        for family in BOTH {
+            let option = (libc::IPPROTO_TCP, libc::TCP_MAXSEG, LARGEST);
+            let mut connection = Connection::open_with(&pair.client, pair.web.address(family), &[option], None)?;
+            for length in [0, 1000] {
+                let filler = "f".repeat(length);
+                connection.send(format!("GET /bytes/20000 HTTP/1.1\r\nhost: web\r\nx-filler: {filler}\r\n\r\n"))?;
+                ensure!(connection.receive_response()?.body.len() == 20_000);
+                let request = format!("POST /upload HTTP/1.1\r\nhost: web\r\ncontent-length: {length}\r\n\r\n{filler}");
+                connection.send(request)?;
+                ensure!(connection.receive_response()?.status == 200);
+            }
+            finish_cleanly(&mut connection)?;
+        }
+        Ok(())
+    });
+    links(pair, "gso_max_segs 65535")?;
+    let segments = counted_in(&pair.client, "OutSegs")? - before;
+    ensure!(segments > 1000, "{segments} segments, the case proves nothing");
+    Ok(format!("{segments} segments at the client, {}", figures?))
+}
+
+/// BIG TCP: packets of more than 64 KiB, with a jumbo header over IPv6 and without a length over IPv4.
+pub(super) fn large_segments(pair: &mut Pair) -> Result<String> {
+    let length = 8 * MEBIBYTE;
+    let server = tcp::source(&pair.server, pair.tcp.target_port, length)?;
+    links(pair, "gso_max_size 262144 gso_ipv4_max_size 262144")?;
+    let figures = pair.check(Expected::both(6), |pair| {
+        for family in BOTH {
+            pair.curl(&[&pair.url(family, &format!("/bytes/{length}"))])?;
+            let mut upload = Connection::open(&pair.client, pair.web.address(family))?;
+            upload.send(format!("POST /upload HTTP/1.1\r\nhost: web\r\ncontent-length: {length}\r\n\r\n"))?;
+            upload.send_zeros(length)?;
+            ensure!(upload.receive_response()?.body == length.to_string().as_bytes());
+            let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
+            connection.send("x")?;
+            ensure!(connection.drain()? == length);
+        }
+        Ok(())
+    });
+    links(pair, "gso_max_size 65536 gso_ipv4_max_size 65536")?;
+    drop(server);
+    figures
+}
+
+/// MSG_ZEROCOPY.
+pub(super) fn without_copies(pair: &mut Pair) -> Result<String> {
+    let body = vec![b'z'; 1 << 20];
+    uploads(pair, body.len() as u64, |connection| Ok(connection.send_without_copy(&body)?))
+}
+
+pub(super) fn sent_from_a_file(pair: &mut Pair) -> Result<String> {
+    let path = pair.mesh.directory().join("sent");
+    File::create(&path)?.set_len(MEBIBYTE)?;
+    uploads(pair, MEBIBYTE, |connection| Ok(connection.send_file(&File::open(&path)?)?))
+}
+
+/// Sends `length` bytes over HTTP and over TCP.
+fn uploads(pair: &mut Pair, length: u64, send: impl Fn(&mut Connection) -> Result<()>) -> Result<String> {
+    let server = tcp::sink(&pair.server, pair.tcp.target_port)?;
+    let figures = pair.check(Expected::both(6), |pair| {
+        for family in BOTH {
+            let mut connection = Connection::open(&pair.client, pair.web.address(family))?;
+            for _ in 0..2 {
+                connection.send(format!("POST /upload HTTP/1.1\r\nhost: web\r\ncontent-length: {length}\r\n\r\n"))?;
+                send(&mut connection)?;
+                ensure!(connection.receive_response()?.body == length.to_string().as_bytes());
+            }
+            let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
+            send(&mut connection)?;
+            finish_cleanly(&mut connection)?;
+        }
+        Ok(())
+    });
+    drop(server);
+    figures
+}
+
+/// Envoy does not read the urgent byte, but it lies in the stream: there is one more than its log has.
+pub(super) fn urgent_data(pair: &mut Pair) -> Result<String> {
+    let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
+    let source = pair.source();
+    let figures = pair.check_with(
+        Expected::both(2),
+        |pair| {
+            for family in BOTH {
+                let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
+                connection.send("before")?;
+                connection.receive(6)?;
+                connection.send_urgent(b'!')?;
+                connection.send("behind")?;
+                connection.receive(6)?;
+                finish_cleanly(&mut connection)?;
+            }
+            Ok(())
+        },
+        &|truth| {
+            if let Some(connections) = truth.connections.get_mut(&source) {
+                connections.received += 2;
+            }
+        },
+    );
+    drop(server);
+    figures
+}
+
+/// The client does not read until its window is shut.
+pub(super) fn window_of_zero(pair: &mut Pair) -> Result<String> {
+    let length = 4 * MEBIBYTE;
+    let server = tcp::source(&pair.server, pair.tcp.target_port, length)?;
+    let figures = pair.check(Expected::both(2), |pair| {
+        for family in BOTH {
+            let before = counted_in(&pair.client, "TCPToZeroWindowAdv")?;
+            let option = (libc::SOL_SOCKET, libc::SO_RCVBUF, 8192);
+            let mut connection = Connection::open_with(&pair.client, pair.tcp.address(family), &[option], None)?;
+            connection.send("x")?;
+            wait_for("the window", || Ok(counted_in(&pair.client, "TCPToZeroWindowAdv")? > before))?;
+            ensure!(connection.drain()? == length);
+        }
+        Ok(())
+    });
+    drop(server);
+    figures
+}
+
+fn links(pair: &Pair, settings: &str) -> Result<()> {
+    for workload in [&pair.client, &pair.server] {
+        workload.net.batch(&format!("link set lo {settings}"))?;
+    }
+    Ok(())
+}
