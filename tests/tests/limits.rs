@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 fn more_series_than_there_is_room_for(_: &mut ()) -> Result<String> {
     const ROOM: usize = 5;
     let stage = Stage::new()?;
-    let mut observer = stage.observe(&format!("max_series = {ROOM}\n"))?;
+    let mut observer = stage.observe(&format!("max_series = {ROOM}\n"), 0)?;
     let mut truth = Tally::default();
     let mut sidecars = stage.sidecars("crowd", 6)?;
     observer.wait_attached(sidecars.len())?;
@@ -121,7 +121,7 @@ fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
 fn no_option_memory_for_sockets(_: &mut ()) -> Result<String> {
     const CONNECTIONS: u64 = 5;
     let stage = Stage::new()?;
-    let mut observer = stage.observe("")?;
+    let mut observer = stage.observe("", 0)?;
     let mut sidecar = stage.stand.start("poor", "poor", &stage.pod)?;
     observer.wait_attached(1)?;
     let mut uncounted = Tally::default();
@@ -149,8 +149,7 @@ fn as_many_foreign_programs_as_the_kernel_allows(_: &mut ()) -> Result<String> {
     let mut crowded = stage.stand.start("crowded", "crowded", &stage.pod)?;
     let mut free = stage.stand.start("free", "free", &stage.pod)?;
     let mut foreign = (0..MOST).map(|_| Foreign::attach(crowded.cgroup(), false)).collect::<Result<Vec<_>>>()?;
-    let mut observer = stage.observe("")?;
-    observer.wait_attached(1)?;
+    let mut observer = stage.observe("", 1)?;
     let unattached = observer.own("mesh_observer_sidecars_unattached", &[])?;
     ensure!(unattached == 1.0, "{unattached} sidecars said to be unattached");
     let (mut truth, mut unseen) = (Tally::default(), Tally::default());
@@ -250,10 +249,10 @@ impl Stage {
         Ok(Self { _servers: [http::serve(&pod, WEB)?, tcp::echo(&pod, ECHO)?], stand: Stand::new(&mesh)?, pod, mesh })
     }
 
-    fn observe(&self, configuration: &str) -> Result<Observer> {
+    fn observe(&self, configuration: &str, sidecars: usize) -> Result<Observer> {
         let configuration = format!("tcp_ports = [{ECHO}]\n{configuration}");
         let arguments = ["--sidecar-exe", self.stand.name(), "--interval", "200ms"];
-        Observer::start_with(self.mesh.directory(), &configuration, 0, &arguments)
+        Observer::start_with(self.mesh.directory(), &configuration, sidecars, &arguments)
     }
 
     fn sidecars(&self, name: &str, number: usize) -> Result<Vec<StandIn>> {
