@@ -75,6 +75,7 @@ struct Soak {
     truth: Tally,
     messages: Messages,
     faults: Faults,
+    started: Holdings,
     warm: Option<Holdings>,
     shops: Shops,
 }
@@ -83,12 +84,14 @@ impl Soak {
     fn start() -> Result<Self> {
         let shops = Shops::open()?;
         let observer = Observer::start(&shops.mesh, shops.sidecars.len(), &["--interval", "1s"])?;
+        let started = Holdings::of(observer.pid())?;
         Ok(Self {
             talk: Some(shops.talk()?),
             observer,
             truth: Tally::default(),
             messages: Messages::default(),
             faults: Faults::default(),
+            started,
             warm: None,
             shops,
         })
@@ -146,13 +149,25 @@ impl Soak {
         Ok(())
     }
 
+    /// What the observer holds once nothing is left of the sidecars that ended, or after a while.
+    fn let_go(&self) -> Result<Holdings> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let held = Holdings::of(self.observer.pid())?;
+            if held.links == self.started.links || Instant::now() > end {
+                return Ok(held);
+            }
+            sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Ends the traffic and compares; an error if anything differs or memory grew.
     fn judge(mut self) -> Result<()> {
         self.quiet()?;
         self.truth.messages = shops::messages(&self.messages);
         let (observed, differences) = shops::compare(&self.observer, &self.truth, PATIENCE)?;
         let health = self.observer.health()?;
-        let held = Holdings::of(self.observer.pid())?;
+        let held = self.let_go()?;
         println!("\n{:<10}{:>24}{:>24}{:>12}", "", "Envoy", "observer", "Δ");
         let (truth, seen) = (Figures::of(&self.truth), Figures::of(&observed));
         for (what, truth, seen) in truth.rows(&seen) {
@@ -175,7 +190,8 @@ impl Soak {
             OWN_GROWTH / 1024,
             MAP_GROWTH / 1024
         );
-        ensure!((held.links, held.maps) == (warm.links, warm.maps), "links or maps were left behind, or are missing");
+        let (links, maps) = (self.started.links, self.started.maps);
+        ensure!((held.links, held.maps) == (links, maps), "{links} links and {maps} maps there were at first");
         self.observer.stop()?;
         say("every count and every byte equals Envoy's, memory is flat; namespaces, processes and cgroups are removed");
         Ok(())
