@@ -317,7 +317,7 @@ fn apt() -> Command {
 }
 
 /// A third-party source that is down must not stop us: what counts is whether the packages can be had.
-fn update_lists() {
+pub(crate) fn update_lists() {
     if let Err(error) = exec(apt().arg("update")) {
         say(format!("{error}; going on with the package lists there are"));
     }

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::exec::{cache, exec, output, timed};
+use crate::{
+    exec::{cache, exec, output, timed},
+    setup,
+};
 
 /// One kernel: a release of Debian, whose newest kernel for virtual machines it is.
 #[derive(Debug)]
@@ -76,8 +79,16 @@ impl Kernel {
     }
 }
 
-/// Where this machine has its Debian packages from.
+/// Where this machine has its Debian packages from; apt tells once it has lists.
 fn mirror() -> Result<String> {
+    if let Some(known) = known_mirror()? {
+        return Ok(known);
+    }
+    setup::update_lists();
+    known_mirror()?.context("apt has no source for Debian's bookworm main, from whose mirror the kernels come")
+}
+
+fn known_mirror() -> Result<Option<String>> {
     let targets = output(Command::new("apt-get").args([
         "indextargets",
         "--format",
@@ -85,11 +96,10 @@ fn mirror() -> Result<String> {
         "Created-By: Packages",
     ]))?;
     // A release's own name, neither its updates nor its security repository.
-    let main = targets.lines().find_map(|line| {
+    Ok(targets.lines().find_map(|line| {
         let (uri, release) = line.split_once(' ')?;
         ["bookworm main", "stable main", "oldstable main"].contains(&release).then(|| uri.to_owned())
-    });
-    main.context("apt has no source for Debian's bookworm main, from whose mirror the kernels come")
+    }))
 }
 
 fn apt(program: &str, work: &Path) -> Command {
