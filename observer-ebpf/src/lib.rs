@@ -4,7 +4,11 @@
 //! order, IPv4 mapped (`::ffff:a.b.c.d`); ports and all other integers are in host byte order. Times are nanoseconds of
 //! `CLOCK_MONOTONIC`, durations microseconds, sizes bytes. Counters only ever grow; the user side takes differences.
 #![cfg_attr(target_arch = "bpf", no_std)]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features, reason = "see shared.rs"))]
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(asm_experimental_arch, core_intrinsics),
+    allow(internal_features, reason = "see shared.rs")
+)]
 
 pub mod early;
 pub mod health;

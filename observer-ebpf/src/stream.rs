@@ -98,7 +98,7 @@ impl Stream {
     #[inline(always)]
     #[must_use]
     pub fn word(&self, at: u32) -> u64 {
-        let at = if at > WINDOW { WINDOW } else { at };
+        let at = within(at);
         let index = (at >> 3) as usize;
         let shift = (at & 7) * 8;
         // SAFETY: `at` is at most WINDOW, and WORDS has two words more than that needs.
@@ -110,7 +110,7 @@ impl Stream {
     #[inline(always)]
     #[must_use]
     pub fn byte(&self, at: u32) -> u8 {
-        let at = if at > WINDOW { WINDOW } else { at };
+        let at = within(at);
         // SAFETY: the window has more than WINDOW bytes.
         unsafe { *self.window.as_ptr().cast::<u8>().add(at as usize) }
     }
@@ -362,6 +362,24 @@ impl Stream {
         self.offset = self.offset.wrapping_add(length);
         self.have = self.have.wrapping_add(length);
     }
+}
+
+/// A window index, [`WINDOW`] at most. In the kernel it is written out: the compiler compares one register and reads by a copy
+/// of it, and verifiers as old as Linux 6.1's do not know that a copy of 32 bits is as large as what it is a copy of.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn within(at: u32) -> u64 {
+    let mut at = u64::from(at);
+    // SAFETY: changes nothing but its own register.
+    unsafe {
+        core::arch::asm!("if {at} <= {most} goto +1", "{at} = {most}", at = inout(reg) at, most = const WINDOW);
+    }
+    at
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn within(at: u32) -> u64 {
+    u64::from(at.min(WINDOW))
 }
 
 /// 0x80 in each byte of `word` that equals `byte`.

@@ -10,6 +10,7 @@ mod setup;
 mod soak;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,14 @@ enum Task {
     /// A process that looks like a sidecar, for `bench`.
     #[command(hide = true)]
     StandIn(bench::StandInOptions),
+    /// The kernel matrix: the observer on Debian's kernels, in emulated machines; consoles in target/vm.
+    Vm(vm::Options),
+    /// First process of a machine of `vm`.
+    #[command(hide = true)]
+    VmGuest(vm::GuestOptions),
+    /// A process that looks like a proxy, for `vm`.
+    #[command(hide = true)]
+    VmStandIn(vm::StandInOptions),
     /// Check the rules the compiler does not know: purity, names, documentation, licences.
     Tidy,
 }
@@ -66,6 +75,9 @@ fn main() -> ExitCode {
         Task::Soak(options) => soak::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::StandIn(options) => bench::stand_in(&options),
+        Task::Vm(options) => vm::run(&options),
+        Task::VmGuest(options) => vm::guest(&options),
+        Task::VmStandIn(options) => vm::stand_in(&options),
         Task::Tidy => tidy::run(),
     };
     match result {

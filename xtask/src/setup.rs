@@ -66,6 +66,10 @@ const MESH: [(&str, &str); 10] = [
 /// Real servers written in Go, with metrics pages of their own; Prometheus and its tool also judge the observer's.
 const SERVERS: [(&str, &str); 3] = [("prometheus", "prometheus"), ("promtool", "prometheus"), ("etcd", "etcd-server")];
 
+/// What emulates the machines of the kernel matrix, fetches their kernels and says which libraries a program needs.
+const MACHINES: [(&str, &str); 4] =
+    [("qemu-system-x86_64", "qemu-system-x86"), ("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("ldd", "libc-bin")];
+
 /// Everything any task needs.
 pub(crate) fn everything() -> Result<()> {
     let toolchain = for_build(None)?;
@@ -74,6 +78,7 @@ pub(crate) fn everything() -> Result<()> {
     prometheus_client()?;
     jars::jars("wavefront-decoder", "Wavefront's decoders (7 MB)")?;
     grpc::peers()?;
+    for_machines()?;
     say(format!("set up: {}", toolchain.toolchain));
     Ok(())
 }
@@ -81,6 +86,16 @@ pub(crate) fn everything() -> Result<()> {
 /// What the checks of form need.
 pub(crate) fn for_checks() -> Result<()> {
     install(&CHECKS)
+}
+
+/// What the kernel matrix runs on.
+pub(crate) fn for_machines() -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!(
+            "the kernel matrix needs a machine with x86_64: its kernels, this program and the observer are of one kind"
+        );
+    }
+    install(&MACHINES)
 }
 
 /// What compiles the kernel object.
@@ -302,7 +317,7 @@ fn apt() -> Command {
 }
 
 /// A third-party source that is down must not stop us: what counts is whether the packages can be had.
-fn update_lists() {
+pub(crate) fn update_lists() {
     if let Err(error) = exec(apt().arg("update")) {
         say(format!("{error}; going on with the package lists there are"));
     }

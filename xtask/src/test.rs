@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use crate::{
     build,
     exec::{cargo, exec, say, seconds, target},
-    fuzz, setup, soak, tidy,
+    fuzz, setup, soak, tidy, vm,
 };
 
 /// How long each fuzz target runs in the complete run.
@@ -64,6 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         report.step("privileged and end-to-end tests", || end_to_end(filter));
         if options.filter.is_none() {
             report.step("soak", || soak::run(&soak::Options { time: SOAK, seed: 1 }));
+            report.step("kernel matrix", || vm::boot(&target().join("release/observer"), &[]));
         }
     }
     report.finish()

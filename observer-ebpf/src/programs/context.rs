@@ -78,3 +78,11 @@ pub(super) fn opaque(value: u32) -> u32 {
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) hidden) };
     hidden as u32
 }
+
+/// A length of 1 to `most`, or nothing, so that the verifier sees both ends: before Linux 6.8 it learns nothing from a
+/// comparison with zero.
+#[inline(always)]
+pub(super) fn length_within(length: u32, most: u32) -> Option<u32> {
+    let beyond_one = opaque(length.wrapping_sub(1));
+    if beyond_one < most { Some(beyond_one + 1) } else { None }
+}

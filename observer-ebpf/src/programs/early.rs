@@ -11,7 +11,10 @@ use observer_ebpf::{
     stream::{FILL, Stream},
 };
 
-use super::{context::opaque, maps, record};
+use super::{
+    context::{length_within, opaque},
+    maps, record,
+};
 
 /// Takes any free place; 0 if there is none.
 #[inline(never)]
@@ -42,8 +45,9 @@ unsafe extern "C" fn take_place(number: u32, taking: *mut Taking) -> i64 {
 #[inline(never)]
 pub(super) fn keep(skb: *mut __sk_buff, ticket: u32, at: u32, offset: u32, length: u32) -> bool {
     let Some(place) = maps::place(early::number(ticket)) else { return false };
-    let (at, length) = (opaque(at), opaque(length));
-    if !place.is_held(ticket) || at >= SPAN || length == 0 || length > SEGMENT {
+    let at = opaque(at);
+    let Some(length) = length_within(length, SEGMENT) else { return false };
+    if !place.is_held(ticket) || at >= SPAN {
         return false;
     }
     // SAFETY: checked just here; the place has SPAN + SEGMENT bytes.

@@ -12,7 +12,7 @@ use observer_ebpf::{
     stream::{FILL, Stream},
 };
 
-use super::{context::opaque, early, maps, record};
+use super::{context::length_within, early, maps, record};
 
 /// Turns for one packet: a 64 KiB packet of one-byte chunks needs 33,000; more than this has BIG TCP.
 pub(super) const TURNS: u32 = 1 << 17;
@@ -183,10 +183,7 @@ impl Env for Packet {
         }
         let window = stream.window.as_mut_ptr().cast::<u8>();
         let at = at as usize & 127;
-        let length = opaque(length);
-        if length == 0 || length > FILL {
-            return false;
-        }
+        let Some(length) = length_within(length, FILL) else { return false };
         // SAFETY: `at` is below 128 and `length` at most 256; the window has 400 bytes.
         unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, window.add(at).cast(), length) == 0 }
     }

@@ -9,7 +9,8 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, ProgramArray},
-    programs::Program,
+    programs::{Program, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::generated::bpf_attach_type;
 use observer_ebpf::names;
@@ -23,6 +24,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ke
 pub(super) fn open(max_series: u32, max_open_calls: u32) -> Result<Ebpf, Error> {
     if OBJECT.is_empty() {
         return Err(Error::NoObject);
+    }
+    // Of a type that only those may load who may use every helper: others get an error, which the maps' own will explain.
+    if let Ok(false) = is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_loop) {
+        return Err(Error::Lacks { feature: "bpf_loop" });
     }
     let slots = max_series.saturating_add(1);
     EbpfLoader::new()

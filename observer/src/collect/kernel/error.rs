@@ -22,6 +22,12 @@ pub enum Error {
         /// What was tried.
         what: String,
     },
+    /// A feature that was looked for is not there.
+    #[error("this kernel lacks {feature}, which Linux has since 5.17: the observer cannot run on it")]
+    Lacks {
+        /// What.
+        feature: &'static str,
+    },
     /// The kernel has no memory for it.
     #[error(
         "{what}: no memory: the memory limit of the observer's cgroup is too low (memory.max), or the node is short of it; \

@@ -1,0 +1,174 @@
+//! The kernel matrix: Debian's kernels in emulated machines, in which the observer is to count what is said there to the byte,
+//! or to refuse and say why. Neither KVM nor the host's own kernel matters.
+
+mod boot;
+mod guest;
+mod image;
+mod kernels;
+mod remains;
+mod stand_in;
+mod traffic;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+
+use self::{boot::Machine, kernels::KERNELS};
+use crate::{
+    build,
+    exec::{say, seconds, target, timed},
+    setup,
+};
+
+pub(crate) use self::{
+    guest::{Options as GuestOptions, run as guest},
+    stand_in::{Options as StandInOptions, run as stand_in},
+};
+
+/// Machines at once; each has two processors that are mostly one's work.
+const AT_ONCE: usize = 2;
+
+/// What `cargo xtask vm` takes.
+#[derive(clap::Args, Default)]
+pub(crate) struct Options {
+    /// Only machines whose name contains one of these, such as `6.1` or `confidentiality`.
+    names: Vec<String>,
+    /// Name the machines and end.
+    #[arg(long)]
+    list: bool,
+}
+
+/// A kernel and how it is started.
+struct Entry {
+    kernel: usize,
+    name: String,
+    options: &'static str,
+}
+
+/// Builds the observer and boots the machines.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.list {
+        for entry in matrix() {
+            println!("{}", entry.name);
+        }
+        return Ok(());
+    }
+    let observer = build::build(&build::Options::default())?;
+    boot(&observer, &options.names)
+}
+
+/// Boots the machines of these names, all if there are none, with an observer that is built.
+pub(crate) fn boot(observer: &Path, names: &[String]) -> Result<()> {
+    setup::for_machines()?;
+    let chosen: Vec<Entry> = matrix()
+        .into_iter()
+        .filter(|entry| names.is_empty() || names.iter().any(|name| entry.name.contains(name.as_str())))
+        .collect();
+    ensure!(!chosen.is_empty(), "no machine has such a name: `cargo xtask vm --list` names them");
+    let images: Vec<PathBuf> = KERNELS.iter().map(kernels::Kernel::image).collect::<Result<_>>()?;
+    let folder = target().join("vm");
+    fs::create_dir_all(&folder)?;
+    let image = folder.join("image.cpio");
+    timed("packing what the machines start with", || image::write(&image, observer))?;
+    let results = at_once(chosen, |entry| {
+        let kernel = &KERNELS[entry.kernel];
+        Machine {
+            kernel: &images[entry.kernel],
+            image: &image,
+            options: entry.options,
+            task: if kernel.works { "observe" } else { "refuse" },
+            console: folder.join(format!("{}.log", entry.name.replace(' ', "-"))),
+        }
+        .run()
+    });
+    report(&results)
+}
+
+fn matrix() -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for (number, kernel) in KERNELS.iter().enumerate() {
+        let mut add = |what: &str, options| {
+            entries.push(Entry { kernel: number, name: format!("{} {what}", kernel.name), options });
+        };
+        if !kernel.works {
+            add("refusal", "");
+            continue;
+        }
+        add("none", "");
+        add("integrity", "lockdown=integrity");
+        add("confidentiality", "lockdown=confidentiality");
+        if number == KERNELS.len() - 1 {
+            add("preempt=full", "preempt=full");
+        }
+    }
+    entries
+}
+
+/// How one machine went.
+struct Outcome {
+    name: String,
+    took: Duration,
+    result: Result<String>,
+}
+
+/// Runs them, a few at a time, and says of each how it went as soon as it has ended.
+fn at_once(entries: Vec<Entry>, run: impl Fn(&Entry) -> Result<String> + Sync) -> Vec<Outcome> {
+    let waiting = Mutex::new(entries.into_iter());
+    let outcomes = Mutex::new(Vec::new());
+    let next = || waiting.lock().expect("nobody panics with it").next();
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(entry) = next() {
+                    let start = Instant::now();
+                    let result = run(&entry);
+                    let outcome = Outcome { name: entry.name, took: start.elapsed(), result };
+                    say(outcome.to_string());
+                    outcomes.lock().expect("nobody panics with it").push(outcome);
+                }
+            });
+        }
+    });
+    outcomes.into_inner().expect("every thread has ended")
+}
+
+fn report(outcomes: &[Outcome]) -> Result<()> {
+    say("kernel matrix");
+    for outcome in outcomes {
+        say(outcome.to_string().lines().next().unwrap_or_default());
+    }
+    match outcomes.iter().filter(|outcome| outcome.result.is_err()).count() {
+        0 => Ok(()),
+        failed => bail!("{failed} of {} machines failed", outcomes.len()),
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:<24} {:>12}  ", self.name, seconds(self.took))?;
+        match &self.result {
+            Ok(said) => write!(f, "passed  {said}"),
+            Err(error) => write!(f, "FAILED: {error:#}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_machine_fails_the_matrix_and_the_others_still_run() {
+        let outcomes =
+            at_once(matrix(), |entry| if entry.name == "6.1 none" { bail!("no") } else { Ok(String::new()) });
+        assert_eq!(outcomes.len(), matrix().len());
+        let error = report(&outcomes).expect_err("one failed");
+        assert_eq!(error.to_string(), format!("1 of {} machines failed", outcomes.len()));
+    }
+}

@@ -1,0 +1,80 @@
+//! One virtual machine, emulated: no KVM is needed. Its console goes to a file, in which its first process says how it went.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{guest::VERDICT, image::INIT};
+
+/// Longest that one machine may take. Emulated on a loaded processor it takes a minute and more.
+const LIMIT: Duration = Duration::from_secs(240);
+/// Lines of the console that an error shows.
+const TAIL: usize = 40;
+
+/// A machine to be.
+pub(super) struct Machine<'a> {
+    /// The kernel.
+    pub(super) kernel: &'a Path,
+    /// What it starts with.
+    pub(super) image: &'a Path,
+    /// Words for the kernel.
+    pub(super) options: &'a str,
+    /// What its first process is to do.
+    pub(super) task: &'a str,
+    /// Where the console goes.
+    pub(super) console: PathBuf,
+}
+
+impl Machine<'_> {
+    /// Runs it to its end; returns what its first process said of it.
+    pub(super) fn run(&self) -> Result<String> {
+        let mut machine = Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg", "-cpu", "max", "-m", "2048", "-smp", "2"])
+            .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial"])
+            .arg(format!("file:{}", self.console.display()))
+            .arg("-kernel")
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.image)
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet panic=-1 rdinit={INIT} {} -- vm-guest {}", self.options, self.task))
+            .stdin(Stdio::null())
+            .spawn()
+            .context("qemu-system-x86_64 (package qemu-system-x86) cannot be started")?;
+        let end = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = machine.try_wait()? {
+                break status;
+            }
+            if Instant::now() > end {
+                machine.kill()?;
+                machine.wait()?;
+                bail!("not done after {} s; {}", LIMIT.as_secs(), self.tail());
+            }
+            sleep(Duration::from_millis(100));
+        };
+        let console = self.read();
+        let verdict = console.lines().find_map(|line| line.trim().strip_prefix(VERDICT));
+        match verdict {
+            Some(said) if status.success() => Ok(said.trim().to_owned()),
+            _ => bail!("it ended with {status} and without success; {}", self.tail()),
+        }
+    }
+
+    fn read(&self) -> String {
+        fs::read(&self.console).map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn tail(&self) -> String {
+        let console = self.read();
+        let lines: Vec<&str> = console.lines().collect();
+        let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n    ");
+        format!("the end of {}:\n    {tail}", self.console.display())
+    }
+}

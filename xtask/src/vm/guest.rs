@@ -1,0 +1,156 @@
+//! The first process of a virtual machine: makes the machine usable, lets the observer do its work there and says on the
+//! console how that went. The machine's whole system is this program and the observer.
+
+use std::{
+    ffi::CStr,
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::AsRawFd as _,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+use harness::{observer::Observer, tally::Tally};
+
+use super::{image::OBSERVER, remains, stand_in::StandIn, traffic};
+
+/// Begins the line that says that all was well.
+pub(super) const VERDICT: &str = "verdict:";
+/// Longest that counts may take to appear.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What the observer must name where it refuses.
+const MISSING: [&str; 2] = ["bpf_loop", "atomics that return a value"];
+
+/// What the machine is for.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Task {
+    /// The observer is to count everything there.
+    Observe,
+    /// The observer is to refuse, and to say why.
+    Refuse,
+}
+
+/// What the first process takes.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    task: Task,
+}
+
+/// Does the task and switches the machine off.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure!(std::process::id() == 1, "this is not the first process of a machine, and would switch this one off");
+    let outcome = prepare().and_then(|()| match options.task {
+        Task::Observe => observe(),
+        Task::Refuse => refuse(),
+    });
+    match outcome {
+        Ok(said) => println!("{VERDICT} {said}"),
+        Err(error) => println!("failed: {error:#}"),
+    }
+    // SAFETY: no pointers.
+    let result = unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    ensure!(result == 0, "the machine cannot be switched off: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+fn prepare() -> Result<()> {
+    mount(c"proc", c"/proc")?;
+    mount(c"sysfs", c"/sys")?;
+    mount(c"securityfs", c"/sys/kernel/security")?;
+    mount(c"cgroup2", c"/sys/fs/cgroup")?;
+    // The kernel has filled the console's device in; the rest is not there.
+    mount(c"devtmpfs", c"/dev")?;
+    loopback_up()?;
+    // SAFETY: nothing else of this process runs yet.
+    unsafe { std::env::set_var("MESH_OBSERVER_BIN", OBSERVER) };
+    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    println!("lockdown: {}", lockdown.trim());
+    Ok(())
+}
+
+fn mount(kind: &CStr, place: &CStr) -> Result<()> {
+    // SAFETY: strings that end with zero; no data.
+    let result = unsafe { libc::mount(kind.as_ptr(), place.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    let error = std::io::Error::last_os_error();
+    // Some kernels mount the devices by themselves.
+    let there = error.raw_os_error() == Some(libc::EBUSY);
+    if result == 0 || there { Ok(()) } else { Err(error).with_context(|| format!("{place:?} cannot be mounted")) }
+}
+
+fn loopback_up() -> Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: all-zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *place = byte.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP)?;
+    // SAFETY: the kernel reads the request, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    ensure!(result == 0, "the loopback cannot be brought up: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+fn observe() -> Result<String> {
+    let before = remains::of_bpf()?;
+    let verified = check()?;
+    let application = TcpListener::bind((Ipv4Addr::LOCALHOST, traffic::APPLICATION))?;
+    thread::spawn(move || traffic::serve(&application));
+    let mut gateway = StandIn::start("gateway", "router", "serve")?;
+    gateway.answer()?;
+    let mut sidecar = StandIn::start("sidecar", "sidecar", "ask")?;
+    let observer = Observer::start_with(Path::new("/tmp"), "", 2, &[])?;
+    sidecar.ask()?;
+    traffic::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, traffic::DOOR)))?;
+    agree(&observer, &traffic::expected()).with_context(|| observer.health().unwrap_or_default())?;
+    observer.stop()?;
+    remains::gone(&before)?;
+    Ok(verified)
+}
+
+/// Has the observer look at the machine; returns how many instructions the verifier went through in the largest programs.
+fn check() -> Result<String> {
+    let output = Command::new(OBSERVER).arg("check").output()?;
+    let page = String::from_utf8(output.stdout)?;
+    println!("{page}");
+    ensure!(output.status.success(), "observer check says that the observer cannot work here");
+    let programs = page.lines().filter_map(|line| {
+        let mut words = line.trim().strip_prefix("ok ")?.split_whitespace();
+        let name = words.next()?.strip_prefix("mesh_")?;
+        let instructions: u32 = words.next()?.parse().ok()?;
+        (name.contains("gress")).then(|| format!("{name} {instructions}"))
+    });
+    Ok(programs.collect::<Vec<_>>().join(", "))
+}
+
+fn agree(observer: &Observer, truth: &Tally) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let differences = truth.differences(&observer.tally()?);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "the counts are wrong:\n{}", differences.join("\n"));
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn refuse() -> Result<String> {
+    let before = remains::of_bpf()?;
+    let check = Command::new(OBSERVER).arg("check").output()?;
+    println!("{}", String::from_utf8_lossy(&check.stdout));
+    ensure!(check.status.code() == Some(1), "observer check ended with {}", check.status);
+    let run = Command::new(OBSERVER).args(["run", "--log", "error"]).output()?;
+    let said = String::from_utf8(run.stderr)?;
+    println!("{said}");
+    ensure!(run.status.code() == Some(1), "observer run ended with {}", run.status);
+    let sentences: Vec<&str> = said.lines().filter(|line| !line.is_empty()).collect();
+    let [sentence] = sentences[..] else { anyhow::bail!("{} lines instead of one", sentences.len()) };
+    ensure!(MISSING.iter().any(|feature| sentence.contains(&format!("lacks {feature}"))), "no feature is named");
+    remains::gone(&before)?;
+    Ok(sentence.to_owned())
+}

@@ -1,0 +1,85 @@
+//! The file system a virtual machine starts with: this program, the observer, and the libraries both are linked to, as a
+//! cpio archive of the form that kernels unpack (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::exec::output;
+
+/// First process of the machine.
+pub(super) const INIT: &str = "/xtask";
+/// The observer in the machine.
+pub(super) const OBSERVER: &str = "/observer";
+
+const FOLDERS: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
+const FOLDER: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+
+/// Writes the archive.
+pub(super) fn write(image: &Path, observer: &Path) -> Result<()> {
+    let own = std::env::current_exe().context("own executable")?;
+    let mut files = BTreeMap::from([(INIT.into(), own.clone()), (OBSERVER.into(), observer.to_owned())]);
+    for library in libraries(&own)?.into_iter().chain(libraries(observer)?) {
+        files.insert(library.clone(), library);
+    }
+    let mut folders: BTreeSet<PathBuf> = FOLDERS.iter().map(PathBuf::from).collect();
+    for file in files.keys() {
+        let parents = file.ancestors().skip(1).filter_map(|folder| folder.strip_prefix("/").ok());
+        folders.extend(parents.filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned));
+    }
+    let mut archive = Vec::new();
+    for folder in folders {
+        entry(&mut archive, &folder, FOLDER, &[])?;
+    }
+    for (place, file) in files {
+        let bytes = fs::read(&file).with_context(|| format!("{}: cannot read", file.display()))?;
+        entry(&mut archive, place.strip_prefix("/")?, PROGRAM, &bytes)?;
+    }
+    entry(&mut archive, Path::new("TRAILER!!!"), 0, &[])?;
+    fs::write(image, archive).with_context(|| format!("{}: cannot write", image.display()))
+}
+
+/// Absolute paths of what the dynamic linker loads for a program, itself included.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let said = output(Command::new("ldd").arg(program))?;
+    Ok(said.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+}
+
+fn entry(archive: &mut Vec<u8>, name: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+    let name = name.to_str().context("a name that is not UTF-8")?;
+    let (length, name_length) = (u32::try_from(bytes.len())?, name.len() + 1);
+    // Inode, mode, owner, group, links, time, length, four device numbers, length of the name, no checksum.
+    write!(archive, "070701{:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{length:08x}", archive.len(), 0, 0, 1, 0)?;
+    write!(archive, "{:08x}{:08x}{:08x}{:08x}{name_length:08x}{:08x}{name}\0", 0, 0, 0, 0, 0)?;
+    pad(archive);
+    archive.extend(bytes);
+    pad(archive);
+    Ok(())
+}
+
+fn pad(archive: &mut Vec<u8>) {
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_have_110_bytes_and_everything_begins_at_a_multiple_of_four() {
+        let mut archive = Vec::new();
+        entry(&mut archive, Path::new("ab"), PROGRAM, b"12345").expect("small");
+        assert_eq!(&archive[..14], b"07070100000000");
+        assert_eq!(&archive[14..22], b"000081ed");
+        assert_eq!(&archive[54..62], b"00000005");
+        assert_eq!(&archive[110..116], b"ab\0\0\0\0");
+        assert_eq!(&archive[116..], b"12345\0\0\0");
+    }
+}

@@ -1,0 +1,51 @@
+//! What is left in the kernel: programs, maps and links by their ids.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+
+/// Kinds of objects with the command that gives the next id [linux/bpf.h].
+const KINDS: [(&str, libc::c_long); 3] = [("program", 11), ("map", 12), ("link", 31)];
+/// The kernel frees them after a grace period.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Everything there is now.
+pub(super) fn of_bpf() -> Result<BTreeSet<(&'static str, u32)>> {
+    let mut found = BTreeSet::new();
+    for (kind, command) in KINDS {
+        // start_id, next_id, open_flags
+        let mut attribute = [0_u32; 3];
+        loop {
+            // SAFETY: the kernel reads and writes within the given length.
+            let result =
+                unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size_of_val(&attribute)) };
+            if result < 0 {
+                let error = io::Error::last_os_error();
+                ensure!(error.raw_os_error() == Some(libc::ENOENT), "{kind}s cannot be listed: {error}");
+                break;
+            }
+            found.insert((kind, attribute[1]));
+            attribute[0] = attribute[1];
+        }
+    }
+    Ok(found)
+}
+
+/// Waits until nothing is there that was not there `before`.
+pub(super) fn gone(before: &BTreeSet<(&'static str, u32)>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let now = of_bpf()?;
+        let left: Vec<_> = now.difference(before).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "left behind in the kernel: {left:?}");
+        sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,205 @@
+//! What the peers in a virtual machine say to each other, to the byte: HTTP/1.1, HTTP/2, gRPC and TCP, a kind a connection.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use harness::{
+    apps::frames::{Block, PREFACE, data, flag, frame, headers, kind, settings},
+    tally::{Connections, Leg, Messages, Outcome, Requests, Tally},
+};
+
+/// Port of the sidecar's application.
+pub(super) const APPLICATION: u16 = 8080;
+/// Port of the gateway's door.
+pub(super) const DOOR: u16 = 8081;
+
+/// Exchanges of a kind on its connection, half of them with the first of its two outcomes.
+const EXCHANGES: u32 = 40;
+const HTTP1: [&str; 2] = ["200", "503"];
+const HTTP2: [u16; 2] = [204, 404];
+const GRPC: [&str; 2] = ["0", "5"];
+const HTTP1_REQUEST: &str = "POST /orders HTTP/1.1\r\nhost: app\r\ncontent-length: 4\r\n\r\nbody";
+/// TCP connections, and the bytes of each: none begins as HTTP does.
+const CONNECTIONS: u64 = 5;
+const QUESTION: [u8; 1000] = [0xf1; 1000];
+const ANSWER: [u8; 300] = [0xf2; 300];
+/// Longest that an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a whole conversation adds up to, at either leg.
+pub(super) fn expected() -> Tally {
+    let mut tally = Tally::default();
+    for leg in [Leg::source("gateway"), Leg::destination("sidecar")] {
+        for (which, number) in (0..EXCHANGES).map(|number| (outcome(number), number)) {
+            let stream = stream(number);
+            add(tally.of(&leg, HTTP1[which]), HTTP1_REQUEST.len(), http1_answer(number).len());
+            let code = HTTP2[which].to_string();
+            add(tally.of(&leg, code.as_str()), http2_request(stream).len(), http2_answer(number).len());
+            let grpc = Outcome::grpc("200", GRPC[which]);
+            add(tally.of(&leg, grpc), grpc_request(stream).concat().len(), grpc_answer(number).len());
+        }
+        let messages = u64::from(EXCHANGES);
+        tally.messages.insert(leg.clone(), Messages { requests: messages, responses: messages });
+        let (received, sent) = (CONNECTIONS * QUESTION.len() as u64, CONNECTIONS * ANSWER.len() as u64);
+        tally.connections.insert(leg, Connections { opened: CONNECTIONS, closed: CONNECTIONS, received, sent });
+    }
+    tally
+}
+
+fn add(requests: &mut Requests, request_bytes: usize, response_bytes: usize) {
+    requests.count += 1;
+    requests.request_bytes += request_bytes as u64;
+    requests.response_bytes += response_bytes as u64;
+}
+
+fn outcome(number: u32) -> usize {
+    (number % 2) as usize
+}
+
+fn stream(number: u32) -> u32 {
+    number * 2 + 1
+}
+
+fn http1_answer(number: u32) -> String {
+    format!("HTTP/1.1 {} so\r\ncontent-length: 6\r\n\r\nanswer", HTTP1[outcome(number)])
+}
+
+fn http2_request(stream: u32) -> Vec<u8> {
+    headers(stream, flag::END_STREAM, &Block::request("GET", "/orders"))
+}
+
+fn http2_answer(number: u32) -> Vec<u8> {
+    headers(stream(number), flag::END_STREAM, &Block::status(HTTP2[outcome(number)]))
+}
+
+/// Head and message.
+fn grpc_request(stream: u32) -> [Vec<u8>; 2] {
+    let head = Block::request("POST", "/shop.Stock/Take").literal("content-type", "application/grpc");
+    [headers(stream, 0, &head), data(stream, flag::END_STREAM, b"\0\0\0\0\x03one")]
+}
+
+fn grpc_answer(number: u32) -> Vec<u8> {
+    let stream = stream(number);
+    let head = Block::status(200).literal("content-type", "application/grpc");
+    let trailers = Block::default().literal("grpc-status", GRPC[outcome(number)]);
+    [headers(stream, 0, &head), data(stream, 0, b"\0\0\0\0\x04four"), headers(stream, flag::END_STREAM, &trailers)]
+        .concat()
+}
+
+/// Answers every connection by what it begins with; returns when the listener is gone.
+pub(super) fn serve(listener: &TcpListener) {
+    for connection in listener.incoming().map_while(Result::ok) {
+        thread::spawn(move || {
+            // The client's count of what it got tells of a failure.
+            let _ = answer(&connection);
+        });
+    }
+}
+
+fn answer(connection: &TcpStream) -> io::Result<()> {
+    connection.set_nodelay(true)?;
+    let mut first = [0];
+    if connection.peek(&mut first)? == 0 {
+        return Ok(());
+    }
+    if first[0] == QUESTION[0] {
+        receive(connection, QUESTION.len())?;
+        send(connection, ANSWER)?;
+    } else if first == PREFACE[..1] && is_http2(connection)? {
+        return answer_http2(connection);
+    } else {
+        for number in 0..EXCHANGES {
+            receive(connection, HTTP1_REQUEST.len())?;
+            send(connection, http1_answer(number))?;
+        }
+    }
+    receive(connection, 1).map(drop)
+}
+
+/// POST begins as the preface does.
+fn is_http2(connection: &TcpStream) -> io::Result<bool> {
+    let mut two = [0; 2];
+    while connection.peek(&mut two)? == 1 {
+        thread::yield_now();
+    }
+    Ok(two == PREFACE[..2])
+}
+
+fn answer_http2(connection: &TcpStream) -> io::Result<()> {
+    receive(connection, PREFACE.len())?;
+    send(connection, settings(&[]))?;
+    let mut number = 0;
+    loop {
+        let (kind, flags) = receive_frame(connection)?;
+        let ended = flags & flag::END_STREAM != 0;
+        match kind {
+            kind::HEADERS if ended => send(connection, http2_answer(number))?,
+            kind::DATA if ended => send(connection, grpc_answer(number))?,
+            _ => continue,
+        }
+        number += 1;
+    }
+}
+
+/// Says everything there is to say to `server`.
+pub(super) fn ask(server: SocketAddr) -> Result<()> {
+    let open = || -> Result<TcpStream> {
+        let connection = TcpStream::connect_timeout(&server, PATIENCE)?;
+        connection.set_nodelay(true)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        Ok(connection)
+    };
+    let http1 = open()?;
+    for number in 0..EXCHANGES {
+        send(&http1, HTTP1_REQUEST)?;
+        let answer = http1_answer(number);
+        ensure!(receive(&http1, answer.len())? == answer.as_bytes(), "another answer over HTTP/1.1");
+    }
+    ask_http2(&open()?, http2_request)?;
+    ask_http2(&open()?, |stream| grpc_request(stream).concat())?;
+    for _ in 0..CONNECTIONS {
+        let tcp = open()?;
+        send(&tcp, QUESTION)?;
+        ensure!(receive(&tcp, ANSWER.len())? == ANSWER, "another answer over TCP");
+        tcp.shutdown(Shutdown::Write)?;
+        ensure!((&tcp).read(&mut [0])? == 0, "more than the answer over TCP");
+    }
+    Ok(())
+}
+
+fn ask_http2(connection: &TcpStream, request: impl Fn(u32) -> Vec<u8>) -> Result<()> {
+    send(connection, [PREFACE, &settings(&[])].concat())?;
+    for number in 0..EXCHANGES {
+        send(connection, request(stream(number)))?;
+        loop {
+            match receive_frame(connection)? {
+                (kind::HEADERS, flags) if flags & flag::END_STREAM != 0 => break,
+                (kind::SETTINGS, _) => send(connection, frame(kind::SETTINGS, flag::ACK, 0, ""))?,
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Type and flags of the next frame.
+fn receive_frame(connection: &TcpStream) -> io::Result<(u8, u8)> {
+    let head = receive(connection, 9)?;
+    receive(connection, usize::from(head[1]) << 8 | usize::from(head[2]))?;
+    Ok((head[3], head[4]))
+}
+
+fn receive(mut connection: &TcpStream, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    connection.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn send(mut connection: &TcpStream, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+    connection.write_all(bytes.as_ref())
+}
