@@ -106,9 +106,9 @@ fn messages_of_5_mib(pair: &mut Pair) -> Result<String> {
     calls(pair, "unary 3 5242880", None, Ends::ServedMuch)
 }
 
-/// The dynamic tables of both directions are overwritten many times.
+/// Three a call: the dynamic tables of both directions are overwritten many times.
 fn ten_thousand_metadata_values(pair: &mut Pair) -> Result<String> {
-    calls(pair, "churn 10000", None, Ends::Served)
+    calls(pair, "churn 3334", None, Ends::Served)
 }
 
 fn compressed(pair: &mut Pair) -> Result<String> {
