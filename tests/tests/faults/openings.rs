@@ -34,7 +34,7 @@ pub(super) fn fast_open(pair: &mut Pair) -> Result<String> {
 fn http1(pair: &mut Pair, option: SocketOption) -> Result<String> {
     const GET: &str = "GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n";
     let body = [b'u'; 3000];
-    pair.check(Expected::both(30), |pair| {
+    pair.check(Expected::both(32), |pair| {
         for family in BOTH {
             for service in [&pair.web, &pair.sniffed] {
                 let open = || Connection::open_with(&pair.client, service.address(family), &[option], None);
