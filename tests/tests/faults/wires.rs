@@ -15,7 +15,7 @@ use crate::{BOTH, counted, finish_cleanly};
 const SEED: u64 = 20_261_125;
 const LOSES: (Faults, &str) = (Faults { lost: 15, swapped: 0, late: 0, delay: Duration::ZERO }, "RetransSegs");
 const SWAPS: (Faults, &str) = (Faults { lost: 0, swapped: 150, late: 0, delay: Duration::ZERO }, "TCPOFOQueue");
-const REPEATS: (Faults, &str) = (Faults { lost: 0, swapped: 0, late: 15, delay: Duration::ZERO }, "TCPDSACKOldSent");
+const REPEATS: (Faults, &str) = (Faults { lost: 0, swapped: 0, late: 40, delay: Duration::ZERO }, "TCPDSACKOldSent");
 const DELAYS: (Faults, &str) = (Faults { lost: 0, swapped: 0, late: 0, delay: Duration::from_millis(4) }, "InSegs");
 
 pub(super) fn http1_over_a_wire_that_loses(pair: &mut Pair) -> Result<String> {
