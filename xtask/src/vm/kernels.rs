@@ -25,11 +25,10 @@ pub(super) struct Kernel {
 }
 
 /// Oldest first.
-pub(super) const KERNELS: [Kernel; 4] = [
+pub(super) const KERNELS: [Kernel; 3] = [
     Kernel { name: "5.10", suite: "bullseye", works: false },
     Kernel { name: "6.1", suite: "bookworm", works: true },
     Kernel { name: "6.12", suite: "trixie", works: true },
-    Kernel { name: "newest", suite: "trixie-backports", works: true },
 ];
 
 const PACKAGE: &str = "linux-image-cloud-amd64";
