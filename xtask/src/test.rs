@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     report.step("host tests", || {
         let packages = ["-p", "observer-ebpf", "-p", "observer", "-p", "xtask"];
-        exec(cargo().args(["test", "--locked"]).args(packages).arg("--").args(filter))
+        exec(cargo().args(["test", "--locked", "--no-fail-fast"]).args(packages).arg("--").args(filter))
     });
     if !options.quick {
         if options.filter.is_none() {
