@@ -121,14 +121,8 @@ impl Stand {
         command
             .arg(ROLE)
             .env_clear()
-            .env("POD_NAME", format!("{name}-7c9f8-x0"))
-            .env("POD_NAMESPACE", "default")
+            .envs(environment(name, &format!("{name}-7c9f8-x0")))
             .env("INSTANCE_IP", on.ipv4.to_string())
-            .env("SERVICE_ACCOUNT", name)
-            .env("ISTIO_META_CLUSTER_ID", "Kubernetes")
-            .env("ISTIO_META_WORKLOAD_NAME", name)
-            .env("ISTIO_META_MESH_ID", "cluster.local")
-            .env("ISTIO_METAJSON_LABELS", format!(r#"{{"app":"{name}","version":"v1"}}"#))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         on.net.place(&mut command, &cgroup, None)?;
@@ -136,6 +130,19 @@ impl Stand {
         let answers = BufReader::new(process.stdout.take().expect("piped above"));
         Ok(StandIn { name: name.to_owned(), cgroup, process, answers })
     }
+}
+
+/// What the injector says of a workload and its pod to each of their sidecars, their addresses aside.
+pub fn environment(workload: &str, pod: &str) -> [(&'static str, String); 7] {
+    [
+        ("POD_NAME", pod.to_owned()),
+        ("POD_NAMESPACE", "default".to_owned()),
+        ("SERVICE_ACCOUNT", workload.to_owned()),
+        ("ISTIO_META_CLUSTER_ID", "Kubernetes".to_owned()),
+        ("ISTIO_META_WORKLOAD_NAME", workload.to_owned()),
+        ("ISTIO_META_MESH_ID", "cluster.local".to_owned()),
+        ("ISTIO_METAJSON_LABELS", format!(r#"{{"app":"{workload}","version":"v1"}}"#)),
+    ]
 }
 
 /// A running stand-in; killed when dropped.

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use harness::mesh::{Mesh, Workload};
+use harness::{
+    mesh::{Mesh, Workload},
+    stand_in::environment,
+};
 
 /// First status that a stand-in asks its application for.
 const FIRST_STATUS: u16 = 400;
@@ -85,14 +88,8 @@ impl Stand {
         command
             .args(["stand-in", &port.to_string()])
             .env_clear()
-            .env("POD_NAME", format!("{name}-7c9f8-x0"))
-            .env("POD_NAMESPACE", "default")
+            .envs(environment(&name, &format!("{name}-7c9f8-x0")))
             .env("INSTANCE_IP", Ipv4Addr::new(10, 78, 0, number).to_string())
-            .env("SERVICE_ACCOUNT", &name)
-            .env("ISTIO_META_CLUSTER_ID", "Kubernetes")
-            .env("ISTIO_META_WORKLOAD_NAME", &name)
-            .env("ISTIO_META_MESH_ID", "cluster.local")
-            .env("ISTIO_METAJSON_LABELS", format!(r#"{{"app":"{name}","version":"v1"}}"#))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         on.net.place(&mut command, &cgroup, None)?;

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
+use harness::stand_in::environment;
 
 use super::traffic;
 
@@ -67,13 +68,7 @@ impl StandIn {
             .args(["vm-stand-in", part, "--service-node"])
             .arg(format!("{kind}~10.0.0.1~{workload}-0.default~default.svc.cluster.local"))
             .env_clear()
-            .env("POD_NAME", format!("{workload}-0"))
-            .env("POD_NAMESPACE", "default")
-            .env("SERVICE_ACCOUNT", workload)
-            .env("ISTIO_META_CLUSTER_ID", "Kubernetes")
-            .env("ISTIO_META_WORKLOAD_NAME", workload)
-            .env("ISTIO_META_MESH_ID", "cluster.local")
-            .env("ISTIO_METAJSON_LABELS", format!(r#"{{"app":"{workload}","version":"v1"}}"#))
+            .envs(environment(workload, &format!("{workload}-0")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
