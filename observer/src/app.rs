@@ -114,6 +114,8 @@ pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>
 /// Gives up what only the start needed. Before anything waits, so that there is no other thread yet, whose capabilities would
 /// be its own.
 fn settle() -> Result<()> {
+    // Loading took more than all that follows.
+    own::give_memory_back();
     privileges::warn_of_gaps();
     privileges::give_up_what_started().context("privileges cannot be given up")?;
     if let Err(error) = confinement::filter_calls() {
