@@ -24,6 +24,10 @@ pub mod tls;
 
 use latency::{BLOCKS, BUCKETS, CELLS};
 
+/// To be raised when a word in a map gets another meaning at the same place, such as a flag or a number of a protocol: the maps of
+/// a build are taken over by builds with the same meaning only.
+pub const MEANING: u32 = 1;
+
 /// Sidecar id of a process that shares a sidecar's cgroup but is none (pilot-agent): its sockets are never counted.
 pub const IGNORED: u32 = u32::MAX;
 /// Port flag: traffic to this destination port is TCP whatever its first bytes say.

@@ -43,6 +43,31 @@ pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";
 /// Number to program: where connections that begin with the handshake's last packet are handed on to.
 pub const NEXT_EVENTS: &str = "NEXT_EVENTS";
 
+/// All maps.
+pub const MAPS: [&str; 21] = [
+    CONNECTIONS,
+    PROCESSES,
+    CGROUPS,
+    PORTS,
+    SLOTS,
+    SERIES,
+    BLOCKS,
+    NEXT,
+    FREE_SLOTS,
+    FREE_BLOCKS,
+    FREE_DOORS,
+    HEALTH,
+    INBOUND,
+    DOORS,
+    HTTP2,
+    WIDE,
+    CALLS,
+    EARLY,
+    GREETINGS,
+    NEXT_PROGRAMS,
+    NEXT_EVENTS,
+];
+
 /// Programs attached to a cgroup, in the order a connection meets them.
 pub const ATTACHED: [&str; 6] =
     ["mesh_connect4", "mesh_connect6", "mesh_sock_ops", "mesh_getsockopt", "mesh_ingress", "mesh_egress"];

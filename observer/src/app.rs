@@ -1,5 +1,7 @@
 //! The wiring and the one loop: changes on the node, the interval's tick and the signals that end it.
 
+mod pinned;
+
 use std::{
     collections::HashSet,
     future::Future,
@@ -20,18 +22,19 @@ use crate::{
     collect::{
         Outcome, Reading,
         control_plane::{ControlPlane, Target},
-        kernel::Kernel,
+        kernel::{Kernel, Store},
         own, procfs,
     },
     config::Config,
     confinement,
-    discovery::{Change, Sidecar, component::Component, target::targets, watch::Watcher},
+    discovery::{Change, Sidecar, component::Component, registry::Registry, target::targets, watch::Watcher},
     emit::{
         self, Emitter, Transport,
         spool::{Spool, directory_name},
         wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
     },
     limits::Limits,
+    memory::Memory,
     model::{Model, Own, Snapshot, cardinality, labels::Peers, lateness::Lateness},
     privileges,
     readiness::Readiness,
@@ -55,8 +58,10 @@ const REMEMBERED: usize = 1024;
 pub async fn run(config: &Config) -> Result<()> {
     let readiness = Readiness::new();
     let attaching = readiness.block("first look for sidecars");
-    let node = Node::start(config, !config.emit.is_empty())?;
+    let (node, memory) = Node::start(config, !config.emit.is_empty())?;
     let mut watcher = Watcher::new(config.discovery())?;
+    let changes = watcher.resume(memory.registry);
+    node.state().resume(changes, watcher.registry(), memory.running);
     let server = serve::start(config.listen, node.clone(), readiness.pending()).await?;
     let emitters = start_emitters(config)?;
     settle()?;
@@ -66,13 +71,12 @@ pub async fn run(config: &Config) -> Result<()> {
         state.emitters = emitters;
     }
     let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    node.state().apply(watcher.scan());
     drop(attaching);
     let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + config.interval, config.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
-            changes = watcher.next() => node.state().apply(changes),
+            changes = watcher.next() => node.state().apply(changes, watcher.registry()),
             due = tick.tick() => node.report(Some(due.into_std())),
             _ = interrupted.recv() => break,
             _ = terminated.recv() => break,
@@ -94,17 +98,18 @@ pub async fn run(config: &Config) -> Result<()> {
 /// As [`run`].
 pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>> {
     // Whatever else is scraped seldom is to be scraped in that time.
-    let config = &Config { interval: config.interval.min(length), ..config.clone() };
-    let node = Node::start(config, true)?;
+    let config = &Config { interval: config.interval.min(length), pin: None, ..config.clone() };
+    let (node, _) = Node::start(config, true)?;
     let mut watcher = Watcher::new(config.discovery())?;
     settle()?;
-    node.state().apply(watcher.scan());
+    let changes = watcher.scan();
+    node.state().apply(changes, watcher.registry());
     tracing::info!("observing for {length:?}");
     let end = tokio::time::sleep(length);
     tokio::pin!(end);
     loop {
         tokio::select! {
-            changes = watcher.next() => node.state().apply(changes),
+            changes = watcher.next() => node.state().apply(changes, watcher.registry()),
             () = &mut end => break,
         }
     }
@@ -130,6 +135,11 @@ struct Node(Arc<Mutex<State>>);
 
 struct State {
     kernel: Kernel,
+    /// Where it is remembered what the kernel's maps do not tell, if they outlive the process.
+    store: Option<Store>,
+    registry: Registry,
+    /// The last that was to be remembered is not.
+    forgetful: bool,
     proc_root: PathBuf,
     control_plane: ControlPlane,
     /// Pages that the configuration names.
@@ -150,28 +160,40 @@ struct State {
 }
 
 impl Node {
-    /// Loads the programs; nothing is attached yet. Percentiles cost reading the log-linear cells.
-    fn start(config: &Config, percentiles: bool) -> Result<Self> {
+    /// Loads the programs; nothing new is attached yet. Percentiles cost reading the log-linear cells.
+    fn start(config: &Config, percentiles: bool) -> Result<(Self, Memory)> {
         let started = SystemTime::now();
         own::raise_file_limit();
-        let mut kernel = match (Kernel::load(&config.kernel()), privileges::held().ok().and_then(privileges::lacking)) {
+        let loaded = pinned::load(config);
+        let (mut kernel, store, mut memory) = match (loaded, privileges::held().ok().and_then(privileges::lacking)) {
             (Err(error), Some(lack)) => return Err(error).context(lack),
             (loaded, _) => loaded?,
         };
         forward_log(&mut kernel);
+        let retention = cardinality::DEFAULT_RETENTION;
+        let model = match memory.model.take() {
+            Some(remembered) => Model::resume(started, retention, remembered)
+                .context("--pin: what the observer remembered is not whole: `observer detach --pin DIR` gives it up")?,
+            None => Model::new(started, retention),
+        };
+        // Those that ran are known as ended until they are found again.
+        let ended = memory.running.iter().chain(&memory.ended).cloned().map(Arc::new).take(REMEMBERED).collect();
         let mut control_plane = ControlPlane::new(config.scraping());
         control_plane.set(config.control_plane()).context("the control plane's pages cannot be read")?;
-        Ok(Self(Arc::new(Mutex::new(State {
+        let node = Self(Arc::new(Mutex::new(State {
             kernel,
+            store,
+            registry: memory.registry.clone(),
+            forgetful: false,
             proc_root: config.proc_root.clone(),
             control_plane,
             named_pages: config.control_plane().collect(),
             scrape_proxies: config.scrape_proxies,
-            model: Model::new(started, cardinality::DEFAULT_RETENTION),
+            model,
             lateness: Lateness::default(),
             peers: Arc::new(config.peers()),
             running: Vec::new(),
-            ended: Vec::new(),
+            ended,
             components: Vec::new(),
             unattached: Vec::new(),
             lingering: Vec::new(),
@@ -179,7 +201,8 @@ impl Node {
             scrapes: None,
             percentiles,
             limits: Limits::default(),
-        }))))
+        })));
+        Ok((node, memory))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -211,7 +234,11 @@ impl serve::Source for Node {
 
 impl State {
     /// Attaches to what came, detaches from what went.
-    fn apply(&mut self, changes: Vec<Change>) {
+    fn apply(&mut self, changes: Vec<Change>, registry: &Registry) {
+        if self.registry != *registry {
+            self.registry = registry.clone();
+            self.remember();
+        }
         for change in changes {
             match change {
                 Change::Found(sidecar) | Change::Updated(sidecar) => self.observe(sidecar),
@@ -221,6 +248,7 @@ impl State {
             }
         }
         self.follow_pages();
+        self.remember();
     }
 
     /// Has the pages scraped that are named, and those of the processes that are here now.
@@ -382,7 +410,11 @@ impl State {
         };
         let control_plane = self.control_plane.read();
         let reading = Reading { at, kernel, processes, control_plane, outcomes };
-        round.finish(&reading, &self.components, &own)
+        let snapshot = round.finish(&reading, &self.components, &own);
+        if self.model.take_changed() || self.forgetful {
+            self.remember();
+        }
+        snapshot
     }
 }
 

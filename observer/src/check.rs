@@ -12,7 +12,10 @@ use std::{
 use rustix::thread::CapabilitySet;
 
 use crate::{
-    collect::kernel::{self, ProgramProbe},
+    collect::kernel::{
+        self, ProgramProbe,
+        folder::{self, Found},
+    },
     config::Config,
     discovery::{
         Finding, ProcessId, Role, Sidecar,
@@ -58,9 +61,21 @@ struct Facts {
     /// Effective ones; `None` if they cannot be read.
     capabilities: Option<CapabilitySet>,
     programs: Result<Vec<ProgramProbe>, String>,
+    /// The folder for pins, if one is named.
+    pins: Option<Pins>,
     /// Why the kernel does not announce new processes, if it does not.
     announced: Result<(), String>,
     node: Result<Node, String>,
+}
+
+/// The folder for pins.
+#[derive(Clone, Debug)]
+struct Pins {
+    folder: PathBuf,
+    /// What is in it, if it is there; or why it cannot be used.
+    found: Result<Option<Found>, String>,
+    /// The layout of this build's maps.
+    layout: Option<String>,
 }
 
 /// What was found on the node.
@@ -84,6 +99,11 @@ fn gather(config: &Config) -> Facts {
         user: rustix::process::geteuid().as_raw(),
         capabilities: privileges::held().ok(),
         programs,
+        pins: config.pin.as_deref().map(|folder| Pins {
+            folder: folder.to_owned(),
+            found: folder::look(folder).map_err(|error| error.to_string()),
+            layout: kernel::layout_name(&config.kernel()).ok(),
+        }),
         announced: ExecEvents::subscribe().map(drop),
         node: look(config),
     }
@@ -134,6 +154,9 @@ fn obstacles(facts: &Facts) -> Vec<String> {
             }
         }
     }
+    if facts.pins.as_ref().is_some_and(|pins| pins.found.is_err()) {
+        obstacles.push("the folder for pins cannot be used".to_owned());
+    }
     if facts.node.is_err() {
         obstacles.push("the node's sidecars cannot be looked for".to_owned());
     }
@@ -147,6 +170,9 @@ fn page(facts: &Facts) -> String {
     page.kernel(facts);
     page.privileges(facts);
     page.programs(facts);
+    if let Some(pins) = &facts.pins {
+        page.pins(pins);
+    }
     match &facts.node {
         Ok(node) => page.node(node, facts),
         Err(problem) => {
@@ -240,6 +266,27 @@ impl Page {
                     }
                 }
             }
+        }
+    }
+
+    fn pins(&mut self, pins: &Pins) {
+        self.title("Restart without loss");
+        let folder = pins.folder.display();
+        let found = match &pins.found {
+            Err(problem) => return self.item("FAIL", problem),
+            Ok(None) => {
+                return self.item("ok", &format!("{folder} can be made: counts will outlive the process there"));
+            }
+            Ok(Some(found)) => found,
+        };
+        let user = found.holder.as_ref().map_or("no observer now".to_owned(), |holder| format!("{holder} now"));
+        self.item("ok", &format!("{folder} is used by {user}; {} programs are attached from there", found.links));
+        if found.layouts.iter().any(|layout| Some(layout) != pins.layout.as_ref()) {
+            self.item(
+                "note",
+                "maps there are laid out otherwise than this build's: totals will go on, open connections be",
+            );
+            self.detail("joined late and their requests of that moment not be counted");
         }
     }
 
@@ -423,6 +470,14 @@ mod tests {
         Finding::Component(component)
     }
 
+    fn found(layout: &str) -> Found {
+        Found { holder: Some("process 7".to_owned()), links: 18, layouts: vec![layout.to_owned()] }
+    }
+
+    fn pins(found: Result<Option<Found>, String>) -> Pins {
+        Pins { folder: "/sys/fs/bpf/mesh-observer".into(), found, layout: Some("0123456789abcdef".to_owned()) }
+    }
+
     fn good() -> Facts {
         let probe = |name, instructions| ProgramProbe { name, result: Ok(instructions) };
         Facts {
@@ -433,6 +488,7 @@ mod tests {
             user: 0,
             capabilities: Some(ENOUGH),
             programs: Ok(vec![probe("mesh_connect4", 120), probe("mesh_egress", 20_000)]),
+            pins: Some(pins(Ok(Some(found("0123456789abcdef"))))),
             announced: Ok(()),
             node: Ok(Node {
                 cgroup_mount: "/sys/fs/cgroup".into(),
@@ -464,6 +520,7 @@ mod tests {
             user: 1000,
             capabilities: Some(CapabilitySet::empty()),
             programs: Err("not permitted: run as root".to_owned()),
+            pins: Some(pins(Err("/pins is not on a bpffs".to_owned()))),
             announced: Err("the process-events connector needs CAP_NET_ADMIN".to_owned()),
             node: Err("no cgroup v2 file system is mounted".to_owned()),
             ..good()
@@ -477,6 +534,7 @@ mod tests {
             name: "mesh_egress",
             result: Err("kernel refuses program mesh_egress".to_owned()),
         }]);
+        facts.pins = Some(pins(Ok(Some(Found { holder: None, ..found("fedcba9876543210") }))));
         facts.node = Ok(Node {
             cgroup_mount: "/sys/fs/cgroup/unified".into(),
             hidepid: Some("invisible".to_owned()),
@@ -501,7 +559,7 @@ mod tests {
     #[test]
     fn says_whether_run_could_work() {
         assert!(obstacles(&good()).is_empty());
-        assert_eq!(obstacles(&bad()).len(), 3);
+        assert_eq!(obstacles(&bad()).len(), 4);
         assert_eq!(obstacles(&partly()), ["the kernel refuses 1 of 1 programs"]);
         assert_eq!(chosen("none [integrity] confidentiality"), "integrity");
     }

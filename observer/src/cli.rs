@@ -31,7 +31,14 @@ pub enum Command {
     /// Observe this node until stopped
     Run(RunArgs),
     /// Say what this kernel, these privileges and this node allow; exit code 1 if `run` could not work
-    Check(NodeArgs),
+    Check {
+        /// Folder on bpffs that `run --pin DIR` is to use
+        #[arg(long, value_name = "DIR", env = "OBSERVER_PIN")]
+        pin: Option<PathBuf>,
+        /// Where and what to look at.
+        #[command(flatten)]
+        node: NodeArgs,
+    },
     /// Print every family: names, type, unit, labels, where it comes from, and which releases of Istio report it
     Catalogue {
         /// How to print it
@@ -43,6 +50,12 @@ pub enum Command {
         /// Where that observer listens
         #[arg(long, value_name = "ADDR:PORT", env = "OBSERVER_LISTEN", default_value_t = DEFAULT_LISTEN)]
         listen: SocketAddr,
+    },
+    /// Remove what `run --pin DIR` left behind: programs, maps and the folder
+    Detach {
+        /// The folder on bpffs
+        #[arg(long, value_name = "DIR", env = "OBSERVER_PIN")]
+        pin: PathBuf,
     },
     /// Observe for a while, print once and exit
     Snapshot(SnapshotArgs),
@@ -75,6 +88,10 @@ pub struct RunArgs {
     /// configuration's queue_bytes [default: they wait in memory only]
     #[arg(long, value_name = "DIR", env = "OBSERVER_QUEUE_DIR")]
     pub queue_dir: Option<PathBuf>,
+    /// Folder on bpffs, as /sys/fs/bpf/mesh-observer, where counts outlive the process: stopping, killing and upgrading the
+    /// observer then loses none [default: nothing outlives the process]
+    #[arg(long, value_name = "DIR", env = "OBSERVER_PIN")]
+    pub pin: Option<PathBuf>,
     /// Where and what to observe.
     #[command(flatten)]
     pub node: NodeArgs,
@@ -263,7 +280,7 @@ mod tests {
     #[test]
     fn parses_every_option() {
         let line = "observer run --listen 0.0.0.0:9000 --interval 1m --emit wavefront+file:- --emit \
-                    wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --config c.toml --sidecar-exe envoy \
+                    wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --pin /p --config c.toml --sidecar-exe envoy \
                     --sidecar-exe pilot --control-plane http://istiod:15014 --control-plane-exe etcd:2379 --scrape-proxies --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Duration::from_mins(1)));
@@ -271,6 +288,7 @@ mod tests {
         assert_eq!(args.wavefront_token_file, Some("/t".into()));
         assert_eq!(args.wavefront_ca_file, Some("/c".into()));
         assert_eq!(args.queue_dir, Some("/q".into()));
+        assert_eq!(args.pin, Some("/p".into()));
         assert_eq!(args.node.sidecar_exe, ["envoy", "pilot"]);
         assert_eq!(args.node.control_plane, [Ok("http://istiod:15014/metrics".parse().unwrap())]);
         assert_eq!(args.node.control_plane_exe, ["etcd:2379".parse().unwrap()]);
@@ -288,7 +306,7 @@ mod tests {
             ("run --sidecar-exe=", "as in envoy"),
             ("run --control-plane-exe galley:0", "as in pilot-discovery"),
             ("run --cgroup=", "a value is required"),
-            ("run --pin /x", "unexpected argument"),
+            ("snapshot --pin /x", "unexpected argument"),
             ("snapshot --for 0s", "between 100ms and 1h"),
             ("catalogue --format yaml", "table, json, tsv"),
             ("snapshot --format yaml", "prometheus, wavefront, json"),

@@ -6,6 +6,7 @@ pub mod inside;
 pub mod kernel;
 pub mod own;
 pub mod procfs;
+pub mod series_key;
 
 use std::time::{Duration, SystemTime};
 
@@ -69,6 +70,14 @@ pub struct SeriesReading {
     pub sent: u64,
     /// gRPC messages client to server, and server to client.
     pub messages: [u64; 2],
+}
+
+impl SeriesReading {
+    /// Of a series in which nothing was counted yet.
+    pub(crate) fn empty(key: SeriesKey) -> Self {
+        let histograms = Default::default();
+        Self { key, histograms, opened: 0, closed: 0, received: 0, sent: 0, messages: [0; 2] }
+    }
 }
 
 /// One histogram, cumulative.

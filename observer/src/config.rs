@@ -62,6 +62,8 @@ pub struct Config {
     pub queue_dir: Option<PathBuf>,
     /// Most bytes of one emitter's batches there.
     pub queue_bytes: u64,
+    /// Folder on bpffs where maps and attachments outlive the process.
+    pub pin: Option<PathBuf>,
     /// How much is logged.
     pub log: LogLevel,
     /// Executable names of sidecars.
@@ -162,6 +164,7 @@ impl Config {
             wavefront_token_file,
             wavefront_ca_file,
             queue_dir,
+            pin,
             node,
         } = args.clone();
         let NodeArgs {
@@ -195,6 +198,7 @@ impl Config {
             wavefront_ca_file: wavefront_ca_file.or(file.wavefront_ca_file),
             queue_dir: queue_dir.or(file.queue_dir),
             queue_bytes: file.queue_bytes.unwrap_or(DEFAULT_QUEUE_BYTES),
+            pin: pin.or(file.pin),
             log: log.or(file.log).unwrap_or_default(),
             sidecar_exe,
             control_plane: either(control_plane.into_iter().flatten().collect(), file.control_plane),
@@ -277,6 +281,7 @@ struct Settings {
     wavefront_ca_file: Option<PathBuf>,
     queue_dir: Option<PathBuf>,
     queue_bytes: Option<u64>,
+    pin: Option<PathBuf>,
     log: Option<LogLevel>,
     sidecar_exe: Vec<String>,
     control_plane: Vec<PageUrl>,
@@ -324,6 +329,7 @@ impl Settings {
             wavefront_ca_file: file.wavefront_ca_file.map(|FilePath(path)| path),
             queue_dir: file.queue_dir.map(|DirectoryPath(path)| path),
             queue_bytes: file.queue_bytes.map(|QueueBytes(number)| number),
+            pin: file.pin,
             log: file.log,
             sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
             control_plane: file.control_plane.into_iter().map(|ControlPlane(url)| url).collect(),
@@ -358,6 +364,7 @@ struct File {
     wavefront_ca_file: Option<FilePath>,
     queue_dir: Option<DirectoryPath>,
     queue_bytes: Option<QueueBytes>,
+    pin: Option<PathBuf>,
     wavefront: WavefrontTable,
     log: Option<LogLevel>,
     sidecar_exe: Vec<ExecutableName>,

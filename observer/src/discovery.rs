@@ -21,6 +21,8 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize, Serializer};
+
 use self::component::{Component, ComponentRule};
 
 /// Where and what to look for.
@@ -56,7 +58,7 @@ pub struct SidecarRule {
 }
 
 /// A process by pid and start time, so that a reused pid is another process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Process id in the observer's own pid namespace.
     pub pid: u32,
@@ -175,7 +177,7 @@ pub enum Error {
 }
 
 /// What an Envoy process is to the mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// A sidecar behind REDIRECT rules.
     Sidecar,
@@ -196,7 +198,7 @@ impl fmt::Display for Role {
 }
 
 /// A sidecar or gateway found on this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sidecar {
     /// Number it is counted under.
     pub id: SidecarId,
@@ -207,6 +209,7 @@ pub struct Sidecar {
     /// Why it was taken for that, for `observer check` ("environment POD_NAME", "listens on 15001 and 15006").
     pub evidence: String,
     /// cgroup v2 directory, absolute, as mounted here.
+    #[serde(serialize_with = "lossy")]
     pub cgroup: PathBuf,
     /// Kernel's id of that cgroup (the directory's inode).
     pub cgroup_id: u64,
@@ -233,7 +236,7 @@ impl Sidecar {
 
 /// The identity of one workload instance, from the injector's environment or the configuration file.
 /// An absent value is `None`; what is printed for it is the label code's decision.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     /// Pod name.
     pub pod: Option<String>,
@@ -251,6 +254,11 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Node name.
     pub node: Option<String>,
+}
+
+/// A path as text: one that is not UTF-8 must not keep the rest from being remembered.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.to_string_lossy())
 }
 
 /// The sidecar of each cgroup (by cgroup id) that accepted sockets belong to when no process was seen on them. In a cgroup

@@ -15,6 +15,7 @@ pub mod discovery;
 pub mod emit;
 pub mod limits;
 pub mod live;
+pub mod memory;
 pub mod model;
 pub mod privileges;
 pub mod readiness;

@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, Write},
+    path::Path,
     process::ExitCode,
 };
 
@@ -11,6 +12,7 @@ use clap::Parser;
 use observer::{
     app, check,
     cli::{CatalogueFormat, Cli, Command, RunArgs, SnapshotArgs},
+    collect::kernel::folder::{Folder, Removed},
     config::Config,
     live,
     model::{catalogue, live::Live},
@@ -23,11 +25,12 @@ const WRONG_USAGE: u8 = 2;
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => prepared(&args, |config| observe(app::run(config))),
-        Command::Check(node) => prepared(&RunArgs { node, ..RunArgs::default() }, checked),
+        Command::Check { pin, node } => prepared(&RunArgs { pin, node, ..RunArgs::default() }, checked),
         Command::Snapshot(SnapshotArgs { length, format, wavefront_names, node }) => {
             let args = RunArgs { wavefront_names, node, ..RunArgs::default() };
             prepared(&args, |config| observe(snapshot::print(config, length, format)))
         }
+        Command::Detach { pin } => detach(&pin).map_err(Failure::could_not_run),
         Command::Catalogue { format, live: false, .. } => print(&printed(format, None)).map_err(Failure::could_not_run),
         Command::Catalogue { format, live: true, listen } => {
             block_on(async { print(&printed(format, Some(&live::ask(listen).await?))) })
@@ -75,6 +78,17 @@ fn checked(config: &Config) -> Result<(), Failure> {
 fn observe(work: impl Future<Output = Result<()>>) -> Result<(), Failure> {
     privileges::give_up_others().context("privileges cannot be given up").map_err(Failure::could_not_run)?;
     block_on(work)
+}
+
+fn detach(folder: &Path) -> Result<()> {
+    let removed = Folder::existing(folder)?.map(Folder::remove).transpose()?;
+    let path = folder.display();
+    print(&match removed {
+        Some(Removed { links, maps }) => {
+            format!("{path}: detached {links} programs from cgroups, removed {maps} maps\n")
+        }
+        None => format!("{path}: nothing is there\n"),
+    })
 }
 
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<(), Failure> {

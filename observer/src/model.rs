@@ -12,6 +12,7 @@ pub mod labels;
 pub mod lateness;
 pub mod live;
 mod process;
+pub mod remembered;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -39,7 +40,7 @@ use self::{
     lateness::Lateness,
 };
 use crate::{
-    collect::{KernelReading, Reading, SeriesReading},
+    collect::{KernelReading, ProgramReading, Reading, SeriesReading},
     discovery::{Role, Sidecar, SidecarId, component::Component},
 };
 
@@ -117,6 +118,8 @@ pub struct ScrapeFigures {
 #[derive(Debug)]
 pub struct Model {
     started: SystemTime,
+    /// Since when the kernel's counters go on.
+    counting_since: SystemTime,
     before: SystemTime,
     closed: SystemTime,
     retention: Duration,
@@ -144,6 +147,7 @@ impl Model {
         let peers = Arc::new(Peers::default());
         Self {
             started,
+            counting_since: started,
             before: started,
             closed: started,
             retention,
@@ -155,6 +159,12 @@ impl Model {
             encrypted: Accounts::default(),
             collectors: BTreeMap::new(),
         }
+    }
+
+    /// Whether something must be remembered anew before the last round is told.
+    pub fn take_changed(&mut self) -> bool {
+        let Self { http, tcp, encrypted, .. } = self;
+        http.take_changed() | tcp.take_changed() | encrypted.take_changed()
     }
 
     /// Takes one round and says how everything stands. Without a kernel reading the figures of the last one stand.
@@ -272,7 +282,7 @@ impl Round<'_> {
         let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
         let mut control_plane = ControlPlane::new(&reading.control_plane);
         let own = self.own(reading, components, own, &mut control_plane);
-        Arc::new(Snapshot { at: now, interval, http, grpc, tcp, own, control_plane })
+        Arc::new(Snapshot { at: now, began: self.model.started, interval, http, grpc, tcp, own, control_plane })
     }
 
     fn own(
@@ -286,6 +296,8 @@ impl Round<'_> {
         let mut families = Families { created: self.model.started, families: Vec::new() };
         self.own_process(own, &mut families);
         if let Some(kernel) = &reading.kernel {
+            own_programs(&kernel.programs, &mut families);
+            families.created = self.model.counting_since;
             own_kernel(kernel, &mut families);
             families.add(&catalogue::SERIES_IN_USE).point(&[], self.series);
             families.add(&catalogue::SERIES_CAPACITY).point(&[], kernel.series_capacity);
@@ -294,6 +306,7 @@ impl Round<'_> {
         families.add(&catalogue::SERIES_EXPOSED).point(&[], exposed as u64);
         families.add(&catalogue::SERIES_RETIRED).point(&[], http.retired() + tcp.retired());
         families.add(&catalogue::FIGURE_RESETS).point(&[], http.resets() + tcp.resets() + encrypted.resets());
+        families.created = self.model.started;
         let runs = families.add(&catalogue::COLLECTOR_RUNS);
         for (name, collector) in &self.model.collectors {
             runs.point(&[name, "ok"], collector.succeeded);
@@ -371,18 +384,21 @@ fn series<F: Figures>(accounts: &Accounts<SeriesKey, MeshLabels, F>) -> Vec<Seri
         .collect()
 }
 
-fn own_kernel(kernel: &KernelReading, families: &mut Families) {
+/// Programs are the process's own, whatever their maps have from before.
+fn own_programs(programs: &[ProgramReading], families: &mut Families) {
     let links = families.add(&catalogue::PROGRAM_LINKS);
-    for program in &kernel.programs {
+    for program in programs {
         links.point(&[program.name], program.links);
     }
     // The kernel counts runs only while `kernel.bpf_stats_enabled` is set; never counted is not 0.
-    let counted = || kernel.programs.iter().filter(|program| program.runs > 0);
+    let counted = || programs.iter().filter(|program| program.runs > 0);
     let runs = families.add(&catalogue::PROGRAM_RUNS);
     counted().for_each(|program| runs.point(&[program.name], program.runs));
     let seconds = families.add(&catalogue::PROGRAM_SECONDS);
     counted().for_each(|program| seconds.point(&[program.name], program.run_time));
+}
 
+fn own_kernel(kernel: &KernelReading, families: &mut Families) {
     for (group, family) in [
         (Group::Connections, &catalogue::CONNECTIONS),
         (Group::Requests, &catalogue::PARSED_REQUESTS),
@@ -449,6 +465,8 @@ pub const MESH_FAMILIES: usize = 10;
 pub struct Snapshot {
     /// When it was read, by the wall clock.
     pub at: SystemTime,
+    /// When this process began to observe; totals may be older.
+    pub began: SystemTime,
     /// Length of the reporting interval that this snapshot closes, if it closes one.
     pub interval: Option<Duration>,
     /// HTTP and gRPC, one entry a label set.

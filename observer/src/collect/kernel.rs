@@ -1,13 +1,21 @@
 //! The kernel side as the daemon sees it: programs attached to cgroups, and maps read whole.
 
 mod attach;
+mod btf;
 mod error;
+pub mod folder;
+pub mod layout;
+mod past;
 mod recycle;
+mod resume;
+mod shape;
+mod store;
 mod sys;
 
 use std::{
-    collections::HashMap as Table,
-    os::fd::{AsFd, OwnedFd},
+    collections::{BTreeMap, HashMap as Table, HashSet},
+    os::fd::AsFd,
+    path::Path,
     time::Duration,
 };
 
@@ -27,7 +35,11 @@ use observer_ebpf::{
 use self::recycle::Tenants;
 use super::{HistogramReading, KernelReading, ProgramReading, SeriesReading};
 use crate::discovery::{ProcessId, Role, Sidecar, SidecarId};
+use attach::{Link, Sizes};
 pub use error::Error;
+use folder::Folder;
+pub use resume::{Pins, Remembered};
+pub use store::Store;
 
 /// Ports whose traffic Istio takes for TCP whatever its bytes say.
 /// Source: istio `pkg/config/protocol`, well-known server-first ports.
@@ -49,6 +61,12 @@ pub struct Options {
     pub excluded_ports: Vec<u16>,
 }
 
+impl Options {
+    fn sizes(&self) -> Sizes {
+        Sizes { max_series: self.max_series, max_open_calls: self.max_open_calls }
+    }
+}
+
 /// One program and whether this kernel takes it.
 #[derive(Clone, Debug)]
 pub struct ProgramProbe {
@@ -58,17 +76,22 @@ pub struct ProgramProbe {
     pub result: Result<u32, String>,
 }
 
-/// The loaded programs, their links and their maps. Dropping it detaches everything.
+/// The loaded programs, their links and their maps. Dropping it detaches what is not pinned.
 pub struct Kernel {
     #[expect(dead_code, reason = "the kernel empties a table when its last owner lets it go")]
     next_programs: Vec<ProgramArray<MapData>>,
     ebpf: Ebpf,
-    /// By cgroup, the attachments in the order of `names::ATTACHED`.
-    links: Table<u64, Vec<OwnedFd>>,
+    /// By cgroup, the attachments by program.
+    links: Table<u64, BTreeMap<&'static str, Link>>,
     tenants: Tenants,
-    slots: Vec<(SeriesKey, u32)>,
-    inserted: u32,
+    /// Every series, with the slot it is counted in if it is not only of the past.
+    slots: Vec<(SeriesKey, Option<u32>)>,
+    /// How many keys had been inserted when the list was read; `None` before.
+    inserted: Option<u32>,
     max_series: u32,
+    /// Where attachments are pinned, if they outlive the process.
+    folder: Option<Folder>,
+    remembered: Remembered,
 }
 
 /// Loads each program and drops it again: what can this kernel do, with these privileges?
@@ -76,11 +99,19 @@ pub struct Kernel {
 /// # Errors
 /// If not even the maps can be made; the message says what to do.
 pub fn probe() -> Result<Vec<ProgramProbe>, Error> {
-    let mut ebpf = attach::open(16, 16)?;
+    let mut ebpf = attach::open(Sizes { max_series: 16, max_open_calls: 16 }, None)?;
     Ok(names::PROGRAMS
         .iter()
         .map(|&name| ProgramProbe { name, result: probe_one(&mut ebpf, name).map_err(|error| error.to_string()) })
         .collect())
+}
+
+/// The short name of the layout of this build's maps.
+///
+/// # Errors
+/// No kernel object in this build.
+pub fn layout_name(options: &Options) -> Result<String, Error> {
+    attach::layout(options.sizes()).map(|layout| layout.name())
 }
 
 fn probe_one(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, Error> {
@@ -96,7 +127,12 @@ impl Kernel {
     /// # Errors
     /// No kernel object in this build, privileges missing, or a kernel without a feature; the message names it.
     pub fn load(options: &Options) -> Result<Self, Error> {
-        let mut ebpf = attach::open(options.max_series, options.max_open_calls)?;
+        Self::load_with(options, None)
+    }
+
+    /// With the maps that are pinned in a folder, if one is given; those not there are made.
+    fn load_with(options: &Options, pins: Option<&Path>) -> Result<Self, Error> {
+        let mut ebpf = attach::open(options.sizes(), pins)?;
         for name in names::PROGRAMS {
             attach::load(&mut ebpf, name)?;
         }
@@ -106,20 +142,30 @@ impl Kernel {
             links: Table::new(),
             tenants: Tenants::default(),
             slots: Vec::new(),
-            inserted: 0,
+            inserted: None,
             max_series: options.max_series,
+            folder: None,
+            remembered: Remembered::default(),
         };
+        kernel.tell_ports(options)?;
+        Ok(kernel)
+    }
+
+    /// Says which ports are special, and no longer what an earlier observer said.
+    fn tell_ports(&mut self, options: &Options) -> Result<(), Error> {
         let tcp = TCP_PORTS.iter().chain(&options.tcp_ports).map(|&port| (port, PORT_TCP));
         let excluded = EXCLUDED_PORTS.iter().chain(&options.excluded_ports).map(|&port| (port, PORT_EXCLUDED));
-        let mut flags = Table::<u16, u32>::new();
+        let mut flags = Table::<u32, u32>::new();
         for (port, flag) in tcp.chain(excluded) {
-            *flags.entry(port).or_default() |= flag;
+            *flags.entry(port.into()).or_default() |= flag;
         }
-        let mut ports: HashMap<_, u32, u32> = kernel.map_mut(names::PORTS)?;
-        for (port, flags) in flags {
-            ports.insert(u32::from(port), flags, 0).map_err(|source| Error::map(names::PORTS, source))?;
+        let wrong = |source| Error::map(names::PORTS, source);
+        let mut ports: HashMap<_, u32, u32> = self.map_mut(names::PORTS)?;
+        for (port, flags) in &flags {
+            ports.insert(port, flags, 0).map_err(wrong)?;
         }
-        Ok(kernel)
+        let told: Vec<u32> = ports.keys().collect::<Result<_, _>>().map_err(wrong)?;
+        told.iter().filter(|port| !flags.contains_key(port)).try_for_each(|port| ports.remove(port)).map_err(wrong)
     }
 
     /// The programs' own log lines, in a build with `--kernel-log`; they go to the `log` facade.
@@ -139,14 +185,36 @@ impl Kernel {
         for &companion in &sidecar.companions {
             self.name_process(companion, IGNORED)?;
         }
-        if self.links.contains_key(&sidecar.cgroup_id) {
-            return Ok(false);
+        let mut links = self.links.remove(&sidecar.cgroup_id).unwrap_or_default();
+        let before = links.len();
+        let attached = self.attach_rest(sidecar, &mut links);
+        if attached.is_err() && before == 0 {
+            links.into_values().for_each(Link::detach);
+        } else {
+            self.links.insert(sidecar.cgroup_id, links);
         }
-        // Those that name sockets first, those that read packets last, so that no packet is seen of a socket whose beginning
-        // was missed without need.
-        let links = names::ATTACHED.iter().map(|&name| attach::attach(&self.ebpf, &sidecar.cgroup, name));
-        self.links.insert(sidecar.cgroup_id, links.collect::<Result<_, _>>()?);
-        Ok(true)
+        attached.map(|()| before < names::ATTACHED.len())
+    }
+
+    /// Attaches every program that is not: those that name sockets first, those that read packets last, so that no packet is
+    /// seen of a socket whose beginning was missed without need.
+    fn attach_rest(&mut self, sidecar: &Sidecar, links: &mut BTreeMap<&'static str, Link>) -> Result<(), Error> {
+        for &name in &names::ATTACHED {
+            if links.contains_key(name) {
+                continue;
+            }
+            let link = attach::attach(&self.ebpf, &sidecar.cgroup, name)?;
+            let link = match &self.folder {
+                None => Link::held(link),
+                Some(folder) => {
+                    let path = folder.link(sidecar.cgroup_id, name);
+                    sys::pin(link.as_fd(), &path).map_err(|error| Error::link(&path, error))?;
+                    Link::pinned(link, path)
+                }
+            };
+            links.insert(name, link);
+        }
+        Ok(())
     }
 
     /// Makes a sidecar the owner of what no process was seen on in its cgroup, before or after programs are attached there.
@@ -184,12 +252,12 @@ impl Kernel {
     #[must_use]
     pub fn is_severed(&self, cgroup_id: u64) -> bool {
         let links = self.links.get(&cgroup_id);
-        links.is_some_and(|links| links.iter().all(|link| sys::linked_cgroup(link.as_fd()).is_ok_and(|id| id == 0)))
+        links.is_some_and(|links| links.values().all(Link::is_severed))
     }
 
     /// Detaches from a cgroup. What was counted stays readable.
     pub fn detach(&mut self, cgroup_id: u64) {
-        self.links.remove(&cgroup_id);
+        self.links.remove(&cgroup_id).into_iter().flatten().for_each(|(_, link)| link.detach());
         self.tenants.left(cgroup_id);
         if let Ok(mut cgroups) = self.map_mut::<HashMap<_, u64, Cgroup>>(names::CGROUPS) {
             let _ = cgroups.remove(&cgroup_id);
@@ -207,33 +275,22 @@ impl Kernel {
         let blocks: Array<_, Block> = self.map(names::BLOCKS)?;
         let health: Array<_, u64> = self.map(names::HEALTH)?;
         let mut reading = KernelReading { series_capacity: u64::from(self.max_series), ..KernelReading::default() };
-        let overflow = (SeriesKey::default(), OVERFLOW_SLOT);
-        for &(key, slot) in std::iter::once(&overflow).chain(&self.slots) {
-            let figures = series.get(&slot, 0).map_err(|source| Error::map(names::SERIES, source))?;
-            if slot == OVERFLOW_SLOT && is_unused(&figures) {
-                continue;
-            }
-            let mut histograms = <[HistogramReading; 3]>::default();
-            for (reading, histogram) in histograms.iter_mut().zip(&figures.histograms) {
-                reading.buckets = histogram.buckets;
-                reading.sum = histogram.sum;
-                if cells {
-                    reading.cells = read_cells(&blocks, histogram)?;
+        for &(key, slot) in &self.slots {
+            let mut reading = match slot {
+                Some(slot) => {
+                    let figures = series.get(&slot, 0).map_err(|source| Error::map(names::SERIES, source))?;
+                    series_reading(key, &figures, cells.then_some(&blocks))?
                 }
+                None => SeriesReading::empty(key),
+            };
+            self.remembered.past.complete(&mut reading);
+            if slot != Some(OVERFLOW_SLOT) || !is_unused(&reading) {
+                each(&reading);
             }
-            each(&SeriesReading {
-                key,
-                histograms,
-                opened: figures.opened,
-                closed: figures.closed,
-                received: figures.received,
-                sent: figures.sent,
-                messages: figures.messages,
-            });
         }
         for &counter in Counter::ALL {
             let value = health.get(&(counter as u32), 0).map_err(|source| Error::map(names::HEALTH, source))?;
-            reading.health.push((counter, value));
+            reading.health.push((counter, value + self.remembered.past.health(counter)));
         }
         for name in names::PROGRAMS {
             reading.programs.push(self.read_program(name)?);
@@ -247,14 +304,18 @@ impl Kernel {
         let next: Array<_, u32> = self.map(names::NEXT)?;
         // Before the keys are read: what is inserted meanwhile is found next time.
         let inserted = next.get(&INSERTED, 0).map_err(|source| Error::map(names::NEXT, source))?;
-        if inserted == self.inserted {
+        if self.inserted == Some(inserted) {
             return Ok(());
         }
         let slots: HashMap<_, SeriesKey, u32> = self.map(names::SLOTS)?;
         let read: Result<Vec<_>, _> = slots.iter().collect();
         let mut read = read.map_err(|source| Error::map(names::SLOTS, source))?;
         read.sort_unstable_by_key(|&(_, slot)| slot);
-        (self.inserted, self.slots) = (inserted, read);
+        self.inserted = Some(inserted);
+        let overflow = (SeriesKey::default(), OVERFLOW_SLOT);
+        self.slots = [overflow].into_iter().chain(read).map(|(key, slot)| (key, Some(slot))).collect();
+        let counted: HashSet<SeriesKey> = self.slots.iter().map(|&(key, _)| key).collect();
+        self.slots.extend(self.remembered.past.keys().filter(|key| !counted.contains(key)).map(|&key| (key, None)));
         Ok(())
     }
 
@@ -291,7 +352,25 @@ impl Kernel {
     }
 }
 
-fn is_unused(series: &Series) -> bool {
+/// With the log-linear cells if `blocks` are given.
+fn series_reading(
+    key: SeriesKey,
+    figures: &Series,
+    blocks: Option<&Array<&MapData, Block>>,
+) -> Result<SeriesReading, Error> {
+    let mut histograms = <[HistogramReading; 3]>::default();
+    for (reading, histogram) in histograms.iter_mut().zip(&figures.histograms) {
+        reading.buckets = histogram.buckets;
+        reading.sum = histogram.sum;
+        if let Some(blocks) = blocks {
+            reading.cells = read_cells(blocks, histogram)?;
+        }
+    }
+    let &Series { opened, closed, received, sent, messages, .. } = figures;
+    Ok(SeriesReading { key, histograms, opened, closed, received, sent, messages })
+}
+
+fn is_unused(series: &SeriesReading) -> bool {
     series.opened == 0
         && series.closed == 0
         && series.received == 0

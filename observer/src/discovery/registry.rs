@@ -5,13 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{ProcessId, SidecarId, Workload};
 
 /// Departed identities whose numbers are kept for a return. A pod that comes back after that many others gets a new one.
 const DEPARTED: usize = 4096;
 
 /// Hands out the numbers.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Remembered", into = "Remembered")]
 pub struct Registry {
     next: SidecarId,
     numbers: BTreeMap<Key, SidecarId>,
@@ -19,10 +22,40 @@ pub struct Registry {
     departed: VecDeque<Key>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Key {
-    Pod { namespace: String, pod: String },
-    Cgroup { path: PathBuf, ordinal: usize },
+    Pod {
+        namespace: String,
+        pod: String,
+    },
+    Cgroup {
+        #[serde(serialize_with = "super::lossy")]
+        path: PathBuf,
+        ordinal: usize,
+    },
+}
+
+/// As it is kept over a restart of the observer.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    next: SidecarId,
+    numbers: Vec<(Key, SidecarId)>,
+    holders: Vec<(ProcessId, Key)>,
+    departed: VecDeque<Key>,
+}
+
+impl From<Registry> for Remembered {
+    fn from(registry: Registry) -> Self {
+        let Registry { next, numbers, holders, departed } = registry;
+        Self { next, numbers: numbers.into_iter().collect(), holders: holders.into_iter().collect(), departed }
+    }
+}
+
+impl From<Remembered> for Registry {
+    fn from(remembered: Remembered) -> Self {
+        let Remembered { next, numbers, holders, departed } = remembered;
+        Self { next, numbers: numbers.into_iter().collect(), holders: holders.into_iter().collect(), departed }
+    }
 }
 
 impl Default for Registry {
@@ -49,6 +82,12 @@ impl Registry {
             self.next += 1;
             number
         })
+    }
+
+    /// Ends all but these processes.
+    pub fn retain(&mut self, present: &BTreeSet<ProcessId>) {
+        let ended: Vec<ProcessId> = self.holders.keys().filter(|process| !present.contains(process)).copied().collect();
+        ended.into_iter().for_each(|process| self.release(process));
     }
 
     /// The process ended.
@@ -102,6 +141,22 @@ mod tests {
         assert_eq!(registry.assign(process(20), &pod("a"), Path::new("/pod/2")), first);
         assert_eq!(registry.assign(process(20), &pod("a"), Path::new("/pod/2")), first);
         assert_ne!(registry.assign(process(30), &pod("b"), Path::new("/pod/2")), first);
+    }
+
+    #[test]
+    fn numbers_survive_the_observer() {
+        let (mut registry, nobody, cgroup) = (Registry::default(), Workload::default(), Path::new("/service"));
+        let first = registry.assign(process(1), &nobody, cgroup);
+        let second = registry.assign(process(2), &nobody, cgroup);
+        let pod_number = registry.assign(process(3), &pod("a"), cgroup);
+        let text = serde_json::to_string(&registry).unwrap();
+        let mut again: Registry = serde_json::from_str(&text).unwrap();
+        assert_eq!(again, registry);
+        again.retain(&BTreeSet::from([process(2), process(4)]));
+        assert_eq!(again.assign(process(2), &nobody, cgroup), second);
+        assert_eq!(again.assign(process(5), &nobody, cgroup), first, "its place is free");
+        assert_eq!(again.assign(process(6), &pod("a"), cgroup), pod_number);
+        assert!(again.assign(process(7), &pod("b"), cgroup) > pod_number);
     }
 
     #[test]

@@ -127,6 +127,24 @@ impl Scanner {
         Ok(Self { config, files, hierarchy, hidepid: None, registry, candidates, named })
     }
 
+    /// Goes on with the numbers of an earlier observer.
+    pub fn resume(&mut self, registry: Registry) {
+        self.registry = registry;
+    }
+
+    /// The numbers given out so far.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Ends the numbers of processes that an earlier observer knew and that are no more.
+    pub fn settle(&mut self) {
+        let named = self.named.values().map(|sidecar| sidecar.process);
+        let present = self.candidates.values().map(Candidate::process).chain(named).collect();
+        self.registry.retain(&present);
+    }
+
     /// Looks at every process.
     pub fn scan(&mut self) -> Result<Vec<Change>, Error> {
         let pids = self.files.pids()?;

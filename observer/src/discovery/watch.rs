@@ -31,6 +31,7 @@ use super::{
     Change, DiscoveryConfig, Error, Finding, ProcessId, Sidecar,
     events::{Event, ExecEvents},
     printable,
+    registry::Registry,
     scan::Scanner,
 };
 
@@ -121,6 +122,19 @@ impl Watcher {
         let new: Vec<u32> = self.scanner.candidates().filter(|pid| !known.contains(pid)).collect();
         new.into_iter().for_each(|pid| self.look_again(pid));
         changes
+    }
+
+    /// Goes on with the numbers of an earlier observer, and looks at every process.
+    pub fn resume(&mut self, registry: Registry) -> Vec<Change> {
+        self.scanner.resume(registry);
+        let changes = self.scan();
+        self.scanner.settle();
+        changes
+    }
+
+    /// The numbers given out so far.
+    pub fn registry(&self) -> &Registry {
+        self.scanner.registry()
     }
 
     /// All that is observed now.

@@ -197,6 +197,7 @@ impl Encoder for Lines {
             created: account.created,
         });
         let connections = connections.collect();
+        self.ledger.deltas.begin(snapshot.began);
         let writer = Writer::new(&self.options, &self.source, snapshot.at, &mut self.ledger);
         Box::new(Report::new(&self.options, requests, connections, snapshot, writer))
     }

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     counter::Figures,
     histogram::{Cell, PackedCells},
@@ -31,6 +33,26 @@ pub struct Accounts<K, L, F> {
     retired: u64,
     /// Feeds whose figures went back.
     resets: u64,
+    /// Something that the feeds do not tell has changed since [`Accounts::take_changed`].
+    changed: bool,
+}
+
+/// Accounts as they are kept over a restart, with other forms of keys and labels.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RememberedAccounts<K, L, F> {
+    feeds: Vec<(K, usize, F)>,
+    accounts: Vec<RememberedAccount<L, F>>,
+    retired: u64,
+    resets: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RememberedAccount<L, F> {
+    labels: L,
+    total: F,
+    created: SystemTime,
+    changed: SystemTime,
+    exposed: bool,
 }
 
 #[derive(Debug)]
@@ -63,11 +85,70 @@ pub struct Account<L, F> {
 
 impl<K, L, F> Default for Accounts<K, L, F> {
     fn default() -> Self {
-        Self { feeds: HashMap::new(), accounts: Vec::new(), by_labels: HashMap::new(), round: 0, retired: 0, resets: 0 }
+        Self {
+            feeds: HashMap::new(),
+            accounts: Vec::new(),
+            by_labels: HashMap::new(),
+            round: 0,
+            retired: 0,
+            resets: 0,
+            changed: false,
+        }
     }
 }
 
 impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
+    /// As of the last round.
+    pub fn remember<RK, RL>(
+        &self,
+        key: impl Fn(&K) -> RK,
+        mut labels: impl FnMut(&L) -> RL,
+    ) -> RememberedAccounts<RK, RL, F> {
+        let feeds = self.feeds.iter().map(|(own, feed)| (key(own), feed.account, F::clone(&feed.figures)));
+        let accounts = self.accounts.iter().map(|own| RememberedAccount {
+            labels: labels(&own.labels),
+            total: F::clone(&own.total),
+            created: own.created,
+            changed: own.changed,
+            exposed: own.exposed,
+        });
+        RememberedAccounts {
+            feeds: feeds.collect(),
+            accounts: accounts.collect(),
+            retired: self.retired,
+            resets: self.resets,
+        }
+    }
+
+    /// Goes on from there; `None` if it is not whole.
+    pub fn resume<RK, RL>(
+        remembered: RememberedAccounts<RK, RL, F>,
+        key: impl Fn(RK) -> K,
+        labels: impl Fn(&RL) -> Option<L>,
+    ) -> Option<Self> {
+        let RememberedAccounts { feeds, accounts, retired, resets } = remembered;
+        let mut own = Self { retired, resets, ..Self::default() };
+        for RememberedAccount { labels: account, total, created, changed, exposed } in accounts {
+            let labels = Arc::new(labels(&account)?);
+            own.by_labels.insert(labels.clone(), own.accounts.len());
+            let total = Arc::new(total);
+            let (recent, alive, fed) = (None, false, false);
+            own.accounts.push(Account { labels, total, recent, created, changed, alive, fed, exposed });
+        }
+        for (feed, account, figures) in feeds {
+            let total = &own.accounts.get(account)?.total;
+            // Where there is only one feed they are the same.
+            let figures = if **total == figures { total.clone() } else { Arc::new(figures) };
+            own.feeds.insert(key(feed), Feed { account, figures, cells: PackedCells::default(), seen: 0 });
+        }
+        Some(own)
+    }
+
+    /// Whether what must be remembered is other than what the feeds tell, since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
     /// Begins a round. With `closes_interval`, the values of the interval before are forgotten.
     pub fn begin(&mut self, closes_interval: bool) {
         self.round = self.round.wrapping_add(1);
@@ -105,6 +186,7 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
         own.fed = true;
         own.alive |= alive;
         let mut cells = PackedCells::default();
+        self.changed |= previous.is_none() || !own.exposed;
         match previous {
             None => own.gain(None, &figures, F::clone(&figures), at),
             Some(feed) => {
@@ -114,6 +196,7 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
                     Some(grown) => own.gain(Some(&feed.figures), &figures, grown, at),
                     None => {
                         self.resets += 1;
+                        self.changed = true;
                         cells = PackedCells::default();
                         own.gain(None, &figures, F::clone(&figures), at);
                     }
@@ -151,6 +234,7 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
                 continue;
             }
             let account = self.account(new, at);
+            self.changed = true;
             if let Some(feed) = self.feeds.get_mut(&key) {
                 feed.account = account;
             }
@@ -160,7 +244,9 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
     /// Ends a round: feeds that were not seen are gone (one that comes again counts from 0), and accounts nobody needs
     /// are retired or forgotten.
     pub fn end(&mut self, now: SystemTime, retention: Duration) {
+        let before = self.feeds.len();
         self.feeds.retain(|_, feed| feed.seen == self.round);
+        self.changed |= self.feeds.len() != before;
         self.retire(now, retention);
     }
 
@@ -177,6 +263,7 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
             if idle && !account.alive && account.exposed {
                 account.exposed = false;
                 self.retired += 1;
+                self.changed = true;
             }
             if account.alive {
                 account.exposed = true;
@@ -184,6 +271,7 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
             forgotten |= !account.exposed && !account.fed;
         }
         if forgotten {
+            self.changed = true;
             self.forget();
         }
     }

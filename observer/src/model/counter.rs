@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::collect::SeriesReading;
 
 /// Cumulative figures of one series, compared and added as a whole.
@@ -23,7 +25,7 @@ pub trait Figures: Clone + Default + PartialEq {
 }
 
 /// Figures of a TCP series.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpFigures {
     /// Connections opened.
     pub opened: u64,

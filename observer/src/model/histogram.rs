@@ -6,6 +6,8 @@ use observer_ebpf::{
     latency::{self, BLOCKS, BUCKETS, CELLS},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::counter::{self, Figures};
 use crate::collect::{HistogramReading, SeriesReading};
 
@@ -24,7 +26,7 @@ pub type Cell = (u16, u32);
 
 /// Figures of an HTTP series: three histograms, and in gRPC its messages. Only buckets that are not empty take space, since a series (one
 /// status of one service) seldom fills more than a handful of sixty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpFigures {
     /// gRPC messages by direction.
     messages: [u64; 2],

@@ -5,6 +5,8 @@
 //! guessed: `response_flags` is always `-`, the client at the destination leg is unknown, and so is what a gateway
 //! routes to.
 
+pub mod remembered;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     hash::{Hash, Hasher},
@@ -16,6 +18,8 @@ use observer_ebpf::{
     GRPC_NONE, GRPC_UNKNOWN, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, SECURITY_MUTUAL_TLS,
     SECURITY_NONE, STATUS_UNKNOWN, SeriesKey,
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::discovery::{Role, Sidecar, SidecarId, Workload};
 
@@ -119,7 +123,7 @@ pub struct Peers {
 }
 
 /// One end of a conversation, as its labels say it.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Party {
     workload: Box<str>,
     canonical_service: Box<str>,
@@ -132,7 +136,7 @@ pub struct Party {
 }
 
 /// The destination's service, as its labels say it.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Service {
     host: Box<str>,
     name: Box<str>,
@@ -140,7 +144,7 @@ pub struct Service {
 }
 
 /// Who reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reporter {
     /// The client's proxy.
     Source,
@@ -151,7 +155,7 @@ pub enum Reporter {
 }
 
 /// What is spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     /// HTTP, not gRPC.
     Http,
@@ -164,7 +168,7 @@ pub enum Protocol {
 }
 
 /// How the connection was secured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Security {
     /// Not known, and always at the source.
     Unknown,
@@ -363,7 +367,7 @@ impl Digits {
 }
 
 /// A gateway's identity, for what it handles without our seeing inside.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GatewayLabels {
     /// Workload name.
     pub workload: Box<str>,

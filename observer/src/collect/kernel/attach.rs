@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -12,16 +12,54 @@ use aya::{
     programs::{Program, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
-use aya_obj::generated::bpf_attach_type;
+use aya_obj::{Object, generated::bpf_attach_type};
 use observer_ebpf::names;
 
-use super::{Error, sys};
+use super::{Error, layout::Layout, sys};
 
 /// The kernel object, or nothing in a build without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kernel.o"));
 
-/// Opens the object and makes its maps; `max_series` sizes those that hold series, `max_open_calls` that of calls.
-pub(super) fn open(max_series: u32, max_open_calls: u32) -> Result<Ebpf, Error> {
+/// One attachment of a program to a cgroup.
+pub(super) struct Link {
+    fd: OwnedFd,
+    /// Where it is pinned, if it outlives the process; else it ends when dropped.
+    pin: Option<PathBuf>,
+}
+
+impl Link {
+    pub(super) fn held(fd: OwnedFd) -> Self {
+        Self { fd, pin: None }
+    }
+
+    pub(super) fn pinned(fd: OwnedFd, path: PathBuf) -> Self {
+        Self { fd, pin: Some(path) }
+    }
+
+    pub(super) fn detach(self) {
+        if let Some(path) = self.pin {
+            // It may be detached already, its cgroup being gone.
+            let _ = sys::detach_link(self.fd.as_fd());
+            // A pin that cannot be removed is found by the next observer, and leads nowhere.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Whether the kernel has detached it: its cgroup was removed, and its last socket is gone.
+    pub(super) fn is_severed(&self) -> bool {
+        sys::linked_cgroup(self.fd.as_fd()).is_ok_and(|id| id == 0)
+    }
+}
+
+/// How many entries maps are to have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) max_series: u32,
+    pub(super) max_open_calls: u32,
+}
+
+/// Opens the object and makes its maps, or takes those that are pinned in `pins`.
+pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, Error> {
     if OBJECT.is_empty() {
         return Err(Error::NoObject);
     }
@@ -29,18 +67,42 @@ pub(super) fn open(max_series: u32, max_open_calls: u32) -> Result<Ebpf, Error> 
     if let Ok(false) = is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_loop) {
         return Err(Error::Lacks { feature: "bpf_loop" });
     }
-    let slots = max_series.saturating_add(1);
-    EbpfLoader::new()
-        // The kernel's own types are not needed: no program reads kernel memory.
-        .btf(None)
-        .map_max_entries(names::SLOTS, max_series)
-        .map_max_entries(names::CALLS, max_open_calls)
-        .map_max_entries(names::SERIES, slots)
-        .map_max_entries(names::FREE_SLOTS, slots)
-        .map_max_entries(names::BLOCKS, slots.saturating_mul(BLOCKS_PER_SERIES))
-        .map_max_entries(names::FREE_BLOCKS, slots.saturating_mul(BLOCKS_PER_SERIES))
-        .load(OBJECT)
-        .map_err(Error::open)
+    let mut loader = EbpfLoader::new();
+    // The kernel's own types are not needed: no program reads kernel memory.
+    loader.btf(None);
+    for (name, size) in sizes.by_map() {
+        loader.map_max_entries(name, size);
+    }
+    for name in names::MAPS {
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.join(name));
+        }
+    }
+    loader.load(OBJECT).map_err(Error::open)
+}
+
+/// The layout of the maps that [`open`] makes.
+pub(super) fn layout(sizes: Sizes) -> Result<Layout, Error> {
+    if OBJECT.is_empty() {
+        return Err(Error::NoObject);
+    }
+    let object = Object::parse(OBJECT).map_err(|error| Error::open(error.into()))?;
+    Layout::of(&object, &sizes.by_map()).ok_or(Error::Missing { name: ".BTF" })
+}
+
+impl Sizes {
+    fn by_map(self) -> [(&'static str, u32); 6] {
+        let slots = self.max_series.saturating_add(1);
+        let blocks = slots.saturating_mul(BLOCKS_PER_SERIES);
+        [
+            (names::SLOTS, self.max_series),
+            (names::CALLS, self.max_open_calls),
+            (names::SERIES, slots),
+            (names::FREE_SLOTS, slots),
+            (names::BLOCKS, blocks),
+            (names::FREE_BLOCKS, blocks),
+        ]
+    }
 }
 
 /// Octaves that a series' three histograms touch between them; measured: 4 to 9.

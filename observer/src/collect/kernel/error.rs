@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::folder::FolderError;
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 /// Why the kernel side does not work.
@@ -76,6 +77,36 @@ pub enum Error {
         #[source]
         source: MapError,
     },
+    /// The folder for pins cannot be used.
+    #[error("--pin: {0}")]
+    Folder(#[from] FolderError),
+    /// What the observer remembered cannot be used.
+    #[error(
+        "--pin: what the observer remembers in {path} cannot be used: {reason}; start the build that wrote it, or give it up \
+         with `observer detach --pin DIR`"
+    )]
+    State {
+        /// The pinned map.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A pinned map cannot be used.
+    #[error("--pin: map {path} cannot be used: {reason}; `observer detach --pin DIR` gives up what is pinned")]
+    PinnedMap {
+        /// The map, or the folder of maps.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// An attachment cannot be pinned, or not be taken over.
+    #[error("--pin: {path}: {reason}; `observer detach --pin DIR` gives up what is pinned")]
+    PinnedLink {
+        /// The link.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The cgroup directory cannot be opened.
     #[error("cannot open cgroup {path}")]
     Cgroup {
@@ -138,6 +169,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// What was remembered cannot be used.
+    pub fn state(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::State { path: path.to_owned(), reason: reason.to_string() }
+    }
+
+    /// A pinned attachment cannot be used.
+    pub(super) fn link(path: &Path, error: io::Error) -> Self {
+        Self::PinnedLink { path: path.to_owned(), reason: error.to_string() }
+    }
+
     pub(super) fn open(source: EbpfError) -> Self {
         match source {
             EbpfError::MapError(MapError::CreateError { name, io_error }) => match io_error.raw_os_error() {

@@ -110,9 +110,10 @@ impl Kernel {
         self.refresh_slots()?;
         let (gone, kept) = self.slots.drain(..).partition(|(key, _)| departed.contains(&key.sidecar));
         self.slots = kept;
-        let gone: Vec<(SeriesKey, u32)> = gone;
+        self.remembered.past.forget(&departed);
+        let gone: Vec<(SeriesKey, Option<u32>)> = gone;
         for (key, slot) in &gone {
-            self.free_series(key, *slot)?;
+            slot.map_or(Ok(()), |slot| self.free_series(key, slot))?;
         }
         self.free_doors(&departed)?;
         Ok(gone.len())

@@ -2,11 +2,31 @@
 //! Source: kernel `include/uapi/linux/bpf.h`, `union bpf_attr`.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_info, bpf_prog_info};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+
+/// Opens what is pinned at `path`.
+pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attribute = [path.as_ptr() as u64, 0];
+    let fd = call(bpf_cmd::BPF_OBJ_GET, &mut attribute)?;
+    // SAFETY: a descriptor that the kernel has just given us, and nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins at `path`.
+pub(super) fn pin(it: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    call(bpf_cmd::BPF_OBJ_PIN, &mut [path.as_ptr() as u64, u64::from(number(it))]).map(drop)
+}
 
 /// Attaches `program` to a cgroup, in company: for links the kernel adds `BPF_F_ALLOW_MULTI` itself (`kernel/bpf/cgroup.c`).
 pub(super) fn create_link(
@@ -16,8 +36,13 @@ pub(super) fn create_link(
 ) -> io::Result<OwnedFd> {
     let mut attribute = [pair(number(program), number(cgroup)), pair(place as u32, 0)];
     let fd = call(bpf_cmd::BPF_LINK_CREATE, &mut attribute)?;
-    // SAFETY: a descriptor that the kernel has just given us, and nobody else has.
+    // SAFETY: as above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts `program` in the place of the link's present one, for every cgroup below it at once.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    call(bpf_cmd::BPF_LINK_UPDATE, &mut [pair(number(link), number(program)), 0]).map(drop)
 }
 
 /// The cgroup that a link attaches to; 0 once that was removed and its last socket is gone.
@@ -28,6 +53,56 @@ pub(super) fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attribute)?;
     // SAFETY: the link is one to a cgroup, for which the kernel fills this part.
     Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
+}
+
+/// Detaches the link, whoever else holds it.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    call(bpf_cmd::BPF_LINK_DETACH, &mut [u64::from(number(link))]).map(drop)
+}
+
+/// A pinned map of any layout, read as bytes.
+pub(super) struct RawMap {
+    fd: OwnedFd,
+    key_size: usize,
+    value_size: usize,
+}
+
+impl RawMap {
+    /// Opens what is pinned at `path`; an error unless it is a map with keys and values of these sizes.
+    pub(super) fn open(path: &Path, key_size: usize, value_size: usize) -> io::Result<Self> {
+        let fd = open(path)?;
+        // SAFETY: plain numbers, for which zero is valid.
+        let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
+        let mut attribute = [pair(number(fd.as_fd()), size_of_val(&info) as u32), (&raw mut info) as u64];
+        call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attribute)?;
+        if (info.key_size as usize, info.value_size as usize) != (key_size, value_size) {
+            let problem = format!("keys of {} and values of {} bytes", info.key_size, info.value_size);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        Ok(Self { fd, key_size, value_size })
+    }
+
+    /// The key that follows `key`, or the first; `None` behind the last.
+    pub(super) fn next_key(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+        let mut next = vec![0; self.key_size];
+        let key = key.filter(|key| key.len() == self.key_size).map_or(0, |key| key.as_ptr() as u64);
+        let mut attribute = [u64::from(number(self.fd.as_fd())), key, next.as_mut_ptr() as u64, 0];
+        match call(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attribute) {
+            Ok(_) => Ok(Some(next)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The value at `key`, which must be of the map's size.
+    pub(super) fn get(&self, key: &[u8]) -> io::Result<Vec<u8>> {
+        if key.len() != self.key_size {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut value = vec![0; self.value_size];
+        let mut attribute = [u64::from(number(self.fd.as_fd())), key.as_ptr() as u64, value.as_mut_ptr() as u64, 0];
+        call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attribute).map(|_| value)
+    }
 }
 
 /// Runs and nanoseconds of a program, where `kernel.bpf_stats_enabled` is on.

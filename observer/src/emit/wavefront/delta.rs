@@ -18,6 +18,7 @@ pub(super) struct Deltas {
     totals: HashMap<u64, (f64, SystemTime)>,
     hasher: RandomState,
     reported: Option<SystemTime>,
+    began: Option<SystemTime>,
 }
 
 impl Deltas {
@@ -38,10 +39,16 @@ impl Deltas {
             // Figures of the observer's own begin with it; what is not there was 0.
             None if origin == Origin::Observer => Some(total),
             None => match self.reported {
-                None => (origin == Origin::Kernel).then_some(total),
+                // What was counted before this process began is an earlier one's to report.
+                None => (origin == Origin::Kernel && self.began.is_none_or(|began| created >= began)).then_some(total),
                 Some(reported) => (created >= reported).then_some(total),
             },
         }
+    }
+
+    /// Says when this process began to observe.
+    pub(super) fn begin(&mut self, began: SystemTime) {
+        self.began = Some(began);
     }
 
     /// Ends a report, and forgets what has not been seen for long.
@@ -76,6 +83,8 @@ mod tests {
         let mut first = |name, origin, created, now| deltas.increase((name, "", ""), 9.0, origin, at(created), at(now));
         assert_eq!(first("a", Origin::Istiod, 0, 10), None);
         assert_eq!(first("b", Origin::Kernel, 0, 10), Some(9.0));
+        deltas.begin(at(5));
+        assert_eq!(deltas.increase(("b", "x", ""), 9.0, Origin::Kernel, at(4), at(10)), None);
         deltas.end(at(10));
         let mut later = |name, origin, created| deltas.increase((name, "", ""), 9.0, origin, at(created), at(20));
         assert_eq!(later("c", Origin::Istiod, 10), Some(9.0));

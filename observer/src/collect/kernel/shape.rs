@@ -1,0 +1,173 @@
+//! Where the figures lie in the maps of a layout, so that another build can read them.
+
+use std::{collections::BTreeMap, mem::offset_of};
+
+use observer_ebpf::{
+    Endpoint, Histogram, Series, SeriesKey,
+    health::Counter,
+    latency::{self, BUCKETS},
+};
+use serde::{Deserialize, Serialize};
+
+const HISTOGRAMS: usize = 3;
+/// Figures of one histogram.
+const HISTOGRAM: usize = BUCKETS + 1;
+/// Figures that are in no histogram, with their places in [`Series`].
+const COUNTS: [(&str, usize); 6] = [
+    ("opened", offset_of!(Series, opened)),
+    ("closed", offset_of!(Series, closed)),
+    ("received", offset_of!(Series, received)),
+    ("sent", offset_of!(Series, sent)),
+    ("request_messages", offset_of!(Series, messages)),
+    ("response_messages", offset_of!(Series, messages) + size_of::<u64>()),
+];
+/// Figures of a series: those of each histogram, its buckets and its sum, then [`COUNTS`].
+pub(super) const FIGURES: usize = HISTOGRAMS * HISTOGRAM + COUNTS.len();
+
+/// Where the figures lie in the maps of a layout, by their names: what another build needs to read them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shape {
+    pub(super) key_size: usize,
+    pub(super) value_size: usize,
+    /// Fields of the key.
+    key: BTreeMap<String, usize>,
+    /// Figures of a series.
+    counts: BTreeMap<String, usize>,
+    /// Where the buckets of each histogram begin, and its sum.
+    histograms: Vec<(usize, usize)>,
+    bounds: Vec<u64>,
+    /// Health counters, in the order of their map.
+    pub(super) counters: Vec<String>,
+}
+
+impl Default for Shape {
+    /// This build's.
+    fn default() -> Self {
+        let named = |fields: &[(&str, usize)]| fields.iter().map(|&(name, at)| (name.to_owned(), at)).collect();
+        let destination = offset_of!(SeriesKey, destination);
+        let histogram = |index: usize| {
+            let begin = offset_of!(Series, histograms) + index * size_of::<Histogram>();
+            (begin + offset_of!(Histogram, buckets), begin + offset_of!(Histogram, sum))
+        };
+        Self {
+            key_size: size_of::<SeriesKey>(),
+            value_size: size_of::<Series>(),
+            key: named(&[
+                ("sidecar", offset_of!(SeriesKey, sidecar)),
+                ("address", destination + offset_of!(Endpoint, address)),
+                ("port", destination + offset_of!(Endpoint, port)),
+                ("status", offset_of!(SeriesKey, status)),
+                ("grpc_status", offset_of!(SeriesKey, grpc_status)),
+                ("leg", offset_of!(SeriesKey, leg)),
+                ("protocol", offset_of!(SeriesKey, protocol)),
+                ("security", offset_of!(SeriesKey, security)),
+            ]),
+            counts: named(&COUNTS),
+            histograms: (0..HISTOGRAMS).map(histogram).collect(),
+            bounds: latency::BOUNDS.to_vec(),
+            counters: counter_names(),
+        }
+    }
+}
+
+/// The health counters in the order of their map.
+pub(super) fn counter_names() -> Vec<String> {
+    Counter::ALL.iter().map(|&counter| counter_name(counter)).collect()
+}
+
+pub(super) fn counter_name(counter: Counter) -> String {
+    format!("{:?} {}", counter.group(), counter.label())
+}
+
+impl Shape {
+    pub(super) fn key(&self, bytes: &[u8]) -> Option<SeriesKey> {
+        let at = |name: &str, size: usize| bytes.get(*self.key.get(name)?..)?.get(..size);
+        let byte = |name| at(name, 1).map(|bytes| bytes[0]);
+        let short = |name| Some(u16::from_ne_bytes(at(name, 2)?.try_into().ok()?));
+        Some(SeriesKey {
+            sidecar: u32::from_ne_bytes(at("sidecar", 4)?.try_into().ok()?),
+            destination: Endpoint { address: at("address", 16)?.try_into().ok()?, port: short("port")?, padding: 0 },
+            status: short("status")?,
+            grpc_status: short("grpc_status")?,
+            leg: byte("leg")?,
+            protocol: byte("protocol")?,
+            security: byte("security")?,
+            padding: 0,
+        })
+    }
+
+    /// Why this build cannot go on from it, if it cannot.
+    pub(super) fn obstacle(&self) -> Option<&'static str> {
+        if self.bounds != latency::BOUNDS {
+            return Some("its histograms have other buckets");
+        }
+        self.key(&vec![0; self.key_size]).is_none().then_some("its series are told apart in another way")
+    }
+
+    /// Figures of a series that this build does not know.
+    pub(super) fn unknown_counts(&self) -> Vec<&str> {
+        let names = self.counts.keys().map(String::as_str);
+        names.filter(|name| !COUNTS.iter().any(|(known, _)| known == name)).collect()
+    }
+
+    /// A figure that this layout does not have is 0 in it.
+    pub(super) fn figures(&self, bytes: &[u8]) -> Box<[u64]> {
+        let at = |at: usize| bytes.get(at..)?.get(..8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight")));
+        let mut figures = vec![0; FIGURES].into_boxed_slice();
+        for (place, &(buckets, sum)) in figures.chunks_mut(HISTOGRAM).zip(&self.histograms).take(HISTOGRAMS) {
+            (0..BUCKETS).for_each(|bucket| place[bucket] = at(buckets + 8 * bucket).unwrap_or(0));
+            place[BUCKETS] = at(sum).unwrap_or(0);
+        }
+        for (place, (name, _)) in figures[HISTOGRAMS * HISTOGRAM..].iter_mut().zip(COUNTS) {
+            *place = self.counts.get(name).and_then(|&offset| at(offset)).unwrap_or(0);
+        }
+        figures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A series as the kernel has it: word `n` is `n + 1`.
+    fn series() -> Vec<u8> {
+        (0..size_of::<Series>() / 8).flat_map(|word| (word as u64 + 1).to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn own_keys_and_figures_are_found() {
+        let destination = Endpoint { address: [9; 16], port: 80, padding: 0 };
+        let key = SeriesKey { sidecar: 3, destination, status: 200, leg: 2, ..SeriesKey::default() };
+        // SAFETY: plain numbers without padding.
+        let bytes: [u8; size_of::<SeriesKey>()] = unsafe { std::mem::transmute(key) };
+        assert_eq!(Shape::default().key(&bytes), Some(key));
+        let figures = Shape::default().figures(&series());
+        let word = |offset: usize| offset as u64 / 8 + 1;
+        for (index, histogram) in figures.chunks(HISTOGRAM).take(HISTOGRAMS).enumerate() {
+            let begin = offset_of!(Series, histograms) + index * size_of::<Histogram>();
+            assert_eq!(histogram[0], word(begin));
+            assert_eq!(histogram[BUCKETS - 1], word(begin + 8 * (BUCKETS - 1)));
+            assert_eq!(histogram[BUCKETS], word(begin + offset_of!(Histogram, sum)));
+        }
+        let counts = COUNTS.map(|(_, at)| word(at));
+        assert_eq!(figures[HISTOGRAMS * HISTOGRAM..], counts);
+    }
+
+    #[test]
+    fn another_layout_is_read_by_names() {
+        let shape = Shape {
+            counts: BTreeMap::from([("sent".to_owned(), 8), ("of_later".to_owned(), 16)]),
+            histograms: vec![(40, 24), (0, 0), (0, 0)],
+            ..Shape::default()
+        };
+        let figures = shape.figures(&series());
+        assert_eq!(figures[HISTOGRAMS * HISTOGRAM + 3], 2);
+        assert_eq!(figures[HISTOGRAMS * HISTOGRAM], 0, "not in that layout");
+        assert_eq!((figures[0], figures[BUCKETS]), (6, 4));
+        assert_eq!(shape.unknown_counts(), ["of_later"]);
+        assert!(Shape::default().unknown_counts().is_empty());
+        assert_eq!(shape.obstacle(), None);
+        let others = [Shape { bounds: vec![1, 2], ..shape.clone() }, Shape { key: BTreeMap::new(), ..shape }];
+        assert!(others.iter().all(|other| other.obstacle().is_some()));
+    }
+}

@@ -1,0 +1,226 @@
+//! A text in pages, replaced whole.
+//!
+//! It is cut into pages under a generation of its own, and counts once the head names that generation. The head is one
+//! page, which is replaced at once: whoever is killed while writing leaves the text before.
+
+use std::io;
+
+use flate2::Crc;
+
+/// Bytes of a page: with what the kernel adds to an element, just under 4 KiB.
+pub(super) const PAGE: usize = 4000;
+/// Key of the head; a page's is its generation and its number.
+const HEAD: u64 = u64::MAX;
+/// Begins the head, and says how it is laid out.
+const MAGIC: [u8; 8] = *b"meshobs1";
+
+pub(super) type Page = [u8; PAGE];
+
+/// Where pages are kept.
+pub(super) trait Pages {
+    fn get(&self, key: u64) -> io::Result<Option<Page>>;
+    fn set(&mut self, key: u64, page: &Page) -> io::Result<()>;
+    fn remove(&mut self, key: u64) -> io::Result<()>;
+    fn keys(&self) -> io::Result<Vec<u64>>;
+}
+
+#[derive(Debug)]
+pub(super) struct Text<P> {
+    pages: P,
+    generation: u32,
+}
+
+impl<P: Pages> Text<P> {
+    /// Takes what is there, and removes what a write that was cut short left behind.
+    pub(super) fn open(pages: P) -> io::Result<(Self, Option<Vec<u8>>)> {
+        let mut text = Self { pages, generation: 0 };
+        let head = text.pages.get(HEAD)?.map(|page| Head::decode(&page)).transpose()?;
+        let read = head.as_ref().map(|head| text.read(head)).transpose()?;
+        text.generation = head.map_or(0, |head| head.generation);
+        text.sweep()?;
+        Ok((text, read))
+    }
+
+    fn read(&self, head: &Head) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        let length = head.length as usize;
+        for number in 0..length.div_ceil(PAGE) {
+            let page = self.pages.get(key(head.generation, number))?.ok_or_else(broken)?;
+            text.extend_from_slice(&page[..PAGE.min(length - number * PAGE)]);
+        }
+        if checksum(&text) == head.checksum { Ok(text) } else { Err(broken()) }
+    }
+
+    pub(super) fn write(&mut self, text: &[u8]) -> io::Result<()> {
+        let generation = self.generation.wrapping_add(1) & GENERATIONS;
+        for (number, part) in text.chunks(PAGE).enumerate() {
+            let mut page = [0; PAGE];
+            page[..part.len()].copy_from_slice(part);
+            if let Err(error) = self.pages.set(key(generation, number), &page) {
+                self.sweep()?;
+                return Err(error);
+            }
+        }
+        let head = Head { generation, length: text.len() as u64, checksum: checksum(text) };
+        self.pages.set(HEAD, &head.encode())?;
+        self.generation = generation;
+        self.sweep()
+    }
+
+    /// Removes the pages of other generations.
+    fn sweep(&mut self) -> io::Result<()> {
+        for key in self.pages.keys()? {
+            if key != HEAD && key >> 32 != u64::from(self.generation) {
+                self.pages.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// No page has the head's key.
+const GENERATIONS: u32 = u32::MAX >> 1;
+
+fn key(generation: u32, number: usize) -> u64 {
+    u64::from(generation) << 32 | number as u64
+}
+
+fn checksum(text: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(text);
+    crc.sum()
+}
+
+fn broken() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "its pages are not those that were written")
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    generation: u32,
+    length: u64,
+    checksum: u32,
+}
+
+impl Head {
+    fn encode(&self) -> Page {
+        let mut page = [0; PAGE];
+        page[..8].copy_from_slice(&MAGIC);
+        page[8..16].copy_from_slice(&self.length.to_le_bytes());
+        page[16..20].copy_from_slice(&self.generation.to_le_bytes());
+        page[20..24].copy_from_slice(&self.checksum.to_le_bytes());
+        page
+    }
+
+    fn decode(page: &Page) -> io::Result<Self> {
+        let word = |at: usize| u32::from_le_bytes(page[at..at + 4].try_into().expect("four bytes"));
+        if page[..8] != MAGIC {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "another build's, laid out in a way not known here",
+            ));
+        }
+        let length = u64::from(word(12)) << 32 | u64::from(word(8));
+        Ok(Self { generation: word(16), length, checksum: word(20) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Takes so many writes, and then its writer is killed.
+    #[derive(Clone, Default)]
+    struct Mortal {
+        pages: BTreeMap<u64, Page>,
+        writes: usize,
+    }
+
+    impl Mortal {
+        fn live(&mut self) -> io::Result<()> {
+            self.writes = self.writes.checked_sub(1).ok_or(io::ErrorKind::Interrupted)?;
+            Ok(())
+        }
+    }
+
+    impl Pages for Mortal {
+        fn get(&self, key: u64) -> io::Result<Option<Page>> {
+            Ok(self.pages.get(&key).copied())
+        }
+        fn set(&mut self, key: u64, page: &Page) -> io::Result<()> {
+            self.live()?;
+            self.pages.insert(key, *page);
+            Ok(())
+        }
+        fn remove(&mut self, key: u64) -> io::Result<()> {
+            self.live()?;
+            self.pages.remove(&key);
+            Ok(())
+        }
+        fn keys(&self) -> io::Result<Vec<u64>> {
+            Ok(self.pages.keys().copied().collect())
+        }
+    }
+
+    fn reopened(text: &Text<Mortal>) -> (Text<Mortal>, Option<Vec<u8>>) {
+        let pages = Mortal { writes: usize::MAX, ..text.pages.clone() };
+        Text::open(pages).unwrap()
+    }
+
+    fn texts() -> impl Strategy<Value = Vec<u8>> {
+        let length = prop_oneof![Just(0), Just(PAGE), Just(2 * PAGE), 0..4 * PAGE];
+        length.prop_flat_map(|length| proptest::collection::vec(any::<u8>(), length))
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(texts in proptest::collection::vec(texts(), 1..5)) {
+            let (mut text, none) = Text::open(Mortal { writes: usize::MAX, ..Mortal::default() }).unwrap();
+            prop_assert_eq!(none, None);
+            for written in texts {
+                text.write(&written).unwrap();
+                prop_assert_eq!(text.pages.pages.len(), 1 + written.len().div_ceil(PAGE));
+                let (again, read) = reopened(&text);
+                prop_assert_eq!(read, Some(written));
+                text = again;
+            }
+        }
+
+        #[test]
+        fn killed_at_any_instant_one_of_both_texts_is_there_whole(before in texts(), after in texts()) {
+            let (mut text, _) = Text::open(Mortal { writes: usize::MAX, ..Mortal::default() }).unwrap();
+            text.write(&before).unwrap();
+            for writes in 0.. {
+                let pages = Mortal { writes, ..text.pages.clone() };
+                let mut dying = Text { pages, generation: text.generation };
+                let done = dying.write(&after).is_ok();
+                let (again, read) = reopened(&dying);
+                let read = read.unwrap();
+                let whole = if done { read == after } else { read == before || read == after };
+                prop_assert!(whole);
+                prop_assert_eq!(again.pages.pages.len(), 1 + read.len().div_ceil(PAGE), "a page is left behind");
+                if done {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_longer_whole_is_not_read() {
+        let (mut text, _) = Text::open(Mortal { writes: usize::MAX, ..Mortal::default() }).unwrap();
+        text.write(&[7; 3 * PAGE]).unwrap();
+        let mut changed = text.pages.clone();
+        changed.pages.get_mut(&key(1, 1)).unwrap()[5] ^= 1;
+        assert!(Text::open(changed).is_err());
+        let mut short = text.pages.clone();
+        short.pages.remove(&key(1, 2));
+        assert!(Text::open(short).is_err());
+        text.pages.pages.get_mut(&HEAD).unwrap()[0] ^= 1;
+        assert!(Text::open(text.pages).is_err());
+    }
+}
