@@ -1,6 +1,7 @@
 //! A small real mesh in network namespaces, with real Envoy, and the referee that the observer is compared with.
 
 pub mod apps;
+pub mod bpffs;
 pub mod cases;
 pub mod catalogue;
 pub mod cgroup;

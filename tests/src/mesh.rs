@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    bpffs,
     cgroup::{self, Cgroup},
     net::{Namespace, run},
     pki::{Authority, spiffe},
@@ -419,7 +420,9 @@ fn remove_leftovers(mesh: &str) -> Result<()> {
             run("ip", &["netns", "del", &name])?;
         }
     }
-    match fs::remove_dir_all(home_directory().join(mesh)) {
+    let files = home_directory().join(mesh);
+    bpffs::unmount_below(&files)?;
+    match fs::remove_dir_all(files) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("old mesh's files"),
         _ => Ok(()),
     }

@@ -1,0 +1,55 @@
+//! A bpffs of a case's own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{mesh::Mesh, net::run};
+
+/// A mounted bpffs; what is pinned there goes when it is dropped.
+#[derive(Debug)]
+pub struct Bpffs(PathBuf);
+
+impl Bpffs {
+    /// Mounts it among the mesh's files, so that it is swept with the mesh if this run crashes.
+    pub fn mount(mesh: &Mesh) -> Result<Self> {
+        let path = mesh.directory().join("bpffs");
+        fs::create_dir_all(&path)?;
+        run("mount", &["-t", "bpf", "bpf", &path.display().to_string()])?;
+        Ok(Self(path))
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// From now on nothing can be written there.
+    pub fn make_read_only(&self) -> Result<()> {
+        run("mount", &["-o", "remount,ro", &self.0.display().to_string()]).map(drop)
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.0) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Unmounts every bpffs below a folder.
+pub(crate) fn unmount_below(folder: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo cannot be read")?;
+    let bpffs = mounts.lines().filter(|line| line.contains(" - bpf "));
+    let places = bpffs.filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    places.filter(|place| place.starts_with(folder)).try_for_each(unmount)
+}
+
+/// Lazily, since an observer may still hold it.
+fn unmount(path: &Path) -> Result<()> {
+    run("umount", &["--lazy", &path.display().to_string()]).map(drop)
+}

@@ -1,0 +1,85 @@
+//! Restart without loss: with `--pin` the observer is stopped, killed, replaced and started again under load, and counts as if it had
+//! never been away.
+
+mod counters;
+mod folders;
+mod load;
+mod other_build;
+mod under_load;
+
+use std::{path::Path, process::Command, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use harness::{bpffs::Bpffs, cases, mesh::Family, observer::Observer, pair::Pair, sidecar::Options, tools};
+
+fn main() -> ExitCode {
+    use self::{folders::*, under_load::*};
+    cases::run(
+        "restart",
+        Pinned::new,
+        cases![
+            killed,
+            stopped,
+            upgraded_and_downgraded,
+            second_observer_is_refused,
+            laid_out_otherwise,
+            detach_leaves_nothing,
+            unusable_folders_are_named,
+        ],
+    )
+}
+
+/// A mesh of two, and a bpffs for what outlives the observer, which goes on from case to case.
+struct Pinned {
+    // Dropped first: the mesh's files are removed after it.
+    bpffs: Bpffs,
+    pair: Pair,
+}
+
+impl Pinned {
+    /// Nobody observes yet.
+    fn new() -> Result<Self> {
+        let pair = Pair::unobserved(Options::default(), Options::default())?;
+        Ok(Self { bpffs: Bpffs::mount(&pair.mesh)?, pair })
+    }
+
+    fn folder(&self) -> String {
+        self.bpffs.path().join("pins").display().to_string()
+    }
+
+    /// Has an observer on the folder, if none is there from the case before.
+    fn observe(&mut self) -> Result<()> {
+        if self.pair.observer.is_some() { Ok(()) } else { self.observe_with(&tools::observer()?, "") }
+    }
+
+    /// Starts an observer of some build, with further settings.
+    fn observe_with(&mut self, program: &Path, settings: &str) -> Result<()> {
+        let mesh = &self.pair.mesh;
+        let configuration = format!("{settings}\n{}", mesh.observer_tables());
+        let arguments = ["--sidecar-exe", &mesh.executable(), "--pin", &self.folder()];
+        let observer = Observer::launch(&mut Command::new(program), mesh.directory(), &configuration, 2, &arguments)?;
+        self.pair.observer = Some(observer);
+        Ok(())
+    }
+
+    fn observer(&self) -> Result<&Observer> {
+        self.pair.observer.as_ref().context("an observer")
+    }
+
+    fn take_observer(&mut self) -> Result<Observer> {
+        self.pair.observer.take().context("an observer")
+    }
+
+    /// Connections whose beginning was not seen.
+    fn joined_late(&self) -> Result<f64> {
+        self.observer()?.own("mesh_observer_connections_total", &[("outcome", "joined_late")])
+    }
+}
+
+fn request_both(pair: &Pair) -> Result<()> {
+    for family in [Family::V4, Family::V6] {
+        let code = pair.curl(&[&pair.url(family, "/bytes/10")])?;
+        ensure!(code == "200", "{code}");
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! Restarts under load, judged by Envoy's log.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    observer::tally,
+    pair::{Expected, without_durations},
+    tools,
+};
+
+use super::{
+    Pinned,
+    counters::Counters,
+    load::{Load, http1, http2},
+    other_build::other_build,
+    request_both,
+};
+
+/// How often the observer is restarted in a case; set the variable for more.
+const RESTARTS: &str = "MESH_OBSERVER_RESTARTS";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) fn killed(pinned: &mut Pinned) -> Result<String> {
+    restarted(pinned, 5, &[tools::observer()?], |pinned, number| {
+        // Dropped without being asked to stop, it is killed; and then another while it starts, each a little later.
+        drop(pinned.take_observer()?);
+        pinned.kill_while_starting(number)
+    })
+}
+
+pub(super) fn stopped(pinned: &mut Pinned) -> Result<String> {
+    restarted(pinned, 2, &[tools::observer()?], |pinned, _| pinned.take_observer()?.stop())
+}
+
+pub(super) fn upgraded_and_downgraded(pinned: &mut Pinned) -> Result<String> {
+    let builds = [other_build(pinned.pair.mesh.directory())?, tools::observer()?];
+    restarted(pinned, 2, &builds, |pinned, _| pinned.take_observer()?.stop())
+}
+
+/// Ends the observer under load and starts the next of the builds, over and over: nothing may be missing, or counted twice.
+fn restarted(
+    pinned: &mut Pinned,
+    default: usize,
+    builds: &[PathBuf],
+    end: impl Fn(&mut Pinned, u32) -> Result<()>,
+) -> Result<String> {
+    let count = env::var(RESTARTS).ok().and_then(|number| number.parse().ok()).unwrap_or(default);
+    pinned.observe()?;
+    let (before, late) = (pinned.pair.begin()?, pinned.joined_late()?);
+    let mut load = Load::start(&pinned.pair, vec![http1(&pinned.pair), http2(&pinned.pair)])?;
+    for (number, build) in (0..).zip(builds.iter().cycle().take(count)) {
+        wait_for_requests(pinned)?;
+        load.beat()?;
+        let counted = Counters::read(pinned.observer()?)?;
+        end(pinned, number)?;
+        load.beat()?;
+        pinned.observe_with(build, "")?;
+        counted.go_on_in(&Counters::read(pinned.observer()?)?)?;
+    }
+    load.end()?;
+    let (mut truth, _) = pinned.pair.truth_of_any()?;
+    without_durations(&mut truth);
+    let said = pinned.pair.agree(&before, &truth)?;
+    let late = pinned.joined_late()? - late;
+    ensure!(late == 0.0, "{late} connections joined late");
+    Ok(format!("{count} restarts, difference 0: {said}"))
+}
+
+/// Maps of another size are another layout: what was counted in the old ones goes on, and what cannot is said.
+pub(super) fn laid_out_otherwise(pinned: &mut Pinned) -> Result<String> {
+    pinned.observe()?;
+    let (before, late) = (pinned.pair.begin()?, pinned.joined_late()?);
+    let load = Load::start(&pinned.pair, vec![http1(&pinned.pair)])?;
+    for settings in ["max_series = 500", ""] {
+        wait_for_requests(pinned)?;
+        let counted = Counters::read(pinned.observer()?)?;
+        pinned.take_observer()?.stop()?;
+        pinned.observe_with(&tools::observer()?, settings)?;
+        let said = pinned.observer()?.log();
+        ensure!(said.contains("another layout"), "it says nothing of the layout:\n{said}");
+        counted.go_on_in(&Counters::read(pinned.observer()?)?)?;
+    }
+    load.end()?;
+    let (truth, _) = pinned.pair.truth_of_any()?;
+    let late = pinned.joined_late()? - late;
+    let seen = pinned.observer()?.tally()?.since(&before);
+    let (mut all, mut missing) = (0, 0);
+    for leg in [pinned.pair.source(), pinned.pair.destination()] {
+        let (truth, seen) = (truth.total(&leg), seen.total(&leg));
+        missing += truth.checked_sub(seen).with_context(|| format!("{leg}: {seen} requests instead of {truth}"))?;
+        all += truth;
+    }
+    // Those that met old and new programs, which is soon over.
+    ensure!(100 * missing < all, "{missing} of {all} requests are missing");
+    ensure!(missing == 0 || late > 0.0, "nothing is said of {missing} missing requests");
+    let exact = pinned.pair.check(Expected::both(2), request_both)?;
+    Ok(format!("{missing} of {all} requests missing, {late} connections joined late; then exact: {exact}"))
+}
+
+/// The load goes on, and the observer sees it.
+fn wait_for_requests(pinned: &Pinned) -> Result<()> {
+    let (observer, leg) = (pinned.observer()?, pinned.pair.source());
+    let seen = observer.tally()?.total(&leg);
+    observer.wait(PATIENCE, |page| tally(page).is_ok_and(|tally| tally.total(&leg) > seen)).map(drop)
+}
+
+impl Pinned {
+    /// Starts an observer and kills it as it takes over, at an instant that `number` chooses.
+    fn kill_while_starting(&self, number: u32) -> Result<()> {
+        let mut observer = Command::new(tools::observer()?)
+            .args([
+                "run",
+                "--listen=127.0.0.1:0",
+                "--pin",
+                &self.folder(),
+                "--sidecar-exe",
+                &self.pair.mesh.executable(),
+            ])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // Any instant will do.
+        sleep(Duration::from_millis(37) * (number % 64));
+        observer.kill()?;
+        observer.wait().map(drop).context("an observer that was killed")
+    }
+}
