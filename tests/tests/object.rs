@@ -1,7 +1,11 @@
 //! The built kernel object, inspected without loading it: what it calls, what it adds to, and what both sides think of
 //! the layouts.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result, ensure};
 use aya_obj::{Map, Object, ProgramSection};
@@ -171,6 +175,8 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
         .filter(|name| !expected.iter().any(|(known, ..)| known == name) && !name.starts_with('.'))
         .collect();
     ensure!(others.is_empty(), "maps {others:?} are not accounted for");
+    let (all, listed) = (expected.map(|(name, ..)| name), names::MAPS);
+    ensure!(BTreeSet::from(all) == BTreeSet::from(listed), "of all maps, {all:?}, the list for pins has {listed:?}");
     ensure!(object.maps[names::HEALTH].max_entries() as usize >= Counter::ALL.len(), "more counters than map entries");
     Ok(())
 }

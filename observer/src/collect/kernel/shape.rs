@@ -138,8 +138,13 @@ mod tests {
     fn own_keys_and_figures_are_found() {
         let destination = Endpoint { address: [9; 16], port: 80, padding: 0 };
         let key = SeriesKey { sidecar: 3, destination, status: 200, leg: 2, ..SeriesKey::default() };
-        // SAFETY: plain numbers without padding.
-        let bytes: [u8; size_of::<SeriesKey>()] = unsafe { std::mem::transmute(key) };
+        let mut bytes = [0; size_of::<SeriesKey>()];
+        let mut put = |at: usize, word: &[u8]| bytes[at..][..word.len()].copy_from_slice(word);
+        put(0, &key.sidecar.to_ne_bytes());
+        put(4, &destination.address);
+        put(20, &destination.port.to_ne_bytes());
+        put(24, &key.status.to_ne_bytes());
+        put(28, &[key.leg]);
         assert_eq!(Shape::default().key(&bytes), Some(key));
         let figures = Shape::default().figures(&series());
         let word = |offset: usize| offset as u64 / 8 + 1;
