@@ -4,6 +4,7 @@
 //! text (unnumbered notes, paths of one machine) hold for every file of the repository.
 
 mod licences;
+mod promises;
 mod source;
 mod unsafety;
 
@@ -52,6 +53,7 @@ pub(crate) fn run() -> Result<()> {
             findings.extend(unsafety::rules(file, text)?);
         }
     }
+    findings.extend(promises::rules(&sources));
     findings.extend(licences::check()?);
     for finding in &findings {
         eprintln!("{finding}");

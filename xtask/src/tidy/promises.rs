@@ -1,0 +1,81 @@
+//! ARCHITECTURE.md says of everything that can go wrong what happens then, and which test shows it: each test must be there.
+
+use super::Finding;
+
+/// Where the promises stand.
+const PAGE: &str = "ARCHITECTURE.md";
+const HEADING: &str = "## What can go wrong, and what happens then";
+const SUITES: &str = "tests/tests/";
+/// What comes before a command that is no suite's case.
+const COMMAND: &str = "cargo xtask ";
+
+/// Finds promises without a test, and tests that are not there. `sources` are names of files and their texts.
+pub(super) fn rules(sources: &[(String, String)]) -> Vec<Finding> {
+    let finding = |line, what| Finding { file: PAGE.to_owned(), line, what };
+    let page = sources.iter().find(|(file, _)| file == PAGE).map_or("", |(_, text)| text);
+    let lines = page.lines().enumerate().skip_while(|(_, line)| *line != HEADING).skip(1);
+    // A line of names and a rule come first; lines in bold are headings.
+    let rows = lines.take_while(|(_, line)| !line.starts_with("## ")).filter(|(_, line)| line.starts_with("| "));
+    let rows: Vec<_> = rows.skip(1).filter(|(_, line)| !line.starts_with("| **")).collect();
+    if rows.is_empty() {
+        return vec![finding(0, format!("no table under `{HEADING}`"))];
+    }
+    let mut findings = Vec::new();
+    for (index, row) in rows {
+        let tests: Vec<_> = shown_by(row).collect();
+        if tests.is_empty() {
+            findings.push(finding(index + 1, "no test shows this".to_owned()));
+        }
+        let missing = tests.into_iter().filter(|test| !is_there(test, sources));
+        findings.extend(missing.map(|test| finding(index + 1, format!("there is no test `{test}`"))));
+    }
+    findings
+}
+
+/// The names between backquotes in a row's last cell.
+fn shown_by(row: &str) -> impl Iterator<Item = &str> {
+    row.trim_end_matches(['|', ' ']).rsplit('|').next().unwrap_or_default().split('`').skip(1).step_by(2)
+}
+
+fn is_there(test: &str, sources: &[(String, String)]) -> bool {
+    if let Some(command) = test.strip_prefix(COMMAND) {
+        return sources.iter().any(|(file, _)| *file == format!("xtask/src/{command}.rs"));
+    }
+    let Some((suite, case)) = test.split_once("::") else { return false };
+    let (file, folder) = (format!("{SUITES}{suite}.rs"), format!("{SUITES}{suite}/"));
+    let texts = sources.iter().filter(|(name, _)| *name == file || name.starts_with(&folder));
+    let is_word = |character: char| character.is_alphanumeric() || character == '_';
+    texts.flat_map(|(_, text)| text.split(|character| !is_word(character))).any(|word| word == case)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(rows: &str) -> Vec<(usize, String)> {
+        let page = format!("# A\n{HEADING}\n| what | then | shown by |\n|---|---|---|\n{rows}\n## B\n| x | y | z |\n");
+        let sources = [
+            (PAGE.to_owned(), page),
+            ("tests/tests/life.rs".to_owned(), "fn ended() {} cases![begun]".to_owned()),
+            ("tests/tests/wire/loss.rs".to_owned(), "fn lost() {}".to_owned()),
+            ("xtask/src/soak.rs".to_owned(), String::new()),
+        ];
+        rules(&sources).into_iter().map(|finding| (finding.line, finding.what)).collect()
+    }
+
+    #[test]
+    fn tests_that_are_there_are_taken() {
+        assert_eq!(found("| **Ends** | | |\n| a | b | `life::ended`, `life::begun` |\n| a | b | `wire::lost` |"), []);
+        assert_eq!(found("| a `c` | b | `cargo xtask soak` |"), []);
+    }
+
+    #[test]
+    fn promises_without_a_test_are_found() {
+        assert_eq!(found("| a `life::ended` | b | |"), [(5, "no test shows this".to_owned())]);
+        for missing in ["life::end", "wire::ended", "life", "cargo xtask vm"] {
+            assert_eq!(found(&format!("| a | b | `{missing}` |")), [(5, format!("there is no test `{missing}`"))]);
+        }
+        assert_eq!(found("").len(), 1);
+        assert_eq!(rules(&[]).len(), 1);
+    }
+}
