@@ -1,5 +1,7 @@
 //! What an observer leaves to the next one on the same folder, beside the kernel's maps.
 
+use std::io::{self, Write};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,13 +27,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// As it is kept.
+    /// Writes it as it is kept.
     ///
-    /// # Panics
-    /// Never: nothing in it refuses to be written.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("numbers, times after 1970, strings and lists")
+    /// # Errors
+    /// `into` takes no more.
+    pub fn write(&self, into: impl Write) -> io::Result<()> {
+        Ok(serde_json::to_writer(into, self)?)
     }
 
     /// What was kept.

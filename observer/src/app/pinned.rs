@@ -21,7 +21,7 @@ pub(super) fn load(config: &Config) -> Result<(Kernel, Option<Store>, Memory)> {
     let remembered = std::mem::take(&mut memory.kernel);
     let (kernel, store) = Kernel::resume(&config.kernel(), pins, remembered, |store, remembered| {
         memory.kernel = remembered.clone();
-        store.write(&memory.encode()).map_err(|error| kernel::Error::state(folder, error))
+        store.write(|page| memory.write(page)).map_err(|error| kernel::Error::state(folder, error))
     })?;
     Ok((kernel, Some(store), memory))
 }
@@ -60,7 +60,7 @@ impl State {
             model: Some(self.model.remember()),
             kernel: self.kernel.remembered().clone(),
         };
-        let written = store.write(&memory.encode());
+        let written = store.write(|page| memory.write(page));
         if let Err(error) = &written
             && !self.forgetful
         {

@@ -40,7 +40,8 @@ pub struct Accounts<K, L, F> {
 /// Accounts as they are kept over a restart, with other forms of keys and labels.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RememberedAccounts<K, L, F> {
-    feeds: Vec<(K, usize, F)>,
+    /// With the account of each, and its figures if they are other than the account's.
+    feeds: Vec<(K, usize, Option<Arc<F>>)>,
     accounts: Vec<RememberedAccount<L, F>>,
     retired: u64,
     resets: u64,
@@ -49,7 +50,7 @@ pub struct RememberedAccounts<K, L, F> {
 #[derive(Debug, Serialize, Deserialize)]
 struct RememberedAccount<L, F> {
     labels: L,
-    total: F,
+    total: Arc<F>,
     created: SystemTime,
     changed: SystemTime,
     exposed: bool,
@@ -104,10 +105,13 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
         key: impl Fn(&K) -> RK,
         mut labels: impl FnMut(&L) -> RL,
     ) -> RememberedAccounts<RK, RL, F> {
-        let feeds = self.feeds.iter().map(|(own, feed)| (key(own), feed.account, F::clone(&feed.figures)));
+        let feeds = self.feeds.iter().map(|(own, Feed { account, figures, .. })| {
+            let is_total = Arc::ptr_eq(figures, &self.accounts[*account].total);
+            (key(own), *account, (!is_total).then(|| figures.clone()))
+        });
         let accounts = self.accounts.iter().map(|own| RememberedAccount {
             labels: labels(&own.labels),
-            total: F::clone(&own.total),
+            total: own.total.clone(),
             created: own.created,
             changed: own.changed,
             exposed: own.exposed,
@@ -131,14 +135,12 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
         for RememberedAccount { labels: account, total, created, changed, exposed } in accounts {
             let labels = Arc::new(labels(&account)?);
             own.by_labels.insert(labels.clone(), own.accounts.len());
-            let total = Arc::new(total);
             let (recent, alive, fed) = (None, false, false);
             own.accounts.push(Account { labels, total, recent, created, changed, alive, fed, exposed });
         }
         for (feed, account, figures) in feeds {
             let total = &own.accounts.get(account)?.total;
-            // Where there is only one feed they are the same.
-            let figures = if **total == figures { total.clone() } else { Arc::new(figures) };
+            let figures = figures.unwrap_or_else(|| total.clone());
             own.feeds.insert(key(feed), Feed { account, figures, cells: PackedCells::default(), seen: 0 });
         }
         Some(own)

@@ -2,7 +2,10 @@
 
 mod text;
 
-use std::{io, path::Path};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use super::Error;
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -54,11 +57,11 @@ impl Store {
         Ok((Self(text), read))
     }
 
-    /// Replaces what it holds.
+    /// Replaces what it holds by what is written.
     ///
     /// # Errors
     /// It does not fit, or memory is short; what it held before stays.
-    pub fn write(&mut self, text: &[u8]) -> io::Result<()> {
+    pub fn write(&mut self, text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         self.0.write(text)
     }
 }

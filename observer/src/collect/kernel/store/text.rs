@@ -3,7 +3,7 @@
 //! It is cut into pages under a generation of its own, and counts once the head names that generation. The head is one
 //! page, which is replaced at once: whoever is killed while writing leaves the text before.
 
-use std::io;
+use std::io::{self, Write};
 
 use flate2::Crc;
 
@@ -51,18 +51,17 @@ impl<P: Pages> Text<P> {
         if checksum(&text) == head.checksum { Ok(text) } else { Err(broken()) }
     }
 
-    pub(super) fn write(&mut self, text: &[u8]) -> io::Result<()> {
+    /// Replaces it by what is written; it is never in memory whole.
+    pub(super) fn write(&mut self, text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         let generation = self.generation.wrapping_add(1) & GENERATIONS;
-        for (number, part) in text.chunks(PAGE).enumerate() {
-            let mut page = [0; PAGE];
-            page[..part.len()].copy_from_slice(part);
-            if let Err(error) = self.pages.set(key(generation, number), &page) {
+        let mut writer = Writer::new(&mut self.pages, generation);
+        match text(&mut writer).and_then(|()| writer.finish()) {
+            Ok(head) => self.pages.set(HEAD, &head.encode())?,
+            Err(error) => {
                 self.sweep()?;
                 return Err(error);
             }
         }
-        let head = Head { generation, length: text.len() as u64, checksum: checksum(text) };
-        self.pages.set(HEAD, &head.encode())?;
         self.generation = generation;
         self.sweep()
     }
@@ -74,6 +73,56 @@ impl<P: Pages> Text<P> {
                 self.pages.remove(key)?;
             }
         }
+        Ok(())
+    }
+}
+
+/// Cuts into pages what is written, one page at a time.
+struct Writer<'a, P> {
+    pages: &'a mut P,
+    generation: u32,
+    /// Pages that are put.
+    number: usize,
+    page: Page,
+    filled: usize,
+    checksum: Crc,
+}
+
+impl<'a, P: Pages> Writer<'a, P> {
+    fn new(pages: &'a mut P, generation: u32) -> Self {
+        Self { pages, generation, number: 0, page: [0; PAGE], filled: 0, checksum: Crc::new() }
+    }
+
+    fn put(&mut self) -> io::Result<()> {
+        self.pages.set(key(self.generation, self.number), &self.page)?;
+        self.number += 1;
+        self.filled = 0;
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<Head> {
+        let length = (self.number * PAGE + self.filled) as u64;
+        if self.filled > 0 {
+            self.page[self.filled..].fill(0);
+            self.put()?;
+        }
+        Ok(Head { generation: self.generation, length, checksum: self.checksum.sum() })
+    }
+}
+
+impl<P: Pages> Write for Writer<'_, P> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if self.filled == PAGE {
+            self.put()?;
+        }
+        let taken = &text[..text.len().min(PAGE - self.filled)];
+        self.page[self.filled..self.filled + taken.len()].copy_from_slice(taken);
+        self.checksum.update(taken);
+        self.filled += taken.len();
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -142,7 +191,7 @@ mod tests {
 
     impl Mortal {
         fn live(&mut self) -> io::Result<()> {
-            self.writes = self.writes.checked_sub(1).ok_or(io::ErrorKind::Interrupted)?;
+            self.writes = self.writes.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
             Ok(())
         }
     }
@@ -182,7 +231,7 @@ mod tests {
             let (mut text, none) = Text::open(Mortal { writes: usize::MAX, ..Mortal::default() }).unwrap();
             prop_assert_eq!(none, None);
             for written in texts {
-                text.write(&written).unwrap();
+                text.write(|page| page.write_all(&written)).unwrap();
                 prop_assert_eq!(text.pages.pages.len(), 1 + written.len().div_ceil(PAGE));
                 let (again, read) = reopened(&text);
                 prop_assert_eq!(read, Some(written));
@@ -193,11 +242,11 @@ mod tests {
         #[test]
         fn killed_at_any_instant_one_of_both_texts_is_there_whole(before in texts(), after in texts()) {
             let (mut text, _) = Text::open(Mortal { writes: usize::MAX, ..Mortal::default() }).unwrap();
-            text.write(&before).unwrap();
+            text.write(|page| page.write_all(&before)).unwrap();
             for writes in 0.. {
                 let pages = Mortal { writes, ..text.pages.clone() };
                 let mut dying = Text { pages, generation: text.generation };
-                let done = dying.write(&after).is_ok();
+                let done = dying.write(|page| page.write_all(&after)).is_ok();
                 let (again, read) = reopened(&dying);
                 let read = read.unwrap();
                 let whole = if done { read == after } else { read == before || read == after };
@@ -213,7 +262,7 @@ mod tests {
     #[test]
     fn what_is_no_longer_whole_is_not_read() {
         let (mut text, _) = Text::open(Mortal { writes: usize::MAX, ..Mortal::default() }).unwrap();
-        text.write(&[7; 3 * PAGE]).unwrap();
+        text.write(|page| page.write_all(&[7; 3 * PAGE])).unwrap();
         let mut changed = text.pages.clone();
         changed.pages.get_mut(&key(1, 1)).unwrap()[5] ^= 1;
         assert!(Text::open(changed).is_err());
