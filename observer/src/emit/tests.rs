@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 const QUICK: Limits = Limits {
     queue: 2,
-    patience: Duration::from_secs(5),
+    patience: Duration::from_mins(1),
     first_pause: Duration::from_millis(2),
     longest_pause: Duration::from_millis(10),
     push_back: Duration::from_millis(5),
@@ -34,7 +34,7 @@ async fn report(script: Vec<Act>, limits: Limits) -> (String, EmitterFigures) {
     let (url, mut taken) = receiver(script).await;
     let emitter = emitter(url, limits);
     emitter.offer(fixture::snapshots()[0].clone());
-    let figures = emitter.finish(Duration::from_secs(10)).await;
+    let figures = emitter.finish(Duration::from_mins(1)).await;
     let mut text = String::new();
     while let Ok(more) = taken.try_recv() {
         text.push_str(&more);
