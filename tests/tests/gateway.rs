@@ -5,8 +5,9 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, thread::sleep, time::Du
 use anyhow::{Result, ensure};
 use harness::{
     apps::{
+        frames::{Block, PREFACE, Peer, flag, headers, settings},
         http,
-        raw::{Connection, Server},
+        raw::{Connection, DATA_WITH_THE_ACK, Server},
     },
     cases,
     envoy::{GATEWAY_PLAIN, GATEWAY_TLS},
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             no_route,
             application_ends_without_a_word,
             client_ends_before_the_answer,
+            doors_with_the_handshake,
             tls_door_is_said_to_be_unseen,
             check_says_it_plainly,
         ],
@@ -101,6 +103,12 @@ impl Doors {
         finish(&mut command, "").map(|codes| codes.trim().replace('\n', " "))
     }
 
+    /// Connections at the TLS door.
+    fn encrypted(&self) -> Result<f64> {
+        const FAMILY: &str = "mesh_observer_gateway_encrypted_connections_total";
+        self.observer.as_ref().map_or(Ok(0.0), |observer| observer.own(FAMILY, &[("event", "opened")]))
+    }
+
     fn door(&self, port: u16, family: Family) -> SocketAddr {
         SocketAddr::new(self.gateway.ip(family), port)
     }
@@ -158,13 +166,40 @@ fn client_ends_before_the_answer(doors: &mut Doors) -> Result<String> {
     })
 }
 
+/// What comes with the handshake, the kernel shows to the listener only: HTTP/1, HTTP/2, and the beginning of TLS.
+fn doors_with_the_handshake(doors: &mut Doors) -> Result<String> {
+    const GET: &str = "GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n";
+    let before = doors.encrypted()?;
+    let figures = doors.check([6, 6], |doors| {
+        for family in BOTH {
+            let open =
+                |door| Connection::open_with(&doors.visitor, doors.door(door, family), &[DATA_WITH_THE_ACK], None);
+            let mut connection = open(GATEWAY_PLAIN)?;
+            for _ in 0..2 {
+                connection.send(GET)?;
+                ensure!(connection.receive_response()?.status == 200);
+            }
+            let mut connection = open(GATEWAY_PLAIN)?;
+            let mut peer = Peer::new(&mut connection);
+            let block = Block::default().named(2, "GET").indexed(6).named(4, "/bytes/10").named(1, "web");
+            peer.send([PREFACE, &settings(&[]), &headers(1, flag::END_STREAM, &block)].concat())?;
+            peer.ended(1)?;
+            let mut connection = open(GATEWAY_TLS)?;
+            // The beginning of a ClientHello: the door waits for the rest, which never comes.
+            connection.send([[0x16, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3].as_slice(), &[7; 300]].concat())?;
+            connection.finish_sending()?;
+            connection.drain()?;
+        }
+        Ok(())
+    })?;
+    let came = doors.encrypted()? - before;
+    ensure!(doors.observer.is_none() || came == 2.0, "{came} encrypted connections");
+    Ok(format!("{came} encrypted connections, {figures}"))
+}
+
 /// What comes in is encrypted, and what leaves for the mesh is too: only connections are counted there.
 fn tls_door_is_said_to_be_unseen(doors: &mut Doors) -> Result<String> {
-    const FAMILY: &str = "mesh_observer_gateway_encrypted_connections_total";
-    let encrypted = |doors: &Doors| {
-        doors.observer.as_ref().map_or(Ok(0.0), |observer| observer.own(FAMILY, &[("event", "opened")]))
-    };
-    let before = encrypted(doors)?;
+    let before = doors.encrypted()?;
     let figures = doors.check([4, 4], |doors| {
         for family in BOTH {
             let code = doors.curl("web", GATEWAY_TLS, family, "/{status/200,bytes/5}")?;
@@ -173,7 +208,7 @@ fn tls_door_is_said_to_be_unseen(doors: &mut Doors) -> Result<String> {
         Ok(())
     })?;
     ensure!(!figures.contains("source"), "the referee counts no TLS door: {figures}");
-    let came = encrypted(doors)? - before;
+    let came = doors.encrypted()? - before;
     ensure!(doors.observer.is_none() || came == 2.0, "{came} encrypted connections");
     Ok(format!("{came} encrypted connections, {figures}"))
 }

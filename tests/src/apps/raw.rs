@@ -294,6 +294,9 @@ impl Connection {
 /// A socket option that is a number: level, name, value.
 pub type SocketOption = (i32, i32, i32);
 
+/// Of a client: its last packet of the handshake waits for the first data, which the kernel then shows to the listener only.
+pub const DATA_WITH_THE_ACK: SocketOption = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 1);
+
 fn connect(to: SocketAddr, options: &[SocketOption], port: Option<u16>) -> io::Result<TcpStream> {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
