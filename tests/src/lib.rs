@@ -21,6 +21,7 @@ pub mod relay;
 pub mod replay;
 pub mod server;
 pub mod sidecar;
+pub mod sockmap;
 pub mod stand_in;
 pub mod tally;
 pub mod tools;

@@ -115,6 +115,9 @@ fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
 #[inline(always)]
 fn audit(seen_in: u64, received: u64, fin: u64, seen_out: u64, acknowledged: u64) {
     maps::count(Counter::AuditConnections as u32, 1);
+    if seen_in == 0 && seen_out == 0 {
+        maps::count(Counter::AuditEmpty as u32, 1);
+    }
     let mut unseen = 0;
     if received > seen_in + fin {
         unseen += received - seen_in - fin;
