@@ -9,6 +9,7 @@ pub mod envoy;
 pub mod exposition;
 pub mod foreign;
 pub mod holdings;
+pub mod link;
 pub mod mesh;
 pub mod net;
 pub mod observer;

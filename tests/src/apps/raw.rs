@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd, RawFd},
     sync::{
@@ -149,6 +149,27 @@ impl Connection {
             self.sent += sent;
         }
         Ok(())
+    }
+
+    /// Moves `length` bytes from a pipe to the peer, unread.
+    pub fn splice_from(&mut self, pipe: &PipeReader, length: usize) -> io::Result<()> {
+        let mut left = length;
+        while left > 0 {
+            let moved = splice(pipe, &*self.stream, left)?;
+            if moved == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            left -= moved;
+            self.sent += moved as u64;
+        }
+        Ok(())
+    }
+
+    /// Moves what comes next to an empty pipe, unread; 0 at the end of the stream.
+    pub fn splice_into(&mut self, pipe: &PipeWriter) -> io::Result<usize> {
+        let moved = splice(&*self.stream, pipe, 1 << 16)?;
+        self.received += moved as u64;
+        Ok(moved)
     }
 
     /// Whatever comes next; empty at the end of the stream.
@@ -324,6 +345,13 @@ fn set<T>(socket: &impl AsRawFd, level: i32, option: i32, value: T) -> io::Resul
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+fn splice(from: &impl AsRawFd, to: &impl AsRawFd, most: usize) -> io::Result<usize> {
+    let nowhere = std::ptr::null_mut();
+    // SAFETY: no offsets are given.
+    let moved = unsafe { libc::splice(from.as_raw_fd(), nowhere, to.as_raw_fd(), nowhere, most, 0) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
 /// Value of the first header of that (lower-case) name.

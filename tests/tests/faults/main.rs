@@ -47,6 +47,7 @@ fn main() -> ExitCode {
             large_segments,
             without_copies,
             sent_from_a_file,
+            spliced,
             urgent_data,
             window_of_zero,
             both_end_at_once,
