@@ -90,6 +90,8 @@ pub struct Greeting {
     pub length: u32,
     /// Zero.
     pub padding: u32,
+    /// Cgroup of the listener.
+    pub cgroup: u64,
 }
 
 /// The place that a ticket is for.

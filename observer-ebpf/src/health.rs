@@ -37,7 +37,8 @@ pub enum Group {
     LostSync,
     /// `mesh_observer_losses_total{reason}`: what could not be counted.
     Losses,
-    /// `mesh_observer_audit_bytes_total{kind}` and `mesh_observer_audit_connections_total`: the check at close.
+    /// `mesh_observer_audit_bytes_total{kind}`, `mesh_observer_audit_connections_total` and
+    /// `mesh_observer_audit_empty_connections_total`: the check at close.
     Audit,
 }
 
@@ -105,6 +106,8 @@ counters! {
     LossUnattributed = "unattributed" in Losses,
     /// Connections whose audit was made.
     AuditConnections = "connections" in Audit,
+    /// Of those, connections without a byte in either direction.
+    AuditEmpty = "empty_connections" in Audit,
     /// Bytes the kernel received or had acknowledged that the programs did not see.
     AuditUnseen = "unseen" in Audit,
     /// Bytes the programs saw sent that the peer never acknowledged.

@@ -477,24 +477,33 @@ fn decide_without_parsing<E: Env>(c: &mut Connection, env: &mut E, direction: us
     let declared = c.flags & DECLARED_TCP != 0;
     let server_first = direction == RESPONSE && c.flags & LATE == 0 && shared::load(&c.tail) == 0;
     // A server that speaks first, or before a request line could be recognised, is no HTTP server, unless it is one of
-    // HTTP/2: those may send their settings before the client's preface has come.
-    if server_first && !declared && settings_first(c, env) {
-        is_http2(c, env);
-    } else if declared || server_first {
-        is_tcp(c, env);
+    // HTTP/2, which may send its settings before the client's preface has come, or the request did not come this way.
+    if declared || server_first {
+        match if declared { Opening::Other } else { server_opening(c, env) } {
+            Opening::Http2 => is_http2(c, env),
+            Opening::Http1 => is_http1(c, env),
+            Opening::Other => is_tcp(c, env),
+        }
     }
 }
 
-/// Do a server's first bytes begin a SETTINGS frame on stream 0 (RFC 9113 section 3.4)?
+/// Do a server's first bytes begin a SETTINGS frame on stream 0 (RFC 9113 section 3.4), or a status line?
 #[inline(always)]
-fn settings_first<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+fn server_opening<E: Env>(c: &mut Connection, env: &mut E) -> Opening {
     let s = &mut c.streams[RESPONSE];
     let (offset, length) = (s.offset, s.end.wrapping_sub(s.offset));
     if s.seen != u64::from(length) || length < 9 || !env.load(s, offset, 9, 0) {
-        return false;
+        return Opening::Other;
     }
-    let size = (s.word(0) as u32).swap_bytes() >> 8;
-    size < 256 && size.is_multiple_of(6) && s.word(0) >> 24 == 4 && s.byte(8) == 0
+    let word = s.word(0);
+    let size = (word as u32).swap_bytes() >> 8;
+    if size < 256 && size.is_multiple_of(6) && word >> 24 == 4 && s.byte(8) == 0 {
+        Opening::Http2
+    } else if word << 8 == u64::from_le_bytes(*b"HTTP/1.\0") << 8 {
+        Opening::Http1
+    } else {
+        Opening::Other
+    }
 }
 
 /// Makes the connection HTTP/2, if nothing else was decided.

@@ -6,7 +6,7 @@ mod bed;
 use bed::{Wire, exchange};
 use observer_ebpf::{
     health::Counter,
-    socket::{DESTINATION, REQUEST, RESPONSE, SOURCE},
+    socket::{DESTINATION, HTTP1, REQUEST, RESPONSE, SOURCE},
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -394,6 +394,18 @@ fn what_is_not_http_is_tcp_from_its_first_byte() {
     wire.deliver(REQUEST, b"GET / HTTP/1.1\r\n\r\n", 0, 18);
     wire.close();
     assert_eq!(wire.bed.bytes, [18, 10]);
+}
+
+#[test]
+fn an_answer_that_nothing_was_asked_for_is_a_loss_and_no_tcp() {
+    let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let mut wire = exchange(b"", response);
+    assert_eq!((wire.c.protocol, wire.bed.count_of(Counter::SyncUnasked), wire.bed.opened), (HTTP1, 1, 0));
+    // Once both are seen, they are counted.
+    wire.deliver(REQUEST, GET, 0, GET.len());
+    let both = [response, &response[..]].concat();
+    wire.deliver(RESPONSE, &both, response.len(), both.len());
+    assert_eq!(requests(&wire), [(200, GET.len() as u64, response.len() as u64, false)]);
 }
 
 #[test]

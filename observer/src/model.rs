@@ -408,7 +408,8 @@ fn own_kernel(kernel: &KernelReading, families: &mut Families) {
     ] {
         let family = families.add(family);
         for (counter, value) in &kernel.health {
-            if counter.group() == group && *counter != health::Counter::AuditConnections {
+            let of_its_own = matches!(counter, health::Counter::AuditConnections | health::Counter::AuditEmpty);
+            if counter.group() == group && !of_its_own {
                 family.point(&[counter.label()], *value);
             }
         }
@@ -416,6 +417,7 @@ fn own_kernel(kernel: &KernelReading, families: &mut Families) {
     for (counter, value) in &kernel.health {
         match counter {
             health::Counter::AuditConnections => families.add(&catalogue::AUDIT_CONNECTIONS).point(&[], *value),
+            health::Counter::AuditEmpty => families.add(&catalogue::AUDIT_EMPTY).point(&[], *value),
             health::Counter::LossSeries => families.add(&catalogue::SERIES_OVERFLOWED).point(&[], *value),
             _ => {}
         }

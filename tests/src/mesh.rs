@@ -212,6 +212,19 @@ impl Mesh {
         Ok(workload)
     }
 
+    /// From now on segments that arrive at a workload are joined (GRO): veth does so if its other end hands them on one by one.
+    pub fn join_segments(&self, at: &Workload) -> Result<()> {
+        let number =
+            self.workloads.iter().position(|workload| workload.name == at.name).context("a workload of this mesh")?;
+        let devices = [(&self.hub, format!("v{number}"), ["tso", "off"]), (&at.net, "eth0".to_owned(), ["gro", "on"])];
+        for (net, device, [feature, state]) in devices {
+            run("ip", &["netns", "exec", net.name(), "ethtool", "-K", &device, feature, state])?;
+        }
+        // Each waits so many nanoseconds for the next: on veth hardly two arrive at once.
+        let wait = "echo 200000 > /sys/class/net/eth0/gro_flush_timeout";
+        run("ip", &["netns", "exec", at.net.name(), "sh", "-c", wait]).map(drop)
+    }
+
     /// Puts this machine on the mesh's network, so that pods can be reached from here as from a node; ends with the mesh.
     pub fn join(&self) -> Result<()> {
         let host = format!("{}-host", self.name);

@@ -187,6 +187,12 @@ impl Observer {
         Ok(said.join(", "))
     }
 
+    /// Kills it.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait().map(drop).context("an observer that was killed")
+    }
+
     /// Asks it to end, which it must do with exit code 0.
     pub fn stop(mut self) -> Result<()> {
         // SAFETY: no pointers; the child is not yet reaped, so the id is its own.

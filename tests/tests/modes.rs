@@ -4,10 +4,15 @@ use std::{net::SocketAddr, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    apps::{http, raw::Connection, tcp},
+    apps::{
+        http,
+        raw::{Connection, DATA_WITH_THE_ACK},
+        tcp,
+    },
     cases,
     exposition::Exposition,
     mesh::Family,
+    net::finish,
     observer::{self, get},
     pair::{Expected, Pair},
     redirect::{Exclusions, Interception},
@@ -74,7 +79,9 @@ fn localhost_inbound(_: &mut ()) -> Result<String> {
 fn tproxy(_: &mut ()) -> Result<String> {
     let options = Options { interception: Interception::Tproxy, ..Options::default() };
     let mut pair = Pair::with(Options::default(), options)?;
-    http_and_tcp(&mut pair)
+    let figures = http_and_tcp(&mut pair)?;
+    policy_with_the_handshake(&mut pair)?;
+    Ok(figures)
 }
 
 fn one_worker(_: &mut ()) -> Result<String> {
@@ -143,14 +150,6 @@ fn host_outside_the_mesh(_: &mut ()) -> Result<String> {
 /// Read from the inbound leg, also where one port is called both ways at a time.
 fn connection_security_policy(_: &mut ()) -> Result<String> {
     let mut pair = Pair::new()?;
-    let policies = |pair: &Pair| -> Result<[f64; 3]> {
-        let Some(observer) = &pair.observer else { return Ok([0.0; 3]) };
-        let exposition = observer.scrape()?;
-        Ok(["none", "mutual_tls", "unknown"].map(|policy| {
-            let labels = [("reporter", "destination"), ("connection_security_policy", policy)];
-            exposition.sum("istio_requests_total", &labels).unwrap_or(0.0)
-        }))
-    };
     let mut wanted = [0.0; 3];
     let mut step = |pair: &Pair, policy: usize| -> Result<()> {
         wanted[policy] += 2.0;
@@ -174,7 +173,56 @@ fn connection_security_policy(_: &mut ()) -> Result<String> {
         let [unknown, all] = [&labels[..], &labels[..1]].map(|labels| exposition.sum("istio_requests_total", labels));
         ensure!(unknown == all, "the source's policy is always unknown");
     }
+    policy_with_the_handshake(&mut pair)?;
     Ok("none, mutual_tls, and none beside open connections with mutual_tls".to_owned())
+}
+
+/// Requests at the server by policy: none, mutual TLS, unknown.
+fn policies(pair: &Pair) -> Result<[f64; 3]> {
+    let Some(observer) = &pair.observer else { return Ok([0.0; 3]) };
+    let exposition = observer.scrape()?;
+    Ok(["none", "mutual_tls", "unknown"].map(|policy| {
+        let labels = [("reporter", "destination"), ("connection_security_policy", policy)];
+        exposition.sum("istio_requests_total", &labels).unwrap_or(0.0)
+    }))
+}
+
+/// What tells the policy comes with the handshake, at a port that nobody has called yet: from the mesh since the packet that ends
+/// the handshake is lost, from outside since the client lets it wait.
+fn policy_with_the_handshake(pair: &mut Pair) -> Result<()> {
+    let web = http::serve(&pair.server, pair.raw.target_port)?;
+    let before = policies(pair)?;
+    let lose = |pair: &Pair, action: &str| -> Result<()> {
+        for command in ["iptables-legacy", "ip6tables-legacy"] {
+            let second = "-m connbytes --connbytes 0:2 --connbytes-dir original --connbytes-mode packets";
+            let rule = format!("{action} INPUT ! -i lo -p tcp --tcp-flags ALL ACK {second} -j DROP");
+            finish(pair.server.command(command)?.args(rule.split(' ')), "")?;
+        }
+        Ok(())
+    };
+    pair.check(Expected::both(2), |pair| {
+        lose(pair, "-A")?;
+        let codes = BOTH.map(|family| pair.curl(&[&pair.raw.url(family, "/bytes/8")]));
+        lose(pair, "-D")?;
+        for code in codes {
+            ensure!(code? == "200");
+        }
+        Ok(())
+    })?;
+    pair.check(Expected { source: 0, destination: 2 }, |pair| {
+        for family in BOTH {
+            let address = SocketAddr::new(pair.server.ip(family), pair.raw.target_port);
+            let mut connection = Connection::open_with(&pair.outside, address, &[DATA_WITH_THE_ACK], None)?;
+            connection.send("GET /bytes/8 HTTP/1.1\r\nhost: raw\r\n\r\n")?;
+            ensure!(connection.receive_response()?.status == 200);
+        }
+        Ok(())
+    })?;
+    drop(web);
+    let after = policies(pair)?;
+    let came = [0, 1, 2].map(|policy| after[policy] - before[policy]);
+    ensure!(pair.observer.is_none() || came == [2.0, 2.0, 0.0], "none, mutual_tls, unknown: {came:?}");
+    Ok(())
 }
 
 fn from_outside(pair: &Pair) -> Result<()> {

@@ -50,11 +50,12 @@ const LINKER_LIBRARIES: [(&str, &str); 5] = [
     ("g++", "g++"),
 ];
 /// What builds the mesh of the demo and of the tests, and the clients nobody here wrote.
-const MESH: [(&str, &str); 10] = [
+const MESH: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("iptables-legacy", "iptables"),
     ("ip6tables-legacy", "iptables"),
     ("python3", "python3"),
+    ("ethtool", "ethtool"),
     ("curl", "curl"),
     ("wrk", "wrk"),
     ("h2load", "nghttp2-client"),

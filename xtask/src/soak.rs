@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use harness::{
+    bpffs::Bpffs,
     holdings::Holdings,
     observer::Observer,
     tally::{Messages, Tally},
@@ -36,7 +37,8 @@ const PROGRESS: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(2);
 /// Longest that the last figures may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Until then, or for a quarter of a shorter run, memory may grow: connections, label sets and buffers appear.
+/// The observer is killed in the first half. For so long after that, or for a quarter of a shorter run, memory may grow: connections,
+/// label sets and buffers appear.
 const WARMING: Duration = Duration::from_secs(60);
 /// What the observer's own memory may grow by after that.
 const OWN_GROWTH: u64 = 2 << 20;
@@ -72,6 +74,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 struct Soak {
     talk: Option<Talk>,
     observer: Observer,
+    bpffs: Bpffs,
     truth: Tally,
     messages: Messages,
     faults: Faults,
@@ -83,11 +86,13 @@ struct Soak {
 impl Soak {
     fn start() -> Result<Self> {
         let shops = Shops::open()?;
-        let observer = Observer::start(&shops.mesh, shops.sidecars.len(), &["--interval", "1s"])?;
+        let bpffs = Bpffs::mount(&shops.mesh)?;
+        let observer = faults::observe(&shops, &bpffs)?;
         let started = Holdings::of(observer.pid())?;
         Ok(Self {
             talk: Some(shops.talk()?),
             observer,
+            bpffs,
             truth: Tally::default(),
             messages: Messages::default(),
             faults: Faults::default(),
@@ -99,13 +104,15 @@ impl Soak {
 
     fn go_on(&mut self, options: &Options, stop: &AtomicBool) -> Result<()> {
         say(format!("{} of traffic and faults, seed {}", seconds(options.time), options.seed));
-        let (begun, warming) = (Instant::now(), WARMING.min(options.time / 4));
+        let (begun, half) = (Instant::now(), options.time / 2);
+        let warm = half + WARMING.min(half / 2);
         let mut told = begun;
         let mut dice = faults::Dice::new(options.seed);
         while begun.elapsed() < options.time && !stop.load(Ordering::Relaxed) {
             sleep(PAUSE);
-            self.fault(&mut dice)?;
-            if self.warm.is_none() && begun.elapsed() >= warming {
+            // The memory that is compared is one process's.
+            self.fault(&mut dice, begun.elapsed() < half)?;
+            if self.warm.is_none() && begun.elapsed() >= warm {
                 self.warm = Some(Holdings::of(self.observer.pid())?);
             }
             if told.elapsed() >= PROGRESS {
@@ -117,8 +124,8 @@ impl Soak {
     }
 
     /// One fault, after which everything is as it was.
-    fn fault(&mut self, dice: &mut faults::Dice) -> Result<()> {
-        match dice.throw(8) {
+    fn fault(&mut self, dice: &mut faults::Dice, may_kill: bool) -> Result<()> {
+        match dice.throw(if may_kill { 10 } else { 8 }) {
             0 => {
                 self.quiet()?;
                 self.faults.restart_sidecar(&mut self.shops, &mut self.observer, dice)?;
@@ -128,6 +135,7 @@ impl Soak {
             1 | 2 => self.faults.lose_packets(&self.shops, dice),
             3 => self.faults.reset_connections(&self.shops),
             4 => self.faults.reset_by_server(&self.shops),
+            8 | 9 => self.faults.kill_observer(&self.shops, &self.bpffs, &mut self.observer),
             _ => self.faults.scrape(&self.observer),
         }
     }

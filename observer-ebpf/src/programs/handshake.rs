@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock_ops},
-    helpers::generated::{bpf_get_socket_cookie, bpf_loop},
+    helpers::generated::{bpf_get_socket_cookie, bpf_loop, bpf_skb_cgroup_id},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -17,16 +17,18 @@ use observer_ebpf::{
     hpack::Wide,
     http2::{self, Call, CallKey, Calls, Http2, Reaping},
     shared,
-    socket::{self, Connection, Env, REQUEST},
+    socket::{self, Connection, Env, INBOUND, REQUEST, SOURCE, UNDECIDED},
     stream::Stream,
+    tls,
 };
 
 use super::{
     early,
     http2::each,
     maps,
-    packet::{SYN, TURNS, segment},
+    packet::{SYN, TURNS, enter, leave, segment},
     record,
+    skb::attribute,
     sock_ops::socket_of,
 };
 
@@ -41,13 +43,20 @@ pub(super) fn keep(skb: *mut __sk_buff) -> Option<()> {
         return None;
     }
     let ticket = early::take();
-    if ticket == 0 || !early::keep(skb, ticket, 0, segment.offset, segment.length) {
+    if ticket == 0 {
+        return None;
+    }
+    if !early::keep(skb, ticket, 0, segment.offset, segment.length) {
+        early::give_back(ticket);
+        maps::count(Counter::LossEarly as u32, 1);
         return None;
     }
     // A SYN takes a sequence number of its own.
     greeting.seq = segment.seq.wrapping_add(u32::from(segment.flags & SYN != 0));
     greeting.length = segment.length;
     greeting.ticket = ticket;
+    // SAFETY: the context is valid.
+    greeting.cgroup = unsafe { bpf_skb_cgroup_id(skb) };
     Some(())
 }
 
@@ -60,7 +69,7 @@ pub(super) fn hand_over(ctx: &SockOpsContext) {
     }
 }
 
-/// Reads it, whatever the connection speaks.
+/// Reads it, whatever the connection is and speaks.
 #[sock_ops]
 pub(crate) fn mesh_greeting(ctx: SockOpsContext) -> u32 {
     if greeted(ctx.ops) == Some(socket::HTTP2) {
@@ -79,14 +88,67 @@ pub(crate) fn mesh_greeting_h2(ctx: SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn greeted(ops: *mut bpf_sock_ops) -> Option<u32> {
-    let c = maps::connection(socket_of(ops)?)?;
     let greeting = maps::greeting()?;
-    socket::payload(c, &mut Kept { ops, greeting }, REQUEST, greeting.seq, 0, greeting.length);
+    let Some(c) = established(ops, greeting.cgroup) else {
+        done(0, greeting);
+        return None;
+    };
+    let mut env = Kept { ops, greeting };
+    if c.leg == SOURCE && entered(c) {
+        socket::payload(c, &mut env, REQUEST, greeting.seq, 0, greeting.length);
+        leave(&mut c.streams[REQUEST]);
+    } else if c.leg == INBOUND && entered(c) {
+        opening(c, &mut env, greeting);
+        leave(&mut c.streams[REQUEST]);
+        record::list(c);
+    }
     let protocol = shared::load(&c.protocol);
     if protocol != socket::HTTP2 {
-        done(&c.streams[REQUEST], greeting);
+        done(c.streams[REQUEST].ticket, greeting);
     }
     Some(protocol)
+}
+
+/// The connection, if it is one that is observed.
+#[inline(always)]
+fn established(ops: *mut bpf_sock_ops, cgroup: u64) -> Option<&'static mut Connection> {
+    let sk = socket_of(ops)?;
+    let c = maps::connection(sk)?;
+    if c.sidecar == 0 || c.leg == UNDECIDED {
+        attribute(c, cgroup, sk);
+    }
+    Some(c)
+}
+
+/// Another processor may be at the connection's next packet already.
+#[inline(always)]
+fn entered(c: &mut Connection) -> bool {
+    let entered = enter(&mut c.streams[REQUEST]);
+    if !entered {
+        maps::count(Counter::SyncContended as u32, 1);
+    }
+    entered
+}
+
+/// Of a peer's connection, only what it came with.
+#[inline(always)]
+fn opening(c: &mut Connection, kept: &mut Kept, greeting: &Greeting) {
+    let s = &mut c.streams[REQUEST];
+    if !s.place(greeting.seq, 0, greeting.length) {
+        return;
+    }
+    s.advance(greeting.seq.wrapping_add(greeting.length));
+    if s.gap() == 0 {
+        let mut walk = Walk { c, h: core::ptr::null_mut(), kept, last: 0 };
+        // SAFETY: the callback gets back the pointer given here.
+        unsafe { bpf_loop(tls::STEPS, hello as *mut c_void, (&raw mut walk).cast(), 0) };
+    }
+}
+
+unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
+    // SAFETY: the pointer that `opening` gave; the connection outlives the program.
+    let (c, kept) = unsafe { (&mut *(*walk).c, &mut *(*walk).kept) };
+    i64::from(tls::step(c, kept))
 }
 
 #[inline(always)]
@@ -98,16 +160,20 @@ fn greeted_h2(ops: *mut bpf_sock_ops) -> Option<()> {
     h.cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
     let greeting = maps::greeting()?;
     let mut env = Kept { ops, greeting };
-    http2::payload(c, h, &mut env, REQUEST, greeting.seq, 0, greeting.length);
-    http2::settle(c, h, &mut env, REQUEST, false);
-    done(&c.streams[REQUEST], greeting);
+    if entered(c) {
+        http2::payload(c, h, &mut env, REQUEST, greeting.seq, 0, greeting.length);
+        http2::settle(c, h, &mut env, REQUEST, false);
+        leave(&mut c.streams[REQUEST]);
+    }
+    done(c.streams[REQUEST].ticket, greeting);
     Some(())
 }
 
-/// Gives the place back, unless the stream has taken it over for bytes in front of which others are missing.
+/// Gives the place back, unless the stream, which has the one of `ticket`, has taken it over for bytes in front of which others
+/// are missing.
 #[inline(always)]
-fn done(s: &Stream, greeting: &mut Greeting) {
-    if s.ticket != greeting.ticket {
+fn done(ticket: u32, greeting: &mut Greeting) {
+    if ticket != greeting.ticket {
         early::give_back(greeting.ticket);
     }
     greeting.ticket = 0;
@@ -163,7 +229,7 @@ impl Env for Kept {
     #[inline(always)]
     fn keep(&mut self, stream: &mut Stream, at: u32, _: u32, _: u32) -> bool {
         stream.base = stream.base.wrapping_add(at);
-        true
+        stream.ticket == self.ticket()
     }
     #[inline(always)]
     fn holds(&mut self, stream: &Stream) -> bool {
@@ -173,9 +239,11 @@ impl Env for Kept {
     fn release(&mut self, stream: &mut Stream) {
         early::release(stream);
     }
+    /// What another processor had to let wait is in a place of its own.
     #[inline(always)]
     fn load(&mut self, stream: &mut Stream, offset: u32, _: u32, at: u32) -> bool {
-        early::load(stream, self.ticket(), offset, at)
+        let ticket = if shared::load(&stream.source) != 0 { stream.ticket } else { self.ticket() };
+        early::load(stream, ticket, offset, at)
     }
     #[inline(always)]
     fn turns(&mut self, c: &mut Connection, _: usize) -> bool {

@@ -69,7 +69,8 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
         return None;
     }
     if c.sidecar == 0 || c.leg == UNDECIDED {
-        attribute(c, skb, sk);
+        // SAFETY: the context is valid.
+        attribute(c, unsafe { bpf_skb_cgroup_id(skb) }, sk);
     }
     let leg = c.leg;
     if leg == INBOUND {
@@ -184,12 +185,12 @@ unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
 /// A socket without storage: a listener, or one that was open before the programs were attached and carries data.
 #[inline(never)]
 fn late(skb: *mut __sk_buff, sk: *mut bpf_sock) -> Option<&'static mut Connection> {
-    let accepted = read!(sk, src_port) == OUTBOUND_PORT;
-    if !accepted && !is_magic(sk) {
-        return None;
-    }
     if read!(sk, state) == LISTEN {
         handshake::keep(skb);
+        return None;
+    }
+    let accepted = read!(sk, src_port) == OUTBOUND_PORT;
+    if !accepted && !is_magic(sk) {
         return None;
     }
     let leg = if accepted { SOURCE } else { DESTINATION };
@@ -216,9 +217,8 @@ fn joined_late(c: &mut Connection) {
 
 /// Says by the socket's cgroup whose connection this is, and what an accepted one is to its owner.
 #[inline(never)]
-fn attribute(c: &mut Connection, skb: *mut __sk_buff, sk: *mut bpf_sock) {
-    // SAFETY: the context is valid.
-    let Some(cgroup) = maps::cgroup(unsafe { bpf_skb_cgroup_id(skb) }) else { return };
+pub(super) fn attribute(c: &mut Connection, cgroup: u64, sk: *mut bpf_sock) {
+    let Some(cgroup) = maps::cgroup(cgroup) else { return };
     if c.process == 0 {
         c.sidecar = cgroup.sidecar;
     }

@@ -40,7 +40,11 @@ pub(crate) fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     }
     match op {
         ACTIVE_ESTABLISHED => connected(ops),
-        PASSIVE_ESTABLISHED => accepted(&ctx),
+        PASSIVE_ESTABLISHED => {
+            accepted(ops);
+            handshake::hand_over(&ctx);
+            None
+        }
         STATE if read!(ops, __bindgen_anon_1.args[1]) == CLOSE => closed(ops),
         _ => None,
     };
@@ -65,8 +69,7 @@ fn connected(ops: *mut bpf_sock_ops) -> Option<()> {
 }
 
 #[inline(always)]
-fn accepted(ctx: &SockOpsContext) -> Option<()> {
-    let ops = ctx.ops;
+fn accepted(ops: *mut bpf_sock_ops) -> Option<()> {
     let port = read!(ops, local_port);
     if maps::port_flags(port as u16) & PORT_EXCLUDED != 0 {
         return None;
@@ -80,9 +83,6 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     };
     anchor(c, read!(ops, rcv_nxt), read!(ops, snd_nxt));
     watch(ops);
-    if c.leg == SOURCE {
-        handshake::hand_over(ctx);
-    }
     Some(())
 }
 
@@ -115,6 +115,9 @@ fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
 #[inline(always)]
 fn audit(seen_in: u64, received: u64, fin: u64, seen_out: u64, acknowledged: u64) {
     maps::count(Counter::AuditConnections as u32, 1);
+    if seen_in == 0 && seen_out == 0 {
+        maps::count(Counter::AuditEmpty as u32, 1);
+    }
     let mut unseen = 0;
     if received > seen_in + fin {
         unseen += received - seen_in - fin;

@@ -422,6 +422,9 @@ families! {
     AUDIT_CONNECTIONS = "mesh.observer.audit.connections.total.value", "mesh_observer_audit_connections_total",
         Counter, "connections", &[], Observer, Own,
         "Connections whose byte counts were compared with the kernel's own at their close.";
+    AUDIT_EMPTY = "mesh.observer.audit.empty.connections.total.value", "mesh_observer_audit_empty_connections_total",
+        Counter, "connections", &[], Observer, Own,
+        "Connections that closed without a byte in either direction, of those whose byte counts were compared.";
     AUDIT_BYTES = "mesh.observer.audit.bytes.total.value", "mesh_observer_audit_bytes_total",
         Counter, "bytes", &["kind"], Observer, Own,
         "Bytes by which the observer's and the kernel's own counts differed at close.";

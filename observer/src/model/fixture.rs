@@ -35,13 +35,14 @@ use crate::{
 
 pub(crate) const HOSTILE: &str = "a\"b\\c\nd é \\";
 
-const COUNTERS: [Counter; 7] = [
+const COUNTERS: [Counter; 8] = [
     Counter::ConnectionHttp1,
     Counter::RequestOk,
     Counter::RequestLostSync,
     Counter::SyncGap,
     Counter::LossSeries,
     Counter::AuditConnections,
+    Counter::AuditEmpty,
     Counter::AuditUnseen,
 ];
 

@@ -2,9 +2,9 @@
 
 use std::{
     fs::File,
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, RawFd},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -151,6 +151,27 @@ impl Connection {
         Ok(())
     }
 
+    /// Moves `length` bytes from a pipe to the peer, unread.
+    pub fn splice_from(&mut self, pipe: &PipeReader, length: usize) -> io::Result<()> {
+        let mut left = length;
+        while left > 0 {
+            let moved = splice(pipe, &*self.stream, left)?;
+            if moved == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            left -= moved;
+            self.sent += moved as u64;
+        }
+        Ok(())
+    }
+
+    /// Moves what comes next to an empty pipe, unread; 0 at the end of the stream.
+    pub fn splice_into(&mut self, pipe: &PipeWriter) -> io::Result<usize> {
+        let moved = splice(&*self.stream, pipe, 1 << 16)?;
+        self.received += moved as u64;
+        Ok(moved)
+    }
+
     /// Whatever comes next; empty at the end of the stream.
     pub fn receive_some(&mut self) -> io::Result<Vec<u8>> {
         if !self.pending.is_empty() {
@@ -291,8 +312,17 @@ impl Connection {
     }
 }
 
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}
+
 /// A socket option that is a number: level, name, value.
 pub type SocketOption = (i32, i32, i32);
+
+/// Of a client: its last packet of the handshake waits for the first data, which the kernel then shows to the listener only.
+pub const DATA_WITH_THE_ACK: SocketOption = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 1);
 
 fn connect(to: SocketAddr, options: &[SocketOption], port: Option<u16>) -> io::Result<TcpStream> {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -315,6 +345,13 @@ fn set<T>(socket: &impl AsRawFd, level: i32, option: i32, value: T) -> io::Resul
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+fn splice(from: &impl AsRawFd, to: &impl AsRawFd, most: usize) -> io::Result<usize> {
+    let nowhere = std::ptr::null_mut();
+    // SAFETY: no offsets are given.
+    let moved = unsafe { libc::splice(from.as_raw_fd(), nowhere, to.as_raw_fd(), nowhere, most, 0) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
 /// Value of the first header of that (lower-case) name.

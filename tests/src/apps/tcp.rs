@@ -1,5 +1,7 @@
 //! Ordinary TCP servers.
 
+use std::io::pipe;
+
 use anyhow::Result;
 
 use super::raw::Server;
@@ -15,6 +17,21 @@ pub fn echo(on: &Workload, port: u16) -> Result<Server> {
                 return Ok(());
             }
             connection.send(bytes)?;
+        }
+    })
+}
+
+/// As [`echo`], by a server that never reads what it passes on.
+pub fn spliced_echo(on: &Workload, port: u16) -> Result<Server> {
+    Server::start(on, port, |connection| {
+        let connection = connection.as_mut().expect("given by the server");
+        let (reader, writer) = pipe()?;
+        loop {
+            let moved = connection.splice_into(&writer)?;
+            if moved == 0 {
+                return Ok(());
+            }
+            connection.splice_from(&reader, moved)?;
         }
     })
 }

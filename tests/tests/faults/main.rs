@@ -3,6 +3,7 @@
 mod ends;
 mod openings;
 mod segments;
+mod short_cuts;
 mod wires;
 
 use std::{fs, process::ExitCode, thread::sleep, time::Instant};
@@ -20,7 +21,7 @@ use harness::{
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 fn main() -> ExitCode {
-    use self::{ends::*, openings::*, segments::*, wires::*};
+    use self::{ends::*, openings::*, segments::*, short_cuts::*, wires::*};
     cases::run(
         "faults",
         fixture,
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
             large_segments,
             without_copies,
             sent_from_a_file,
+            spliced,
             urgent_data,
             window_of_zero,
             both_end_at_once,
@@ -53,6 +55,8 @@ fn main() -> ExitCode {
             port_used_again,
             client_resets_inside_the_body,
             application_resets_inside_the_body,
+            redirected_by_a_sockmap,
+            requests_redirected_by_a_sockmap,
         ],
     )
 }

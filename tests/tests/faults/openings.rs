@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use harness::{
     apps::{
         frames::{Block, PREFACE, Peer, flag, headers, settings},
-        raw::{Connection, Server, SocketOption},
+        raw::{Connection, DATA_WITH_THE_ACK, Server, SocketOption},
         tcp,
     },
     net::finish,
@@ -15,8 +15,6 @@ use harness::{
 
 use crate::{BOTH, counted_in, finish_cleanly};
 
-/// Of a client: its last packet of the handshake waits for the first data.
-const DATA_WITH_THE_ACK: SocketOption = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 1);
 /// Of a client: its SYN waits for the first data.
 const DATA_WITH_THE_SYN: SocketOption = (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
 

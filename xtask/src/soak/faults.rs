@@ -5,6 +5,7 @@ use std::{fmt, thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use harness::{
     apps::raw::Connection,
+    bpffs::Bpffs,
     mesh::{Family, Workload},
     net::finish,
     observer::{Observer, get},
@@ -23,6 +24,7 @@ const SCRAPES: usize = 4;
 #[derive(Default)]
 pub(super) struct Faults {
     restarts: u32,
+    kills: u32,
     losses: u32,
     resets: u32,
     scrapes: u32,
@@ -47,6 +49,14 @@ impl Faults {
         }
         observer.wait_attached(all)?;
         self.restarts += 1;
+        Ok(())
+    }
+
+    /// Kills the observer and starts the next one, while traffic goes on.
+    pub(super) fn kill_observer(&mut self, shops: &Shops, bpffs: &Bpffs, observer: &mut Observer) -> Result<()> {
+        observer.kill()?;
+        *observer = observe(shops, bpffs)?;
+        self.kills += 1;
         Ok(())
     }
 
@@ -98,6 +108,12 @@ impl Faults {
     }
 }
 
+/// An observer whose counts outlive it.
+pub(super) fn observe(shops: &Shops, bpffs: &Bpffs) -> Result<Observer> {
+    let folder = bpffs.path().join("pins").display().to_string();
+    Observer::start(&shops.mesh, shops.sidecars.len(), &["--interval", "1s", "--pin", &folder])
+}
+
 fn lose(workload: &Workload, action: &str) -> Result<()> {
     let rule = format!(
         "{action} INPUT -i lo -p tcp -m length --length 100:65535 -m statistic --mode random --probability 0.033 -j DROP"
@@ -107,8 +123,8 @@ fn lose(workload: &Workload, action: &str) -> Result<()> {
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { restarts, losses, resets, scrapes } = self;
-        write!(f, "{restarts} restarts, {losses} losses, {resets} resets, {scrapes} scrapes;")
+        let Self { restarts, kills, losses, resets, scrapes } = self;
+        write!(f, "{restarts} restarts, {kills} kills, {losses} losses, {resets} resets, {scrapes} scrapes;")
     }
 }
 
