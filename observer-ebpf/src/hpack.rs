@@ -7,7 +7,7 @@
 //!
 //! Strings are compared as they are sent: a Huffman code (Appendix B) is as good as its text for that.
 
-use crate::stream::Stream;
+use crate::{shared, stream::Stream};
 
 /// Insertions remembered in the connection: all that a table of 4,096 bytes can hold.
 pub const RING: usize = 128;
@@ -120,8 +120,8 @@ pub struct Walk {
     pub facts: u32,
     /// 1 if the table may hold more than was inserted so far.
     pub partial: u32,
-    /// Zero.
-    pub filler: u32,
+    /// What the string says; handed over by storage, since what the verifier does not know it does not follow.
+    pub read: u32,
     /// By the insertion's number modulo [`RING`].
     pub ring: [u16; RING],
 }
@@ -157,28 +157,34 @@ pub fn is_whole(w: &Walk) -> bool {
 }
 
 /// Reads the fields that are next in the window and sent as an index of one byte, which are most once an encoder knows its peer.
-#[inline(always)]
+#[inline(never)]
 pub fn indexed(w: &mut Walk, s: &mut Stream, left: &mut u32) {
     if w.state != FIRST || w.shift != 0 || w.rest != 0 {
         return;
     }
     let mut i = 0;
-    while i < RUN && s.pending() != 0 && *left != 0 {
-        let byte = u32::from(s.byte(s.line));
+    while i < RUN {
+        // Loaded anew for each field: what one field says of a register would be followed through all after it.
+        let line = shared::load(&s.line);
+        let left_now = shared::load(left);
+        if line == shared::load(&s.have) || left_now == 0 {
+            return;
+        }
+        let byte = u32::from(s.byte(line));
         if !(0x81..0xff).contains(&byte) {
             return;
         }
         let Some(entry) = entry(w, byte & 0x7f) else { return };
         found(w, entry);
-        s.line = s.line.wrapping_add(1);
-        *left = left.wrapping_sub(1);
+        shared::store(&mut s.line, line.wrapping_add(1));
+        shared::store(left, left_now.wrapping_sub(1));
         i += 1;
     }
 }
 
 /// Reads on in a block of which `left` bytes are in this frame; at least one of them is in the window. What is passed
 /// over unread is taken from `left` and given to the stream to skip. [`FAR`] may be the state then.
-#[inline(always)]
+#[inline(never)]
 pub fn step(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed> {
     if w.rest != 0 {
         let rest = w.rest;
@@ -188,7 +194,8 @@ pub fn step(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malforme
     }
     let state = w.state;
     if state == NAME || state == VALUE {
-        return text(w, s, left);
+        text(w, s, left);
+        return Ok(());
     }
     let byte = u32::from(s.byte(s.line));
     s.line = s.line.wrapping_add(1);
@@ -333,10 +340,11 @@ fn entry(w: &Walk, index: u32) -> Option<u32> {
         });
     }
     let back = index - 62;
-    if back >= w.inserted || back >= RING as u32 {
+    let inserted = shared::load(&w.inserted);
+    if back >= inserted || back >= RING as u32 {
         return None;
     }
-    let number = w.inserted.wrapping_sub(1).wrapping_sub(back) as usize;
+    let number = inserted.wrapping_sub(1).wrapping_sub(back) as usize;
     // SAFETY: the ring's length is a power of two.
     Some(u32::from(unsafe { *w.ring.get_unchecked(number & (RING - 1)) }))
 }
@@ -395,42 +403,47 @@ fn value(w: &mut Walk, value: u32) {
     unsafe { *w.ring.get_unchecked_mut(number & (RING - 1)) = entry as u16 };
 }
 
-/// Collects a string: at once where enough of it is in the window, else byte by byte.
+/// Reads a string that is a name or a value to be known.
 #[inline(always)]
-fn text(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed> {
-    let length = w.number;
-    let want = if length < LOOK { length } else { LOOK };
-    let pending = s.pending();
-    if w.have == 0 && pending >= want && *left >= want {
-        let line = s.line;
-        w.text = [s.word(line), s.word(line + 8), s.word(line + 16), s.word(line + 24)];
-        w.have = want;
-        s.line = line.wrapping_add(want);
-        *left = left.wrapping_sub(want);
-    } else {
-        let at = w.have & (LOOK - 1);
-        let byte = u64::from(s.byte(s.line));
-        // SAFETY: `at` is below 32.
-        let word = unsafe { w.text.get_unchecked_mut((at >> 3) as usize) };
-        let shift = (at & 7) * 8;
-        *word = *word & !(0xff << shift) | byte << shift;
-        w.have = at + 1;
-        s.line = s.line.wrapping_add(1);
-        *left = left.wrapping_sub(1);
-        if w.have < want {
-            return Ok(());
-        }
+fn text(w: &mut Walk, s: &mut Stream, left: &mut u32) {
+    if !collect(w, s, left) {
+        return;
     }
     if w.state == NAME {
         w.name = name_of(w);
         w.state = VALUE_LENGTH;
-        return Ok(());
+        return;
     }
-    let read = if w.name == CONTENT_TYPE { content_type(w) } else { digits(w) };
+    interpret(w);
     w.state = FIRST;
+    let read = w.read;
     value(w, read);
-    pass(w, s, left, length.wrapping_sub(want));
-    Ok(())
+    let rest = w.number.saturating_sub(LOOK);
+    pass(w, s, left, rest);
+}
+
+/// Collects a string's first bytes: at once where enough of it is in the window, else byte by byte; true once they are there.
+#[inline(never)]
+fn collect(w: &mut Walk, s: &mut Stream, left: &mut u32) -> bool {
+    let want = if w.number < LOOK { w.number } else { LOOK };
+    let line = s.line;
+    if w.have == 0 && s.pending() >= want && *left >= want {
+        w.text = [s.word(line), s.word(line + 8), s.word(line + 16), s.word(line + 24)];
+        w.have = want;
+        s.line = line.wrapping_add(want);
+        *left = left.wrapping_sub(want);
+        return true;
+    }
+    let at = w.have & (LOOK - 1);
+    let byte = u64::from(s.byte(line));
+    // SAFETY: `at` is below 32.
+    let word = unsafe { w.text.get_unchecked_mut((at >> 3) as usize) };
+    let shift = (at & 7) * 8;
+    *word = *word & !(0xff << shift) | byte << shift;
+    w.have = at + 1;
+    s.line = line.wrapping_add(1);
+    *left = left.wrapping_sub(1);
+    w.have >= want
 }
 
 /// Passes over bytes of a string, those in later frames too.
@@ -444,6 +457,12 @@ fn pass(w: &mut Walk, s: &mut Stream, left: &mut u32, length: u32) {
     }
     *left = left.wrapping_sub(here);
     w.rest = length.wrapping_sub(here);
+}
+
+/// Reads the collected string as a value of the field's name.
+#[inline(never)]
+fn interpret(w: &mut Walk) {
+    w.read = if w.name == CONTENT_TYPE { content_type(w) } else { digits(w) };
 }
 
 /// Which name the collected string is.

@@ -293,7 +293,7 @@ pub fn between_data(s: &Stream) -> bool {
 }
 
 /// Reads the digits of a Content-Length; a second one must agree with the first (RFC 9112 section 6.3).
-#[inline(always)]
+#[inline(never)]
 fn content_length(s: &mut Stream, at: u32, length: u32, whole: bool) -> Result<(), Malformed> {
     let spaces = blanks(s, at);
     let at = at.wrapping_add(spaces);
@@ -328,7 +328,7 @@ fn content_length(s: &mut Stream, at: u32, length: u32, whole: bool) -> Result<(
 }
 
 /// Looks whether the value ends in `chunked` (RFC 9112 section 7).
-#[inline(always)]
+#[inline(never)]
 fn transfer_coding(s: &mut Stream, at: u32, length: u32, whole: bool) -> Result<(), Malformed> {
     if !whole {
         return Err(Malformed);

@@ -216,11 +216,12 @@ impl Page {
 
     fn kernel(&mut self, facts: &Facts) {
         self.title("Kernel");
-        match facts.lockdown.as_deref() {
-            Some("confidentiality") => {
-                self.item("note", "lockdown: confidentiality, which may forbid programs to read packets");
-            }
-            mode => self.item("ok", &format!("lockdown: {}", mode.unwrap_or("not in this kernel, or not visible"))),
+        self.item(
+            "ok",
+            &format!("lockdown: {}", facts.lockdown.as_deref().unwrap_or("not in this kernel, or not visible")),
+        );
+        if facts.lockdown.as_deref() == Some("confidentiality") {
+            self.detail("It forbids programs to read the kernel's memory. The observer's read packets and sockets, which it allows.");
         }
         if let Some(modules) = &facts.security_modules {
             self.item("ok", &format!("security modules: {}", modules.replace(',', ", ")));

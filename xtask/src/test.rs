@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         report.step("privileged and end-to-end tests", || end_to_end(filter));
         if options.filter.is_none() {
             report.step("soak", || soak::run(&soak::Options { time: SOAK, seed: 1 }));
-            report.step("kernel matrix", || vm::boot(&target().join("release/observer"), &[]));
+            report.step("kernel matrix", || vm::test(&target().join("release/observer")));
         }
     }
     report.finish()

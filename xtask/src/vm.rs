@@ -49,6 +49,8 @@ struct Entry {
     kernel: usize,
     name: String,
     options: &'static str,
+    /// Whether it is booted by every run of the tests.
+    in_tests: bool,
 }
 
 /// Builds the observer and boots the machines.
@@ -60,16 +62,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     let observer = build::build(&build::Options::default())?;
-    boot(&observer, &options.names)
+    let names = &options.names;
+    boot(&observer, |entry| names.is_empty() || names.iter().any(|name| entry.name.contains(name.as_str())))
 }
 
-/// Boots the machines of these names, all if there are none, with an observer that is built.
-pub(crate) fn boot(observer: &Path, names: &[String]) -> Result<()> {
+/// Boots the machines that every run of the tests has time for, with an observer that is built.
+pub(crate) fn test(observer: &Path) -> Result<()> {
+    boot(observer, |entry| entry.in_tests)
+}
+
+fn boot(observer: &Path, is_chosen: impl Fn(&Entry) -> bool) -> Result<()> {
     setup::for_machines()?;
-    let chosen: Vec<Entry> = matrix()
-        .into_iter()
-        .filter(|entry| names.is_empty() || names.iter().any(|name| entry.name.contains(name.as_str())))
-        .collect();
+    let chosen: Vec<Entry> = matrix().into_iter().filter(is_chosen).collect();
     ensure!(!chosen.is_empty(), "no machine has such a name: `cargo xtask vm --list` names them");
     let images: Vec<PathBuf> = KERNELS.iter().map(kernels::Kernel::image).collect::<Result<_>>()?;
     let folder = target().join("vm");
@@ -93,18 +97,18 @@ pub(crate) fn boot(observer: &Path, names: &[String]) -> Result<()> {
 fn matrix() -> Vec<Entry> {
     let mut entries = Vec::new();
     for (number, kernel) in KERNELS.iter().enumerate() {
-        let mut add = |what: &str, options| {
-            entries.push(Entry { kernel: number, name: format!("{} {what}", kernel.name), options });
+        let mut add = |what: &str, options, in_tests| {
+            entries.push(Entry { kernel: number, name: format!("{} {what}", kernel.name), options, in_tests });
         };
         if !kernel.works {
-            add("refusal", "");
+            add("refusal", "", true);
             continue;
         }
-        add("none", "");
-        add("integrity", "lockdown=integrity");
-        add("confidentiality", "lockdown=confidentiality");
-        if number == KERNELS.len() - 1 {
-            add("preempt=full", "preempt=full");
+        add("none", "", true);
+        add("integrity", "lockdown=integrity", !kernel.is_slow);
+        add("confidentiality", "lockdown=confidentiality", !kernel.is_slow);
+        if kernel.preempts {
+            add("preempt=full", "preempt=full", !kernel.is_slow);
         }
     }
     entries

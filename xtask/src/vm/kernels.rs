@@ -22,13 +22,18 @@ pub(super) struct Kernel {
     suite: &'static str,
     /// Whether the observer is to work there; otherwise it is to refuse.
     pub(super) works: bool,
+    /// Whether it can be told to preempt itself.
+    pub(super) preempts: bool,
+    /// Whether its verifier takes so long that the tests boot it but once.
+    pub(super) is_slow: bool,
 }
 
 /// Oldest first.
-pub(super) const KERNELS: [Kernel; 3] = [
-    Kernel { name: "5.10", suite: "bullseye", works: false },
-    Kernel { name: "6.1", suite: "bookworm", works: true },
-    Kernel { name: "6.12", suite: "trixie", works: true },
+pub(super) const KERNELS: [Kernel; 4] = [
+    Kernel { name: "5.10", suite: "bullseye", works: false, preempts: false, is_slow: false },
+    Kernel { name: "6.1", suite: "bookworm", works: true, preempts: false, is_slow: false },
+    Kernel { name: "6.12", suite: "trixie", works: true, preempts: true, is_slow: false },
+    Kernel { name: "newest", suite: "trixie-backports", works: true, preempts: true, is_slow: true },
 ];
 
 const PACKAGE: &str = "linux-image-cloud-amd64";

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{MapData, ProgramArray},
     programs::{Program, ProgramType},
     sys::{BpfHelper, is_helper_supported},
@@ -63,11 +63,17 @@ pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, Error> {
     if OBJECT.is_empty() {
         return Err(Error::NoObject);
     }
-    // Of a type that only those may load who may use every helper: others get an error, which the maps' own will explain.
-    if let Ok(false) = is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_loop) {
-        return Err(Error::Lacks { feature: "bpf_loop" });
+    let lacks = lacks();
+    if !lacks.is_empty() {
+        return Err(Error::Lacks { features: lacks.join(" and ") });
     }
     let mut loader = EbpfLoader::new();
+    // What is refused is loaded once more for its log. A trace of every instruction would be megabytes, for which it would be
+    // loaded ten times more, and takes seconds each time.
+    let traced = tracing::enabled!(tracing::Level::TRACE);
+    loader.verifier_log_level(
+        VerifierLogLevel::STATS | if traced { VerifierLogLevel::DEBUG } else { VerifierLogLevel::DISABLE },
+    );
     // The kernel's own types are not needed: no program reads kernel memory.
     loader.btf(None);
     for (name, size) in sizes.by_map() {
@@ -79,6 +85,19 @@ pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, Error> {
         }
     }
     loader.load(OBJECT).map_err(Error::open)
+}
+
+/// Features that the programs need and that this kernel was tried for in vain. Loading is tried with programs of a type that
+/// only those may load who may use every helper: others get an error, which the maps' own will explain.
+fn lacks() -> Vec<&'static str> {
+    let mut lacks = Vec::new();
+    if let Ok(false) = is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_loop) {
+        lacks.push("bpf_loop");
+    }
+    if !sys::takes_fetching_atomics() {
+        lacks.push("atomics that return a value");
+    }
+    lacks
 }
 
 /// The layout of the maps that [`open`] makes.

@@ -23,11 +23,11 @@ pub enum Error {
         /// What was tried.
         what: String,
     },
-    /// A feature that was looked for is not there.
-    #[error("this kernel lacks {feature}, which Linux has since 5.17: the observer cannot run on it")]
+    /// Features that were looked for are not there.
+    #[error("this kernel lacks {features}, which Linux has since 5.17: the observer cannot run on it")]
     Lacks {
-        /// What.
-        feature: &'static str,
+        /// What, joined by "and".
+        features: String,
     },
     /// The kernel has no memory for it.
     #[error(
@@ -227,7 +227,11 @@ impl Error {
 /// The last line of the verifier's log that is no statistic.
 fn verdict(log: &str) -> Option<&str> {
     const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
-    log.lines().rev().find(|line| !line.is_empty() && !STATISTICS.iter().any(|begin| line.starts_with(begin)))
+    // A line for each function, since Linux 7.
+    let is_of_function = |line: &str| line.starts_with("subprog ") && line.contains(" insns_self ");
+    log.lines().rev().find(|line| {
+        !line.is_empty() && !STATISTICS.iter().any(|begin| line.starts_with(begin)) && !is_of_function(line)
+    })
 }
 
 #[cfg(test)]
@@ -240,5 +244,12 @@ mod tests {
                    processed 1455 insns (limit 1000000)\n\n";
         assert_eq!(verdict(log), Some("R0 tried to add from different maps"));
         assert_eq!(verdict("\n"), None);
+    }
+
+    #[test]
+    fn the_verdict_is_found_before_the_statistics_of_functions() {
+        let log = "BPF program is too large. Processed 1000001 insn\nverification time 1870 usec\n\
+                   subprog 0 (main) static insns_self 2280 insns_total 4188987 stack 80\nprocessed 1000001 insns\n";
+        assert_eq!(verdict(log), Some("BPF program is too large. Processed 1000001 insn"));
     }
 }

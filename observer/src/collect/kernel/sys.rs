@@ -11,7 +11,36 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+use aya_obj::generated::{
+    BPF_ALU, BPF_ATOMIC, BPF_EXIT, BPF_FETCH, BPF_JMP, BPF_K, BPF_MEM, BPF_MOV, BPF_OR, BPF_ST, BPF_STX, BPF_W,
+    bpf_attach_type, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info, bpf_prog_type,
+};
+
+/// Does the kernel take atomic operations that return a value? Asked by a program of five instructions; where it may not be
+/// loaded, or not now, what is refused next says why.
+pub(super) fn takes_fetching_atomics() -> bool {
+    let instruction = |code: u32, registers: u8, offset: i16, value: i32| -> u64 {
+        let [low, high] = offset.to_ne_bytes();
+        pair(u32::from_ne_bytes([code as u8, registers, low, high]), value.cast_unsigned())
+    };
+    let program = [
+        instruction(BPF_ST | BPF_MEM | BPF_W, 10, -4, 0),
+        instruction(BPF_ALU | BPF_MOV | BPF_K, 1, 0, 1),
+        instruction(BPF_STX | BPF_ATOMIC | BPF_W, 10 | 1 << 4, -4, (BPF_OR | BPF_FETCH).cast_signed()),
+        instruction(BPF_ALU | BPF_MOV | BPF_K, 0, 0, 1),
+        instruction(BPF_JMP | BPF_EXIT, 0, 0, 0),
+    ];
+    let kind = pair(bpf_prog_type::BPF_PROG_TYPE_SOCK_OPS as u32, program.len() as u32);
+    let mut attribute = [kind, program.as_ptr() as u64, c"GPL".as_ptr() as u64, 0, 0, 0];
+    match call(bpf_cmd::BPF_PROG_LOAD, &mut attribute) {
+        Ok(fd) => {
+            // SAFETY: a descriptor that the kernel has just given us, and nobody else has.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            true
+        }
+        Err(error) => matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOMEM)),
+    }
+}
 
 /// Opens what is pinned at `path`.
 pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
