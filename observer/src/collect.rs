@@ -74,7 +74,8 @@ pub struct SeriesReading {
 
 impl SeriesReading {
     /// Of a series in which nothing was counted yet.
-    pub(crate) fn empty(key: SeriesKey) -> Self {
+    #[must_use]
+    pub fn empty(key: SeriesKey) -> Self {
         let histograms = Default::default();
         Self { key, histograms, opened: 0, closed: 0, received: 0, sent: 0, messages: [0; 2] }
     }

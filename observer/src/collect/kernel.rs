@@ -1,15 +1,15 @@
 //! The kernel side as the daemon sees it: programs attached to cgroups, and maps read whole.
 
 mod attach;
-mod btf;
+pub mod btf;
 mod error;
 pub mod folder;
 pub mod layout;
-mod past;
+pub mod past;
 mod recycle;
 mod resume;
-mod shape;
-mod store;
+pub mod shape;
+pub mod store;
 mod sys;
 
 use std::{
@@ -290,7 +290,7 @@ impl Kernel {
         }
         for &counter in Counter::ALL {
             let value = health.get(&(counter as u32), 0).map_err(|source| Error::map(names::HEALTH, source))?;
-            reading.health.push((counter, value + self.remembered.past.health(counter)));
+            reading.health.push((counter, self.remembered.past.health(counter).saturating_add(value)));
         }
         for name in names::PROGRAMS {
             reading.programs.push(self.read_program(name)?);

@@ -14,7 +14,7 @@ const DEPARTED: usize = 4096;
 
 /// Hands out the numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Remembered", into = "Remembered")]
+#[serde(try_from = "Remembered", into = "Remembered")]
 pub struct Registry {
     next: SidecarId,
     numbers: BTreeMap<Key, SidecarId>,
@@ -51,10 +51,20 @@ impl From<Registry> for Remembered {
     }
 }
 
-impl From<Remembered> for Registry {
-    fn from(remembered: Remembered) -> Self {
+impl TryFrom<Remembered> for Registry {
+    type Error = &'static str;
+
+    fn try_from(remembered: Remembered) -> Result<Self, Self::Error> {
         let Remembered { next, numbers, holders, departed } = remembered;
-        Self { next, numbers: numbers.into_iter().collect(), holders: holders.into_iter().collect(), departed }
+        let numbers: BTreeMap<Key, SidecarId> = numbers.into_iter().collect();
+        let given: BTreeSet<SidecarId> = numbers.values().copied().collect();
+        // Half of all numbers are more than any node ever gives out, and leave room for those to come.
+        let ordered = next <= SidecarId::MAX / 2 && given.iter().all(|number| (1..next).contains(number));
+        let known = |key: &Key| numbers.contains_key(key);
+        if !ordered || given.len() != numbers.len() || !holders.iter().map(|(_, key)| key).chain(&departed).all(known) {
+            return Err("the numbers of sidecars do not fit together");
+        }
+        Ok(Self { next, numbers, holders: holders.into_iter().collect(), departed })
     }
 }
 
@@ -157,6 +167,32 @@ mod tests {
         assert_eq!(again.assign(process(5), &nobody, cgroup), first, "its place is free");
         assert_eq!(again.assign(process(6), &pod("a"), cgroup), pod_number);
         assert!(again.assign(process(7), &pod("b"), cgroup) > pod_number);
+    }
+
+    #[test]
+    fn numbers_that_do_not_fit_together_are_refused() {
+        let (mut registry, cgroup) = (Registry::default(), Path::new("/service"));
+        registry.assign(process(1), &pod("a"), cgroup);
+        registry.assign(process(2), &pod("b"), cgroup);
+        registry.release(process(2));
+        let whole = serde_json::to_value(&registry).unwrap();
+        let again = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut changed = whole.clone();
+            change(&mut changed);
+            serde_json::from_value::<Registry>(changed)
+        };
+        assert_eq!(again(&|_| {}).unwrap(), registry);
+        let changes: [&dyn Fn(&mut serde_json::Value); 6] = [
+            &|it| it["next"] = 2.into(),
+            &|it| it["next"] = u32::MAX.into(),
+            &|it| it["numbers"][0][1] = 0.into(),
+            &|it| it["numbers"][0][1] = it["numbers"][1][1].clone(),
+            &|it| it["numbers"][0][0]["Pod"]["pod"] = "c".into(),
+            &|it| it["departed"][0]["Pod"]["pod"] = "c".into(),
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            assert!(again(change).is_err(), "change {index}");
+        }
     }
 
     #[test]

@@ -65,10 +65,10 @@ impl Figures for TcpFigures {
     }
 
     fn add(&mut self, other: &Self) {
-        self.opened += other.opened;
-        self.closed += other.closed;
-        self.received_bytes += other.received_bytes;
-        self.sent_bytes += other.sent_bytes;
+        let Self { opened, closed, received_bytes, sent_bytes } = self;
+        let own = [opened, closed, received_bytes, sent_bytes];
+        let more = [other.opened, other.closed, other.received_bytes, other.sent_bytes];
+        own.into_iter().zip(more).for_each(|(own, more)| *own = own.saturating_add(more));
     }
 }
 

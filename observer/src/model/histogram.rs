@@ -27,6 +27,7 @@ pub type Cell = (u16, u32);
 /// Figures of an HTTP series: three histograms, and in gRPC its messages. Only buckets that are not empty take space, since a series (one
 /// status of one service) seldom fills more than a handful of sixty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Remembered")]
 pub struct HttpFigures {
     /// gRPC messages by direction.
     messages: [u64; 2],
@@ -35,6 +36,28 @@ pub struct HttpFigures {
     masks: [u32; 3],
     /// Counts of the non-empty buckets, histogram by histogram.
     counts: Box<[u64]>,
+}
+
+/// As it was kept, perhaps by another build.
+#[derive(Deserialize)]
+struct Remembered {
+    messages: [u64; 2],
+    sums: [u64; 3],
+    masks: [u32; 3],
+    counts: Box<[u64]>,
+}
+
+impl TryFrom<Remembered> for HttpFigures {
+    type Error = &'static str;
+
+    fn try_from(remembered: Remembered) -> Result<Self, Self::Error> {
+        let Remembered { messages, sums, masks, counts } = remembered;
+        let bits: u32 = masks.iter().map(|mask| mask.count_ones()).sum();
+        if masks.iter().any(|mask| mask >> BUCKETS != 0) || bits as usize != counts.len() {
+            return Err("a histogram has other buckets than it says");
+        }
+        Ok(Self { messages, sums, masks, counts })
+    }
 }
 
 impl HttpFigures {
@@ -120,12 +143,12 @@ impl Figures for HttpFigures {
     fn add(&mut self, other: &Self) {
         let (mut messages, mut buckets, mut sums) = (self.messages, self.dense(), self.sums);
         for (own, more) in messages.iter_mut().zip(other.messages) {
-            *own += more;
+            *own = own.saturating_add(more);
         }
         for histogram in 0..3 {
-            sums[histogram] += other.sums[histogram];
+            sums[histogram] = sums[histogram].saturating_add(other.sums[histogram]);
             for (own, more) in buckets[histogram].iter_mut().zip(other.buckets(histogram)) {
-                *own += more;
+                *own = own.saturating_add(more);
             }
         }
         *self = Self::from_dense(messages, sums, &buckets);
@@ -281,6 +304,18 @@ mod tests {
     fn dense() -> impl Strategy<Value = [[u64; BUCKETS]; 3]> {
         proptest::collection::vec(prop_oneof![3 => Just(0u64), 1 => 1u64..1 << 40], 3 * BUCKETS)
             .prop_map(|counts| std::array::from_fn(|row| std::array::from_fn(|column| counts[row * BUCKETS + column])))
+    }
+
+    #[test]
+    fn what_was_kept_with_other_buckets_than_it_says_is_refused() {
+        let read = |masks: [u32; 3], counts: &[u64]| {
+            let text = serde_json::json!({ "messages": [0, 0], "sums": [7, 0, 0], "masks": masks, "counts": counts });
+            serde_json::from_value::<HttpFigures>(text)
+        };
+        assert_eq!(read([0b101, 0, 1], &[2, 3, 4]).unwrap().requests(), 5);
+        assert!(read([0b101, 0, 1], &[2, 3]).is_err());
+        assert!(read([0b101, 0, 0], &[2, 3, 4]).is_err());
+        assert!(read([1 << BUCKETS, 0, 0], &[2]).is_err());
     }
 
     fn cell_index(value: u64) -> u16 {

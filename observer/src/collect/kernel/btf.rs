@@ -4,7 +4,8 @@
 //! Source: kernel `Documentation/bpf/btf.rst`.
 
 /// The types of an object, by number.
-pub(super) struct Types<'a> {
+#[derive(Debug)]
+pub struct Types<'a> {
     /// Every type from its first byte on; the first has number 1.
     types: Vec<&'a [u8]>,
     strings: &'a [u8],
@@ -12,10 +13,13 @@ pub(super) struct Types<'a> {
 
 /// Deeper than any layout here; a type that holds itself by value cannot be.
 const DEEPEST: usize = 32;
+/// Longer than any layout here; types that hold others many times, and these others, would fill any memory.
+const LONGEST: usize = 64 << 10;
 
 impl<'a> Types<'a> {
     /// Reads a `.BTF` section; nothing if it is none.
-    pub(super) fn parse(section: &'a [u8]) -> Option<Self> {
+    #[must_use]
+    pub fn parse(section: &'a [u8]) -> Option<Self> {
         let header = |at: usize| word(section, at).map(|word| word as usize);
         let length = header(4)?;
         let part = |at: usize, size: usize| section.get(length + at..)?.get(..size);
@@ -29,7 +33,8 @@ impl<'a> Types<'a> {
     }
 
     /// The layout of type `id`; 0 is none.
-    pub(super) fn describe(&self, id: u32) -> Option<String> {
+    #[must_use]
+    pub fn describe(&self, id: u32) -> Option<String> {
         let mut text = String::new();
         self.write(id, DEEPEST, &mut text)?;
         Some(text)
@@ -41,7 +46,7 @@ impl<'a> Types<'a> {
             return Some(());
         };
         let it = *self.types.get(index as usize)?;
-        let deepest = deepest.checked_sub(1)?;
+        let deepest = deepest.checked_sub(1).filter(|_| text.len() <= LONGEST)?;
         let size = word(it, 8)?;
         match kind(it)? {
             INT => *text += &format!("i{size}"),
@@ -142,6 +147,18 @@ mod tests {
         assert_eq!(types.describe(4).unwrap(), "32{first@0:i4;second@64:[3]i8;}");
         assert_eq!(types.describe(0).unwrap(), "none");
         assert_eq!(types.describe(5), None);
+    }
+
+    #[test]
+    fn types_that_multiply_are_not_written_out() {
+        let types: Vec<u32> =
+            (0..30_u32).flat_map(|number| vec![0, STRUCT << 24 | 2, 8, 0, number, 0, 0, number, 0]).collect();
+        let size = 4 * types.len() as u32;
+        let header = [0x0001_eb9f, 24, 0, size, size, 1];
+        let section: Vec<u8> = header.iter().chain(&types).flat_map(|word| word.to_ne_bytes()).chain([0]).collect();
+        let types = Types::parse(&section).unwrap();
+        assert_eq!(types.describe(3).unwrap().len(), 7 * 11 + 8 * 4);
+        assert_eq!(types.describe(30), None, "a thousand million members");
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl Layout {
     }
 }
 
+/// Whether [`Layout::name`] could have made it.
+pub(super) fn is_name(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
 /// FNV-1a, 64 bits: the same in every build, as the standard library's hashes need not be.
 fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
@@ -107,7 +112,10 @@ mod tests {
             Layout { maps: BTreeMap::new(), ..layout() },
         ];
         assert_eq!(own.name(), layout().name());
-        assert_eq!(own.name().len(), 16);
+        assert!(is_name(&own.name()));
+        for other in ["", "..", "../../../../tmp/ab", "0123456789ABCDEF", "0123456789abcdef0", "0123456789abcde/"] {
+            assert!(!is_name(other), "{other}");
+        }
         others.push(own);
         let names: std::collections::BTreeSet<String> = others.iter().map(Layout::name).collect();
         assert_eq!(names.len(), others.len());

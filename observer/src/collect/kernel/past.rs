@@ -22,7 +22,7 @@ use crate::{
 /// What was counted under other layouts, in all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Past {
+pub struct Past {
     series: Table,
     health: BTreeMap<String, u64>,
 }
@@ -61,7 +61,8 @@ impl Past {
         found.iter().for_each(|(key, bytes)| self.add(*key, &shape.figures(bytes)));
         for (number, name) in (0_u32..).zip(&shape.counters) {
             let value = health.get(&number.to_ne_bytes())?;
-            *self.health.entry(name.clone()).or_default() += value.try_into().map_or(0, u64::from_ne_bytes);
+            let known = self.health.entry(name.clone()).or_default();
+            *known = known.saturating_add(value.try_into().map_or(0, u64::from_ne_bytes));
         }
         Ok(count)
     }
@@ -71,14 +72,14 @@ impl Past {
             return;
         }
         let known = self.series.0.entry(key).or_insert_with(|| vec![0; FIGURES].into());
-        known.iter_mut().zip(figures).for_each(|(known, more)| *known += more);
+        known.iter_mut().zip(figures).for_each(|(known, more)| *known = known.saturating_add(*more));
     }
 
     /// Adds what was counted before to what was counted since.
-    pub(super) fn complete(&self, reading: &mut SeriesReading) {
+    pub fn complete(&self, reading: &mut SeriesReading) {
         let Some(figures) = self.series.0.get(&reading.key) else { return };
         let mut figures = figures.iter();
-        let mut add = |place: &mut u64| *place += figures.next().unwrap_or(&0);
+        let mut add = |place: &mut u64| *place = place.saturating_add(*figures.next().unwrap_or(&0));
         for histogram in &mut reading.histograms {
             histogram.buckets.iter_mut().for_each(&mut add);
             add(&mut histogram.sum);
@@ -88,7 +89,8 @@ impl Past {
     }
 
     /// A counter's value before.
-    pub(super) fn health(&self, counter: Counter) -> u64 {
+    #[must_use]
+    pub fn health(&self, counter: Counter) -> u64 {
         if self.health.is_empty() { 0 } else { self.health.get(&counter_name(counter)).copied().unwrap_or(0) }
     }
 
@@ -98,7 +100,7 @@ impl Past {
     }
 
     /// Every series of before.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &SeriesKey> {
+    pub fn keys(&self) -> impl Iterator<Item = &SeriesKey> {
         self.series.0.keys()
     }
 }

@@ -11,7 +11,9 @@ use aya::maps::HashMap;
 use observer_ebpf::{Cgroup, names};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Kernel, Options, attach::Link, folder::Folder, past::Past, shape::Shape, store::Store, sys};
+use super::{
+    Error, Kernel, Options, attach::Link, folder::Folder, layout::is_name, past::Past, shape::Shape, store::Store, sys,
+};
 use crate::discovery::Sidecar;
 
 /// What outlives the process: the folder of pins, and what is known of the maps in it.
@@ -30,7 +32,17 @@ pub struct Remembered {
     /// How to read the maps of each layout that is here.
     shapes: BTreeMap<String, Shape>,
     /// Layouts whose figures are in `past` already, if their maps are still there.
+    #[serde(deserialize_with = "layouts")]
     merged: BTreeSet<String>,
+}
+
+/// Their folders will be removed, so that each must be a layout's name and cannot lead elsewhere.
+fn layouts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<String>, D::Error> {
+    let names = BTreeSet::<String>::deserialize(deserializer)?;
+    match names.iter().find(|name| !is_name(name)) {
+        Some(other) => Err(serde::de::Error::custom(format!("{other:?} is no layout's name"))),
+        None => Ok(names),
+    }
 }
 
 impl Pins {
@@ -182,5 +194,18 @@ impl Remembered {
         let Self { shapes, merged, .. } = self;
         merged.iter().for_each(|layout| drop(shapes.remove(layout)));
         merged.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_layouts_name_folders_to_be_removed() {
+        let read = |name: &str| serde_json::from_value::<Remembered>(serde_json::json!({ "merged": [name] }));
+        assert_eq!(read("0123456789abcdef").unwrap().merged.len(), 1);
+        let error = read("x/../../../../tmp").unwrap_err().to_string();
+        assert!(error.contains("is no layout's name"), "{error}");
     }
 }

@@ -21,13 +21,16 @@ const COUNTS: [(&str, usize); 6] = [
     ("request_messages", offset_of!(Series, messages)),
     ("response_messages", offset_of!(Series, messages) + size_of::<u64>()),
 ];
+/// No map's key or value has more bytes.
+const LARGEST: usize = 1 << 16;
 /// Figures of a series: those of each histogram, its buckets and its sum, then [`COUNTS`].
 pub(super) const FIGURES: usize = HISTOGRAMS * HISTOGRAM + COUNTS.len();
 
 /// Where the figures lie in the maps of a layout, by their names: what another build needs to read them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Shape {
-    pub(super) key_size: usize,
+pub struct Shape {
+    /// Bytes of a key.
+    pub key_size: usize,
     pub(super) value_size: usize,
     /// Fields of the key.
     key: BTreeMap<String, usize>,
@@ -80,7 +83,9 @@ pub(super) fn counter_name(counter: Counter) -> String {
 }
 
 impl Shape {
-    pub(super) fn key(&self, bytes: &[u8]) -> Option<SeriesKey> {
+    /// The key that these bytes are.
+    #[must_use]
+    pub fn key(&self, bytes: &[u8]) -> Option<SeriesKey> {
         let at = |name: &str, size: usize| bytes.get(*self.key.get(name)?..)?.get(..size);
         let byte = |name| at(name, 1).map(|bytes| bytes[0]);
         let short = |name| Some(u16::from_ne_bytes(at(name, 2)?.try_into().ok()?));
@@ -97,7 +102,11 @@ impl Shape {
     }
 
     /// Why this build cannot go on from it, if it cannot.
-    pub(super) fn obstacle(&self) -> Option<&'static str> {
+    #[must_use]
+    pub fn obstacle(&self) -> Option<&'static str> {
+        if self.key_size.max(self.value_size) > LARGEST {
+            return Some("its keys or values are larger than any");
+        }
         if self.bounds != latency::BOUNDS {
             return Some("its histograms have other buckets");
         }
@@ -105,17 +114,19 @@ impl Shape {
     }
 
     /// Figures of a series that this build does not know.
-    pub(super) fn unknown_counts(&self) -> Vec<&str> {
+    #[must_use]
+    pub fn unknown_counts(&self) -> Vec<&str> {
         let names = self.counts.keys().map(String::as_str);
         names.filter(|name| !COUNTS.iter().any(|(known, _)| known == name)).collect()
     }
 
     /// A figure that this layout does not have is 0 in it.
-    pub(super) fn figures(&self, bytes: &[u8]) -> Box<[u64]> {
+    #[must_use]
+    pub fn figures(&self, bytes: &[u8]) -> Box<[u64]> {
         let at = |at: usize| bytes.get(at..)?.get(..8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight")));
         let mut figures = vec![0; FIGURES].into_boxed_slice();
         for (place, &(buckets, sum)) in figures.chunks_mut(HISTOGRAM).zip(&self.histograms).take(HISTOGRAMS) {
-            (0..BUCKETS).for_each(|bucket| place[bucket] = at(buckets + 8 * bucket).unwrap_or(0));
+            (0..BUCKETS).for_each(|bucket| place[bucket] = buckets.checked_add(8 * bucket).and_then(at).unwrap_or(0));
             place[BUCKETS] = at(sum).unwrap_or(0);
         }
         for (place, (name, _)) in figures[HISTOGRAMS * HISTOGRAM..].iter_mut().zip(COUNTS) {
@@ -174,5 +185,15 @@ mod tests {
         assert_eq!(shape.obstacle(), None);
         let others = [Shape { bounds: vec![1, 2], ..shape.clone() }, Shape { key: BTreeMap::new(), ..shape }];
         assert!(others.iter().all(|other| other.obstacle().is_some()));
+    }
+
+    #[test]
+    fn sizes_and_places_that_cannot_be_are_neither_taken_nor_followed() {
+        for size in [LARGEST + 1, usize::MAX] {
+            assert!(Shape { key_size: size, ..Shape::default() }.obstacle().is_some());
+            assert!(Shape { value_size: size, ..Shape::default() }.obstacle().is_some());
+        }
+        let shape = Shape { histograms: vec![(usize::MAX, usize::MAX)], ..Shape::default() };
+        assert!(shape.figures(&series())[..HISTOGRAM].iter().all(|figure| *figure == 0));
     }
 }

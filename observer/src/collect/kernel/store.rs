@@ -1,6 +1,6 @@
 //! What the observer remembers over a restart: one text in a pinned map ([`text`]).
 
-mod text;
+pub mod text;
 
 use std::{
     io::{self, Write},

@@ -8,31 +8,52 @@ use std::io::{self, Write};
 use flate2::Crc;
 
 /// Bytes of a page: with what the kernel adds to an element, just under 4 KiB.
-pub(super) const PAGE: usize = 4000;
+pub const PAGE: usize = 4000;
 /// Key of the head; a page's is its generation and its number.
 const HEAD: u64 = u64::MAX;
 /// Begins the head, and says how it is laid out.
 const MAGIC: [u8; 8] = *b"meshobs1";
 
-pub(super) type Page = [u8; PAGE];
+/// A page.
+pub type Page = [u8; PAGE];
 
 /// Where pages are kept.
-pub(super) trait Pages {
+pub trait Pages {
+    /// The page of this key, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read.
     fn get(&self, key: u64) -> io::Result<Option<Page>>;
+    /// Puts a page in the place of that of this key.
+    ///
+    /// # Errors
+    /// It cannot be written; the one before stays.
     fn set(&mut self, key: u64, page: &Page) -> io::Result<()>;
+    /// Removes the page of this key, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be removed.
     fn remove(&mut self, key: u64) -> io::Result<()>;
+    /// Every key.
+    ///
+    /// # Errors
+    /// They cannot be listed.
     fn keys(&self) -> io::Result<Vec<u64>>;
 }
 
+/// A text in these pages.
 #[derive(Debug)]
-pub(super) struct Text<P> {
+pub struct Text<P> {
     pages: P,
     generation: u32,
 }
 
 impl<P: Pages> Text<P> {
     /// Takes what is there, and removes what a write that was cut short left behind.
-    pub(super) fn open(pages: P) -> io::Result<(Self, Option<Vec<u8>>)> {
+    ///
+    /// # Errors
+    /// The pages cannot be read, or are not those that were written; then nothing is removed.
+    pub fn open(pages: P) -> io::Result<(Self, Option<Vec<u8>>)> {
         let mut text = Self { pages, generation: 0 };
         let head = text.pages.get(HEAD)?.map(|page| Head::decode(&page)).transpose()?;
         let read = head.as_ref().map(|head| text.read(head)).transpose()?;
@@ -52,7 +73,10 @@ impl<P: Pages> Text<P> {
     }
 
     /// Replaces it by what is written; it is never in memory whole.
-    pub(super) fn write(&mut self, text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// A page cannot be written; the text before stays.
+    pub fn write(&mut self, text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         let generation = self.generation.wrapping_add(1) & GENERATIONS;
         let mut writer = Writer::new(&mut self.pages, generation);
         match text(&mut writer).and_then(|()| writer.finish()) {
