@@ -25,7 +25,7 @@ use crate::{
 
 use self::scraper::Scraper;
 pub use self::{
-    fetch::ScrapeError,
+    fetch::{Body, ScrapeError},
     page::{Page, PageFamily, PageLine, Suffix, TooMuch, escape},
 };
 

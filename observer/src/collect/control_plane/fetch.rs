@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use flate2::write::GzDecoder;
+use flate2::write::MultiGzDecoder;
 use reqwest::{Response, StatusCode, header};
 
 use super::page::{Builder, Page, TooMuch};
@@ -173,35 +173,51 @@ fn compressed(response: &Response) -> Result<bool, ScrapeError> {
 }
 
 /// An answer's body as it comes.
-enum Body {
+pub struct Body(Coding);
+
+enum Coding {
     Plain(Box<Reader>),
-    Gzip(Box<GzDecoder<Reader>>),
+    Gzip(Box<MultiGzDecoder<Reader>>),
 }
 
 impl Body {
-    fn new(format: Format, compressed: bool, reserved: &'static [&'static str]) -> Self {
+    /// The body of a page of this format, compressed by gzip or not. `reserved` names the labels that the target itself has.
+    #[must_use]
+    pub fn new(format: Format, compressed: bool, reserved: &'static [&'static str]) -> Self {
         let reader = Reader { parser: Parser::new(format), builder: Builder::new(reserved), bytes: 0, refused: None };
-        if compressed { Self::Gzip(Box::new(GzDecoder::new(reader))) } else { Self::Plain(Box::new(reader)) }
+        Self(if compressed {
+            Coding::Gzip(Box::new(MultiGzDecoder::new(reader)))
+        } else {
+            Coding::Plain(Box::new(reader))
+        })
     }
 
     const fn turn(&self) -> usize {
-        match self {
-            Self::Plain(_) => TURN,
-            Self::Gzip(_) => COMPRESSED_TURN,
+        match self.0 {
+            Coding::Plain(_) => TURN,
+            Coding::Gzip(_) => COMPRESSED_TURN,
         }
     }
 
-    fn take(&mut self, piece: &[u8]) -> Result<(), ScrapeError> {
-        match self {
-            Self::Plain(reader) => reader.take(piece),
-            Self::Gzip(decoder) => decoder.write_all(piece).map_err(|error| refused(decoder.get_mut(), &error)),
+    /// Reads on.
+    ///
+    /// # Errors
+    /// It is more than a page may be, or not what gzip makes.
+    pub fn take(&mut self, piece: &[u8]) -> Result<(), ScrapeError> {
+        match &mut self.0 {
+            Coding::Plain(reader) => reader.take(piece),
+            Coding::Gzip(decoder) => decoder.write_all(piece).map_err(|error| refused(decoder.get_mut(), &error)),
         }
     }
 
-    fn finish(self) -> Result<Page, ScrapeError> {
-        match self {
-            Self::Plain(reader) => reader.finish(),
-            Self::Gzip(mut decoder) => match decoder.try_finish() {
+    /// The page, now that all of it has come.
+    ///
+    /// # Errors
+    /// It is not whole, or no page.
+    pub fn finish(self) -> Result<Page, ScrapeError> {
+        match self.0 {
+            Coding::Plain(reader) => reader.finish(),
+            Coding::Gzip(mut decoder) => match decoder.try_finish() {
                 Ok(()) => decoder.finish().map_err(|error| ScrapeError::Gzip(error.to_string()))?.finish(),
                 Err(error) => Err(refused(decoder.get_mut(), &error)),
             },

@@ -101,6 +101,11 @@ async fn pages_of_both_formats_plain_and_compressed() {
     assert_eq!(names(&page.await.unwrap()), ["a", "b"]);
     let page = scraped(Act::Send(answer("content-encoding: gzip\r\n", &gzip(text.as_bytes())))).await;
     assert_eq!(names(&page.unwrap()), ["a", "b"]);
+    // Both halves compressed by themselves, as RFC 1952 allows it and Prometheus reads it.
+    let (first, second) = text.split_at(text.find("b 2").unwrap());
+    let members = [gzip(first.as_bytes()), gzip(second.as_bytes())].concat();
+    let page = scraped(Act::Send(answer("content-encoding: gzip\r\n", &members))).await;
+    assert_eq!(names(&page.unwrap()), ["a", "b"]);
     for (headers, body) in [("", text.as_bytes().to_vec()), ("content-encoding: gzip\r\n", gzip(text.as_bytes()))] {
         let headers = format!("{headers}transfer-encoding: chunked\r\n");
         let chunks: Vec<Vec<u8>> = body.chunks(7).map(chunk).chain([chunk(b"")]).collect();
