@@ -19,6 +19,10 @@ use super::{Batch, Form};
 /// End of a batch's file name, after its number, its points and the word for its form.
 const FINISHED: &str = "gz";
 const FORMS: [(Form, &str); 2] = [(Form::Points, "points"), (Form::Distributions, "distributions")];
+/// Most bytes of a batch, unpacked: far more than one has that was written here.
+const LARGEST: u64 = 8 << 20;
+/// Most points in a file's name, and the highest number: so far from where numbers end that they can be added up.
+const MOST: u64 = u64::MAX >> 20;
 /// The file being written.
 const UNFINISHED: &str = "unfinished";
 /// Held by the observer that uses the directory.
@@ -132,10 +136,11 @@ impl Spool {
         let Some(entry) = self.open()?.waiting.front() else { return Ok(Oldest::None) };
         let (name, points, form) = (entry.name.clone(), entry.points, entry.form);
         let mut text = Vec::new();
-        let read = File::open(self.directory.join(name)).and_then(|file| GzDecoder::new(file).read_to_end(&mut text));
+        let read = File::open(self.directory.join(name))
+            .and_then(|file| GzDecoder::new(file).take(LARGEST + 1).read_to_end(&mut text));
         Ok(match read {
-            Ok(_) => Oldest::Batch(Batch { text: text.into(), points, form }),
-            Err(_) => Oldest::Unreadable(points),
+            Ok(_) if text.len() as u64 <= LARGEST => Oldest::Batch(Batch { text: text.into(), points, form }),
+            _ => Oldest::Unreadable(points),
         })
     }
 
@@ -187,7 +192,8 @@ fn file_name(number: u64, batch: &Batch) -> String {
 /// Number, points and form in the name of a batch's file.
 fn parse(name: &str) -> Option<(u64, u64, Form)> {
     let mut parts = name.split('.');
-    let (number, points) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let mut figure = || parts.next()?.parse().ok().filter(|figure| *figure <= MOST);
+    let (number, points) = (figure()?, figure()?);
     let form = parts.next()?;
     let (form, _) = FORMS.iter().find(|(_, word)| *word == form)?;
     (parts.next() == Some(FINISHED) && parts.next().is_none()).then_some((number, points, *form))
@@ -253,6 +259,23 @@ mod tests {
         spool.push(&batch("a\nb\n")).unwrap();
         fs::write(directory.path().join(&spool.opened.as_ref().unwrap().waiting[0].name), "garbage").unwrap();
         assert_eq!(spool.oldest().unwrap(), Oldest::Unreadable(2));
+        // A megabyte may hold a thousand.
+        let bomb = batch(&"x".repeat(LARGEST as usize + 1)).compressed();
+        assert!(bomb.len() < 100_000);
+        fs::write(directory.path().join(&spool.opened.as_ref().unwrap().waiting[0].name), bomb).unwrap();
+        assert_eq!(spool.oldest().unwrap(), Oldest::Unreadable(2));
+    }
+
+    #[test]
+    fn a_file_of_a_name_that_no_batch_has_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [format!("{}.1.points.gz", u64::MAX), format!("1.{}.points.gz", u64::MAX), "1.1.x.gz".to_owned()] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        let mut spool = Spool::new(directory.path().to_owned(), 1 << 20);
+        spool.push(&batch("a\n")).unwrap();
+        assert_eq!(spool.waiting().unwrap().points, 1);
+        assert_eq!(spool.oldest().unwrap(), Oldest::Batch(batch("a\n")));
     }
 
     #[test]
