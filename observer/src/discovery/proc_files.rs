@@ -449,6 +449,50 @@ mod tests {
     }
 
     #[test]
+    fn files_that_do_not_end_are_read_so_far_and_no_further() {
+        let root = tempfile::tempdir().unwrap();
+        let process = root.path().join("7");
+        fs::create_dir_all(process.join("net")).unwrap();
+        let begins: [(&str, &[u8]); 5] = [
+            ("environ", b"POD_NAME=a\0"),
+            ("cmdline", b"envoy\0--service-node\0sidecar~\0"),
+            ("cgroup", b"0::/a\n"),
+            ("net/tcp", TCP.as_bytes()),
+            ("comm", b"envoy\n"),
+        ];
+        for (name, begin) in begins {
+            fs::write(process.join(name), begin).unwrap();
+            // Without end, but for what a file may have: the rest is a hole.
+            File::options().write(true).open(process.join(name)).unwrap().set_len(1 << 40).unwrap();
+        }
+        let files = ProcFiles::new(root.path().to_owned());
+        assert_eq!(files.read(7, "environ").unwrap().len() as u64, MOST_BYTES);
+        assert_eq!(
+            files.environment(7, |_| Some(9)).unwrap(),
+            BTreeMap::from([("POD_NAME".to_owned(), "a".to_owned())])
+        );
+        assert_eq!(files.node_type(7).unwrap().as_deref(), Some("sidecar"));
+        assert_eq!(files.cgroup(7).unwrap(), "/a");
+        assert_eq!(files.sockets(7, |port| port == 9).unwrap().listeners, []);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_full_environment_is_short() {
+        let wanted = |name: &str| super::super::process::wanted(name);
+        let names = ["POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT", "ISTIO_METAJSON_LABELS", "ISTIO_META_OWNER"];
+        let variable = |number: usize| format!("{}=x{number}\0", names.get(number).unwrap_or(&"ISTIO_META_X"));
+        let environ: String = (0..80_000).map(variable).collect();
+        assert_eq!(environment(environ.as_bytes(), wanted).len(), names.len(), "others are not kept");
+        for most in [MOST_NAME, super::super::pod_labels::MOST_BYTES] {
+            let long = |length: usize| format!("ISTIO_METAJSON_LABELS={0}\0POD_NAME={0}\0", "x".repeat(length));
+            let kept = environment(long(most).as_bytes(), wanted);
+            assert!(kept.contains_key("ISTIO_METAJSON_LABELS"));
+            assert_eq!(kept.contains_key("POD_NAME"), most == MOST_NAME);
+        }
+        assert!(environment(format!("POD_NAME={}\0", "x".repeat(1 << 20)).as_bytes(), wanted).is_empty());
+    }
+
+    #[test]
     fn finds_the_node_type() {
         for (arguments, expected) in [
             (&b"envoy\0-c\0x\0--service-node\0router~10.0.0.1~gw.istio-system~istio-system.svc\0"[..], Some("router")),
