@@ -3,6 +3,7 @@
 //! Rust source is read as syntax, not as text, so comments, strings and test modules are told apart from code. Rules on
 //! text (unnumbered notes, paths of one machine) hold for every file of the repository.
 
+mod advisories;
 mod licences;
 mod promises;
 mod source;
@@ -55,6 +56,7 @@ pub(crate) fn run() -> Result<()> {
     }
     findings.extend(promises::rules(&sources));
     findings.extend(licences::check()?);
+    findings.extend(advisories::check()?);
     for finding in &findings {
         eprintln!("{finding}");
     }
