@@ -27,7 +27,6 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use reqwest::Url;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -284,7 +283,7 @@ impl<S: Source> Site<S> {
             with(text(StatusCode::PAYLOAD_TOO_LARGE, "no request body is taken\n"), header::CONNECTION, "close")
         } else {
             match path {
-                "/metrics" => self.metrics(request.headers(), selection(request.uri().query())).await,
+                "/metrics" => self.metrics(request.headers(), Selection::of_query(request.uri().query())).await,
                 "/healthz" => text(StatusCode::OK, "ok\n"),
                 "/readyz" => self.ready(),
                 _ => index(),
@@ -367,12 +366,6 @@ fn text(status: StatusCode, text: &str) -> Response<Pieces> {
 fn with<B>(mut response: Response<B>, name: HeaderName, value: &'static str) -> Response<B> {
     response.headers_mut().insert(name, HeaderValue::from_static(value));
     response
-}
-
-/// What a query asks for, its percent signs resolved.
-fn selection(query: Option<&str>) -> Selection {
-    let query = query.map(|query| Url::parse(&format!("http://observer/?{query}")));
-    query.and_then(Result::ok).map(|url| Selection::of(url.query_pairs())).unwrap_or_default()
 }
 
 /// A header that may be repeated, as one list.

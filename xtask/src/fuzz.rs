@@ -21,6 +21,8 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
 const SANITIZER: &str = "-Zsanitizer=address -Cdebuginfo=1";
+/// Ends the name of the library that the compiler links then.
+const RUNTIME: &str = "_rt.asan.a";
 const LARGEST_INPUT: u32 = 8192;
 
 /// What `cargo xtask fuzz` takes.
@@ -48,11 +50,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let chosen: Vec<&String> =
         all.iter().filter(|name| options.target.as_ref().is_none_or(|wanted| wanted == *name)).collect();
     ensure!(!chosen.is_empty(), "there is no such fuzz target; there are: {}", all.join(", "));
-    build(options.sanitize)?;
+    let programs = build(options.sanitize)?;
     for name in &chosen {
-        fuzz(name, options)?;
+        let program = programs.join(name);
+        fuzz(name, &program, options)?;
         if options.keep {
-            keep(name)?;
+            keep(name, &program)?;
         }
     }
     Ok(())
@@ -63,7 +66,12 @@ pub(crate) fn all(time: Duration) -> Result<()> {
     run(&Options { target: None, time, executions: None, keep: false, sanitize: false })
 }
 
-fn build(sanitize: bool) -> Result<()> {
+/// Returns the folder of the programs. Those with the sanitizer have one of their own, so that neither are built anew.
+fn build(sanitize: bool) -> Result<PathBuf> {
+    let place = if sanitize { folder().join("sanitized") } else { folder() };
+    if sanitize {
+        sanitizer()?;
+    }
     let flags = if sanitize { [COVERAGE, SANITIZER].join(" ") } else { COVERAGE.to_owned() };
     let flags = flags.split_whitespace().collect::<Vec<_>>().join("\x1f");
     timed("building the fuzz targets", || {
@@ -71,7 +79,7 @@ fn build(sanitize: bool) -> Result<()> {
         exec(
             cargo()
                 .args(["build", "--locked", "--package", "fuzz", "--bins", "--target", &host()?, "--target-dir"])
-                .arg(folder())
+                .arg(&place)
                 .env("CARGO_ENCODED_RUSTFLAGS", flags)
                 // Sanitizers come with every compiler and are unstable by name.
                 .envs(sanitize.then_some(("RUSTC_BOOTSTRAP", "1")))
@@ -79,10 +87,21 @@ fn build(sanitize: bool) -> Result<()> {
                 .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
                 .env("CARGO_INCREMENTAL", "0"),
         )
-    })
+    })?;
+    Ok(place.join(host()?).join("debug"))
 }
 
-fn fuzz(name: &str, options: &Options) -> Result<()> {
+/// Debian's compiler comes without it.
+fn sanitizer() -> Result<()> {
+    let libraries = output(Command::new("rustc").args(["--print", "target-libdir"]).current_dir(root()))?;
+    let libraries = Path::new(libraries.trim());
+    let files = fs::read_dir(libraries).with_context(|| format!("{}: cannot read", libraries.display()))?;
+    let is_there = files.flatten().any(|file| file.file_name().to_string_lossy().ends_with(RUNTIME));
+    ensure!(is_there, "{} has no library *{RUNTIME}: --sanitize needs a compiler from rustup", libraries.display());
+    Ok(())
+}
+
+fn fuzz(name: &str, program: &Path, options: &Options) -> Result<()> {
     let (found, kept, artifacts) = (found(name), kept(name), folder().join("artifacts"));
     for folder in [&found, &kept, &artifacts] {
         fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
@@ -95,8 +114,7 @@ fn fuzz(name: &str, options: &Options) -> Result<()> {
         }
     };
     timed(&format!("fuzzing {name} {length}"), || {
-        let program = program(name)?;
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         command
             .arg(limit)
             .arg(format!("-max_len={LARGEST_INPUT}"))
@@ -127,9 +145,9 @@ fn fuzz(name: &str, options: &Options) -> Result<()> {
 }
 
 /// Merges what is new into the repository's corpus.
-fn keep(name: &str) -> Result<()> {
+fn keep(name: &str, program: &Path) -> Result<()> {
     let corpus = kept(name);
-    output(Command::new(program(name)?).args(["-merge=1", "-verbosity=0"]).arg(&corpus).arg(found(name)))?;
+    output(Command::new(program).args(["-merge=1", "-verbosity=0"]).arg(&corpus).arg(found(name)))?;
     say(format!("{name}: {} inputs in {}", fs::read_dir(&corpus)?.count(), corpus.display()));
     Ok(())
 }
@@ -142,10 +160,6 @@ fn targets() -> Result<Vec<String>> {
         .collect::<Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
-}
-
-fn program(name: &str) -> Result<PathBuf> {
-    Ok(folder().join(host()?).join("debug").join(name))
 }
 
 fn found(name: &str) -> PathBuf {

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long each fuzz target runs in the complete run.
-const FUZZ: Duration = Duration::from_secs(9);
+const FUZZ: Duration = Duration::from_secs(7);
 
 /// How long the soak lasts in the complete run.
 const SOAK: Duration = Duration::from_secs(75);

@@ -1,5 +1,5 @@
 //! What the kernel shows of a process that somebody else wrote: environment, command line, mounts, sockets, addresses, cgroup,
-//! mounted labels. Whatever comes, it ends, and what is kept of it is short and on one line.
+//! mounted labels, statistics behind a name of its own choice. Whatever comes, it ends, and what is kept of it is short and on one line.
 //!
 //! Input: a byte that says which of them, then its content.
 #![no_main]
@@ -13,18 +13,17 @@ use observer::discovery::{
     cgroup::unified_path,
     container::Container,
     pod_labels,
-    proc_files::{
-        Executable, MOST_NAME, environment, hidepid, is_printable, listeners, monitoring_port, mounts, node_type,
-    },
+    proc_files::{Executable, MOST_NAME, environment, hidepid, listeners, monitoring_port, mounts, node_type},
     process::{Facts, decide, identity, wanted, warning},
 };
+use procfs::{FromRead as _, process::Stat};
 
 /// A variable of [`MOST_NAME`] has no more addresses, of the shortest kind (`::`) and with a comma each.
 const MOST_ADDRESSES: usize = 3 * (MOST_NAME / 3 + 1);
 
 fuzz_target!(|input: &[u8]| {
     let Some((&which, bytes)) = input.split_first() else { return };
-    match which % 7 {
+    match which % 8 {
         0 => known(environment(bytes, wanted), None),
         1 => known(BTreeMap::new(), node_type(bytes)),
         2 => {
@@ -44,9 +43,15 @@ fuzz_target!(|input: &[u8]| {
             let found = of_namespace(&bytes[..third], &bytes[third..2 * third], &bytes[2 * third..]);
             assert!(found.len() <= bytes.len());
         }
+        6 => {
+            // Of what the kernel writes there, the process chooses its name alone.
+            let line =
+                [b"7 (", bytes, b") S 1 1 1 0 -1 64 5 0 0 0 2 3 0 0 20 0 9 0 500 4096 3", &b" 0".repeat(28)].concat();
+            assert_eq!(Stat::from_read(&line[..]).expect("a line").starttime, 500);
+        }
         _ => {
             let labels = pod_labels::parse(bytes);
-            assert!(labels.iter().all(|(key, value)| is_printable(key, 400) && fits(value)));
+            assert!(labels.iter().all(|(key, value)| fits(key, 400) && fits(value, MOST_NAME)));
             let text = String::from_utf8_lossy(bytes);
             if let Some(path) = unified_path(&text) {
                 let _ = Container::of_cgroup(path);
@@ -76,11 +81,12 @@ fn known(environment: BTreeMap<String, String>, node_type: Option<String>) {
         &workload.trust_domain,
         &workload.node,
     ];
-    assert!(own.into_iter().flatten().all(|text| is_printable(text, MOST_NAME)));
-    assert!(workload.name.iter().chain(workload.labels.values()).all(|text| fits(text)));
+    assert!(own.into_iter().flatten().all(|text| fits(text, MOST_NAME)));
+    assert!(workload.name.iter().chain(workload.labels.values()).all(|text| fits(text, MOST_NAME)));
     assert!(addresses.len() <= MOST_ADDRESSES);
 }
 
-fn fits(text: &str) -> bool {
-    text.is_empty() || is_printable(text, MOST_NAME)
+/// Whether it is short and on one line, however a line may end.
+fn fits(text: &str, most: usize) -> bool {
+    text.len() <= most && text.chars().all(|c| !c.is_control() && c != '\u{2028}' && c != '\u{2029}')
 }
