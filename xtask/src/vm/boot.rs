@@ -26,7 +26,7 @@ pub(super) struct Machine<'a> {
     /// Words for the kernel.
     pub(super) options: &'a str,
     /// What its first process is to do.
-    pub(super) task: &'a str,
+    pub(super) task: String,
     /// Where the console goes.
     pub(super) console: PathBuf,
 }
