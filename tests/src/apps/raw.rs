@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle, sleep},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -178,7 +178,7 @@ impl Connection {
             return Ok(std::mem::take(&mut self.pending));
         }
         let mut buffer = vec![0; 1 << 16];
-        let length = (&*self.stream).read(&mut buffer)?;
+        let length = self.read(&mut buffer)?;
         self.received += length as u64;
         buffer.truncate(length);
         Ok(buffer)
@@ -300,9 +300,20 @@ impl Connection {
         set(&self.stream, level, option, value)
     }
 
+    /// A socket whose data somebody redirects by a sockmap is woken for nothing at times, and says that there are none.
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let begun = Instant::now();
+        loop {
+            match (&*self.stream).read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && begun.elapsed() < PATIENCE => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
     fn fill(&mut self) -> io::Result<()> {
         let mut buffer = [0; 1 << 16];
-        let length = (&*self.stream).read(&mut buffer)?;
+        let length = self.read(&mut buffer)?;
         if length == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
