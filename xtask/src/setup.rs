@@ -67,9 +67,15 @@ const MESH: [(&str, &str); 11] = [
 /// Real servers written in Go, with metrics pages of their own; Prometheus and its tool also judge the observer's.
 const SERVERS: [(&str, &str); 3] = [("prometheus", "prometheus"), ("promtool", "prometheus"), ("etcd", "etcd-server")];
 
-/// What emulates the machines of the kernel matrix, fetches their kernels and says which libraries a program needs.
-const MACHINES: [(&str, &str); 4] =
-    [("qemu-system-x86_64", "qemu-system-x86"), ("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("ldd", "libc-bin")];
+/// What emulates the machines of the kernel matrix, fetches their kernels, says which libraries a program needs and redirects.
+const MACHINES: [(&str, &str); 6] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("apt-get", "apt"),
+    ("dpkg-deb", "dpkg"),
+    ("xz", "xz-utils"),
+    ("ldd", "libc-bin"),
+    ("iptables-legacy", "iptables"),
+];
 
 /// Everything any task needs.
 pub(crate) fn everything() -> Result<()> {

@@ -11,7 +11,7 @@ mod traffic;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Mutex,
     thread,
     time::{Duration, Instant},
@@ -19,7 +19,10 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 
-use self::{boot::Machine, kernels::KERNELS};
+use self::{
+    boot::Machine,
+    kernels::{Files, KERNELS},
+};
 use crate::{
     build,
     exec::{say, seconds, target, timed},
@@ -75,18 +78,19 @@ fn boot(observer: &Path, is_chosen: impl Fn(&Entry) -> bool) -> Result<()> {
     setup::for_machines()?;
     let chosen: Vec<Entry> = matrix().into_iter().filter(is_chosen).collect();
     ensure!(!chosen.is_empty(), "no machine has such a name: `cargo xtask vm --list` names them");
-    let images: Vec<PathBuf> = KERNELS.iter().map(kernels::Kernel::image).collect::<Result<_>>()?;
+    let kernels: Vec<(&str, Files)> =
+        KERNELS.iter().map(|kernel| Ok((kernel.name, kernel.files()?))).collect::<Result<_>>()?;
     let folder = target().join("vm");
     fs::create_dir_all(&folder)?;
     let image = folder.join("image.cpio");
-    timed("packing what the machines start with", || image::write(&image, observer))?;
+    timed("packing what the machines start with", || image::write(&image, observer, &kernels))?;
     let results = at_once(chosen, |entry| {
         let kernel = &KERNELS[entry.kernel];
         Machine {
-            kernel: &images[entry.kernel],
+            kernel: &kernels[entry.kernel].1.image,
             image: &image,
             options: entry.options,
-            task: if kernel.works { "observe" } else { "refuse" },
+            task: format!("{} {}", if kernel.works { "observe" } else { "refuse" }, kernel.name),
             console: folder.join(format!("{}.log", entry.name.replace(' ', "-"))),
         }
         .run()

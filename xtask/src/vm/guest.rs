@@ -3,7 +3,7 @@
 
 use std::{
     ffi::CStr,
-    fs,
+    fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::AsRawFd as _,
     path::Path,
@@ -16,7 +16,12 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use harness::{observer::Observer, tally::Tally};
 
-use super::{image::OBSERVER, remains, stand_in::StandIn, traffic};
+use super::{
+    image::{IPTABLES, MODULES, OBSERVER},
+    remains,
+    stand_in::StandIn,
+    traffic,
+};
 
 /// Begins the line that says that all was well.
 pub(super) const VERDICT: &str = "verdict:";
@@ -40,13 +45,15 @@ pub(crate) enum Task {
 #[derive(clap::Args)]
 pub(crate) struct Options {
     task: Task,
+    /// The kernel's name in the matrix.
+    kernel: String,
 }
 
 /// Does the task and switches the machine off.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(std::process::id() == 1, "this is not the first process of a machine, and would switch this one off");
     let outcome = prepare().and_then(|()| match options.task {
-        Task::Observe => observe(),
+        Task::Observe => observe(&options.kernel),
         Task::Refuse => refuse(),
     });
     match outcome {
@@ -97,7 +104,30 @@ fn loopback_up() -> Result<()> {
     Ok(())
 }
 
-fn observe() -> Result<String> {
+/// Has connections to one address redirected to the sidecar, as those of its application are.
+fn redirect(kernel: &str) -> Result<()> {
+    let folder = Path::new(MODULES).join(kernel);
+    let mut modules: Vec<_> = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    modules.sort();
+    for module in modules {
+        let file = File::open(&module)?;
+        // SAFETY: no parameters, a string that ends with zero.
+        let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+        let error = std::io::Error::last_os_error();
+        ensure!(result == 0, "module {} of {kernel}'s cannot be loaded: {error}", module.display());
+    }
+    let dialled = traffic::DIALLED.ip().to_string();
+    let status = Command::new(IPTABLES)
+        .args(["-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", &dialled, "-j", "REDIRECT", "--to-ports"])
+        .arg(traffic::OUTBOUND.to_string())
+        .status()
+        .context("iptables cannot be started")?;
+    ensure!(status.success(), "iptables ended with {status}");
+    Ok(())
+}
+
+fn observe(kernel: &str) -> Result<String> {
+    redirect(kernel)?;
     let before = remains::of_bpf()?;
     let verified = check()?;
     let application = TcpListener::bind((Ipv4Addr::LOCALHOST, traffic::APPLICATION))?;
@@ -108,6 +138,7 @@ fn observe() -> Result<String> {
     let observer = Observer::start_with(Path::new("/tmp"), "", 2, &[])?;
     sidecar.ask()?;
     traffic::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, traffic::DOOR)))?;
+    traffic::ask(traffic::DIALLED.into())?;
     agree(&observer, &traffic::expected()).with_context(|| observer.health().unwrap_or_default())?;
     observer.stop()?;
     remains::gone(&before)?;

@@ -11,23 +11,41 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::exec::output;
+use super::kernels::Files;
+use crate::exec::{output, which};
 
 /// First process of the machine.
 pub(super) const INIT: &str = "/xtask";
 /// The observer in the machine.
 pub(super) const OBSERVER: &str = "/observer";
 
+/// iptables' part for REDIRECT, where it looks for it.
+const REDIRECT: &str = "/usr/lib/x86_64-linux-gnu/xtables/libxt_REDIRECT.so";
 const FOLDERS: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// Writes the archive.
-pub(super) fn write(image: &Path, observer: &Path) -> Result<()> {
+/// What redirects connections there, as it does for a sidecar.
+pub(super) const IPTABLES: &str = "/iptables";
+/// Where each kernel's modules lie there, in a folder of its name; their own names begin with their place in the order.
+pub(super) const MODULES: &str = "/modules";
+
+/// Writes the archive, with the modules of each kernel.
+pub(super) fn write(image: &Path, observer: &Path, kernels: &[(&str, Files)]) -> Result<()> {
     let own = std::env::current_exe().context("own executable")?;
-    let mut files = BTreeMap::from([(INIT.into(), own.clone()), (OBSERVER.into(), observer.to_owned())]);
-    for library in libraries(&own)?.into_iter().chain(libraries(observer)?) {
-        files.insert(library.clone(), library);
+    let iptables = which("iptables-legacy").context("iptables-legacy (package iptables) is missing")?;
+    let mut files: BTreeMap<PathBuf, PathBuf> = BTreeMap::from([
+        (INIT.into(), own.clone()),
+        (OBSERVER.into(), observer.to_owned()),
+        (IPTABLES.into(), iptables.clone()),
+        (REDIRECT.into(), REDIRECT.into()),
+    ]);
+    for program in [&own, observer, &iptables] {
+        files.extend(libraries(program)?.into_iter().map(|library| (library.clone(), library)));
+    }
+    for (kernel, Files { modules, .. }) in kernels {
+        let folder = Path::new(MODULES).join(kernel);
+        files.extend(modules.iter().enumerate().map(|(number, path)| (folder.join(number.to_string()), path.clone())));
     }
     let mut folders: BTreeSet<PathBuf> = FOLDERS.iter().map(PathBuf::from).collect();
     for file in files.keys() {

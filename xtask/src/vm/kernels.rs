@@ -38,20 +38,42 @@ pub(super) const KERNELS: [Kernel; 4] = [
 
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
+/// What iptables' REDIRECT needs, in the order in which it can be loaded; the first is part of newer kernels.
+const MODULES: [&str; 9] = [
+    "libcrc32c",
+    "nf_defrag_ipv4",
+    "nf_defrag_ipv6",
+    "nf_conntrack",
+    "nf_nat",
+    "x_tables",
+    "ip_tables",
+    "iptable_nat",
+    "xt_REDIRECT",
+];
+
+/// A kernel's files.
+pub(super) struct Files {
+    pub(super) image: PathBuf,
+    /// In the order in which they can be loaded.
+    pub(super) modules: Vec<PathBuf>,
+}
+
 impl Kernel {
-    /// Where its image lies; fetched if it is not there yet.
-    pub(super) fn image(&self) -> Result<PathBuf> {
+    /// Where its files lie; fetched if they are not there yet.
+    pub(super) fn files(&self) -> Result<Files> {
         let folder = cache().join("kernels").join(self.name);
         let image = folder.join("vmlinuz");
-        if !image.is_file() {
+        let modules = folder.join("modules");
+        if !image.is_file() || !modules.is_dir() {
             timed(&format!("fetching the kernel of {} into {}", self.suite, folder.display()), || {
-                self.fetch(&folder, &image)
+                self.fetch(&folder, &image, &modules)
             })?;
         }
-        Ok(image)
+        let modules = MODULES.iter().map(|name| modules.join(format!("{name}.ko"))).filter(|path| path.is_file());
+        Ok(Files { image, modules: modules.collect() })
     }
 
-    fn fetch(&self, folder: &Path, image: &Path) -> Result<()> {
+    fn fetch(&self, folder: &Path, image: &Path, modules: &Path) -> Result<()> {
         let work = folder.join("work");
         if work.exists() {
             fs::remove_dir_all(&work)?;
@@ -65,9 +87,10 @@ impl Kernel {
             .into_iter()
             .find(|name| name.starts_with("linux-image-"))
             .with_context(|| format!("{PACKAGE} of {} depends on no kernel", self.suite))?;
-        // Newer packages have the image in one of their own.
-        let parts = dependencies(&work, &version)?.into_iter().filter(|name| name.starts_with("linux-binary-"));
-        let packages: Vec<String> = parts.chain([version]).collect();
+        // Newer packages have image and modules in some of their own.
+        let is_part = |name: &String| name.starts_with("linux-binary-") || name.starts_with("linux-modules-");
+        let packages: Vec<String> =
+            dependencies(&work, &version)?.into_iter().filter(is_part).chain([version]).collect();
         exec(apt("apt-get", &work).args(["-q", "-q", "download"]).args(&packages).current_dir(&work))?;
         let contents = work.join("contents");
         for entry in fs::read_dir(&work)? {
@@ -76,8 +99,22 @@ impl Kernel {
                 exec(Command::new("dpkg-deb").arg("--extract").arg(path).arg(&contents))?;
             }
         }
-        let found = find(&contents)?.with_context(|| format!("no vmlinuz in {}", packages.join(", ")))?;
-        fs::rename(found, image)?;
+        let found = find(&contents, &|name| name.starts_with("vmlinuz"))?;
+        fs::rename(found.with_context(|| format!("no vmlinuz in {}", packages.join(", ")))?, image)?;
+        let unpacked = work.join("modules");
+        fs::create_dir_all(&unpacked)?;
+        for module in MODULES {
+            let names = [format!("{module}.ko"), format!("{module}.ko.xz")];
+            let Some(found) = find(&contents, &|name| names.iter().any(|known| known == name))? else { continue };
+            if found.extension().is_some_and(|extension| extension == "xz") {
+                exec(Command::new("xz").arg("--decompress").arg(&found))?;
+            }
+            fs::rename(found.with_file_name(&names[0]), unpacked.join(&names[0]))?;
+        }
+        if modules.exists() {
+            fs::remove_dir_all(modules)?;
+        }
+        fs::rename(unpacked, modules)?;
         fs::remove_dir_all(work)?;
         Ok(())
     }
@@ -133,17 +170,17 @@ fn dependencies(work: &Path, package: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn find(folder: &Path) -> Result<Option<PathBuf>> {
+fn find(folder: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_symlink() {
             continue;
         }
         if path.is_dir() {
-            if let Some(found) = find(&path)? {
+            if let Some(found) = find(&path, is_wanted)? {
                 return Ok(Some(found));
             }
-        } else if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"vmlinuz")) {
+        } else if path.file_name().and_then(|name| name.to_str()).is_some_and(is_wanted) {
             return Ok(Some(path));
         }
     }

@@ -3,8 +3,9 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _, stdin},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    io::{self, BufRead as _, BufReader, Write as _, stdin},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     thread,
@@ -21,7 +22,7 @@ use super::traffic;
 pub(crate) enum Part {
     /// As a gateway: serves clients at its door.
     Serve,
-    /// As a sidecar: calls its application.
+    /// As a sidecar: calls its application, and takes what that sends.
     Ask,
 }
 
@@ -41,12 +42,41 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         thread::spawn(move || traffic::serve(&door));
         println!("done");
     }
+    let mut outbound = None;
     for line in stdin().lines() {
         line?;
+        if outbound.is_none() {
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, traffic::OUTBOUND))?;
+            outbound = Some(thread::spawn(move || take(&listener)));
+        }
         traffic::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, traffic::APPLICATION)))?;
         println!("done");
     }
     Ok(())
+}
+
+/// Takes redirected connections as a sidecar does: asks of each where it was to go, and serves only those that dialled
+/// what was dialled.
+fn take(listener: &TcpListener) {
+    for connection in listener.incoming().map_while(Result::ok) {
+        match original_destination(&connection) {
+            Ok(traffic::DIALLED) => traffic::serve_one(connection),
+            other => eprintln!("a connection that was to go elsewhere: {other:?}"),
+        }
+    }
+}
+
+fn original_destination(connection: &TcpStream) -> io::Result<SocketAddrV4> {
+    // SAFETY: all-zero is a valid value.
+    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&address) as libc::socklen_t;
+    let (pointer, fd) = ((&raw mut address).cast(), connection.as_raw_fd());
+    // SAFETY: the kernel writes within the given length.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_IP, libc::SO_ORIGINAL_DST, pointer, &raw mut length) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(SocketAddrV4::new(u32::from_be(address.sin_addr.s_addr).into(), u16::from_be(address.sin_port)))
 }
 
 /// A running stand-in; killed when dropped.

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
@@ -15,6 +15,10 @@ use harness::{
 
 /// Port of the sidecar's application.
 pub(super) const APPLICATION: u16 = 8080;
+/// Port at which a sidecar takes what its application sends.
+pub(super) const OUTBOUND: u16 = 15001;
+/// What the application dials; its connections go to [`OUTBOUND`] instead.
+pub(super) const DIALLED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 1, 2, 3), 9080);
 /// Port of the gateway's door.
 pub(super) const DOOR: u16 = 8081;
 
@@ -31,10 +35,10 @@ const ANSWER: [u8; 300] = [0xf2; 300];
 /// Longest that an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a whole conversation adds up to, at either leg.
+/// What a whole conversation adds up to, at each leg.
 pub(super) fn expected() -> Tally {
     let mut tally = Tally::default();
-    for leg in [Leg::source("gateway"), Leg::destination("sidecar")] {
+    for leg in [Leg::source("gateway"), Leg::source("sidecar"), Leg::destination("sidecar")] {
         for (which, number) in (0..EXCHANGES).map(|number| (outcome(number), number)) {
             let stream = stream(number);
             add(tally.of(&leg, HTTP1[which]), HTTP1_REQUEST.len(), http1_answer(number).len());
@@ -93,12 +97,15 @@ fn grpc_answer(number: u32) -> Vec<u8> {
 
 /// Answers every connection by what it begins with; returns when the listener is gone.
 pub(super) fn serve(listener: &TcpListener) {
-    for connection in listener.incoming().map_while(Result::ok) {
-        thread::spawn(move || {
-            // The client's count of what it got tells of a failure.
-            let _ = answer(&connection);
-        });
-    }
+    listener.incoming().map_while(Result::ok).for_each(serve_one);
+}
+
+/// Answers one.
+pub(super) fn serve_one(connection: TcpStream) {
+    thread::spawn(move || {
+        // The client's count of what it got tells of a failure.
+        let _ = answer(&connection);
+    });
 }
 
 fn answer(connection: &TcpStream) -> io::Result<()> {
