@@ -18,7 +18,7 @@ use super::{context::length_within, early, maps, record};
 pub(super) const TURNS: u32 = 1 << 17;
 /// Tries to enter a direction that another processor is in: some fifteen milliseconds, since a virtual one can be stopped
 /// for that long. The kernel itself waits for a socket without a limit.
-const TRIES: u32 = 1 << 20;
+pub(super) const TRIES: u32 = 1 << 20;
 /// Flag of a TCP header.
 pub(super) const FIN: u8 = 1;
 /// Flag of a TCP header.

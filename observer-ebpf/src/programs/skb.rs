@@ -20,12 +20,13 @@ use observer_ebpf::{
 use super::{
     context::{is_magic, local_of, read, remote_of},
     handshake, http2, maps,
-    packet::{FIN, Packet, RST, Segment, await_room, enter, leave, segment},
+    packet::{FIN, Packet, RST, Segment, TRIES, await_room, enter, leave, segment},
     record,
     sock_ops::OUTBOUND_PORT,
 };
 
 const ESTABLISHED: u32 = 1;
+const SYN_RECV: u32 = 3;
 const LISTEN: u32 = 10;
 
 /// What the sidecar's sockets receive.
@@ -189,6 +190,9 @@ fn late(skb: *mut __sk_buff, sk: *mut bpf_sock) -> Option<&'static mut Connectio
         handshake::keep(skb);
         return None;
     }
+    if read!(sk, state) == SYN_RECV {
+        return accepted_elsewhere(sk);
+    }
     let accepted = read!(sk, src_port) == OUTBOUND_PORT;
     if !accepted && !is_magic(sk) {
         return None;
@@ -205,6 +209,25 @@ fn late(skb: *mut __sk_buff, sk: *mut bpf_sock) -> Option<&'static mut Connectio
         c.destination = Endpoint { address: remote_of(sk), port, padding: 0 };
     }
     Some(c)
+}
+
+/// Another processor has made this socket and is about to say that it is established: from then on the connection is there. Its
+/// first data can be here before that.
+#[inline(always)]
+fn accepted_elsewhere(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
+    if maps::port_flags(read!(sk, src_port) as u16) & PORT_EXCLUDED != 0 {
+        return None;
+    }
+    let mut pointer = sk;
+    // SAFETY: the callback gets back the pointer given here.
+    unsafe { bpf_loop(TRIES, is_established as *mut c_void, (&raw mut pointer).cast(), 0) };
+    maps::connection(sk)
+}
+
+unsafe extern "C" fn is_established(_: u32, sk: *mut *mut bpf_sock) -> i64 {
+    // SAFETY: the pointer that `accepted_elsewhere` gave.
+    let c = maps::connection(unsafe { *sk });
+    i64::from(c.is_some_and(|c| shared::load(&c.flags) & ANCHORED != 0))
 }
 
 #[inline(always)]
