@@ -707,11 +707,16 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Whether the series is new. A label with an empty value is none, as Prometheus has it.
+    /// Whether the series is new.
     pub fn insert(&mut self, sample: &Sample<'_>) -> bool {
-        let mut digest = fold(self.seed, sample.name.as_bytes());
-        for (name, value) in sample.labels.iter() {
-            let (name, value) = (name.plain(), value.plain());
+        self.insert_as(sample.name, sample.labels.iter().map(|(name, value)| (name.plain(), value.plain())))
+    }
+
+    /// Whether a series of this name and these labels is new. A label with an empty value is none, as Prometheus has it.
+    pub fn insert_as(&mut self, name: &str, labels: impl Iterator<Item = (impl AsRef<str>, impl AsRef<str>)>) -> bool {
+        let mut digest = fold(self.seed, name.as_bytes());
+        for (name, value) in labels {
+            let (name, value) = (name.as_ref(), value.as_ref());
             if !value.is_empty() {
                 digest = digest.wrapping_add(fold(fold(!self.seed, name.as_bytes()), value.as_bytes()));
             }

@@ -321,6 +321,9 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, F: Figures> Accounts<K, L, F> {
         self.accounts.retain(|account| account.exposed || account.fed);
         self.by_labels = self.accounts.iter().enumerate().map(|(index, own)| (own.labels.clone(), index)).collect();
         self.feeds.retain(|_, feed| moved[feed.account].map(|index| feed.account = index).is_some());
+        // A crowd that has gone leaves no room behind.
+        self.accounts.shrink_to(2 * self.accounts.len());
+        self.feeds.shrink_to(2 * self.feeds.len());
     }
 }
 

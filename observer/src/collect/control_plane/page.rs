@@ -10,10 +10,12 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
-use crate::collect::exposition::{Event, Format, Kind, Labels, Parser, Part, Sample, Seen};
+use crate::collect::exposition::{Event, Format, Kind, Labels, Parser, Part, Reason, Sample, Seen};
 
 /// Most samples of one page.
 pub(super) const SAMPLES: usize = 200_000;
+/// What Prometheus puts before labels that would be the target's.
+const EXPORTED: &str = "exported_";
 /// Most different upper bounds in one page's histograms.
 const BOUNDS: usize = 10_000;
 
@@ -227,7 +229,13 @@ impl Builder {
             (Kind::Info | Kind::StateSet, _) => (Kind::Gauge, Suffix::None),
             (Kind::Histogram | Kind::GaugeHistogram | Kind::Unknown, _) => (Kind::Unknown, Suffix::None),
         };
-        if !self.seen.insert(sample) {
+        let renamed = renamed(sample.labels, self.reserved);
+        let renamed = renamed.as_deref();
+        if renamed.is_some_and(has_twins) {
+            self.skip(Reason::LabelTwice.word());
+            return Ok(());
+        }
+        if !self.is_new(sample, renamed) {
             self.skip("duplicate");
             return Ok(());
         }
@@ -236,7 +244,7 @@ impl Builder {
             return Err(TooMuch);
         }
         let bound = if suffix == Suffix::Bucket { self.bound(sample.labels)? } else { 0 };
-        let set = self.labels(sample.labels, suffix == Suffix::Bucket);
+        let set = self.labels(sample.labels, renamed, suffix == Suffix::Bucket);
         let name = if matches!(kind, Kind::Histogram | Kind::Summary) { sample.family } else { sample.name };
         let family = self.family(name, kind, sample.family);
         self.page.families[family].lines.push(Line { value: sample.value, set, bound, suffix });
@@ -282,10 +290,20 @@ impl Builder {
         Ok(number)
     }
 
+    /// Whether it is another series than those before, as they are written.
+    fn is_new(&mut self, sample: &Sample<'_>, renamed: Option<&[String]>) -> bool {
+        let name = legacy(sample.name);
+        let labels = sample.labels.iter();
+        match renamed {
+            None => self.seen.insert_as(&name, labels.map(|(name, value)| (name.plain(), value.plain()))),
+            Some(names) => self.seen.insert_as(&name, names.iter().zip(labels.map(|(_, value)| value.plain()))),
+        }
+    }
+
     /// The number of this label set.
-    fn labels(&mut self, labels: Labels<'_>, without_bound: bool) -> u32 {
+    fn labels(&mut self, labels: Labels<'_>, renamed: Option<&[String]>, without_bound: bool) -> u32 {
         self.text.clear();
-        for (name, value) in labels.iter() {
+        for (number, (name, value)) in labels.iter().enumerate() {
             let name = name.plain();
             if without_bound && name == "le" {
                 continue;
@@ -293,10 +311,7 @@ impl Builder {
             if !self.text.is_empty() {
                 self.text.push(',');
             }
-            if self.reserved.contains(&&*name) {
-                self.text.push_str("exported_");
-            }
-            self.text.push_str(&legacy(&name));
+            self.text.push_str(renamed.map_or(&*name, |names| &names[number]));
             self.text.push_str("=\"");
             escape(&value.plain(), &mut self.text);
             self.text.push('"');
@@ -335,6 +350,31 @@ impl Head {
         }
         self
     }
+}
+
+/// What labels are called when they are written; `None` if each is called what it is called here. One that would be taken for
+/// the target's own gets the prefix, as often as makes it another than all others.
+fn renamed(labels: Labels<'_>, reserved: &[&str]) -> Option<Vec<String>> {
+    let keeps = |name: &str| !reserved.contains(&name) && matches!(legacy(name), Cow::Borrowed(_));
+    if labels.iter().all(|(name, _)| keeps(&name.plain())) {
+        return None;
+    }
+    let mut names: Vec<String> = labels.iter().map(|(name, _)| legacy(&name.plain()).into_owned()).collect();
+    for number in 0..names.len() {
+        if reserved.contains(&names[number].as_str()) {
+            let mut name = format!("{EXPORTED}{}", names[number]);
+            while names.contains(&name) {
+                name.insert_str(0, EXPORTED);
+            }
+            names[number] = name;
+        }
+    }
+    Some(names)
+}
+
+/// Whether two labels would be written under one name.
+fn has_twins(names: &[String]) -> bool {
+    names.iter().enumerate().any(|(number, name)| names[..number].contains(name))
 }
 
 /// A name that every reader takes: letters, digits, underscores and colons, the rest as underscores.
@@ -435,6 +475,25 @@ mod tests {
     fn names_of_any_text_become_names_that_every_reader_takes() {
         let page = page(Format::Text, "{\"my.name\",\"a b\"=\"1\"} 4\n{\"my.name\",\"1\"=\"1\"} 5\n");
         assert_eq!(said(&page), ["Unknown my_name a_b=\"1\" 4", "Unknown my_name _1=\"1\" 5"]);
+    }
+
+    #[test]
+    fn what_would_be_written_twice_is_passed_over() {
+        let lines = [
+            "a{\"x.y\"=\"1\",x_y=\"2\"} 1\n",
+            "a{\"x.y\"=\"1\"} 2\na{x_y=\"1\"} 3\n{\"a\",\"x:y\"=\"1\"} 4\n",
+            "{\"b.c\"} 5\nb_c 6\n",
+            "d{instance=\"1\",exported_instance=\"2\"} 7\nd{exported_instance=\"2\",exported_exported_instance=\"1\"} 8\n",
+        ];
+        let page = page(Format::Text, &lines.concat());
+        let expected = [
+            "Unknown a x_y=\"1\" 2",
+            "Unknown a x:y=\"1\" 4",
+            "Unknown b_c  5",
+            "Unknown d exported_exported_instance=\"1\",exported_instance=\"2\" 7",
+        ];
+        assert_eq!(said(&page), expected);
+        assert_eq!(page.skipped, BTreeMap::from([("label_twice", 1), ("duplicate", 3)]));
     }
 
     #[test]
