@@ -60,8 +60,6 @@ pub async fn run(config: &Config) -> Result<()> {
     let attaching = readiness.block("first look for sidecars");
     let (node, memory) = Node::start(config, !config.emit.is_empty())?;
     let mut watcher = Watcher::new(config.discovery())?;
-    let changes = watcher.resume(memory.registry);
-    node.state().resume(changes, watcher.registry(), memory.running);
     let server = serve::start(config.listen, node.clone(), readiness.pending()).await?;
     let emitters = start_emitters(config)?;
     settle()?;
@@ -71,6 +69,8 @@ pub async fn run(config: &Config) -> Result<()> {
         state.emitters = emitters;
     }
     let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let changes = watcher.resume(memory.registry);
+    node.state().resume(changes, watcher.registry(), memory.running);
     drop(attaching);
     let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + config.interval, config.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -118,7 +118,7 @@ fn kernel_without_a_needed_feature() -> Result<()> {
     const BPF_PROG_LOAD: u32 = 5;
     for (call, reason) in [
         (BPF_MAP_CREATE, "Invalid argument (os error 22); the kernel lacks the features of Linux 5.17"),
-        (BPF_PROG_LOAD, "this kernel lacks bpf_loop, which Linux has since 5.17"),
+        (BPF_PROG_LOAD, "this kernel lacks bpf_loop and atomics that return a value, which Linux has since 5.17"),
     ] {
         for (arguments, result) in [(&RUN[..], "error: "), (&["check"], "the kernel programs cannot be tried")] {
             let mut command = observer(&[], arguments)?;
