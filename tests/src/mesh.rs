@@ -116,7 +116,6 @@ impl Mesh {
             ipv6(0xfd77, index, 1)
         ))?;
         let authority = Authority::new()?;
-        directory.write("root.pem", authority.certificate())?;
         link_or_copy(&tools::envoy()?, &directory.path.join(format!("envoy-{name}")))?;
         Ok(Self {
             name,
@@ -301,6 +300,19 @@ impl Mesh {
 }
 
 impl Workload {
+    /// One in no mesh: in the network namespace of this process, at an address that is there already.
+    pub fn alone(name: &str, ipv4: Ipv4Addr, cgroup: PathBuf) -> Result<Self> {
+        Ok(Self {
+            name: name.to_owned(),
+            namespace: "default".to_owned(),
+            pod: format!("{name}-0"),
+            ipv4,
+            ipv6: ipv4.to_ipv6_mapped(),
+            net: Namespace::own()?,
+            cgroup,
+        })
+    }
+
     /// Identity, as its certificate says it.
     pub fn spiffe(&self) -> String {
         spiffe(&self.namespace, self.account())
@@ -362,11 +374,6 @@ impl Directory {
     fn create(path: PathBuf) -> Result<Self> {
         fs::create_dir_all(&path).with_context(|| format!("{} cannot be created", path.display()))?;
         Ok(Self { path })
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = self.path.join(name);
-        fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
     }
 }
 

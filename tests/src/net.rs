@@ -14,11 +14,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// A named network namespace (`ip netns`), deleted when dropped.
+/// A network namespace: one with a name (`ip netns`), deleted when dropped, or that of this process.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
     handle: File,
+    is_own: bool,
 }
 
 impl Namespace {
@@ -27,9 +28,15 @@ impl Namespace {
         run("ip", &["netns", "add", name])?;
         let path = Path::new("/run/netns").join(name);
         let handle = File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
-        let namespace = Self { name: name.to_owned(), handle };
+        let namespace = Self { name: name.to_owned(), handle, is_own: false };
         namespace.batch("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// The one this process is in, which stays as it is.
+    pub fn own() -> Result<Self> {
+        let handle = File::open("/proc/self/ns/net").context("own network namespace")?;
+        Ok(Self { name: "own".to_owned(), handle, is_own: true })
     }
 
     /// Its name.
@@ -78,6 +85,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        if self.is_own {
+            return;
+        }
         if let Err(error) = run("ip", &["netns", "del", &self.name]) {
             eprintln!("{error:#}");
         }

@@ -17,14 +17,16 @@ use crate::{
     apps::raw::Connection,
     cgroup,
     envoy::{Files, bootstrap},
-    mesh::{Mesh, Workload},
+    mesh::{Mesh, Service, Workload},
     net::User,
-    pki::{Identity, TRUST_DOMAIN},
+    pki::{Authority, Identity, TRUST_DOMAIN},
     redirect::{Exclusions, Interception, install},
 };
 
 /// uid and gid of Istio's proxies.
 pub const PROXY_USER: u32 = 1337;
+/// Longest that Envoy may take to be ready, be its machine emulated on a busy one.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What an Envoy is to the mesh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,26 +116,6 @@ impl Sidecar {
         let directory = mesh.directory().join(&workload.name);
         fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
         install(&workload.net, options.interception, &options.exclusions)?;
-        let [certificate, key, door_certificate, door_key] =
-            ["certificate.pem", "key.pem", "door-certificate.pem", "door-key.pem"].map(|name| directory.join(name));
-        write_identity(&mesh.authority().workload(&workload.spiffe())?, &certificate, &key)?;
-        write_identity(&mesh.authority().server(&format!("{}.example", workload.name))?, &door_certificate, &door_key)?;
-        let root = mesh.directory().join("root.pem");
-        let log = directory.join("access.log");
-        File::create(&log)?;
-        let files = Files {
-            root: &root,
-            certificate: &certificate,
-            key: &key,
-            door_certificate: &door_certificate,
-            door_key: &door_key,
-            log: &log,
-        };
-        let configuration = bootstrap(workload, mesh.services(), &options, &files);
-        fs::write(directory.join("envoy.json"), serde_json::to_vec_pretty(&configuration)?)?;
-        for entry in fs::read_dir(&directory)? {
-            std::os::unix::fs::chown(entry?.path(), Some(PROXY_USER), Some(PROXY_USER))?;
-        }
         let own_name = mesh.directory().join(mesh.executable());
         let program = match &options.executable {
             Some(name) => {
@@ -145,6 +127,39 @@ impl Sidecar {
             }
             None => own_name,
         };
+        Self::start_alone(workload, options, directory, program, mesh.authority(), mesh.services())
+    }
+
+    /// As [`Sidecar::start`], for which there need be no mesh: in a directory that is there, with whatever redirects to it.
+    pub fn start_alone(
+        workload: &Arc<Workload>,
+        options: Options,
+        directory: PathBuf,
+        program: PathBuf,
+        authority: &Authority,
+        services: &[Service],
+    ) -> Result<Self> {
+        let [certificate, key, door_certificate, door_key] =
+            ["certificate.pem", "key.pem", "door-certificate.pem", "door-key.pem"].map(|name| directory.join(name));
+        write_identity(&authority.workload(&workload.spiffe())?, &certificate, &key)?;
+        write_identity(&authority.server(&format!("{}.example", workload.name))?, &door_certificate, &door_key)?;
+        let root = directory.join("root.pem");
+        fs::write(&root, authority.certificate())?;
+        let log = directory.join("access.log");
+        File::create(&log)?;
+        let files = Files {
+            root: &root,
+            certificate: &certificate,
+            key: &key,
+            door_certificate: &door_certificate,
+            door_key: &door_key,
+            log: &log,
+        };
+        let configuration = bootstrap(workload, services, &options, &files);
+        fs::write(directory.join("envoy.json"), serde_json::to_vec_pretty(&configuration)?)?;
+        for entry in fs::read_dir(&directory)? {
+            std::os::unix::fs::chown(entry?.path(), Some(PROXY_USER), Some(PROXY_USER))?;
+        }
         let cgroup = options.cgroup.clone().unwrap_or_else(|| workload.container("istio-proxy"));
         let process = spawn(workload, &options, &directory, &program, &cgroup)?;
         let mut sidecar =
@@ -241,7 +256,7 @@ impl Sidecar {
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.process.try_wait()? {
                 let log = fs::read_to_string(self.directory.join("envoy.log")).unwrap_or_default();
@@ -250,7 +265,7 @@ impl Sidecar {
             if self.request("/ready").is_ok_and(|(status, _)| status == 200) {
                 return Ok(());
             }
-            ensure!(Instant::now() < end, "Envoy of {} is not ready after 20 s", self.workload.name);
+            ensure!(Instant::now() < end, "Envoy of {} is not ready after {PATIENCE:?}", self.workload.name);
             sleep(Duration::from_millis(10));
         }
     }

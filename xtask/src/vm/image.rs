@@ -1,5 +1,5 @@
-//! The file system a virtual machine starts with: this program, the observer, and the libraries both are linked to, as a
-//! cpio archive of the form that kernels unpack (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! The file system a virtual machine starts with: this program, the observer, perhaps Envoy, and the libraries they are linked
+//! to, as a cpio archive of the form that kernels unpack (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +18,8 @@ use crate::exec::{output, which};
 pub(super) const INIT: &str = "/xtask";
 /// The observer in the machine.
 pub(super) const OBSERVER: &str = "/observer";
+/// Envoy in a machine that has it, under the name that the observer looks for.
+pub(super) const ENVOY: &str = "/envoy";
 
 /// iptables' part for REDIRECT, where it looks for it.
 const REDIRECT: &str = "/usr/lib/x86_64-linux-gnu/xtables/libxt_REDIRECT.so";
@@ -30,8 +32,8 @@ pub(super) const IPTABLES: &str = "/iptables";
 /// Where each kernel's modules lie there, in a folder of its name; their own names begin with their place in the order.
 pub(super) const MODULES: &str = "/modules";
 
-/// Writes the archive, with the modules of each kernel.
-pub(super) fn write(image: &Path, observer: &Path, kernels: &[(&str, Files)]) -> Result<()> {
+/// Writes the archive, with the modules of each kernel, and with Envoy if it is given.
+pub(super) fn write(image: &Path, observer: &Path, envoy: Option<&Path>, kernels: &[(&str, Files)]) -> Result<()> {
     let own = std::env::current_exe().context("own executable")?;
     let iptables = which("iptables-legacy").context("iptables-legacy (package iptables) is missing")?;
     let mut files: BTreeMap<PathBuf, PathBuf> = BTreeMap::from([
@@ -40,7 +42,8 @@ pub(super) fn write(image: &Path, observer: &Path, kernels: &[(&str, Files)]) ->
         (IPTABLES.into(), iptables.clone()),
         (REDIRECT.into(), REDIRECT.into()),
     ]);
-    for program in [&own, observer, &iptables] {
+    files.extend(envoy.map(|envoy| (ENVOY.into(), envoy.to_owned())));
+    for program in [&own, observer, &iptables].into_iter().chain(envoy) {
         files.extend(libraries(program)?.into_iter().map(|library| (library.clone(), library)));
     }
     for (kernel, Files { modules, .. }) in kernels {

@@ -14,8 +14,11 @@ const KINDS: [(&str, libc::c_long); 3] = [("program", 11), ("map", 12), ("link",
 /// The kernel frees them after a grace period.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Kinds and ids.
+pub(super) type Objects = BTreeSet<(&'static str, u32)>;
+
 /// Everything there is now.
-pub(super) fn of_bpf() -> Result<BTreeSet<(&'static str, u32)>> {
+pub(super) fn of_bpf() -> Result<Objects> {
     let mut found = BTreeSet::new();
     for (kind, command) in KINDS {
         // start_id, next_id, open_flags
@@ -37,7 +40,7 @@ pub(super) fn of_bpf() -> Result<BTreeSet<(&'static str, u32)>> {
 }
 
 /// Waits until nothing is there that was not there `before`.
-pub(super) fn gone(before: &BTreeSet<(&'static str, u32)>) -> Result<()> {
+pub(super) fn gone(before: &Objects) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
         let now = of_bpf()?;
