@@ -355,11 +355,11 @@ impl Head {
 /// What labels are called when they are written; `None` if each is called what it is called here. One that would be taken for
 /// the target's own gets the prefix, as often as makes it another than all others.
 fn renamed(labels: Labels<'_>, reserved: &[&str]) -> Option<Vec<String>> {
-    let keeps = |name: &str| !reserved.contains(&name) && matches!(legacy(name), Cow::Borrowed(_));
+    let keeps = |name: &str| !reserved.contains(&name) && matches!(legacy_label(name), Cow::Borrowed(_));
     if labels.iter().all(|(name, _)| keeps(&name.plain())) {
         return None;
     }
-    let mut names: Vec<String> = labels.iter().map(|(name, _)| legacy(&name.plain()).into_owned()).collect();
+    let mut names: Vec<String> = labels.iter().map(|(name, _)| legacy_label(&name.plain()).into_owned()).collect();
     for number in 0..names.len() {
         if reserved.contains(&names[number].as_str()) {
             let mut name = format!("{EXPORTED}{}", names[number]);
@@ -377,9 +377,18 @@ fn has_twins(names: &[String]) -> bool {
     names.iter().enumerate().any(|(number, name)| names[..number].contains(name))
 }
 
-/// A name that every reader takes: letters, digits, underscores and colons, the rest as underscores.
+/// A metric's name that every reader takes: letters, digits, underscores and colons, the rest as underscores.
 fn legacy(name: &str) -> Cow<'_, str> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    simple(name, |c| c == ':')
+}
+
+/// The same of a label, which has no colons.
+fn legacy_label(name: &str) -> Cow<'_, str> {
+    simple(name, |_| false)
+}
+
+fn simple(name: &str, more: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || more(c);
     if name.chars().all(allowed) && !name.starts_with(|c: char| c.is_ascii_digit()) {
         return Cow::Borrowed(name);
     }
@@ -481,14 +490,14 @@ mod tests {
     fn what_would_be_written_twice_is_passed_over() {
         let lines = [
             "a{\"x.y\"=\"1\",x_y=\"2\"} 1\n",
-            "a{\"x.y\"=\"1\"} 2\na{x_y=\"1\"} 3\n{\"a\",\"x:y\"=\"1\"} 4\n",
+            "a{\"x.y\"=\"1\"} 2\na{x_y=\"1\"} 3\n{\"a:b\",\"x:y\"=\"1\"} 4\n",
             "{\"b.c\"} 5\nb_c 6\n",
             "d{instance=\"1\",exported_instance=\"2\"} 7\nd{exported_instance=\"2\",exported_exported_instance=\"1\"} 8\n",
         ];
         let page = page(Format::Text, &lines.concat());
         let expected = [
             "Unknown a x_y=\"1\" 2",
-            "Unknown a x:y=\"1\" 4",
+            "Unknown a:b x_y=\"1\" 4",
             "Unknown b_c  5",
             "Unknown d exported_exported_instance=\"1\",exported_instance=\"2\" 7",
         ];
