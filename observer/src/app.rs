@@ -137,6 +137,7 @@ struct State {
     kernel: Kernel,
     /// Where it is remembered what the kernel's maps do not tell, if they outlive the process.
     store: Option<Store>,
+    /// As it is remembered there.
     registry: Registry,
     /// The last that was to be remembered is not.
     forgetful: bool,
@@ -177,7 +178,7 @@ impl Node {
             None => Model::new(started, retention),
         };
         // Those that ran are known as ended until they are found again.
-        let ended = memory.running.iter().chain(&memory.ended).cloned().map(Arc::new).take(REMEMBERED).collect();
+        let ended = memory.running.iter().chain(&memory.ended).take(REMEMBERED).cloned().collect();
         let mut control_plane = ControlPlane::new(config.scraping());
         control_plane.set(config.control_plane()).context("the control plane's pages cannot be read")?;
         let node = Self(Arc::new(Mutex::new(State {
@@ -235,7 +236,7 @@ impl serve::Source for Node {
 impl State {
     /// Attaches to what came, detaches from what went.
     fn apply(&mut self, changes: Vec<Change>, registry: &Registry) {
-        if self.registry != *registry {
+        if self.store.is_some() && self.registry != *registry {
             self.registry = registry.clone();
             self.remember();
         }

@@ -1,6 +1,9 @@
 //! What an observer leaves to the next one on the same folder, beside the kernel's maps.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,9 +20,9 @@ pub struct Memory {
     /// Which number each sidecar is counted under.
     pub registry: Registry,
     /// Sidecars that ran.
-    pub running: Vec<Sidecar>,
+    pub running: Vec<Arc<Sidecar>>,
     /// Sidecars that had ended.
-    pub ended: Vec<Sidecar>,
+    pub ended: Vec<Arc<Sidecar>>,
     /// Series, their labels and totals.
     pub model: Option<model::remembered::Remembered>,
     /// The pinned maps.

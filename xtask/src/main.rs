@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod exec;
 mod fuzz;
+mod lock;
 mod sbom;
 mod setup;
 mod soak;

@@ -15,15 +15,15 @@ use serde_json::{Value, json};
 
 use crate::{
     build::KERNEL_TARGET,
-    exec::{cargo, host, output, root, say},
+    exec::{cargo, host, output, say},
+    lock::{self, Locked},
 };
 
 const PRODUCT: &str = "observer";
 
 /// Writes the document beside the binary.
 pub(crate) fn write(binary: &Path) -> Result<()> {
-    let lock = fs::read_to_string(root().join("Cargo.lock")).context("Cargo.lock: cannot read")?;
-    let document = document(graphs()?, &lock)?;
+    let document = document(graphs()?, lock::read()?)?;
     let path = binary.with_extension("cdx.json");
     let text = format!("{document:#}\n");
     fs::write(&path, text).with_context(|| format!("{}: cannot write", path.display()))?;
@@ -89,24 +89,10 @@ struct Kind {
     kind: Option<String>,
 }
 
-/// The part of Cargo.lock that is read here.
-#[derive(Deserialize)]
-struct Lock {
-    package: Vec<Locked>,
-}
-
-#[derive(Deserialize)]
-struct Locked {
-    name: String,
-    version: String,
-    checksum: Option<String>,
-}
-
 /// One document of what each of these packages takes, the first being what it is about.
-fn document(graphs: Vec<(&str, Metadata)>, lock: &str) -> Result<Value> {
-    let lock: Lock = toml::from_str(lock).context("Cargo.lock")?;
+fn document(graphs: Vec<(&str, Metadata)>, locked: Vec<Locked>) -> Result<Value> {
     let checksums: BTreeMap<(String, String), String> =
-        lock.package.into_iter().filter_map(|it| Some(((it.name, it.version), it.checksum?))).collect();
+        locked.into_iter().filter_map(|it| Some(((it.name, it.version.to_string()), it.checksum?))).collect();
     let mut subject = None;
     let mut components: BTreeMap<String, Value> = BTreeMap::new();
     let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -186,7 +172,7 @@ mod tests {
 
     /// This repository's own, as the build makes it.
     fn own() -> Value {
-        document(graphs().expect("cargo metadata"), include_str!("../../Cargo.lock")).expect("both parse")
+        document(graphs().expect("cargo metadata"), lock::read().expect("Cargo.lock")).expect("both fit")
     }
 
     fn text<'a>(of: &'a Value, field: &str) -> &'a str {

@@ -28,7 +28,7 @@ pub(super) fn load(config: &Config) -> Result<(Kernel, Option<Store>, Memory)> {
 
 impl State {
     /// Goes on where an earlier observer was: attaches to what is there now, and leaves what ended while nobody looked.
-    pub(super) fn resume(&mut self, changes: Vec<Change>, registry: &Registry, before: Vec<Sidecar>) {
+    pub(super) fn resume(&mut self, changes: Vec<Change>, registry: &Registry, before: Vec<Arc<Sidecar>>) {
         self.ended.iter().for_each(|sidecar| self.kernel.recall(sidecar));
         self.apply(changes, registry);
         if self.store.is_none() {
@@ -36,7 +36,7 @@ impl State {
         }
         let running: BTreeSet<SidecarId> = self.running.iter().map(|sidecar| sidecar.id).collect();
         self.ended.retain(|sidecar| !running.contains(&sidecar.id));
-        for sidecar in before.into_iter().map(Arc::new) {
+        for sidecar in before {
             if self.running.iter().all(|other| other.process != sidecar.process) {
                 self.leave(&sidecar);
             }
@@ -55,8 +55,8 @@ impl State {
         let Some(store) = &mut self.store else { return };
         let memory = Memory {
             registry: self.registry.clone(),
-            running: self.running.iter().map(|sidecar| Sidecar::clone(sidecar)).collect(),
-            ended: self.ended.iter().map(|sidecar| Sidecar::clone(sidecar)).collect(),
+            running: self.running.clone(),
+            ended: self.ended.clone(),
             model: Some(self.model.remember()),
             kernel: self.kernel.remembered().clone(),
         };

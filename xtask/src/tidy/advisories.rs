@@ -14,7 +14,10 @@ use semver::{Version, VersionReq};
 use serde::Deserialize;
 
 use super::Finding;
-use crate::exec::{root, say};
+use crate::{
+    exec::say,
+    lock::{self, Locked},
+};
 
 /// Names the database in place of the places where tools keep it.
 const VARIABLE: &str = "RUSTSEC_DATABASE";
@@ -43,18 +46,6 @@ struct Versions {
     unaffected: Vec<VersionReq>,
 }
 
-#[derive(Deserialize)]
-struct Lock {
-    package: Vec<Locked>,
-}
-
-#[derive(Deserialize)]
-struct Locked {
-    name: String,
-    version: Version,
-    source: Option<String>,
-}
-
 /// Every advisory against a version in Cargo.lock.
 pub(super) fn check() -> Result<Vec<Finding>> {
     let Some(database) = database()? else {
@@ -64,9 +55,7 @@ pub(super) fn check() -> Result<Vec<Finding>> {
         ));
         return Ok(Vec::new());
     };
-    let lock = fs::read_to_string(root().join("Cargo.lock")).context("Cargo.lock: cannot read")?;
-    let lock: Lock = toml::from_str(&lock).context("Cargo.lock")?;
-    let (findings, read) = against(&lock.package, &database)?;
+    let (findings, read) = against(&lock::read()?, &database)?;
     say(format!("tidy: {read} advisories on the dependencies' names in {}", database.display()));
     Ok(findings)
 }
@@ -162,6 +151,7 @@ mod tests {
             name: "a".to_owned(),
             version: version.parse().expect("a version"),
             source: source.map(str::to_owned),
+            checksum: None,
         };
         let packages = [locked("1.1.0", Some("registry")), locked("1.3.0", Some("registry")), locked("1.1.1", None)];
         let (findings, read) = against(&packages, database.path()).expect("a database");

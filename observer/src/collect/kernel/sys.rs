@@ -32,12 +32,8 @@ pub(super) fn takes_fetching_atomics() -> bool {
     ];
     let kind = pair(bpf_prog_type::BPF_PROG_TYPE_SOCK_OPS as u32, program.len() as u32);
     let mut attribute = [kind, program.as_ptr() as u64, c"GPL".as_ptr() as u64, 0, 0, 0];
-    match call(bpf_cmd::BPF_PROG_LOAD, &mut attribute) {
-        Ok(fd) => {
-            // SAFETY: a descriptor that the kernel has just given us, and nobody else has.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            true
-        }
+    match made(bpf_cmd::BPF_PROG_LOAD, &mut attribute) {
+        Ok(_) => true,
         Err(error) => matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOMEM)),
     }
 }
@@ -45,10 +41,7 @@ pub(super) fn takes_fetching_atomics() -> bool {
 /// Opens what is pinned at `path`.
 pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attribute = [path.as_ptr() as u64, 0];
-    let fd = call(bpf_cmd::BPF_OBJ_GET, &mut attribute)?;
-    // SAFETY: a descriptor that the kernel has just given us, and nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    made(bpf_cmd::BPF_OBJ_GET, &mut [path.as_ptr() as u64, 0])
 }
 
 /// Pins at `path`.
@@ -63,10 +56,7 @@ pub(super) fn create_link(
     cgroup: BorrowedFd<'_>,
     place: bpf_attach_type,
 ) -> io::Result<OwnedFd> {
-    let mut attribute = [pair(number(program), number(cgroup)), pair(place as u32, 0)];
-    let fd = call(bpf_cmd::BPF_LINK_CREATE, &mut attribute)?;
-    // SAFETY: as above.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    made(bpf_cmd::BPF_LINK_CREATE, &mut [pair(number(program), number(cgroup)), pair(place as u32, 0)])
 }
 
 /// Puts `program` in the place of the link's present one, for every cgroup below it at once.
@@ -155,6 +145,12 @@ fn pair(first: u32, second: u32) -> u64 {
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
     bytes[4..].copy_from_slice(&second.to_ne_bytes());
     u64::from_ne_bytes(bytes)
+}
+
+/// A call that makes or opens something.
+fn made(command: bpf_cmd, attribute: &mut [u64]) -> io::Result<OwnedFd> {
+    // SAFETY: a descriptor that the kernel has just given us, and nobody else has.
+    call(command, attribute).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn call(command: bpf_cmd, attribute: &mut [u64]) -> io::Result<i32> {
