@@ -232,24 +232,19 @@ pub fn payload<E: Calls>(
     if !s.place(seq, offset, length) {
         return;
     }
-    let end = seq.wrapping_add(length);
-    let gap = s.gap();
-    if gap != 0 && !s.covers(gap) && h.frames[direction].state != LOST {
-        if socket::waits(env, s, seq, offset, length) {
-            return;
+    if s.gap() != 0 {
+        if h.frames[direction].state != LOST {
+            socket::wait(env, s, seq, offset, length);
         }
-        lose(c, h, env, direction, Counter::SyncGap);
+        return;
     }
-    let s = &mut c.streams[direction];
-    s.advance(end);
+    s.advance(seq.wrapping_add(length));
     if h.frames[direction].state == LOST {
         s.clear();
         s.skip = 0;
         h.frames[direction].state = PROVING;
         h.frames[direction].proof = s.offset;
         h.frames[direction].proven = 0;
-    } else {
-        s.skip = s.skip.wrapping_sub(u64::from(s.gap()));
     }
     h.frames[direction].now_ns = env.now();
     let complete = env.frame_turns(c, h, direction);
@@ -267,6 +262,30 @@ pub fn payload<E: Calls>(
         h.frames[direction].state = LOST;
     }
     socket::wait_no_more(env, &mut c.streams[direction]);
+}
+
+/// Goes on at `accepted`, the sequence number up to which TCP has taken everything, whatever was seen of it.
+#[inline(never)]
+pub fn catch_up<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, accepted: u32) {
+    let s = &mut c.streams[direction];
+    let missing = accepted.wrapping_sub(s.next);
+    if s.anchored == 0 || (missing as i32) <= 0 {
+        return;
+    }
+    s.find_unseen(accepted);
+    let unseen = s.gap();
+    if unseen != 0 {
+        env.count(Counter::AuditUnseen, u64::from(unseen));
+    }
+    begin(c, h, direction);
+    let s = &mut c.streams[direction];
+    if s.covers(missing) {
+        s.skip = s.skip.wrapping_sub(u64::from(missing));
+    } else {
+        lose(c, h, env, direction, Counter::SyncGap);
+        settle(c, h, env, direction, false);
+    }
+    c.streams[direction].advance(accepted);
 }
 
 /// Once in each direction, which alone may say where it is: is it read from the preface, or must its frames be found first?
@@ -298,13 +317,14 @@ fn rejoin<E: Calls>(s: &mut Stream, f: &mut Frames, env: &mut E) -> bool {
     if brought == 0 {
         return false;
     }
-    if env.holds(s) {
+    let is_body = s.covers(brought);
+    if !is_body && env.holds(s) {
         s.reopen(brought);
         return true;
     }
     let end = s.next.wrapping_add(brought);
     s.advance(end);
-    if !s.covers(brought) {
+    if !is_body {
         return !fail(f, Counter::SyncGap);
     }
     s.skip = s.skip.wrapping_sub(u64::from(brought));
@@ -937,7 +957,7 @@ pub fn reap<E: Calls>(c: &mut Connection, env: &mut E, call: &mut Call, reaping:
 
 /// Ends the calls that what came in `direction` has left without an end of their own; `over` says that it has ended the
 /// connection.
-#[inline(always)]
+#[inline(never)]
 pub fn settle<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, over: bool) {
     let f = &mut h.frames[direction];
     let (abandoned, going) = (f.abandoned, f.going);

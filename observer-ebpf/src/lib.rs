@@ -17,6 +17,7 @@ pub mod http1;
 pub mod http2;
 pub mod latency;
 pub mod names;
+pub mod segment;
 pub mod shared;
 pub mod socket;
 pub mod stream;
@@ -44,6 +45,8 @@ pub const NEXT_BLOCK: u32 = 1;
 pub const NEXT_DOOR: u32 = 2;
 /// Index into the `NEXT` map: keys ever inserted into `SLOTS`.
 pub const INSERTED: u32 = 3;
+/// Index into the `NEXT` map: connections ever listed under port 0 of the `INBOUND` map.
+pub const WITHOUT_PORT: u32 = 4;
 /// Status of a request whose status could not be read.
 pub const STATUS_UNKNOWN: u16 = u16::MAX;
 /// gRPC status of a request that has none.
@@ -180,7 +183,8 @@ pub struct InboundKey {
     pub port: u32,
 }
 
-/// Connections now open on the inbound listener for one application port: an element of the `DOORS` map.
+/// Connections now open on the inbound listener for one application port, or, under port 0, those of a sidecar whose port is not
+/// known: an element of the `DOORS` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Door {
@@ -188,10 +192,14 @@ pub struct Door {
     pub mutual_tls: u64,
     /// Number of those without.
     pub plain: u64,
-    /// When one of the former last received something, nanoseconds of `CLOCK_MONOTONIC`.
+    /// Number of those of which it is not known: they are older than the observer, or their beginning was not seen.
+    pub unseen: u64,
+    /// When one of those with it last received something, nanoseconds of `CLOCK_MONOTONIC`.
     pub mutual_tls_ns: u64,
-    /// When one of the latter did.
+    /// When one of those without did.
     pub plain_ns: u64,
+    /// When one of the unknown did.
+    pub unseen_ns: u64,
 }
 
 const _: () = assert!(size_of::<Endpoint>() == 20);

@@ -32,6 +32,8 @@ pub const DOORS: &str = "DOORS";
 pub const HTTP2: &str = "HTTP2";
 /// Socket storage: larger header tables, by direction, for connections that announced them.
 pub const WIDE: &str = "WIDE";
+/// Socket storage: nothing but that it was decided not to observe the socket.
+pub const UNOBSERVED: &str = "UNOBSERVED";
 /// [`crate::http2::CallKey`] to [`crate::http2::Call`]: open calls that the connection's storage has no room for.
 pub const CALLS: &str = "CALLS";
 /// Number to [`crate::early::Place`]: bytes that came before the bytes in front of them.
@@ -44,7 +46,7 @@ pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";
 pub const NEXT_EVENTS: &str = "NEXT_EVENTS";
 
 /// All maps.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 22] = [
     CONNECTIONS,
     PROCESSES,
     CGROUPS,
@@ -61,6 +63,7 @@ pub const MAPS: [&str; 21] = [
     DOORS,
     HTTP2,
     WIDE,
+    UNOBSERVED,
     CALLS,
     EARLY,
     GREETINGS,

@@ -15,6 +15,7 @@ mod handshake;
 mod http2;
 mod maps;
 mod packet;
+mod preexisting;
 mod record;
 mod skb;
 mod sock_ops;

@@ -6,12 +6,17 @@
 
 #[cfg(target_arch = "bpf")]
 mod imp {
-    use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg};
+    use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg};
 
     #[inline(always)]
     pub(super) unsafe fn or(word: *mut u32, bits: u32) -> u32 {
         // SAFETY: the caller's pointer is valid and aligned; so for all of these.
         unsafe { atomic_or::<u32, u32, { AtomicOrdering::AcqRel }>(word, bits) }
+    }
+    #[inline(always)]
+    pub(super) unsafe fn and(word: *mut u32, bits: u32) -> u32 {
+        // SAFETY: as above.
+        unsafe { atomic_and::<u32, u32, { AtomicOrdering::AcqRel }>(word, bits) }
     }
     #[inline(always)]
     pub(super) unsafe fn fetch_add(word: *mut u32, by: u32) -> u32 {
@@ -51,6 +56,10 @@ mod imp {
         // SAFETY: the caller's pointer is valid and aligned; so for all of these.
         unsafe { AtomicU32::from_ptr(word) }.fetch_or(bits, AcqRel)
     }
+    pub(super) unsafe fn and(word: *mut u32, bits: u32) -> u32 {
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(word) }.fetch_and(bits, AcqRel)
+    }
     pub(super) unsafe fn fetch_add(word: *mut u32, by: u32) -> u32 {
         // SAFETY: as above.
         unsafe { AtomicU32::from_ptr(word) }.fetch_add(by, AcqRel)
@@ -78,6 +87,13 @@ mod imp {
 pub fn set(word: &mut u32, bits: u32) -> u32 {
     // SAFETY: a reference is valid and aligned.
     unsafe { imp::or(word, bits) }
+}
+
+/// Clears bits and returns the word as it was.
+#[inline(always)]
+pub fn clear(word: &mut u32, bits: u32) -> u32 {
+    // SAFETY: as above.
+    unsafe { imp::and(word, !bits) }
 }
 
 /// Adds and returns the word as it was.

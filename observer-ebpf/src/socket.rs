@@ -7,8 +7,9 @@ use crate::{
     Endpoint, GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_HTTP, STATUS_UNKNOWN,
     health::Counter,
     http1::{self, Malformed, Opening},
+    segment::{FIN, RST, Segment},
     shared,
-    stream::{CARRY, PARKED, Stream, Token},
+    stream::{CARRY, Stream, Token},
 };
 
 /// Direction client to server: index into [`Connection::streams`].
@@ -52,6 +53,8 @@ pub const LISTED: u32 = 1 << 4;
 pub const OPENED: u32 = 1 << 5;
 /// Flag: the establishment was seen, so the first sequence numbers are known.
 pub const ANCHORED: u32 = 1 << 6;
+/// Flag: the FIN of [`REQUEST`] was seen, and nothing in front of it is missing; that of [`RESPONSE`] is the next.
+pub const FIN_SEEN: u32 = 1 << 16;
 
 /// Bit of [`Exchange::state`]: the request is complete.
 pub const REQUEST_DONE: u32 = 1;
@@ -126,7 +129,7 @@ pub struct Connection {
     pub padding_end: u32,
 }
 
-const _: () = assert!(size_of::<Connection>() <= 2048);
+const _: () = assert!(size_of::<Connection>() <= 2176);
 const _: () = assert!(size_of::<Connection>().is_multiple_of(8));
 
 /// A request to count.
@@ -254,22 +257,47 @@ pub fn payload<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u
     wait_no_more(env, &mut c.streams[direction]);
 }
 
-/// Lets a segment wait for the bytes in front of it, and keeps its own; false if it is too far ahead.
+/// Lets a segment wait for the bytes in front of it, with those of its bytes that will have to be read. One that cannot wait is as
+/// if it had not come: once TCP has accepted it, [`catch_up`] finds that it is missing.
 #[inline(never)]
-pub fn waits<E: Env>(env: &mut E, s: &mut Stream, seq: u32, offset: u32, length: u32) -> bool {
-    if s.waiting == 0 {
-        s.base = s.next;
-        s.ticket = env.take_place();
+pub fn wait<E: Env>(env: &mut E, s: &mut Stream, seq: u32, offset: u32, length: u32) {
+    let end = seq.wrapping_add(length);
+    let unread = s.unread_ahead();
+    if end.wrapping_sub(s.next) <= unread {
+        s.park(seq, end);
+        return;
     }
-    if !s.park(seq, seq.wrapping_add(length)) {
-        return false;
+    if s.ticket == 0 {
+        prepare(env, s, unread);
     }
-    // Either all that waits is kept, or nothing.
-    let at = seq.wrapping_sub(s.base);
-    if s.ticket != 0 && !env.keep(s, at, offset, length) {
+    if !keep(env, s, seq, offset, length) {
+        if (s.next.wrapping_sub(s.base) as i32) <= 0 {
+            return;
+        }
+        // The stream has passed what the place was taken for, but for something that never joined it.
+        s.forget_parked();
         env.release(s);
+        prepare(env, s, unread);
+        if !keep(env, s, seq, offset, length) {
+            return;
+        }
     }
-    true
+    s.park(seq, end);
+}
+
+/// Takes a place for what follows the next `unread` bytes.
+#[inline(always)]
+fn prepare<E: Env>(env: &mut E, s: &mut Stream, unread: u32) {
+    s.base = s.next.wrapping_add(unread);
+    s.ticket = env.take_place();
+}
+
+/// Keeps a segment's bytes in the stream's place, those in front of what that is for excepted; false if that cannot be.
+#[inline(always)]
+fn keep<E: Env>(env: &mut E, s: &mut Stream, seq: u32, offset: u32, length: u32) -> bool {
+    let at = seq.wrapping_sub(s.base);
+    let cut = if (at as i32) < 0 { at.wrapping_neg() } else { 0 };
+    env.keep(s, at.wrapping_add(cut), offset.wrapping_add(cut), length.wrapping_sub(cut))
 }
 
 /// Gives the place for early segments back once none waits.
@@ -282,18 +310,23 @@ pub fn wait_no_more<E: Env>(env: &mut E, s: &mut Stream) {
 
 #[inline(always)]
 fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, offset: u32, length: u32) {
-    let s = &mut c.streams[direction];
-    if !s.place(seq, offset, length) {
+    if !c.streams[direction].place(seq, offset, length) {
         return;
     }
-    let end = seq.wrapping_add(length);
-    if needs_order(c, direction) {
-        if waits(env, &mut c.streams[direction], seq, offset, length) {
-            return;
+    let is_read = is_read(c);
+    let s = &mut c.streams[direction];
+    if s.gap() != 0 {
+        if is_read {
+            wait(env, &mut c.streams[direction], seq, offset, length);
+        } else {
+            c.streams[direction].park(seq, seq.wrapping_add(length));
         }
-        lose(c, env, Counter::SyncGap);
+        return;
     }
-    c.streams[direction].advance(end);
+    s.advance(seq.wrapping_add(length));
+    if s.waiting != 0 && !is_read {
+        s.forget_passed();
+    }
     let turned = shared::load(&c.turn) != direction as u32 + 1;
     shared::store(&mut c.turn, direction as u32 + 1);
     if shared::load(&c.protocol) == UNDECIDED {
@@ -301,13 +334,11 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
     }
     match shared::load(&c.protocol) {
         TCP => {
-            drain(&mut c.streams[direction]);
             if is_addressed(c) {
                 transfer(c, env, direction);
             }
         }
         UNDECIDED | HTTP1 => {
-            bridge(c, env, direction);
             if !in_sync(c, env, direction, turned) {
                 return;
             }
@@ -383,17 +414,43 @@ fn step<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
     read(c, env, direction, at, length, true)
 }
 
-/// Notes a FIN or RST at the end of what `direction` sends; `reset` says which.
+/// Notes the end of `direction`, if the segment is one or the bytes have come that an earlier one waited for; says whether it has
+/// ended a connection whose close nothing else will tell of.
+#[inline(always)]
+pub fn reached_end<E: Env>(c: &mut Connection, env: &mut E, direction: usize, segment: &Segment) -> bool {
+    let reset = segment.flags & RST != 0;
+    let s = &mut c.streams[direction];
+    let fin = segment.flags & FIN != 0 && s.fin(segment.end());
+    if !reset && !fin && !s.fin_is_due() {
+        return false;
+    }
+    ending(c, env, direction, reset);
+    // An older connection lacks the state callback.
+    c.flags & LATE != 0 && (reset || c.first_end != direction as u32 + 1)
+}
+
+/// Notes that `direction` has ended, by a reset or by a FIN whose place in the stream is reached.
 #[inline(always)]
 pub fn ending<E: Env>(c: &mut Connection, env: &mut E, direction: usize, reset: bool) {
     if shared::claim(&mut c.first_end, 0, direction as u32 + 1) {
         c.ended_ns = env.now();
+    }
+    if !reset {
+        shared::set(&mut c.flags, FIN_SEEN << direction);
     }
     let s = &c.streams[direction];
     let answered = direction == RESPONSE && c.protocol == HTTP1 && s.phase == http1::UNTIL_CLOSE && !reset;
     if answered && shared::load(&c.sync) & 1 == 0 {
         response_complete(c, env);
     }
+}
+
+/// Is what comes in `direction` of a connection whose socket the proxy has closed not read by anybody? Only a proxy of TCP goes on
+/// reading what it has ended to write to.
+#[inline(always)]
+#[must_use]
+pub fn is_deaf(c: &Connection, direction: usize) -> bool {
+    shared::load(&c.protocol) == HTTP1 && c.streams[direction].phase != http1::TUNNEL
 }
 
 /// When the connection's first FIN or RST came, or now, nanoseconds of `CLOCK_MONOTONIC`.
@@ -414,8 +471,13 @@ pub fn ended<E: Env>(c: &mut Connection, env: &mut E) -> bool {
             env.release(stream);
         }
     }
-    if shared::load(&c.protocol) == UNDECIDED && shared::load(&c.tail) != 0 {
-        is_http1(c, env);
+    if shared::load(&c.protocol) == UNDECIDED {
+        if shared::load(&c.tail) != 0 {
+            is_http1(c, env);
+        } else if c.flags & LATE != 0 && c.streams[REQUEST].seen != 0 {
+            // Its client has said something that does not begin a message of HTTP.
+            is_tcp(c, env);
+        }
     }
     match shared::load(&c.protocol) {
         HTTP1 if shared::load(&c.sync) & 1 == 0 => leave_exchanges(c, env),
@@ -526,30 +588,46 @@ fn transfer<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     }
 }
 
-/// Must the missing bytes come before what follows them can be read? In a body being passed over they need not.
+/// Is the content read of what comes, so that it must come in order?
 #[inline(always)]
-fn needs_order(c: &mut Connection, direction: usize) -> bool {
+fn is_read(c: &Connection) -> bool {
     let protocol = shared::load(&c.protocol);
-    let s = &c.streams[direction];
-    let gap = s.gap();
-    gap != 0
-        && (protocol == UNDECIDED && c.flags & DECLARED_TCP == 0 || protocol == HTTP1)
-        && shared::load(&c.sync) & 1 == 0
-        && !s.covers(gap)
+    (protocol == UNDECIDED && c.flags & DECLARED_TCP == 0 || protocol == HTTP1) && shared::load(&c.sync) & 1 == 0
 }
 
-/// Passes over missing bytes whose content does not matter.
-#[inline(always)]
-fn bridge<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+/// Goes on at `accepted`, the sequence number up to which TCP has taken everything, whatever was seen of it. Only this gives a
+/// position up: what a segment says of itself may be forged.
+#[inline(never)]
+pub fn catch_up<E: Env>(c: &mut Connection, env: &mut E, direction: usize, accepted: u32) {
     let s = &mut c.streams[direction];
-    let gap = s.gap();
-    if gap == 0 || !s.covers(gap) {
+    let missing = accepted.wrapping_sub(s.next);
+    if s.anchored == 0 || (missing as i32) <= 0 {
         return;
     }
-    let gap = u64::from(gap);
-    s.message += gap;
+    s.find_unseen(accepted);
+    let unseen = s.gap();
+    if unseen != 0 {
+        env.count(Counter::AuditUnseen, u64::from(unseen));
+    }
+    pass_unseen(c, env, direction, missing);
+    c.streams[direction].advance(accepted);
+}
+
+/// Passes over bytes that were not seen: in a body their content does not matter, elsewhere the position is lost.
+#[inline(always)]
+fn pass_unseen<E: Env>(c: &mut Connection, env: &mut E, direction: usize, missing: u32) {
+    if !is_read(c) {
+        return;
+    }
+    let s = &mut c.streams[direction];
+    if !s.covers(missing) {
+        lose(c, env, Counter::SyncGap);
+        return;
+    }
+    let missing = u64::from(missing);
+    s.message += missing;
     if s.phase != http1::UNTIL_CLOSE && s.phase != http1::TUNNEL {
-        s.skip -= gap;
+        s.skip -= missing;
         if s.skip == 0 {
             passed(c, env, direction);
         }
@@ -559,45 +637,24 @@ fn bridge<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
 /// Goes on with a segment that came early, now that the bytes in front of it are here; false if there is none.
 #[inline(never)]
 fn rejoin<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
-    let protocol = shared::load(&c.protocol);
-    if protocol == HTTP2 {
+    if !is_read(c) {
         return false;
     }
     let s = &mut c.streams[direction];
-    if protocol == TCP || shared::load(&c.sync) & 1 != 0 {
-        drain(s);
-        return false;
-    }
     let brought = s.unpark();
     if brought == 0 {
         return false;
     }
-    if env.holds(s) {
+    if !s.covers(brought) && env.holds(s) {
         s.reopen(brought);
         return true;
     }
-    // Its bytes are gone: they must lie in a body.
-    shared::store(&mut s.gap, brought);
-    if !s.covers(brought) {
-        lose(c, env, Counter::SyncGap);
-    }
-    bridge(c, env, direction);
+    pass_unseen(c, env, direction, brought);
     let s = &mut c.streams[direction];
     let end = s.next.wrapping_add(brought);
     s.advance(end);
     s.offset = s.end;
     true
-}
-
-/// Books the segments that came early and are not to be read.
-#[inline(never)]
-fn drain(s: &mut Stream) {
-    let mut i = 0;
-    while s.waiting != 0 && i < PARKED {
-        let end = s.next.wrapping_add(s.unpark());
-        s.advance(end);
-        i += 1;
-    }
 }
 
 /// Is the position in this direction known? If it was lost, tries to find it again.

@@ -4,7 +4,7 @@
 //! more. All state lives here, in the socket's storage, and none on the stack: the verifier follows every scalar it sees
 //! on the stack and would give up; what it loads from a map value is unknown to it and its states converge.
 
-use crate::{early, shared};
+use crate::shared;
 
 /// Bytes loaded at a time.
 pub const FILL: u32 = 256;
@@ -15,8 +15,13 @@ pub const WINDOW: u32 = FILL + CARRY;
 
 /// Segments that can wait for the bytes in front of them.
 pub const PARKED: usize = 4;
-/// How far they can lie ahead. Bytes that did not come before so many others were not seen and never will be.
-const AHEAD: u32 = early::SPAN;
+/// [`Stream::anchored`]: `next` is known.
+pub const ANCHORED: u32 = 1;
+/// [`Stream::anchored`]: a FIN came before the bytes in front of it.
+pub const FIN_WAITS: u32 = 1 << 1;
+
+/// Sequence numbers ahead that [`Stream::unread_ahead`] looks.
+const FARTHEST: u32 = 1 << 30;
 
 const WORDS: usize = WINDOW as usize / 8 + 2;
 const ONES: u64 = 0x0101_0101_0101_0101;
@@ -28,7 +33,7 @@ const HIGH: u64 = ONES << 7;
 pub struct Stream {
     /// 1 while a processor reads a packet of this direction.
     pub busy: u32,
-    /// 1 once `next` is known.
+    /// Bits above; 0 before `next` is known.
     pub anchored: u32,
     /// Sequence number of the first byte not yet seen.
     pub next: u32,
@@ -74,6 +79,8 @@ pub struct Stream {
     pub ticket: u32,
     /// Sequence number of its first byte.
     pub base: u32,
+    /// Sequence number of a FIN that waits for the bytes in front of it.
+    pub fin: u32,
     /// Segments that came before the bytes in front of them, as sequence numbers of begin and end; equal where unused.
     pub parked: [(u32, u32); PARKED],
     /// The bytes, first byte lowest.
@@ -130,7 +137,7 @@ impl Stream {
     #[inline(always)]
     pub fn place(&mut self, seq: u32, offset: u32, length: u32) -> bool {
         if self.anchored == 0 {
-            self.anchored = 1;
+            self.anchored = ANCHORED;
             self.next = seq;
         }
         let ahead = self.next.wrapping_sub(seq) as i32;
@@ -152,17 +159,6 @@ impl Stream {
         shared::load(&self.gap)
     }
 
-    /// Are bytes missing before `[seq, end)` that must come first, and so many that these cannot be kept until then? Another
-    /// processor may be at work.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_too_early(&self, seq: u32, end: u32) -> bool {
-        let next = shared::load(&self.next);
-        let gap = seq.wrapping_sub(next);
-        let full = shared::load(&self.ticket) != 0 && seq.wrapping_sub(shared::load(&self.base)) >= early::SPAN;
-        gap as i32 > 0 && self.skip < u64::from(gap) && (full || end.wrapping_sub(next) > AHEAD)
-    }
-
     /// Books everything up to `end` as seen.
     #[inline(always)]
     pub fn advance(&mut self, end: u32) {
@@ -170,12 +166,43 @@ impl Stream {
         self.next = end;
     }
 
-    /// Remembers a segment that came before the bytes in front of it; false if too many wait already.
-    #[inline(never)]
-    pub fn park(&mut self, seq: u32, end: u32) -> bool {
-        if end.wrapping_sub(self.next) > AHEAD {
-            return false;
+    /// Bytes behind `next` whose content will not be read.
+    #[inline(always)]
+    #[must_use]
+    pub fn unread_ahead(&self) -> u32 {
+        if self.skip < u64::from(FARTHEST) { self.skip as u32 } else { FARTHEST }
+    }
+
+    /// Is a segment without new bytes one that ends with `end`? The direction need not be entered for one.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_seen(&self, end: u32) -> bool {
+        self.anchored != 0 && shared::load(&self.next).wrapping_sub(end) as i32 >= 0
+    }
+
+    /// Notes a FIN behind the bytes up to `end`, and says whether nothing is missing in front of it, nor of one that came earlier.
+    #[inline(always)]
+    pub fn fin(&mut self, end: u32) -> bool {
+        if self.anchored == 0 {
+            return true;
         }
+        if (end.wrapping_sub(self.next) as i32) > 0 {
+            self.fin = end;
+            self.anchored |= FIN_WAITS;
+        }
+        self.next == end
+    }
+
+    /// Have the bytes come that a FIN waited for?
+    #[inline(always)]
+    #[must_use]
+    pub fn fin_is_due(&self) -> bool {
+        self.anchored & FIN_WAITS != 0 && self.next == self.fin
+    }
+
+    /// Remembers a segment that came before the bytes in front of it, unless too many wait already.
+    #[inline(never)]
+    pub fn park(&mut self, seq: u32, end: u32) {
         let mut i = 0;
         while i < PARKED {
             let (from, to) = self.parked[i];
@@ -187,21 +214,30 @@ impl Stream {
                 if (end.wrapping_sub(to) as i32) > 0 {
                     self.parked[i].1 = end;
                 }
-                return true;
+                return;
             }
             i += 1;
         }
+        // Where all are used, the one farthest ahead makes room: what is forged can lie anywhere, what will be read soon cannot.
+        let mut farthest = 0;
+        let mut ahead = seq.wrapping_sub(self.next);
         let mut i = 0;
         while i < PARKED {
             let (from, to) = self.parked[i];
             if from == to {
                 self.parked[i] = (seq, end);
                 self.waiting += 1;
-                return true;
+                return;
+            }
+            if from.wrapping_sub(self.next) > ahead {
+                ahead = from.wrapping_sub(self.next);
+                farthest = i + 1;
             }
             i += 1;
         }
-        false
+        if farthest != 0 {
+            self.parked[(farthest - 1) & (PARKED - 1)] = (seq, end);
+        }
     }
 
     /// The number of bytes, next in order, that a parked segment has brought already; 0 if there is none.
@@ -221,6 +257,37 @@ impl Stream {
             i += 1;
         }
         0
+    }
+
+    /// Puts into `gap` how many of the bytes between `next` and `end` no parked segment has brought.
+    #[inline(never)]
+    pub fn find_unseen(&mut self, end: u32) {
+        let mut unseen = end.wrapping_sub(self.next);
+        let mut i = 0;
+        while i < PARKED {
+            let (from, to) = self.parked[i];
+            let from = if (from.wrapping_sub(self.next) as i32) < 0 { self.next } else { from };
+            let to = if (to.wrapping_sub(end) as i32) > 0 { end } else { to };
+            if (to.wrapping_sub(from) as i32) > 0 {
+                unseen = unseen.wrapping_sub(to.wrapping_sub(from));
+            }
+            i += 1;
+        }
+        shared::store(&mut self.gap, unseen);
+    }
+
+    /// Forgets the parked segments that bring nothing behind `next`.
+    #[inline(never)]
+    pub fn forget_passed(&mut self) {
+        let mut i = 0;
+        while i < PARKED {
+            let (from, to) = self.parked[i];
+            if from != to && (to.wrapping_sub(self.next) as i32) <= 0 {
+                self.parked[i] = (0, 0);
+                self.waiting = self.waiting.wrapping_sub(1);
+            }
+            i += 1;
+        }
     }
 
     /// Goes on with the `brought` bytes next in order, which came early and were kept.

@@ -3,8 +3,9 @@
 //! Source: istio `pilot/pkg/networking/util/util.go`, the ALPN lists for mesh traffic.
 
 use crate::{
-    SECURITY_MUTUAL_TLS, SECURITY_NONE,
-    socket::{Connection, Env, REQUEST},
+    SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN,
+    segment::Segment,
+    socket::{self, Connection, Env, REQUEST},
     stream::Stream,
 };
 
@@ -25,11 +26,76 @@ const PROTOCOLS: u32 = 5;
 pub const STEPS: u32 = 256;
 const ALPN: u64 = 16;
 
-/// Takes one step through the packet's part of the ClientHello; true if it was the last.
-///
-/// Leaves its finding in [`Connection::opening`].
+/// Takes a segment of a peer's connection, of which TCP has taken everything up to `accepted`; `turns` takes turns until one says
+/// that it was the last. Leaves its finding in [`Connection::opening`].
 #[inline(always)]
-pub fn step<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+pub fn payload<E: Env>(
+    c: &mut Connection,
+    env: &mut E,
+    accepted: u32,
+    segment: &Segment,
+    turns: impl FnOnce(&mut Connection, &mut E),
+) {
+    let &Segment { seq, offset, length, .. } = segment;
+    let s = &mut c.streams[REQUEST];
+    if (accepted.wrapping_sub(s.next) as i32) > 0 {
+        // What it began with was not seen.
+        found(c, SECURITY_UNKNOWN);
+    } else if s.place(seq, offset, length) {
+        if s.gap() != 0 {
+            socket::wait(env, s, seq, offset, length);
+        } else {
+            s.advance(seq.wrapping_add(length));
+            turns(c, env);
+        }
+    }
+    let s = &mut c.streams[REQUEST];
+    if c.opening != 0 {
+        s.forget_parked();
+    }
+    socket::wait_no_more(env, s);
+}
+
+/// Takes one turn through the packet's part of the ClientHello, and what of it came early; true if it was the last.
+#[inline(always)]
+pub fn turn<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+    if !step(c, env) {
+        return false;
+    }
+    c.opening != 0 || c.streams[REQUEST].waiting == 0 || !rejoin(c, env)
+}
+
+/// Goes on with a segment that came early, now that the bytes in front of it are here; false if there is none.
+#[inline(never)]
+fn rejoin<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+    let s = &mut c.streams[REQUEST];
+    let brought = s.unpark();
+    if brought == 0 {
+        return false;
+    }
+    let skipped = u64::from(brought);
+    if s.skip >= skipped {
+        s.skip -= skipped;
+        let end = s.next.wrapping_add(brought);
+        s.advance(end);
+        return true;
+    }
+    if !env.holds(s) {
+        found(c, SECURITY_UNKNOWN);
+        return false;
+    }
+    s.reopen(brought);
+    true
+}
+
+#[inline(always)]
+fn found(c: &mut Connection, security: u8) {
+    c.opening = u32::from(security) + 1;
+}
+
+/// Takes one step; true if there is nothing left to read.
+#[inline(always)]
+fn step<E: Env>(c: &mut Connection, env: &mut E) -> bool {
     let s = &mut c.streams[REQUEST];
     let left = s.end.wrapping_sub(s.offset);
     if s.skip > 0 {
@@ -53,12 +119,12 @@ pub fn step<E: Env>(c: &mut Connection, env: &mut E) -> bool {
         }
         let (offset, at) = (s.offset, s.have);
         if !env.load(s, offset, length, at) {
-            c.opening = u32::from(SECURITY_NONE) + 1;
+            found(c, SECURITY_UNKNOWN);
             return true;
         }
         s.loaded(length);
         if s.phase == HELLO && !plausible(s) {
-            c.opening = u32::from(SECURITY_NONE) + 1;
+            found(c, SECURITY_NONE);
             return true;
         }
         return false;
@@ -77,7 +143,7 @@ pub fn step<E: Env>(c: &mut Connection, env: &mut E) -> bool {
                 return false;
             }
             if s.length <= size + 4 {
-                c.opening = u32::from(SECURITY_NONE) + 1;
+                found(c, SECURITY_NONE);
                 return true;
             }
             s.length -= size + 4;
@@ -86,7 +152,7 @@ pub fn step<E: Env>(c: &mut Connection, env: &mut E) -> bool {
         }
         _ => {
             let istio = word >> 24 == u64::from_le_bytes(*b"istio\0\0\0");
-            c.opening = u32::from(if istio { SECURITY_MUTUAL_TLS } else { SECURITY_NONE }) + 1;
+            found(c, if istio { SECURITY_MUTUAL_TLS } else { SECURITY_NONE });
             return true;
         }
     }

@@ -102,7 +102,9 @@ impl Talk {
 
     /// Forgets what is written and not yet sent: the peer gets it, the programs do not.
     fn lose(&mut self, direction: usize) {
-        self.sent[direction] = self.writer.streams[direction].len();
+        let to = self.writer.streams[direction].len();
+        self.wire.miss(direction, self.sent[direction], to);
+        self.sent[direction] = to;
     }
 
     fn finished(&self) -> Vec<(u16, u16, Counter)> {
@@ -484,6 +486,7 @@ proptest! {
             }
             wire.deliver(direction, stream, from, to);
             deliver(wire, direction, stream, end, stream.len(), &cuts);
+            wire.catch_up(direction);
         };
         for each in [REQUEST, RESPONSE] {
             if each == direction {
@@ -495,7 +498,7 @@ proptest! {
         let losses = wire.bed.count_of(Counter::SyncGap);
         prop_assert!(losses <= u64::from(crowded));
         prop_assert!(wire.bed.places.is_empty());
-        if losses == 0 {
+        if losses == 0 && !crowded {
             prop_assert_eq!(wire.open(), 0);
             let by_bytes = |all: &mut Vec<Expected>| all.sort_by_key(|e| (e.bytes, e.status));
             let mut finished: Vec<Expected> = wire.bed.finished.iter().map(Expected::from).collect();
@@ -599,7 +602,6 @@ fn frames_that_overtake_the_preface_wait_for_it() {
 #[test]
 fn without_room_frames_that_overtake_the_preface_cost_the_position_once() {
     let mut talk = overtaken(true);
-    assert_eq!(talk.count_of(Counter::SyncGap), 1);
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, END_STREAM, "418");
     talk.flush();
@@ -839,6 +841,7 @@ fn missing_data_is_passed_over() {
     talk.send(REQUEST);
     let stream = &talk.writer.streams[RESPONSE];
     talk.wire.deliver(RESPONSE, stream, from, from + 50);
+    talk.wire.miss(RESPONSE, from + 50, from + 309);
     talk.wire.deliver(RESPONSE, stream, from + 309, stream.len());
     assert_eq!(talk.finished(), [299, 298].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
     assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(stream, false)[&1]);
@@ -854,12 +857,8 @@ fn bytes_missing_elsewhere_cost_the_position_once_and_the_open_calls() {
     talk.flush();
     talk.writer.answer(3, END_STREAM, "298");
     talk.lose(RESPONSE);
-    for number in 0..300 {
-        // Each a segment behind the missing one; they wait until it is certain that it will not come.
-        assert!(number > 250 || talk.count_of(Counter::SyncGap) == 0);
-        talk.writer.write(RESPONSE, &frame(0xbe, 0, 0, &[7; 900]));
-        talk.send(RESPONSE);
-    }
+    talk.writer.write(RESPONSE, &frame(0xbe, 0, 0, &[7; 900]));
+    talk.send(RESPONSE);
     assert_eq!(talk.count_of(Counter::SyncGap), 1);
     assert_eq!(talk.count_of(Counter::RequestLostSync), 2);
     assert_eq!(talk.wire.open(), 0);

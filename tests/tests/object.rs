@@ -21,7 +21,7 @@ use observer_ebpf::{
 };
 
 /// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
-const HELPERS: [(u32, &str); 16] = [
+const HELPERS: [(u32, &str); 19] = [
     (1, "map_lookup_elem: every map but the arrays, whose look-up is inlined"),
     (2, "map_update_elem: a new series, a new inbound port"),
     (3, "map_delete_elem: a call that has ended"),
@@ -33,8 +33,11 @@ const HELPERS: [(u32, &str); 16] = [
     (59, "sock_ops_cb_flags_set: ask for the close"),
     (79, "skb_cgroup_id: whose accepted socket this is"),
     (80, "get_current_cgroup_id: mode of the cgroup that connects"),
+    (84, "sk_lookup_tcp: is the port of an older connection one that is listened on"),
+    (86, "sk_release: of what that found"),
     (87, "map_push_elem: a free slot that another processor made needless"),
     (88, "map_pop_elem: a free slot, block or door"),
+    (96, "tcp_sock: what TCP has accepted, and whether it will take a segment"),
     (107, "sk_storage_get: the connection"),
     (164, "for_each_map_elem: the calls of a connection that has ended"),
     (181, "loop: turns through a packet"),
@@ -145,6 +148,7 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
         (names::CONNECTIONS, 4, size_of::<Connection>()),
         (names::HTTP2, 4, size_of::<Http2>()),
         (names::WIDE, 4, 2 * size_of::<Wide>()),
+        (names::UNOBSERVED, 4, 4),
         (names::CALLS, size_of::<CallKey>(), size_of::<Call>()),
         (names::EARLY, 4, size_of::<Place>()),
         (names::GREETINGS, 4, size_of::<Greeting>()),

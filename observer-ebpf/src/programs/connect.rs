@@ -10,13 +10,14 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use observer_ebpf::{
-    IGNORED, MODE_GATEWAY, MODE_TPROXY, PORT_EXCLUDED,
+    IGNORED, PORT_EXCLUDED,
     socket::{self, DESTINATION},
 };
 
 use super::{
     context::{dialled, local_of, read},
     maps,
+    preexisting::is_application,
 };
 
 const STREAM: u32 = 1;
@@ -68,12 +69,5 @@ fn connecting(context: *mut bpf_sock_addr, ipv6: bool) {
 fn to_application(remote: &[u8; 16]) -> bool {
     // SAFETY: the helper takes nothing and cannot fail.
     let Some(cgroup) = maps::cgroup(unsafe { bpf_get_current_cgroup_id() }) else { return false };
-    if cgroup.mode == MODE_GATEWAY {
-        return false;
-    }
-    if socket::is_loopback(remote) {
-        return true;
-    }
-    cgroup.mode == MODE_TPROXY
-        && (socket::same(&cgroup.addresses[0], remote) || socket::same(&cgroup.addresses[1], remote))
+    is_application(cgroup, remote)
 }

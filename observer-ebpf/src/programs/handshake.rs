@@ -16,6 +16,7 @@ use observer_ebpf::{
     health::Counter,
     hpack::Wide,
     http2::{self, Call, CallKey, Calls, Http2, Reaping},
+    segment::{SYN, Segment},
     shared,
     socket::{self, Connection, Env, INBOUND, REQUEST, SOURCE, UNDECIDED},
     stream::Stream,
@@ -26,7 +27,7 @@ use super::{
     early,
     http2::each,
     maps,
-    packet::{SYN, TURNS, enter, leave, segment},
+    packet::{TURNS, enter, leave, segment},
     record,
     skb::attribute,
     sock_ops::socket_of,
@@ -133,22 +134,20 @@ fn entered(c: &mut Connection) -> bool {
 /// Of a peer's connection, only what it came with.
 #[inline(always)]
 fn opening(c: &mut Connection, kept: &mut Kept, greeting: &Greeting) {
-    let s = &mut c.streams[REQUEST];
-    if !s.place(greeting.seq, 0, greeting.length) {
-        return;
-    }
-    s.advance(greeting.seq.wrapping_add(greeting.length));
-    if s.gap() == 0 {
+    let &Greeting { seq, length, .. } = greeting;
+    let segment = Segment { seq, ack: 0, offset: 0, length, flags: 0 };
+    let accepted = c.streams[REQUEST].next;
+    tls::payload(c, kept, accepted, &segment, |c, kept| {
         let mut walk = Walk { c, h: core::ptr::null_mut(), kept, last: 0 };
         // SAFETY: the callback gets back the pointer given here.
         unsafe { bpf_loop(tls::STEPS, hello as *mut c_void, (&raw mut walk).cast(), 0) };
-    }
+    });
 }
 
 unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
     // SAFETY: the pointer that `opening` gave; the connection outlives the program.
     let (c, kept) = unsafe { (&mut *(*walk).c, &mut *(*walk).kept) };
-    i64::from(tls::step(c, kept))
+    i64::from(tls::turn(c, kept))
 }
 
 #[inline(always)]

@@ -12,14 +12,15 @@ use observer_ebpf::{
     health::Counter,
     hpack::Wide,
     http2::{self, CALLS, Call, CallKey, Calls, Http2, Reaping},
+    segment::Segment,
     shared,
-    socket::{self, Connection, DESTINATION, LATE, REQUEST, RESPONSE},
+    socket::{self, Connection, DESTINATION, REQUEST, RESPONSE},
 };
 
 use super::{
     context::read,
     maps,
-    packet::{FIN, Packet, RST, Segment, TURNS, await_room, enter, leave, segment},
+    packet::{Arrival, Packet, TURNS, arrived, leave, segment},
     sock_ops::Event,
 };
 
@@ -56,13 +57,18 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<()> {
         None => begun(skb, sk)?,
     };
     let segment = segment(skb)?;
-    if segment.length == 0 && segment.flags & (FIN | RST) == 0 {
+    if segment.length == 0 && !segment.ends() {
         return None;
     }
-    if egress == (c.leg == DESTINATION) {
-        segment_of(c, h, skb, &segment, egress, REQUEST);
+    let direction = if egress == (c.leg == DESTINATION) { REQUEST } else { RESPONSE };
+    let arrival = arrived(c, sk, &segment, egress, direction)?;
+    if direction == REQUEST {
+        segment_of(c, h, skb, &segment, arrival, REQUEST);
     } else {
-        segment_of(c, h, skb, &segment, egress, RESPONSE);
+        segment_of(c, h, skb, &segment, arrival, RESPONSE);
+    }
+    if !egress {
+        leave(&mut c.streams[direction]);
     }
     Some(())
 }
@@ -81,32 +87,16 @@ fn segment_of(
     h: &mut Http2,
     skb: *mut __sk_buff,
     segment: &Segment,
-    egress: bool,
+    arrival: Arrival,
     direction: usize,
 ) {
     let mut env = Packet { skb };
-    if !egress && segment.length != 0 {
-        await_room(&mut c.streams[direction], segment);
-    }
-    if !egress && !enter(&mut c.streams[direction]) {
-        maps::count(Counter::SyncContended as u32, 1);
-        return;
-    }
-    if segment.length != 0 {
+    http2::catch_up(c, h, &mut env, direction, arrival.accepted());
+    if segment.length != 0 && !arrival.is_closed() {
         http2::payload(c, h, &mut env, direction, segment.seq, segment.offset, segment.length);
     }
-    let mut over = false;
-    if segment.flags & (FIN | RST) != 0 {
-        socket::ending(c, &mut env, direction, segment.flags & RST != 0);
-        // Without the state callback, which an older connection lacks, its end shows only here.
-        over = c.flags & LATE != 0
-            && (segment.flags & RST != 0 || c.first_end != direction as u32 + 1)
-            && socket::ended(c, &mut env);
-    }
+    let over = socket::reached_end(c, &mut env, direction, segment) && socket::ended(c, &mut env);
     http2::settle(c, h, &mut env, direction, over);
-    if !egress {
-        leave(&mut c.streams[direction]);
-    }
 }
 
 /// What the loops' callbacks work on.

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use observer_ebpf::{
-    Block, Cgroup, Door, INSERTED, InboundKey, NEXT_BLOCK, NEXT_DOOR, NEXT_SLOT, Series, SeriesKey,
+    Block, Cgroup, Door, INSERTED, InboundKey, NEXT_BLOCK, NEXT_DOOR, NEXT_SLOT, Series, SeriesKey, WITHOUT_PORT,
     early::{Greeting, PLACES, Place},
     health::Counter,
     hpack::Wide,
@@ -27,6 +27,9 @@ static HTTP2: SkStorage<Http2> = SkStorage::new();
 /// Programs only. Freed with the socket; only connections with a large header table have one.
 #[btf_map]
 static WIDE: SkStorage<[Wide; 2]> = SkStorage::new();
+/// Programs only. Freed with the socket; sockets that are older than the programs and that nothing is counted of have one.
+#[btf_map]
+static UNOBSERVED: SkStorage<u32> = SkStorage::new();
 /// Programs only: calls that the connection's storage has no room for.
 #[btf_map]
 static CALLS: HashMap<CallKey, Call, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -62,7 +65,7 @@ static SERIES: Array<Series, 10240> = Array::new();
 static BLOCKS: Array<Block, 65536> = Array::new();
 /// Programs add, the user side reads. Slot 0 is the overflow series.
 #[btf_map]
-static NEXT: Array<u32, 4> = Array::new();
+static NEXT: Array<u32, 5> = Array::new();
 /// The user side pushes, programs pop. Size: user side, as that of `SERIES`.
 #[btf_map]
 static FREE_SLOTS: Stack<u32, 10240> = Stack::new();
@@ -99,6 +102,18 @@ pub(super) fn new_connection(sk: *mut bpf_sock) -> Option<&'static mut Connectio
         count(Counter::LossStorage as u32, 1);
     }
     connection
+}
+
+/// Was this socket without a connection looked at before, and found to be none of ours?
+#[inline(always)]
+pub(super) fn is_unobserved(sk: *mut bpf_sock) -> bool {
+    !storage(&raw const UNOBSERVED, sk, 0).is_null()
+}
+
+/// Remembers it, if there is room.
+#[inline(always)]
+pub(super) fn leave_unobserved(sk: *mut bpf_sock) {
+    storage(&raw const UNOBSERVED, sk, CREATE);
 }
 
 /// The HTTP/2 part of a connection, if it has one.
@@ -337,6 +352,22 @@ pub(super) fn new_door(key: &InboundKey) -> u32 {
         let _ = FREE_DOORS.push(door, 0);
     }
     door_of(key)
+}
+
+/// Notes that a connection is listed whose port is not known.
+#[inline(always)]
+pub(super) fn listed_without_port() {
+    if let Some(word) = NEXT.get_ptr_mut(WITHOUT_PORT) {
+        // SAFETY: array elements never move.
+        shared::bump(unsafe { &mut *word });
+    }
+}
+
+/// Was there ever such a connection?
+#[inline(always)]
+pub(super) fn has_listed_without_port() -> bool {
+    // SAFETY: as above.
+    NEXT.get_ptr(WITHOUT_PORT).is_some_and(|word| shared::load(unsafe { &*word }) != 0)
 }
 
 /// What is booked at a door, by its number plus one.

@@ -1,42 +1,33 @@
 //! A packet as the programs read it: where its payload lies, and what reading it needs.
 
 use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::generated::{bpf_loop, bpf_skb_load_bytes},
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{bpf_loop, bpf_skb_load_bytes, bpf_tcp_sock},
 };
 use core::ffi::c_void;
 use observer_ebpf::{
     health::Counter,
+    segment::{Segment, Socket},
     shared,
     socket::{self, Connection, Env, REQUEST, RESPONSE},
     stream::{FILL, Stream},
 };
 
-use super::{context::length_within, early, maps, record};
+use super::{
+    context::{length_within, read},
+    early, maps, record,
+};
 
 /// Turns for one packet: a 64 KiB packet of one-byte chunks needs 33,000; more than this has BIG TCP.
 pub(super) const TURNS: u32 = 1 << 17;
 /// Tries to enter a direction that another processor is in: some fifteen milliseconds, since a virtual one can be stopped
-/// for that long. The kernel itself waits for a socket without a limit.
+/// for that long. The kernel itself waits for a socket without a limit. Only a segment with new bytes that TCP will take gets so
+/// far, and who is inside waits for nothing: a wait is never longer than the reading of one packet but for such a stop.
 pub(super) const TRIES: u32 = 1 << 20;
-/// Flag of a TCP header.
-pub(super) const FIN: u8 = 1;
-/// Flag of a TCP header.
-pub(super) const SYN: u8 = 2;
-/// Flag of a TCP header.
-pub(super) const RST: u8 = 4;
 const TCP: u8 = 6;
 const HOP_BY_HOP: u8 = 0;
 
-/// A segment's place in the packet and in the stream.
-pub(super) struct Segment {
-    pub(super) seq: u32,
-    pub(super) offset: u32,
-    pub(super) length: u32,
-    pub(super) flags: u8,
-}
-
-/// Finds sequence number and payload of a packet whose first header is IPv4 or IPv6 and whose second is TCP.
+/// Finds the segment in a packet whose first header is IPv4 or IPv6 and whose second is TCP.
 #[inline(always)]
 pub(super) fn segment(skb: *mut __sk_buff) -> Option<Segment> {
     // SAFETY: context fields; every byte behind `data` is checked against `data_end` before it is read.
@@ -70,11 +61,91 @@ pub(super) fn segment(skb: *mut __sk_buff) -> Option<Segment> {
         let length = (*skb).len;
         Some(Segment {
             seq: u32::from_be(core::ptr::read_unaligned((tcp + 4) as *const u32)),
+            ack: u32::from_be(core::ptr::read_unaligned((tcp + 8) as *const u32)),
             offset,
             length: if length > offset { length - offset } else { 0 },
             flags: byte(tcp + 13),
         })
     }
+}
+
+/// Where TCP is with a socket.
+#[inline(always)]
+pub(super) fn state_of(sk: *mut bpf_sock) -> Option<Socket> {
+    // SAFETY: `sk` is a socket of the context's, not null; the helper gives null for what is no TCP socket.
+    let tcp = unsafe { bpf_tcp_sock(sk) };
+    if tcp.is_null() {
+        return None;
+    }
+    Some(Socket {
+        state: read!(sk, state),
+        rcv_nxt: read!(tcp, rcv_nxt),
+        snd_una: read!(tcp, snd_una),
+        snd_nxt: read!(tcp, snd_nxt),
+        acknowledged: read!(tcp, bytes_acked),
+    })
+}
+
+/// As [`state_of`], if a received segment brings something that TCP will take; `None` for what it refuses, and for what has been
+/// read before.
+#[inline(always)]
+pub(super) fn examine(sk: *mut bpf_sock, segment: &Segment, received: &Stream, sent: &Stream) -> Option<Socket> {
+    if !segment.ends() && received.has_seen(segment.end()) {
+        return None;
+    }
+    let socket = state_of(sk)?;
+    let read = if received.anchored != 0 { shared::load(&received.next) } else { socket.rcv_nxt };
+    let sent = if sent.anchored != 0 { shared::load(&sent.next) } else { socket.snd_nxt };
+    socket.accepts(segment, read, sent).then_some(socket)
+}
+
+/// A segment to be read, in a direction that is entered: the sequence number up to which TCP has taken everything, and whether the
+/// proxy has closed the socket and reads no more of it. In one word, so that no way by which it came is remembered.
+#[derive(Clone, Copy)]
+pub(super) struct Arrival(u64);
+
+const IS_CLOSED: u64 = 1 << 32;
+const REFUSED: u64 = 1 << 33;
+
+impl Arrival {
+    #[inline(always)]
+    pub(super) fn accepted(self) -> u32 {
+        self.0 as u32
+    }
+    #[inline(always)]
+    pub(super) fn is_closed(self) -> bool {
+        self.0 & IS_CLOSED != 0
+    }
+}
+
+/// Looks at a segment and enters its direction, which is to be left with [`leave`] if it is one that is received.
+#[inline(always)]
+pub(super) fn arrived(
+    c: &mut Connection,
+    sk: *mut bpf_sock,
+    segment: &Segment,
+    egress: bool,
+    direction: usize,
+) -> Option<Arrival> {
+    if egress {
+        // What a socket sends is serialised by its lock, and all in front of it has been sent.
+        return Some(Arrival(u64::from(segment.seq)));
+    }
+    let word = received(c, sk, segment, direction);
+    (word & REFUSED == 0).then_some(Arrival(word))
+}
+
+#[inline(never)]
+fn received(c: &mut Connection, sk: *mut bpf_sock, segment: &Segment, direction: usize) -> u64 {
+    let [request, response] = &c.streams;
+    let (into, back) = if direction == REQUEST { (request, response) } else { (response, request) };
+    let Some(socket) = examine(sk, segment, into, back) else { return REFUSED };
+    // What it receives can be on two processors at once.
+    if !enter(&mut c.streams[direction]) {
+        maps::count(Counter::SyncContended as u32, 1);
+        return REFUSED;
+    }
+    u64::from(socket.accepted()) | if socket.is_closed() { IS_CLOSED } else { 0 }
 }
 
 unsafe extern "C" fn try_enter(_: u32, s: *mut *mut Stream) -> i64 {
@@ -93,32 +164,6 @@ pub(super) fn enter(s: &mut Stream) -> bool {
     // SAFETY: the callback gets back the pointer given here.
     let tries = unsafe { bpf_loop(TRIES, try_enter as *mut c_void, (&raw mut pointer).cast(), 0) };
     tries < TRIES as i64
-}
-
-/// Waits a while for the bytes in front of a segment for which there is no room any more, if another processor is about to
-/// bring them: a virtual one can be stopped while the other goes on. Where bytes were lost it waits in vain, once, since the
-/// position is given up then.
-#[inline(never)]
-pub(super) fn await_room(s: &mut Stream, segment: &Segment) {
-    let end = segment.seq.wrapping_add(segment.length);
-    if s.anchored == 0 || !s.is_too_early(segment.seq, end) {
-        return;
-    }
-    let mut awaited = Awaited { s, seq: segment.seq, end };
-    // SAFETY: the callback gets back the pointer given here.
-    unsafe { bpf_loop(TRIES, has_room as *mut c_void, (&raw mut awaited).cast(), 0) };
-}
-
-struct Awaited {
-    s: *mut Stream,
-    seq: u32,
-    end: u32,
-}
-
-unsafe extern "C" fn has_room(_: u32, awaited: *mut Awaited) -> i64 {
-    // SAFETY: the pointer that `await_room` gave.
-    let (s, seq, end) = unsafe { (&*(*awaited).s, (*awaited).seq, (*awaited).end) };
-    i64::from(!s.is_too_early(seq, end))
 }
 
 /// Leaves it to others.

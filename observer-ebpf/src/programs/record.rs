@@ -2,11 +2,11 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_ebpf::{
-    DURATION, GRPC_NONE, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST_BYTES,
+    DURATION, Door, GRPC_NONE, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST_BYTES,
     RESPONSE_BYTES, SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN, Series, SeriesKey,
     health::Counter,
     latency, shared,
-    socket::{Connection, DESTINATION, ENCRYPTED, Finished, LISTED, REQUEST, RESPONSE},
+    socket::{Connection, DESTINATION, ENCRYPTED, Finished, LATE, LISTED, REQUEST, RESPONSE},
 };
 
 use super::{context::opaque, maps};
@@ -74,29 +74,62 @@ pub(super) fn security(c: &mut Connection) -> u8 {
         c.door = maps::door_of(&InboundKey { sidecar: c.sidecar, port: u32::from(c.destination.port) });
     }
     let Some(door) = maps::door(c.door) else { return SECURITY_UNKNOWN };
-    // SAFETY: references are valid; volatile, since other processors write them.
-    let (tls_ns, plain_ns) =
-        unsafe { (core::ptr::read_volatile(&door.mutual_tls_ns), core::ptr::read_volatile(&door.plain_ns)) };
-    let (tls, plain) = (door.mutual_tls != 0, door.plain != 0);
-    if tls && (!plain || tls_ns > plain_ns + SILENCE_NS) {
+    let (tls, plain, unseen) = last_of(door);
+    let unseen = if maps::has_listed_without_port() { later(unseen, without_port(c.sidecar)) } else { unseen };
+    if tls != 0 && is_alone(tls, plain) && is_alone(tls, unseen) {
         SECURITY_MUTUAL_TLS
-    } else if plain && (!tls || plain_ns > tls_ns + SILENCE_NS) {
+    } else if plain != 0 && is_alone(plain, tls) && is_alone(plain, unseen) {
         SECURITY_NONE
     } else {
         SECURITY_UNKNOWN
     }
 }
 
+/// When the clients of each kind (with mutual TLS, without, unknown) that are connected last sent something; 0 where there is none.
+#[inline(always)]
+fn last_of(door: &Door) -> (u64, u64, u64) {
+    // SAFETY: references are valid; volatile, since other processors write them.
+    let [tls, plain, unseen] =
+        [&door.mutual_tls_ns, &door.plain_ns, &door.unseen_ns].map(|time| unsafe { core::ptr::read_volatile(time) });
+    let connected = |number: u64, time: u64| if number != 0 { time } else { 0 };
+    (connected(door.mutual_tls, tls), connected(door.plain, plain), connected(door.unseen, unseen))
+}
+
+/// As [`last_of`], of the unknown clients of a sidecar whose port is unknown too.
+#[inline(always)]
+fn without_port(sidecar: u32) -> u64 {
+    maps::door(maps::door_of(&InboundKey { sidecar, port: 0 })).map_or(0, |door| last_of(door).2)
+}
+
+#[inline(always)]
+fn later(a: u64, b: u64) -> u64 {
+    if a > b { a } else { b }
+}
+
+/// Is a request that comes now of the kind that sent something at `last`, not of the kind that did at `other`?
+#[inline(always)]
+fn is_alone(last: u64, other: u64) -> bool {
+    other == 0 || last > other.wrapping_add(SILENCE_NS)
+}
+
 /// Silence of one kind of clients after which a request is the other kind's.
 const SILENCE_NS: u64 = 100_000_000;
 
-/// Books an inbound connection as open, once it is known what it came with and for which port.
+/// Books an inbound connection as open, once it is known what it came with and for which port. Of an older one nobody asks for the
+/// port any more.
 #[inline(always)]
 pub(super) fn list(c: &mut Connection) {
-    if c.opening == 0 || c.destination.port == 0 || c.sidecar == 0 || shared::set(&mut c.flags, LISTED) & LISTED != 0 {
+    let port = u32::from(c.destination.port);
+    if c.opening == 0 || (port == 0 && c.flags & LATE == 0) || c.sidecar == 0 {
         return;
     }
-    c.door = maps::new_door(&InboundKey { sidecar: c.sidecar, port: u32::from(c.destination.port) });
+    if shared::set(&mut c.flags, LISTED) & LISTED != 0 {
+        return;
+    }
+    if port == 0 {
+        maps::listed_without_port();
+    }
+    c.door = maps::new_door(&InboundKey { sidecar: c.sidecar, port });
     relist(c, 1);
     received(c);
 }
@@ -104,7 +137,7 @@ pub(super) fn list(c: &mut Connection) {
 /// Books an inbound connection as closed, if it was booked as open.
 #[inline(always)]
 pub(super) fn unlist(c: &mut Connection) {
-    if c.flags & LISTED != 0 {
+    if shared::clear(&mut c.flags, LISTED) & LISTED != 0 {
         relist(c, u64::MAX);
     }
 }
@@ -112,22 +145,33 @@ pub(super) fn unlist(c: &mut Connection) {
 /// Notes that an inbound connection has received something.
 #[inline(always)]
 pub(super) fn received(c: &mut Connection) {
+    let opening = c.opening;
     let Some(door) = maps::door(c.door) else { return };
-    let last = if is_tls(c) { &mut door.mutual_tls_ns } else { &mut door.plain_ns };
+    let last = match opening {
+        WITH_TLS => &mut door.mutual_tls_ns,
+        WITHOUT_TLS => &mut door.plain_ns,
+        _ => &mut door.unseen_ns,
+    };
     // SAFETY: a reference is valid; volatile, since other processors read it.
     unsafe { core::ptr::write_volatile(last, now()) };
 }
 
 #[inline(always)]
 fn relist(c: &mut Connection, by: u64) {
+    let opening = c.opening;
     let Some(door) = maps::door(c.door) else { return };
-    shared::add(if is_tls(c) { &mut door.mutual_tls } else { &mut door.plain }, by);
+    let number = match opening {
+        WITH_TLS => &mut door.mutual_tls,
+        WITHOUT_TLS => &mut door.plain,
+        _ => &mut door.unseen,
+    };
+    shared::add(number, by);
 }
 
-#[inline(always)]
-fn is_tls(c: &Connection) -> bool {
-    c.opening == u32::from(SECURITY_MUTUAL_TLS) + 1
-}
+/// [`Connection::opening`].
+const WITH_TLS: u32 = SECURITY_MUTUAL_TLS as u32 + 1;
+/// [`Connection::opening`].
+const WITHOUT_TLS: u32 = SECURITY_NONE as u32 + 1;
 
 /// What tells a connection's series from each other.
 struct Labels {

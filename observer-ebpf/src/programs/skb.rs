@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use observer_ebpf::{
-    Endpoint, MODE_GATEWAY, MODE_TPROXY, PORT_EXCLUDED,
+    Endpoint, MODE_GATEWAY, MODE_TPROXY,
     health::Counter,
+    segment::Segment,
     shared,
     socket::{
         self, ANCHORED, Connection, DESTINATION, ENDED, GATEWAY, INBOUND, LATE, REQUEST, RESPONSE, SOURCE, UNDECIDED,
@@ -18,16 +19,11 @@ use observer_ebpf::{
 };
 
 use super::{
-    context::{is_magic, local_of, read, remote_of},
-    handshake, http2, maps,
-    packet::{FIN, Packet, RST, Segment, TRIES, await_room, enter, leave, segment},
-    record,
-    sock_ops::OUTBOUND_PORT,
+    context::{local_of, read},
+    http2, maps,
+    packet::{Arrival, Packet, arrived, enter, examine, leave, segment},
+    preexisting, record,
 };
-
-const ESTABLISHED: u32 = 1;
-const SYN_RECV: u32 = 3;
-const LISTEN: u32 = 10;
 
 /// What the sidecar's sockets receive.
 #[cgroup_skb]
@@ -64,7 +60,7 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
     }
     let c = match maps::connection(sk) {
         Some(c) => c,
-        None => late(skb, sk)?,
+        None => preexisting::connection(skb, sk, egress)?,
     };
     if c.leg == socket::IGNORED || c.flags & ENDED != 0 {
         return None;
@@ -75,7 +71,7 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
     }
     let leg = c.leg;
     if leg == INBOUND {
-        opening(c, skb, egress);
+        opening(c, skb, sk, egress);
         return None;
     }
     if leg != SOURCE && leg != DESTINATION {
@@ -89,59 +85,54 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
         return None;
     }
     let segment = segment(skb)?;
-    if segment.length == 0 && segment.flags & (FIN | RST) == 0 {
+    if segment.length == 0 && !segment.ends() {
         return None;
     }
+    let direction = if egress == (leg == DESTINATION) { REQUEST } else { RESPONSE };
+    let arrival = arrived(c, sk, &segment, egress, direction)?;
     if c.flags & (ANCHORED | LATE) == 0 {
         joined_late(c);
     }
     if egress && leg == SOURCE && c.destination.port == 0 {
         dialled(c, skb);
     }
-    if egress == (leg == DESTINATION) {
-        segment_of(c, skb, &segment, egress, REQUEST)
+    let next = if direction == REQUEST {
+        segment_of(c, skb, &segment, arrival, REQUEST)
     } else {
-        segment_of(c, skb, &segment, egress, RESPONSE)
-    }
-}
-
-#[inline(always)]
-fn segment_of(
-    c: &mut Connection,
-    skb: *mut __sk_buff,
-    segment: &Segment,
-    egress: bool,
-    direction: usize,
-) -> Option<Next> {
-    let mut env = Packet { skb };
-    // What a socket sends is serialised by its lock; what it receives can be on two processors at once.
-    if !egress && segment.length != 0 && shared::load(&c.protocol) == socket::HTTP1 {
-        await_room(&mut c.streams[direction], segment);
-    }
-    if !egress && !enter(&mut c.streams[direction]) {
-        maps::count(Counter::SyncContended as u32, 1);
-        return None;
-    }
-    if segment.length != 0 {
-        socket::payload(c, &mut env, direction, segment.seq, segment.offset, segment.length);
-    }
-    let next = if shared::load(&c.protocol) == socket::HTTP2 { Next::Http2 } else { Next::Nothing };
-    if next == Next::Nothing && segment.flags & (FIN | RST) != 0 {
-        socket::ending(c, &mut env, direction, segment.flags & RST != 0);
-        // Without the state callback, which an older connection lacks, its end shows only here.
-        if c.flags & LATE != 0 && (segment.flags & RST != 0 || c.first_end != direction as u32 + 1) {
-            socket::ended(c, &mut env);
-        }
-    }
+        segment_of(c, skb, &segment, arrival, RESPONSE)
+    };
     if !egress {
         leave(&mut c.streams[direction]);
     }
     Some(next)
 }
 
+#[inline(always)]
+fn segment_of(c: &mut Connection, skb: *mut __sk_buff, segment: &Segment, arrival: Arrival, direction: usize) -> Next {
+    // Another processor may have decided it while this one was about to enter.
+    if shared::load(&c.protocol) == socket::HTTP2 {
+        return Next::Http2;
+    }
+    let mut env = Packet { skb };
+    socket::catch_up(c, &mut env, direction, arrival.accepted());
+    if segment.length != 0 && !(arrival.is_closed() && socket::is_deaf(c, direction)) {
+        socket::payload(c, &mut env, direction, segment.seq, segment.offset, segment.length);
+        if shared::load(&c.protocol) == socket::HTTP2 {
+            return Next::Http2;
+        }
+    }
+    if socket::reached_end(c, &mut env, direction, segment) {
+        socket::ended(c, &mut env);
+    }
+    Next::Nothing
+}
+
 /// The opening of a peer's connection: only until it is clear what it came with.
 #[inline(never)]
-fn opening(c: &mut Connection, skb: *mut __sk_buff, egress: bool) -> Option<()> {
+fn opening(c: &mut Connection, skb: *mut __sk_buff, sk: *mut bpf_sock, egress: bool) -> Option<()> {
+    if c.flags & LATE != 0 {
+        return older_opening(c, skb, egress);
+    }
     if c.opening != 0 {
         if c.flags & socket::LISTED == 0 {
             record::list(c);
@@ -154,20 +145,44 @@ fn opening(c: &mut Connection, skb: *mut __sk_buff, egress: bool) -> Option<()> 
         return None;
     }
     let segment = segment(skb)?;
-    if segment.length == 0 || !enter(&mut c.streams[REQUEST]) {
+    if segment.length == 0 {
         return None;
     }
-    let s = &mut c.streams[REQUEST];
-    if s.place(segment.seq, segment.offset, segment.length) {
-        s.advance(segment.seq.wrapping_add(segment.length));
-        if s.gap() == 0 {
+    let [request, response] = &c.streams;
+    let accepted = examine(sk, &segment, request, response)?.accepted();
+    if !enter(&mut c.streams[REQUEST]) {
+        return None;
+    }
+    if c.opening == 0 {
+        tls::payload(c, &mut Packet { skb }, accepted, &segment, |c, _| {
             let mut walk = Walk { c, skb };
             // SAFETY: the callback gets back the pointer given here.
             unsafe { bpf_loop(tls::STEPS, hello as *mut c_void, (&raw mut walk).cast(), 0) };
-        }
+        });
     }
     leave(&mut c.streams[REQUEST]);
     record::list(c);
+    None
+}
+
+/// A peer's connection whose opening was not seen. Nobody tells of its close but a FIN or RST.
+#[inline(always)]
+fn older_opening(c: &mut Connection, skb: *mut __sk_buff, egress: bool) -> Option<()> {
+    let segment = segment(skb)?;
+    if segment.ends() {
+        shared::set(&mut c.flags, ENDED);
+        record::unlist(c);
+        return None;
+    }
+    if egress && c.destination.port == 0 {
+        record::unlist(c);
+        dialled(c, skb);
+    }
+    if c.flags & socket::LISTED == 0 {
+        record::list(c);
+    } else if !egress && segment.length != 0 {
+        record::received(c);
+    }
     None
 }
 
@@ -180,54 +195,7 @@ struct Walk {
 unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
     // SAFETY: the pointer that `opening` gave; the connection outlives the program.
     let (walk, c) = unsafe { (&mut *walk, &mut *(*walk).c) };
-    i64::from(tls::step(c, &mut Packet { skb: walk.skb }))
-}
-
-/// A socket without storage: a listener, or one that was open before the programs were attached and carries data.
-#[inline(never)]
-fn late(skb: *mut __sk_buff, sk: *mut bpf_sock) -> Option<&'static mut Connection> {
-    if read!(sk, state) == LISTEN {
-        handshake::keep(skb);
-        return None;
-    }
-    if read!(sk, state) == SYN_RECV {
-        return accepted_elsewhere(sk);
-    }
-    let accepted = read!(sk, src_port) == OUTBOUND_PORT;
-    if !accepted && !is_magic(sk) {
-        return None;
-    }
-    let leg = if accepted { SOURCE } else { DESTINATION };
-    let port = u16::from_be(read!(sk, dst_port));
-    let excluded = leg == DESTINATION && maps::port_flags(port) & PORT_EXCLUDED != 0;
-    if excluded || read!(sk, state) != ESTABLISHED || segment(skb)?.length == 0 {
-        return None;
-    }
-    let c = maps::new_connection(sk)?;
-    c.leg = leg;
-    if leg == DESTINATION {
-        c.destination = Endpoint { address: remote_of(sk), port, padding: 0 };
-    }
-    Some(c)
-}
-
-/// Another processor has made this socket and is about to say that it is established: from then on the connection is there. Its
-/// first data can be here before that.
-#[inline(always)]
-fn accepted_elsewhere(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
-    if maps::port_flags(read!(sk, src_port) as u16) & PORT_EXCLUDED != 0 {
-        return None;
-    }
-    let mut pointer = sk;
-    // SAFETY: the callback gets back the pointer given here.
-    unsafe { bpf_loop(TRIES, is_established as *mut c_void, (&raw mut pointer).cast(), 0) };
-    maps::connection(sk)
-}
-
-unsafe extern "C" fn is_established(_: u32, sk: *mut *mut bpf_sock) -> i64 {
-    // SAFETY: the pointer that `accepted_elsewhere` gave.
-    let c = maps::connection(unsafe { *sk });
-    i64::from(c.is_some_and(|c| shared::load(&c.flags) & ANCHORED != 0))
+    i64::from(tls::turn(c, &mut Packet { skb: walk.skb }))
 }
 
 #[inline(always)]

@@ -9,11 +9,14 @@ use aya_ebpf::{
 use observer_ebpf::{
     Endpoint, PORT_EXCLUDED, PORT_TCP,
     health::Counter,
-    http2, shared,
+    http2,
+    segment::{CLOSE, Socket},
+    shared,
     socket::{
-        self, ANCHORED, Connection, DECLARED_TCP, DESTINATION, Env, INBOUND, LATE, REQUEST, RESPONSE, SOURCE, UNDECIDED,
+        self, ANCHORED, Connection, DECLARED_TCP, DESTINATION, Env, FIN_SEEN, INBOUND, LATE, REQUEST, RESPONSE, SOURCE,
+        UNDECIDED,
     },
-    stream::Stream,
+    stream::{self, Stream},
 };
 
 use super::{
@@ -25,10 +28,9 @@ const ACTIVE_ESTABLISHED: u32 = 4;
 const PASSIVE_ESTABLISHED: u32 = 5;
 const STATE: u32 = 10;
 const STATE_FLAG: i32 = 1 << 2;
-const CLOSE: u32 = 7;
 pub(super) const OUTBOUND_PORT: u32 = 15001;
-const INBOUND_PORT: u32 = 15006;
-const TUNNEL_PORT: u32 = 15008;
+pub(super) const INBOUND_PORT: u32 = 15006;
+pub(super) const TUNNEL_PORT: u32 = 15008;
 
 /// Established and closed.
 #[sock_ops]
@@ -98,17 +100,37 @@ fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
     if c.leg != SOURCE && c.leg != DESTINATION {
         return None;
     }
-    if socket::ended(c, &mut Event)
-        && shared::load(&c.protocol) == socket::HTTP2
+    let direction = if c.leg == SOURCE { REQUEST } else { RESPONSE };
+    let rcv_nxt = read!(ops, rcv_nxt);
+    let protocol = shared::load(&c.protocol);
+    if protocol != socket::HTTP2 {
+        socket::catch_up(
+            c,
+            &mut Event,
+            direction,
+            accepted_of(c, direction, rcv_nxt, read!(ops, __bindgen_anon_1.args[0])),
+        );
+    }
+    if !socket::ended(c, &mut Event) {
+        return None;
+    }
+    if protocol == socket::HTTP2
         && let Some(h) = maps::http2(sk)
     {
         http2::settle(c, h, &mut Event, REQUEST, true);
     }
-    if c.flags & LATE == 0 && c.flags & ANCHORED != 0 && c.protocol != socket::ENCRYPTED {
-        let (ingress, egress) = if c.leg == SOURCE { (REQUEST, RESPONSE) } else { (RESPONSE, REQUEST) };
-        audit(c.streams[ingress].seen, received, 1, c.streams[egress].seen, acknowledged);
+    if c.flags & LATE == 0 && c.flags & ANCHORED != 0 && protocol != socket::ENCRYPTED {
+        audit(c.streams[direction].seen, received, 1, c.streams[1 - direction].seen, acknowledged);
     }
     Some(())
+}
+
+/// Sequence number behind the last payload byte that a closing socket has received: FIN has a number of its own.
+#[inline(always)]
+fn accepted_of(c: &Connection, direction: usize, rcv_nxt: u32, state: u32) -> u32 {
+    let socket = Socket { state, rcv_nxt, snd_una: 0, snd_nxt: 0, acknowledged: 0 };
+    let fin = c.flags & (FIN_SEEN << direction) != 0 || socket.received_fin();
+    rcv_nxt.wrapping_sub(u32::from(fin))
 }
 
 /// Compares what was seen with what the kernel counted; its figures include FIN and, of the opener, SYN.
@@ -146,9 +168,9 @@ pub(super) fn socket_of(ops: *mut bpf_sock_ops) -> Option<*mut bpf_sock> {
 #[inline(always)]
 fn anchor(c: &mut Connection, request: u32, response: u32) {
     c.streams[REQUEST].next = request;
-    c.streams[REQUEST].anchored = 1;
+    c.streams[REQUEST].anchored = stream::ANCHORED;
     c.streams[RESPONSE].next = response;
-    c.streams[RESPONSE].anchored = 1;
+    c.streams[RESPONSE].anchored = stream::ANCHORED;
     shared::set(&mut c.flags, ANCHORED);
 }
 

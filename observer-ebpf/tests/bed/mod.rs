@@ -160,6 +160,24 @@ pub(crate) struct Wire {
     pub(crate) h: Box<Http2>,
     pub(crate) bed: Bed,
     pub(crate) base: [u32; 2],
+    receivers: [Receiver; 2],
+}
+
+/// What TCP has taken of a direction.
+#[derive(Default)]
+struct Receiver {
+    accepted: Option<usize>,
+    early: Vec<(usize, usize)>,
+}
+
+impl Receiver {
+    fn take(&mut self, from: usize, to: usize) {
+        let accepted = self.accepted.get_or_insert(from);
+        self.early.push((from, to));
+        while let Some(at) = self.early.iter().position(|(from, _)| from <= accepted) {
+            *accepted = (*accepted).max(self.early.swap_remove(at).1);
+        }
+    }
 }
 
 impl Wire {
@@ -167,7 +185,7 @@ impl Wire {
     pub(crate) fn new(leg: u32) -> Self {
         // SAFETY: integers only; zero is how the kernel hands a new storage out.
         let (c, h) = unsafe { (Box::new(std::mem::zeroed()), Box::new(std::mem::zeroed())) };
-        let mut wire = Self { c, h, bed: Bed::default(), base: [u32::MAX - 700, 12] };
+        let mut wire = Self { c, h, bed: Bed::default(), base: [u32::MAX - 700, 12], receivers: Default::default() };
         wire.h.cookie = 7;
         wire.c.leg = leg;
         wire.c.sidecar = 1;
@@ -176,6 +194,7 @@ impl Wire {
         for direction in [REQUEST, RESPONSE] {
             wire.c.streams[direction].anchored = 1;
             wire.c.streams[direction].next = wire.base[direction];
+            wire.receivers[direction].accepted = Some(0);
         }
         wire
     }
@@ -189,6 +208,7 @@ impl Wire {
             stream.anchored = 0;
             stream.next = 0;
         }
+        wire.receivers = Default::default();
         wire
     }
 
@@ -201,12 +221,30 @@ impl Wire {
         self.bed.packet.extend_from_slice(&stream[from..to]);
         let seq = self.base[direction].wrapping_add(from as u32);
         let length = (to - from) as u32;
+        self.catch_up(direction);
+        self.receivers[direction].take(from, to);
         if self.c.protocol != HTTP2 {
             socket::payload(&mut self.c, &mut self.bed, direction, seq, 52, length);
         }
         if self.c.protocol == HTTP2 {
             http2::payload(&mut self.c, &mut self.h, &mut self.bed, direction, seq, 52, length);
             http2::settle(&mut self.c, &mut self.h, &mut self.bed, direction, false);
+        }
+    }
+
+    /// TCP takes bytes `[from, to)` that no hook sees.
+    pub(crate) fn miss(&mut self, direction: usize, from: usize, to: usize) {
+        self.receivers[direction].take(from, to);
+    }
+
+    /// Goes on at what TCP has taken, as every further packet does first.
+    pub(crate) fn catch_up(&mut self, direction: usize) {
+        let Some(accepted) = self.receivers[direction].accepted else { return };
+        let accepted = self.base[direction].wrapping_add(accepted as u32);
+        if self.c.protocol == HTTP2 {
+            http2::catch_up(&mut self.c, &mut self.h, &mut self.bed, direction, accepted);
+        } else {
+            socket::catch_up(&mut self.c, &mut self.bed, direction, accepted);
         }
     }
 
@@ -220,6 +258,10 @@ impl Wire {
 
     /// The socket's close.
     pub(crate) fn close(&mut self) {
+        if self.c.protocol != HTTP2 {
+            self.catch_up(REQUEST);
+            self.catch_up(RESPONSE);
+        }
         if socket::ended(&mut self.c, &mut self.bed) && self.c.protocol == HTTP2 {
             http2::settle(&mut self.c, &mut self.h, &mut self.bed, REQUEST, true);
         }

@@ -7,6 +7,7 @@
 use fuzz::{Packet, connection};
 use libfuzzer_sys::fuzz_target;
 use observer_ebpf::{
+    segment::{ACK, Segment},
     socket::{INBOUND, REQUEST},
     tls,
 };
@@ -26,14 +27,11 @@ fn finding(stream: &[u8], size: usize) -> u32 {
         let mut packet = Packet { bytes: [&[0; OFFSET as usize], segment].concat(), ..Packet::default() };
         let length = u32::try_from(segment.len()).expect("inputs are small");
         let seq = u32::try_from(number * size).expect("inputs are small");
-        let s = &mut connection.streams[REQUEST];
-        assert!(s.place(seq, OFFSET, length) && s.gap() == 0, "every segment is new and in order");
-        s.advance(seq + length);
-        for _ in 0..tls::STEPS {
-            if tls::step(&mut connection, &mut packet) {
-                break;
-            }
-        }
+        let segment = Segment { seq, ack: 0, offset: OFFSET, length, flags: ACK };
+        tls::payload(&mut connection, &mut packet, seq, &segment, |connection, packet| {
+            assert!((0..tls::STEPS).any(|_| tls::turn(connection, packet)), "it ends");
+        });
+        assert!(connection.opening != 0 || connection.streams[REQUEST].next == seq + length, "nothing is missing");
         if connection.opening != 0 {
             break;
         }
