@@ -2,13 +2,15 @@
 //! harness, so that a mesh is built once, its cases have names, and everything is removed at the end.
 
 use std::{
-    env,
+    env, fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Error, Result};
+
+use crate::difference::Differences;
 
 /// One case: a name, and what it does. It returns its figures in a few words.
 pub struct Case<F> {
@@ -24,11 +26,15 @@ macro_rules! cases {
     ($($name:ident),* $(,)?) => { &[$($crate::cases::Case { name: stringify!($name), run: $name }),*] };
 }
 
-/// Runs those cases whose names contain one of the words on the command line (all if there is none).
+/// Runs those cases whose names contain one of the words on the command line (all if there is none); to find none is a
+/// failure, since nothing is shown by it.
 ///
 /// `--list`, `--exact` and `--skip WORD` mean what they mean to cargo's own tests; other options are ignored.
 pub fn run<F>(suite: &str, fixture: impl FnOnce() -> Result<F>, cases: &[Case<F>]) -> ExitCode {
-    let wish = Wish::read(env::args().skip(1));
+    run_wish(suite, &Wish::read(env::args().skip(1)), fixture, cases)
+}
+
+fn run_wish<F>(suite: &str, wish: &Wish, fixture: impl FnOnce() -> Result<F>, cases: &[Case<F>]) -> ExitCode {
     let chosen: Vec<&Case<F>> = cases.iter().filter(|case| wish.wants(case.name)).collect();
     if wish.list {
         for case in &chosen {
@@ -38,7 +44,8 @@ pub fn run<F>(suite: &str, fixture: impl FnOnce() -> Result<F>, cases: &[Case<F>
     }
     println!("\nrunning {} cases of {suite}", chosen.len());
     if chosen.is_empty() {
-        return ExitCode::SUCCESS;
+        println!("{suite} has no case of the {} whose name has what is asked for: {wish}", cases.len());
+        return ExitCode::FAILURE;
     }
     let mut fixture = match fixture() {
         Ok(fixture) => fixture,
@@ -57,7 +64,7 @@ pub fn run<F>(suite: &str, fixture: impl FnOnce() -> Result<F>, cases: &[Case<F>
         let mut outcome = attempt();
         for _ in 1..TRIES {
             match &outcome {
-                Err(error) if only_durations(&format!("{error:#}")) => {
+                Err(error) if only_durations(error) => {
                     println!("test {} ... again, since only times differ: {error:#}", case.name);
                     outcome = attempt();
                 }
@@ -81,24 +88,8 @@ pub fn run<F>(suite: &str, fixture: impl FnOnce() -> Result<F>, cases: &[Case<F>
 /// log then has what the socket has not. Counts, codes and bytes must be equal at once.
 const TRIES: u32 = 3;
 
-/// Does a case's error list differences, and only of durations?
-fn only_durations(error: &str) -> bool {
-    let mut differences = error.lines().skip(1).filter(|line| line.contains(" instead of ")).peekable();
-    differences.peek().is_some() && differences.all(|line| line.contains(" durations: "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::only_durations;
-
-    #[test]
-    fn only_times_are_tried_again() {
-        let head = "the observer differs from the referee:";
-        let time = "source(client) 200 durations: 1 ms in all instead of 9 ms (2 requests)";
-        assert!(only_durations(&format!("{head}\n  {time}\n  it says of itself: nothing")));
-        assert!(!only_durations(&format!("{head}\n  {time}\n  source(client) 200 requests: 1 instead of 2")));
-        assert!(!only_durations("panicked"));
-    }
+fn only_durations(error: &Error) -> bool {
+    error.downcast_ref::<Differences>().is_some_and(Differences::only_durations)
 }
 
 #[derive(Default)]
@@ -128,5 +119,50 @@ impl Wish {
     fn wants(&self, name: &str) -> bool {
         let matches = |word: &String| if self.exact { name == word } else { name.contains(word.as_str()) };
         (self.words.is_empty() || self.words.iter().any(matches)) && !self.skipped.iter().any(matches)
+    }
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "`{}`", self.words.join("`, `"))?;
+        if self.skipped.is_empty() { Ok(()) } else { write!(formatter, " without `{}`", self.skipped.join("`, `")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, anyhow};
+
+    use super::*;
+    use crate::tally::{Leg, Requests, Tally};
+
+    #[test]
+    fn only_times_are_tried_again() {
+        let of = |count, duration_ms| {
+            let requests = Requests { count, duration_ms: Some(duration_ms), ..Requests::default() };
+            Tally { requests: [((Leg::source("a"), "200".into()), requests)].into(), ..Tally::default() }
+        };
+        let error = |observed| Err::<(), _>(of(1, 1.0).differences(&observed)).context("of a mesh").expect_err("it is");
+        assert!(only_durations(&error(of(1, 900.0))));
+        assert!(!only_durations(&error(of(2, 900.0))));
+        assert!(!only_durations(&anyhow!("a durations: 1 instead of 2")));
+    }
+
+    fn wish(arguments: &[&str]) -> Wish {
+        Wish::read(arguments.iter().map(|argument| (*argument).to_owned()))
+    }
+
+    #[test]
+    fn names_are_chosen_as_by_cargo() {
+        assert!(wish(&[]).wants("head") && wish(&["ea"]).wants("head") && wish(&["no", "head"]).wants("head"));
+        assert!(!wish(&["--exact", "ea"]).wants("head") && !wish(&["--skip", "ea"]).wants("head"));
+        assert_eq!(wish(&["typo", "--skip", "x"]).to_string(), "`typo` without `x`");
+    }
+
+    #[test]
+    fn a_filter_that_matches_nothing_fails() {
+        let fixture = || -> Result<()> { unreachable!("nothing is to be run") };
+        assert_eq!(run_wish("none", &wish(&["typo"]), fixture, &[]), ExitCode::FAILURE);
+        assert_eq!(run_wish("none", &wish(&["typo", "--list"]), fixture, &[]), ExitCode::SUCCESS);
     }
 }

@@ -3,11 +3,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+
+use crate::wait::wait_until;
 
 /// Where cgroup v2 is mounted (unified or hybrid hosts), from `/proc/self/mountinfo`.
 pub fn root() -> Result<PathBuf> {
@@ -61,11 +62,11 @@ pub fn remove(path: &Path) -> Result<()> {
         return Ok(());
     }
     fs::write(path.join("cgroup.kill"), "1").with_context(|| format!("{} cannot be killed", path.display()))?;
-    let end = Instant::now() + Duration::from_secs(5);
-    while fs::read_to_string(path.join("cgroup.events"))?.contains("populated 1") {
-        ensure!(Instant::now() < end, "cgroup {} still has processes 5 s after the kill", path.display());
-        sleep(Duration::from_millis(5));
-    }
+    wait_until("a killed cgroup is empty", Duration::from_secs(5), || {
+        let events = fs::read_to_string(path.join("cgroup.events"))?;
+        ensure!(!events.contains("populated 1"), "cgroup {} still has processes", path.display());
+        Ok(())
+    })?;
     remove_directories(path)
 }
 

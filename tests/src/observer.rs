@@ -17,6 +17,7 @@ use crate::{
     mesh::Mesh,
     tally::{Leg, Messages, Outcome, Requests, Tally},
     tools,
+    wait::wait_until,
 };
 
 /// Longest that the observer may take to be ready, or to end. On a busy machine the verifier alone takes many seconds.
@@ -135,15 +136,11 @@ impl Observer {
         read: impl Fn() -> Result<Exposition>,
         ready: impl Fn(&Exposition) -> bool,
     ) -> Result<Exposition> {
-        let end = Instant::now() + patience;
-        loop {
+        wait_until("the page is as wanted", patience, || {
             let page = read()?;
-            if ready(&page) {
-                return Ok(page);
-            }
-            ensure!(Instant::now() < end, "not there within {patience:?}:\n{}", self.log());
-            sleep(Duration::from_millis(50));
-        }
+            ensure!(ready(&page), "it is not: {}", self.log());
+            Ok(page)
+        })
     }
 
     /// Its own families now, which are few however much it observes.
@@ -226,34 +223,49 @@ pub fn without(capability: &str) -> Result<Command> {
 
 /// A running `observer snapshot` of Wavefront lines.
 #[derive(Debug)]
-pub struct Snapshot(Child);
+pub struct Snapshot {
+    process: Child,
+    log: PathBuf,
+}
 
 /// What a snapshot printed.
 #[derive(Debug)]
 pub struct Lines(String);
 
 impl Snapshot {
-    /// Observes this mesh's sidecars for `length`; returns once it has had the time to attach.
-    pub fn start(mesh: &Mesh, length: Duration) -> Result<Self> {
+    /// Observes this mesh's sidecars for `length`; returns once it says that it is attached to `sidecars` of them.
+    pub fn start(mesh: &Mesh, sidecars: usize, length: Duration) -> Result<Self> {
+        let log = mesh.directory().join("snapshot.log");
         let file = mesh.directory().join("snapshot.toml");
         fs::write(&file, mesh.observer_tables()).with_context(|| format!("{}", file.display()))?;
         let process = Command::new(tools::observer()?)
-            .args(["snapshot", "--for", &format!("{}ms", length.as_millis()), "--format", "wavefront"])
+            .args(["snapshot", "--for", &format!("{}ms", length.as_millis()), "--format", "wavefront", "--log", "info"])
             .args(["--sidecar-exe", &mesh.executable(), "--config"])
             .arg(&file)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(File::create(&log)?)
             .spawn()
             .context("observer snapshot")?;
-        sleep(Duration::from_millis(1500));
-        Ok(Self(process))
+        let snapshot = Self { process, log };
+        wait_until("the snapshot is attached", PATIENCE, || {
+            let said = snapshot.said();
+            let attached = said.matches(", attached in ").count();
+            ensure!(attached == sidecars, "attached to {attached} sidecars instead of {sidecars}:\n{said}");
+            Ok(())
+        })?;
+        Ok(snapshot)
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Waits for its end, which must be with exit code 0.
     pub fn finish(self) -> Result<Lines> {
-        let output = self.0.wait_with_output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
+        let Self { process, log } = self;
+        let output = process.wait_with_output()?;
+        let said = fs::read_to_string(log)?;
         ensure!(output.status.success(), "observer snapshot ended with {}: {said}", output.status);
         Ok(Lines(String::from_utf8(output.stdout).context("Wavefront lines are UTF-8")?))
     }

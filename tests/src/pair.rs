@@ -1,11 +1,6 @@
 //! The fixture of most cases: a client and a server with a sidecar each, observed, and compared with the referee.
 
-use std::{
-    env,
-    sync::Arc,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, thread::sleep, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
@@ -17,17 +12,15 @@ use crate::{
     referee::{Line, Referee},
     sidecar::{Options, Sidecar},
     tally::{Leg, Tally},
+    wait::wait_until,
 };
 
 /// Longest that a log line or a count may take to appear.
 pub const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Set it to run the cases' traffic and the referee without an observer, while working on the cases themselves.
-const REFEREE_ONLY: &str = "MESH_OBSERVER_REFEREE_ONLY";
-
 /// Client, server, their sidecars, the services between them, and the observer.
 pub struct Pair {
-    /// What watches; `None` before it is started, and with `MESH_OBSERVER_REFEREE_ONLY`.
+    /// What watches; `None` before it is started, see [`Pair::observer`].
     pub observer: Option<Observer>,
     /// Sidecars of client and server.
     pub sidecars: [Sidecar; 2],
@@ -125,13 +118,13 @@ impl Pair {
 
     /// Starts an observer that sees `sidecars` of them.
     pub fn observe(&mut self, sidecars: usize) -> Result<()> {
-        self.observer = if env::var_os(REFEREE_ONLY).is_some() {
-            println!("{REFEREE_ONLY} is set: traffic and referee only, nothing is compared");
-            None
-        } else {
-            Some(Observer::start(&self.mesh, sidecars, &[])?)
-        };
+        self.observer = Some(Observer::start(&self.mesh, sidecars, &[])?);
         Ok(())
+    }
+
+    /// What watches; an error if nothing does, since then nothing can be compared.
+    pub fn observer(&self) -> Result<&Observer> {
+        self.observer.as_ref().context("no observer watches this pair")
     }
 
     /// The client's leg.
@@ -163,7 +156,7 @@ impl Pair {
         self.agree(&before, &truth)
     }
 
-    /// Skips what the logs have, and returns the observer's counts so far.
+    /// Skips what the logs have, and returns the observer's counts so far: none without an observer.
     pub fn begin(&mut self) -> Result<Tally> {
         for referee in &mut self.referees {
             referee.settled(0, PATIENCE)?;
@@ -197,25 +190,14 @@ impl Pair {
 
     /// Waits until the observer's counts since `before` equal `truth`, and stay so.
     pub fn agree(&self, before: &Tally, truth: &Tally) -> Result<String> {
-        let Some(observer) = &self.observer else { return Ok(truth.to_string()) };
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let differences = truth.differences(&observer.tally()?.since(before));
-            if differences.is_empty() {
-                break;
-            }
-            ensure!(
-                Instant::now() < end,
-                "the observer differs from the referee:\n      {}\n    it says of itself: {}",
-                differences.join("\n      "),
-                observer.health().unwrap_or_else(|error| error.to_string())
-            );
-            sleep(Duration::from_millis(50));
-        }
+        let observer = self.observer()?;
+        let equal = || -> Result<()> { Ok(truth.differences(&observer.tally()?.since(before)).none()?) };
+        wait_until("the observer counts as the referee", PATIENCE, equal).with_context(|| {
+            format!("it says of itself: {}", observer.health().unwrap_or_else(|error| error.to_string()))
+        })?;
         // Counting the same thing twice would show now.
         sleep(Duration::from_millis(200));
-        let differences = truth.differences(&observer.tally()?.since(before));
-        ensure!(differences.is_empty(), "the observer went on counting:\n      {}", differences.join("\n      "));
+        equal().context("the observer went on counting")?;
         Ok(truth.to_string())
     }
 
@@ -265,6 +247,12 @@ pub fn with_late_window_updates(truth: &mut Tally) {
             requests.late_bytes = requests.count * 2 * 13;
         }
     }
+}
+
+/// The correction for where Envoy has written an answer long before its last byte leaves, or reads it long after that came: on
+/// a wire that loses packets, or a slow one. Never the other way round.
+pub fn however_late(truth: &mut Tally) {
+    truth.late.values_mut().for_each(|late| late.waited = Duration::MAX);
 }
 
 /// The correction for where times of the log and of the sockets are not the same thing.

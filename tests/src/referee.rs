@@ -13,8 +13,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::{
+    schedule::Waits,
     sidecar::Sidecar,
-    tally::{Leg, Outcome, Tally},
+    tally::{Leg, Messages, Outcome, Tally},
 };
 
 /// Longer than Envoy's interval of writing its log (20 ms), by enough for a busy machine.
@@ -26,6 +27,11 @@ pub struct Referee {
     workload: String,
     path: PathBuf,
     position: u64,
+    /// cgroup of the pod: a sidecar can be given another container in it.
+    pod: PathBuf,
+    waits: Waits,
+    /// How long the sidecar's threads waited for a processor between the last two times of being settled.
+    waited: Duration,
     /// TCP connections that have found their upstream and not ended.
     connected: BTreeSet<u64>,
 }
@@ -41,8 +47,15 @@ pub struct Line {
 impl Referee {
     /// Begins after what is in the log now.
     pub fn new(sidecar: &Sidecar) -> Result<Self> {
-        let workload = sidecar.workload().name.clone();
-        let mut referee = Self { workload, path: sidecar.log(), position: 0, connected: BTreeSet::new() };
+        let mut referee = Self {
+            workload: sidecar.workload().name.clone(),
+            path: sidecar.log(),
+            position: 0,
+            pod: sidecar.cgroup().parent().context("a container is in a pod")?.to_owned(),
+            waits: Waits::default(),
+            waited: Duration::ZERO,
+            connected: BTreeSet::new(),
+        };
         referee.skip()?;
         Ok(referee)
     }
@@ -64,6 +77,9 @@ impl Referee {
             }
             let ended = lines.iter().filter(|line: &&Line| line.is_end()).count();
             if ended >= count && last.elapsed() >= QUIET {
+                let waits = Waits::of(&self.pod);
+                self.waited = waits.since(&self.waits);
+                self.waits = waits;
                 return Ok(lines);
             }
             if ended < count && start.elapsed() > patience + QUIET {
@@ -80,6 +96,13 @@ impl Referee {
 
     /// Adds `lines` to `tally` as Istio counts them, on the legs that a sidecar's sockets show.
     pub fn count(&self, lines: &[Line], tally: &mut Tally) {
+        for (leg, direction) in
+            [(Leg::source(&self.workload), "outbound"), (Leg::destination(&self.workload), "inbound")]
+        {
+            let late = tally.late.entry(leg).or_default();
+            late.waited += self.waited;
+            late.under_way = late.under_way.max(under_way(lines, direction));
+        }
         for line in lines {
             let leg = match line.text("direction") {
                 "outbound" => Leg::source(&self.workload),
@@ -150,13 +173,40 @@ impl Line {
     }
 
     /// How long the request took on the leg: from first byte in to last byte out at source, from first byte to the
-    /// application to last byte from it at destination; Envoy's coarse duration where it has no other.
+    /// application to last byte from it at destination; until Envoy gave it up where there was no last byte.
     pub fn duration(&self) -> Duration {
-        let field = if self.text("direction") == "inbound" { "upstream_us" } else { "downstream_us" };
-        match self.number(field) {
-            0 => Duration::from_millis(self.number("duration_ms")),
-            microseconds => Duration::from_micros(microseconds),
-        }
+        let [field, before] = self.duration_fields();
+        let took = if self.was_given_up() {
+            self.time("end_us").saturating_sub(self.time("start_us")).saturating_sub(self.number(before))
+        } else {
+            self.number(field)
+        };
+        Duration::from_micros(took)
+    }
+
+    /// Whether there was no last byte of an answer on the leg.
+    fn was_given_up(&self) -> bool {
+        self.fields[self.duration_fields()[0]].is_null()
+    }
+
+    /// The leg's duration, and what came before it.
+    fn duration_fields(&self) -> [&'static str; 2] {
+        if self.text("direction") == "inbound" { ["upstream_us", "until_upstream_us"] } else { ["downstream_us", ""] }
+    }
+
+    /// A time in microseconds since 1970, as seconds with six digits.
+    fn time(&self, field: &str) -> u64 {
+        self.text(field).replace('.', "").parse().unwrap_or(0)
+    }
+
+    /// Messages of a gRPC call, by Envoy's filter that counts them for Istio.
+    fn messages(&self) -> Option<Messages> {
+        let counted = &self.fields["grpc_messages"];
+        // 64-bit numbers are strings in protobuf's JSON, and a zero is left out.
+        let number = |field: &str| counted[field].as_str().and_then(|text| text.parse().ok()).unwrap_or(0);
+        let messages =
+            || Messages { requests: number("request_message_count"), responses: number("response_message_count") };
+        counted.is_object().then(messages)
     }
 
     /// Whether it is a request's or a connection's last line.
@@ -168,6 +218,23 @@ impl Line {
     fn reached_application(&self) -> bool {
         self.number("upstream_wire_sent") > 0
     }
+}
+
+/// Most requests of one direction that were under way at a time.
+fn under_way(lines: &[Line], direction: &str) -> u64 {
+    let requests = lines.iter().filter(|line| line.is_end() && line.text("kind") == "http");
+    // An end comes before a beginning at the same time.
+    let mut changes: Vec<(u64, i64)> = requests
+        .filter(|line| line.text("direction") == direction)
+        .flat_map(|line| [(line.time("start_us"), 1), (line.time("end_us"), -1)])
+        .collect();
+    changes.sort_unstable();
+    let mut now = 0_i64;
+    let most = changes.iter().map(|(_, change)| {
+        now += change;
+        now
+    });
+    most.max().map_or(0, i64::unsigned_abs)
 }
 
 /// Source: the wire bytes with the application that asked. Destination: the wire bytes with the application that
@@ -184,9 +251,15 @@ fn count_request(line: &Line, leg: &Leg, tally: &mut Tally) {
     };
     let requests = tally.of(leg, line.outcome());
     requests.count += 1;
+    requests.given_up += u64::from(line.was_given_up());
     requests.request_bytes += line.number(received);
     requests.response_bytes += line.number(sent);
     *requests.duration_ms.get_or_insert(0.0) += line.duration().as_secs_f64() * 1000.0;
+    if let Some(messages) = line.messages() {
+        let sum = tally.messages.entry(leg.clone()).or_default();
+        sum.requests += messages.requests;
+        sum.responses += messages.responses;
+    }
 }
 
 /// A connection that found no upstream has no line at its beginning: at source it was open all the same, at destination

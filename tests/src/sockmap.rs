@@ -4,16 +4,17 @@
 
 use std::{
     fs::File,
-    io::ErrorKind,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::foreign::{BPF_F_ALLOW_MULTI, Foreign, bpf, descriptor, new};
+use crate::{
+    foreign::{BPF_F_ALLOW_MULTI, Foreign, bpf, descriptor, new},
+    wait::wait_until,
+};
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -71,17 +72,10 @@ impl ShortCut {
 
     /// The application's end of that connection, on which nothing has been sent yet.
     pub fn take(&self, connection: &impl AsRawFd) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
         let (key, mut cookie) = (0_u32, 0_u64);
-        loop {
-            match bpf(BPF_MAP_LOOKUP_ELEM, &mut element(&self.sidecar, &key, &mut cookie)) {
-                Ok(_) => break,
-                Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < end => {
-                    sleep(Duration::from_millis(1));
-                }
-                Err(error) => bail!("no end of the sidecar's in the sockmap: {error}"),
-            }
-        }
+        wait_until("the sidecar's end is in the sockmap", PATIENCE, || {
+            Ok(bpf(BPF_MAP_LOOKUP_ELEM, &mut element(&self.sidecar, &key, &mut cookie))?)
+        })?;
         let mut socket = u64::from(descriptor(connection));
         bpf(BPF_MAP_UPDATE_ELEM, &mut element(&self.application, &key, &mut socket))
             .context("the connection cannot be put into a sockmap")?;

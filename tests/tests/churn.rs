@@ -6,8 +6,8 @@ use std::{
     env, fs,
     process::{Command, ExitCode},
     sync::{Arc, Condvar, Mutex, PoisonError},
-    thread::{self, sleep},
-    time::{Duration, Instant},
+    thread::{self},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -20,6 +20,7 @@ use harness::{
     stand_in::{Stand, StandIn, played},
     tally::Tally,
     tools,
+    wait::wait_until,
 };
 
 /// How many sidecars come and go; set it for a longer run.
@@ -226,17 +227,12 @@ impl Stage {
         observer.wait_own(PATIENCE, |page| {
             page.sum("mesh_observer_series_in_use", &[]).is_some_and(|found| found <= in_use as f64)
         })?;
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let page = observer.scrape()?;
-            let differences = truth.differences(&tally(&page)?);
-            if differences.is_empty() {
-                break;
-            }
-            let health = observer.health()?;
-            ensure!(Instant::now() < end, "{}\n{health}", differences.join("\n"));
-            sleep(Duration::from_millis(50));
-        }
+        wait_until("the observer counts as the referee", PATIENCE, || {
+            truth
+                .differences(&tally(&observer.scrape()?)?)
+                .none()
+                .with_context(|| observer.health().unwrap_or_default())
+        })?;
         let health = observer.health()?;
         ensure!(
             !health.contains("losses") && !health.contains("lost_sync") && !health.contains("unattributed"),
@@ -267,19 +263,17 @@ impl Gate {
 
 /// Waits until the observer holds no more than before, but for `growth` bytes of its own memory.
 fn let_go(observer: &Observer, before: &Holdings, growth: u64) -> Result<Holdings> {
-    let end = Instant::now() + PATIENCE;
-    loop {
+    wait_until("the observer holds no more than before", PATIENCE, || {
         let now = Holdings::of(observer.pid())?;
         let Holdings { anonymous_bytes, files, links, maps, map_bytes } = now;
-        if anonymous_bytes <= before.anonymous_bytes + growth
-            && (files, links, maps) == (before.files, before.links, before.maps)
-            && map_bytes <= before.map_bytes
-        {
-            return Ok(now);
-        }
-        ensure!(Instant::now() < end, "before: {before}; now: {now}; {growth} bytes more are allowed");
-        sleep(Duration::from_millis(100));
-    }
+        ensure!(
+            anonymous_bytes <= before.anonymous_bytes + growth
+                && (files, links, maps) == (before.files, before.links, before.maps)
+                && map_bytes <= before.map_bytes,
+            "before: {before}; now: {now}; {growth} bytes more are allowed"
+        );
+        Ok(now)
+    })
 }
 
 /// Adds what was counted to what was counted before.

@@ -15,11 +15,12 @@ use harness::{
     mesh::{Family, Mesh, Protocol, Workload},
     net::finish,
     observer::Observer,
-    pair::{Correction, PATIENCE, without_durations},
+    pair::PATIENCE,
     referee::Referee,
     sidecar::{Options, Sidecar},
     tally::Tally,
     tools,
+    wait::wait_until,
 };
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 struct Doors {
-    observer: Option<Observer>,
+    observer: Observer,
     referees: [Referee; 2],
     _sidecars: [Sidecar; 2],
     _application: Server,
@@ -62,29 +63,16 @@ impl Doors {
         let sidecars =
             [Sidecar::start(&mesh, &gateway, Options::gateway())?, Sidecar::start(&mesh, &server, Options::default())?];
         let referees = [Referee::new(&sidecars[0])?, Referee::new(&sidecars[1])?];
-        let observer = match std::env::var_os("MESH_OBSERVER_REFEREE_ONLY") {
-            Some(_) => None,
-            None => Some(Observer::start(&mesh, 2, &[])?),
-        };
+        let observer = Observer::start(&mesh, 2, &[])?;
         Ok(Self { observer, referees, _sidecars: sidecars, _application: application, gateway, visitor, mesh })
     }
 
     /// Compares what the gateway's door and the server's sidecar had.
     fn check(&mut self, lines: [usize; 2], traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
-        self.check_with(lines, traffic, &|_| {})
-    }
-
-    /// As [`Doors::check`], with a correction of the referee.
-    fn check_with(
-        &mut self,
-        lines: [usize; 2],
-        traffic: impl FnOnce(&Self) -> Result<()>,
-        correct: Correction<'_>,
-    ) -> Result<String> {
         for referee in &mut self.referees {
             referee.skip()?;
         }
-        let before = self.observer.as_ref().map_or_else(|| Ok(Tally::default()), Observer::tally)?;
+        let before = self.observer.tally()?;
         traffic(self)?;
         let mut truth = Tally::default();
         for (referee, count) in self.referees.iter_mut().zip(lines) {
@@ -93,18 +81,9 @@ impl Doors {
             ensure!(ended == count, "{ended} log lines instead of {count}: {lines:#?}");
             referee.count(&lines, &mut truth);
         }
-        correct(&mut truth);
-        if let Some(observer) = &self.observer {
-            let end = std::time::Instant::now() + PATIENCE;
-            loop {
-                let differences = truth.differences(&observer.tally()?.since(&before));
-                if differences.is_empty() {
-                    break;
-                }
-                ensure!(std::time::Instant::now() < end, "the observer differs: {differences:#?}");
-                sleep(Duration::from_millis(50));
-            }
-        }
+        wait_until("the observer counts as the referee", PATIENCE, || {
+            Ok(truth.differences(&self.observer.tally()?.since(&before)).none()?)
+        })?;
         Ok(truth.to_string())
     }
 
@@ -119,7 +98,7 @@ impl Doors {
     /// Connections at the TLS door.
     fn encrypted(&self) -> Result<f64> {
         const FAMILY: &str = "mesh_observer_gateway_encrypted_connections_total";
-        self.observer.as_ref().map_or(Ok(0.0), |observer| observer.own(FAMILY, &[("event", "opened")]))
+        self.observer.own(FAMILY, &[("event", "opened")])
     }
 
     fn door(&self, port: u16, family: Family) -> SocketAddr {
@@ -206,7 +185,7 @@ fn doors_with_the_handshake(doors: &mut Doors) -> Result<String> {
         Ok(())
     })?;
     let came = doors.encrypted()? - before;
-    ensure!(doors.observer.is_none() || came == 2.0, "{came} encrypted connections");
+    ensure!(came == 2.0, "{came} encrypted connections");
     Ok(format!("{came} encrypted connections, {figures}"))
 }
 
@@ -228,7 +207,7 @@ fn segments_joined_on_arrival(doors: &mut Doors) -> Result<String> {
         }
         Ok(())
     };
-    let figures = doors.check_with([4, 4], traffic, &without_durations)?;
+    let figures = doors.check([4, 4], traffic)?;
     let packets = joined.packets()?;
     doors.visitor.net.batch("link set eth0 gso_max_segs 65535")?;
     ensure!(packets > 0, "no segments were joined: the case proves nothing");
@@ -247,14 +226,11 @@ fn tls_door_is_said_to_be_unseen(doors: &mut Doors) -> Result<String> {
     })?;
     ensure!(!figures.contains("source"), "the referee counts no TLS door: {figures}");
     let came = doors.encrypted()? - before;
-    ensure!(doors.observer.is_none() || came == 2.0, "{came} encrypted connections");
+    ensure!(came == 2.0, "{came} encrypted connections");
     Ok(format!("{came} encrypted connections, {figures}"))
 }
 
 fn check_says_it_plainly(doors: &mut Doors) -> Result<String> {
-    if doors.observer.is_none() {
-        return Ok(String::new());
-    }
     let mut command = std::process::Command::new(tools::observer()?);
     let said = finish(command.args(["check", "--sidecar-exe", &doors.mesh.executable()]), "")?;
     let of_gateway = said.lines().find(|line| line.contains(&doors.gateway.name) || line.contains(&doors.gateway.pod));

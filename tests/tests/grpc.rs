@@ -7,7 +7,7 @@ use harness::{
     apps::grpc::Implementation::{self, Go, Java, Python},
     cases,
     mesh::Family,
-    pair::{Expected, Pair, with_late_window_updates, without_durations},
+    pair::{Expected, Pair, with_late_window_updates},
     tally::{Messages, Tally},
 };
 
@@ -146,7 +146,7 @@ fn calls(pair: &mut Pair, scenario: &str, age: Option<Duration>, ends: Ends) -> 
         }
         let _server = server.serve(&pair.server, pair.http2.target_port, age)?;
         for (client, family) in clients {
-            let said = call(pair, [client, server], family, scenario, ends)
+            let said = call(pair, client, family, scenario, ends)
                 .with_context(|| format!("{client:?} to {server:?} over {family:?}"))?;
             figures.push(format!("{client:?} to {server:?}: {said}"));
         }
@@ -154,13 +154,7 @@ fn calls(pair: &mut Pair, scenario: &str, age: Option<Duration>, ends: Ends) -> 
     Ok(figures.join("; "))
 }
 
-fn call(
-    pair: &mut Pair,
-    [client, server]: [Implementation; 2],
-    family: Family,
-    scenario: &str,
-    ends: Ends,
-) -> Result<String> {
+fn call(pair: &mut Pair, client: Implementation, family: Family, scenario: &str, ends: Ends) -> Result<String> {
     let before = pair.begin()?;
     let told = client.call(&pair.client, pair.http2.address(family), scenario)?;
     if matches!(ends, Ends::GivenUp | Ends::TooLate) {
@@ -175,10 +169,6 @@ fn call(
     }
     if ends == Ends::ServedMuch {
         with_late_window_updates(&mut truth);
-    }
-    if client == Java || server == Java {
-        // A virtual machine that has just begun compiles, on all processors: Envoy waits for them, and so do its times.
-        without_durations(&mut truth);
     }
     let messages = Messages { requests: told.sent, responses: told.received };
     truth.messages = [pair.source(), pair.destination()].map(|leg| (leg, messages.clone())).into();

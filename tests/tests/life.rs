@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     apps::{http, raw::Connection, tcp},
     cases,
@@ -23,6 +23,7 @@ use harness::{
     sidecar::{Options, Sidecar},
     tally::{Connections, Tally},
     tools,
+    wait::wait_until,
 };
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
@@ -116,8 +117,8 @@ fn attached_during_connections(_: &mut ()) -> Result<String> {
     old_tcp.send("after")?;
     old_tcp.receive(5)?;
     drop((old_http, old_tcp));
-    let (old, _) = pair.truth(&Expected { source: 4, destination: 4 })?;
-    let Some(observer) = &pair.observer else { return Ok(old.to_string()) };
+    pair.truth(&Expected { source: 4, destination: 4 })?;
+    let observer = pair.observer()?;
     sleep(Duration::from_millis(500));
     let seen = observer.tally()?.since(&before);
     for leg in [pair.source(), pair.destination()] {
@@ -193,12 +194,11 @@ fn cgroup_removed_under_load(_: &mut ()) -> Result<String> {
     wait_attached(&mut pair, 1)?;
     load.kill()?;
     load.wait()?;
-    if let Some(observer) = &pair.observer {
-        let first = observer.tally()?;
-        ensure!(first.total(&pair.destination()) > 2, "the last figures of the ended sidecar are gone: {first}");
-        sleep(Duration::from_millis(500));
-        ensure!(observer.tally()?.total(&pair.destination()) == first.total(&pair.destination()), "still counting");
-    }
+    let observer = pair.observer()?;
+    let first = observer.tally()?;
+    ensure!(first.total(&pair.destination()) > 2, "the last figures of the ended sidecar are gone: {first}");
+    sleep(Duration::from_millis(500));
+    ensure!(observer.tally()?.total(&pair.destination()) == first.total(&pair.destination()), "still counting");
     pair.sidecars[1].replace_container()?;
     wait_attached(&mut pair, 2)?;
     pair.check(Expected::both(2), request_both).context("after")
@@ -209,22 +209,18 @@ fn observer_restarted_under_load(_: &mut ()) -> Result<String> {
     let mut pair = Pair::new()?;
     let load = start_load(&pair, 4)?;
     sleep(Duration::from_secs(1));
-    if let Some(observer) = pair.observer.take() {
-        observer.stop()?;
-        sleep(Duration::from_millis(300));
-        pair.observe(2)?;
-    }
+    pair.observer.take().context("it observed")?.stop()?;
+    sleep(Duration::from_millis(300));
+    pair.observe(2)?;
     let output = load.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success() && !said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
     sleep(Duration::from_millis(300));
-    if let Some(observer) = &pair.observer {
-        // On the old connections of the load, nothing but whole requests with the right code.
-        let seen = observer.tally()?;
-        let wrong: Vec<_> =
-            seen.requests.keys().filter(|(_, outcome)| outcome.code != "200" && outcome.code != "0").collect();
-        ensure!(wrong.is_empty(), "{wrong:?}");
-    }
+    // On the old connections of the load, nothing but whole requests with the right code.
+    let seen = pair.observer()?.tally()?;
+    let wrong: Vec<_> =
+        seen.requests.keys().filter(|(_, outcome)| outcome.code != "200" && outcome.code != "0").collect();
+    ensure!(wrong.is_empty(), "{wrong:?}");
     let mut connection = Connection::open(&pair.client, pair.foreign.address(Family::V4))?;
     let before = pair.begin()?;
     connection.send("GET /bytes/10 HTTP/1.1\r\nhost: foreign\r\n\r\n")?;
@@ -239,14 +235,14 @@ fn observer_killed_leaves_nothing(_: &mut ()) -> Result<String> {
     let mut pair = Pair::new()?;
     let witness = Foreign::attach(pair.sidecars[0].cgroup(), false)?;
     let during = witness.programs()?;
-    ensure!(pair.observer.is_none() || during > 1, "{during} programs on the cgroup");
+    ensure!(during > 1, "{during} programs on the cgroup");
     // Dropped without being asked to stop, it is killed.
     pair.observer = None;
-    let end = Instant::now() + PATIENCE;
-    while witness.programs()? > 1 {
-        ensure!(Instant::now() < end, "{} programs are left on the cgroup", witness.programs()? - 1);
-        sleep(Duration::from_millis(20));
-    }
+    wait_until("nothing is left on the cgroup", PATIENCE, || {
+        let programs = witness.programs()?;
+        ensure!(programs == 1, "{programs} programs, one of them the witness");
+        Ok(())
+    })?;
     request_both(&pair)?;
     Ok(format!("{during} programs while it ran, 1 (the witness) after"))
 }
@@ -265,19 +261,15 @@ fn on_processors(list: &str) -> Result<String> {
     for sidecar in &pair.sidecars {
         finish(Command::new("taskset").args(["-acp", list, &sidecar.pid().to_string()]), "")?;
     }
-    pair.check_with(
-        Expected::both(2000),
-        |pair| {
-            for family in BOTH {
-                let mut command = pair.client.command("taskset")?;
-                command.args(["-c", list, "h2load", "--h1", "-n1000", "-c8", "-m1", &pair.url(family, "/bytes/2000")]);
-                let said = finish(&mut command, "")?;
-                ensure!(said.contains("1000 succeeded"), "{said}");
-            }
-            Ok(())
-        },
-        &|truth| truth.requests.values_mut().for_each(|requests| requests.duration_ms = None),
-    )
+    pair.check(Expected::both(2000), |pair| {
+        for family in BOTH {
+            let mut command = pair.client.command("taskset")?;
+            command.args(["-c", list, "h2load", "--h1", "-n1000", "-c8", "-m1", &pair.url(family, "/bytes/2000")]);
+            let said = finish(&mut command, "")?;
+            ensure!(said.contains("1000 succeeded"), "{said}");
+        }
+        Ok(())
+    })
 }
 
 fn foreign_program_that_shares(_: &mut ()) -> Result<String> {
@@ -285,9 +277,7 @@ fn foreign_program_that_shares(_: &mut ()) -> Result<String> {
     let foreign = Foreign::attach(pair.sidecars[0].cgroup(), false)?;
     pair.observe(2)?;
     let figures = pair.check(Expected::both(2), request_both)?;
-    if let Some(observer) = pair.observer.take() {
-        observer.stop()?;
-    }
+    pair.observer.take().context("it observed")?.stop()?;
     ensure!(foreign.programs()? == 1, "{} programs are left", foreign.programs()?);
     Ok(figures)
 }
@@ -299,7 +289,7 @@ fn foreign_program_that_does_not_share(_: &mut ()) -> Result<String> {
     pair.observe(1)?;
     request_both(&pair)?;
     ensure!(foreign.programs()? == 1, "{} programs on their cgroup", foreign.programs()?);
-    let Some(observer) = &pair.observer else { return Ok(String::new()) };
+    let observer = pair.observer()?;
     let unattached = observer.own("mesh_observer_sidecars_unattached", &[])?;
     ensure!(unattached == 1.0, "{unattached} sidecars said to be unattached");
     let cgroup = pair.sidecars[0].cgroup().display().to_string();
@@ -309,11 +299,11 @@ fn foreign_program_that_does_not_share(_: &mut ()) -> Result<String> {
         .filter(|line| line.contains("WARN") || line.contains("ERROR"))
         .find(|line| line.contains(&cgroup) || line.contains(&pair.client.pod));
     let line = line.with_context(|| format!("nothing is said of the cgroup:\n{said}"))?;
-    let end = Instant::now() + PATIENCE;
-    while observer.tally()?.total(&pair.destination()) != 2 {
-        ensure!(Instant::now() < end, "the other sidecar is not observed: {}", observer.tally()?);
-        sleep(Duration::from_millis(50));
-    }
+    wait_until("the other sidecar is observed", PATIENCE, || {
+        let seen = observer.tally()?;
+        ensure!(seen.total(&pair.destination()) == 2, "{seen}");
+        Ok(())
+    })?;
     ensure!(observer.tally()?.total(&pair.source()) == 0, "{}", observer.tally()?);
     Ok(line.to_owned())
 }
@@ -446,47 +436,33 @@ fn start_load(pair: &Pair, seconds: u32) -> Result<std::process::Child> {
 }
 
 fn wait_attached(pair: &mut Pair, sidecars: usize) -> Result<()> {
-    pair.observer.as_mut().map_or(Ok(()), |observer| observer.wait_attached(sidecars))
+    pair.observer.as_mut().context("no observer")?.wait_attached(sidecars)
 }
 
 /// Number of series of requests with both counts in them.
 fn count_series(pair: &Pair) -> Result<usize> {
-    let Some(observer) = &pair.observer else { return Ok(0) };
+    let observer = pair.observer()?;
     Ok(observer.scrape()?.samples("istio_requests_total").count())
 }
 
 fn total_of(pair: &Pair, count: u64) -> Result<String> {
-    let Some(observer) = &pair.observer else { return Ok(String::new()) };
+    let observer = pair.observer()?;
     let seen = observer.tally()?;
     ensure!(seen.total(&pair.source()) == count && seen.total(&pair.destination()) == count, "{seen}");
     Ok(seen.to_string())
 }
 
 fn agree(observer: &Observer, before: &Tally, truth: &Tally) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let differences = truth.differences(&observer.tally()?.since(before));
-        if differences.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            bail!("the observer differs from the referee:\n      {}", differences.join("\n      "));
-        }
-        sleep(Duration::from_millis(50));
-    }
+    wait_until("the observer counts as the referee", PATIENCE, || {
+        Ok(truth.differences(&observer.tally()?.since(before)).none()?)
+    })
 }
 
 fn agree_at_source(pair: &Pair, before: &Tally, truth: &Tally) -> Result<()> {
-    let Some(observer) = &pair.observer else { return Ok(()) };
-    let end = Instant::now() + PATIENCE;
-    loop {
+    let observer = pair.observer()?;
+    wait_until("the observer counts as the referee at source", PATIENCE, || {
         let mut seen = observer.tally()?.since(before);
         seen.requests.retain(|(leg, _), _| leg.reporter == "source");
-        let differences = truth.differences(&seen);
-        if differences.is_empty() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "{differences:?}");
-        sleep(Duration::from_millis(50));
-    }
+        Ok(truth.differences(&seen).none()?)
+    })
 }

@@ -6,7 +6,7 @@ use std::{
     process::{ExitCode, Stdio},
     sync::atomic::Ordering,
     thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -20,6 +20,7 @@ use harness::{
     net::{finish, run},
     pair::{Expected, PATIENCE, Pair},
     tally::{Connections, Tally},
+    wait::wait_until,
 };
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
@@ -479,12 +480,10 @@ fn finish_cleanly(connection: &mut Connection) -> Result<()> {
 }
 
 fn wait_for(what: &str, done: impl Fn() -> bool) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while !done() {
-        ensure!(Instant::now() < end, "{what} is not as expected after {PATIENCE:?}");
-        sleep(Duration::from_millis(10));
-    }
-    Ok(())
+    wait_until(what, PATIENCE, || {
+        ensure!(done(), "it is not so");
+        Ok(())
+    })
 }
 
 fn retransmitted_segments(namespace: &str) -> Result<u64> {

@@ -166,7 +166,7 @@ impl Demo {
         let stopped = observer.stop();
         drop(shops);
         if !differences.is_empty() {
-            bail!("the observer's counts differ from Envoy's:\n  {}", differences.join("\n  "));
+            bail!("the observer's counts differ from Envoy's:\n      {differences}");
         }
         if !other.is_empty() {
             bail!("the control plane's figures differ from what was served:\n  {}", other.join("\n  "));

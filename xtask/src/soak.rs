@@ -186,8 +186,7 @@ impl Soak {
         println!("memory after warming up: {warm}\nmemory in the end:       {held}");
         ensure!(
             differences.is_empty(),
-            "the observer's counts differ from Envoy's:\n  {}\n  it said:\n{}",
-            differences.join("\n  "),
+            "the observer's counts differ from Envoy's:\n      {differences}\n  it said:\n{}",
             self.observer.log()
         );
         ensure!(truth.requests > 0 && truth.connections > 0, "there was no traffic");

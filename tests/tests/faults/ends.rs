@@ -4,8 +4,6 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Barrier},
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
@@ -13,6 +11,7 @@ use harness::{
     apps::raw::{Connection, Server},
     net::finish,
     pair::{Expected, PATIENCE, Pair, without_durations},
+    wait::wait_until,
 };
 
 use crate::BOTH;
@@ -107,13 +106,7 @@ pub(super) fn port_used_again(pair: &mut Pair) -> Result<String> {
 /// Connects from `port` as soon as the connection before has left it.
 fn again(pair: &Pair, to: SocketAddr, port: u16) -> Result<Connection> {
     let option = (libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match Connection::open_with(&pair.client, to, &[option], Some(port)) {
-            Err(_) if Instant::now() < end => sleep(Duration::from_millis(10)),
-            outcome => return outcome,
-        }
-    }
+    wait_until("the port is free", PATIENCE, || Connection::open_with(&pair.client, to, &[option], Some(port)))
 }
 
 pub(super) fn client_resets_inside_the_body(pair: &mut Pair) -> Result<String> {

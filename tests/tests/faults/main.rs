@@ -6,7 +6,7 @@ mod segments;
 mod short_cuts;
 mod wires;
 
-use std::{fs, process::ExitCode, thread::sleep, time::Instant};
+use std::{fs, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -16,6 +16,7 @@ use harness::{
     net::run,
     pair::{PATIENCE, Pair},
     sidecar::Options,
+    wait::wait_until,
 };
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
@@ -98,10 +99,8 @@ fn finish_cleanly(connection: &mut Connection) -> Result<()> {
 }
 
 fn wait_for(what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while !done()? {
-        ensure!(Instant::now() < end, "{what} is not as expected after {PATIENCE:?}");
-        sleep(std::time::Duration::from_millis(10));
-    }
-    Ok(())
+    wait_until(what, PATIENCE, || {
+        ensure!(done()?, "it is not so");
+        Ok(())
+    })
 }

@@ -69,11 +69,11 @@ fn requests(pair: &Pair, redirected: Redirected, to: std::net::SocketAddr) -> Re
 
 /// What the observer says of itself in a family.
 fn said(pair: &Pair, (family, labels): (&str, &[(&str, &str)])) -> Result<f64> {
-    pair.observer.as_ref().map_or(Ok(0.0), |observer| observer.own(family, labels))
+    pair.observer()?.own(family, labels)
 }
 
 fn wait_until_said(pair: &Pair, (family, labels): (&str, &[(&str, &str)]), value: f64) -> Result<()> {
-    let Some(observer) = &pair.observer else { return Ok(()) };
+    let observer = pair.observer()?;
     let said = observer.wait_own(PATIENCE, |page| page.sum(family, labels) == Some(value));
     said.map(drop).with_context(|| format!("{family}{labels:?} is not {value}"))
 }

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use anyhow::{Result, ensure};
 use harness::{
     apps::{program::Program, raw::Connection, tcp},
-    pair::{Expected, Pair, without_durations},
+    pair::{Expected, Pair, however_late},
     tools,
     wire::{Faults, Wire},
 };
@@ -143,7 +143,7 @@ fn tcp(pair: &mut Pair, wire: (Faults, &str)) -> Result<String> {
     figures
 }
 
-/// Times are not compared: a byte on its way again is sent for Envoy, and not yet for the peer.
+/// A byte on its way again is sent for Envoy, and not yet for the peer.
 fn over(
     pair: &mut Pair,
     (faults, proof): (Faults, &str),
@@ -160,7 +160,7 @@ fn over(
             drop(wires);
             outcome
         },
-        &without_durations,
+        &however_late,
     )?;
     let proven = counted(pair, proof)? - before;
     ensure!(proven > 0, "{proof} did not move: the case proves nothing");

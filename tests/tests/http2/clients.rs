@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use harness::{
     mesh::Family,
     net::finish,
-    pair::{Expected, Pair, with_late_window_updates, without_durations},
+    pair::{Expected, Pair, however_late, with_late_window_updates},
 };
 
 use super::{BOTH, nghttpd, nghttpd_on};
@@ -158,7 +158,7 @@ pub(super) fn bodies_of_64_mib(pair: &mut Pair) -> Result<String> {
     )
 }
 
-/// Times are not compared: a byte on its way again is sent for one end, and not yet for the other.
+/// A byte on its way again is sent for one end, and not yet for the other.
 pub(super) fn retransmissions(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     let file = upload(pair, 1 << 20)?;
@@ -177,7 +177,7 @@ pub(super) fn retransmissions(pair: &mut Pair) -> Result<String> {
                 })
             })
         },
-        &without_durations,
+        &however_late,
     )
 }
 
@@ -199,18 +199,14 @@ fn nghttp(pair: &mut Pair, requests: usize, arguments: &[&str], paths: &[&str]) 
     })
 }
 
-/// Runs h2load with 2,000 requests over either family. Under full load the times of the log are not those of the sockets.
+/// Runs h2load with 2,000 requests over either family.
 fn load(pair: &mut Pair, arguments: &[&str], url: impl Fn(Family) -> String) -> Result<String> {
-    pair.check_with(
-        Expected::both(4000),
-        |pair| {
-            for family in BOTH {
-                run_h2load(pair, arguments, &url(family), "2000 succeeded")?;
-            }
-            Ok(())
-        },
-        &without_durations,
-    )
+    pair.check(Expected::both(4000), |pair| {
+        for family in BOTH {
+            run_h2load(pair, arguments, &url(family), "2000 succeeded")?;
+        }
+        Ok(())
+    })
 }
 
 fn run_h2load(pair: &Pair, arguments: &[&str], url: &str, success: &str) -> Result<()> {

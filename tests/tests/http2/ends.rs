@@ -1,21 +1,19 @@
 //! Streams and connections that end otherwise than by their last byte.
 
-use std::{
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{thread::sleep, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     apps::{
         frames::{Block, CANCEL, Peer, data, flag, go_away, headers, reset},
         raw::Connection,
     },
     mesh::Family,
-    pair::{Expected, PATIENCE, Pair, without_durations},
+    pair::{Expected, PATIENCE, Pair},
+    wait::wait_until,
 };
 
-use super::{BOTH, application, greet, introduce, nghttpd, talks, talks_with};
+use super::{BOTH, application, greet, introduce, nghttpd, talks};
 
 const INTERNAL_ERROR: u32 = 2;
 const REFUSED_STREAM: u32 = 7;
@@ -67,7 +65,7 @@ pub(super) fn client_resets_inside_the_answer(pair: &mut Pair) -> Result<String>
         sleep(A_WHILE);
         Ok(())
     };
-    talks_with(pair, Expected::both(4), talk, &without_durations)
+    talks(pair, 2, talk)
 }
 
 pub(super) fn client_resets_inside_its_request(pair: &mut Pair) -> Result<String> {
@@ -208,10 +206,7 @@ pub(super) fn application_ends_without_a_word(pair: &mut Pair) -> Result<String>
 /// Connections that are older than the observer: every request is counted with its bytes, whatever its code is said to be.
 pub(super) fn joined_late(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
-    let observed = match pair.observer.take() {
-        Some(observer) => observer.stop().map(|()| true)?,
-        None => false,
-    };
+    pair.observer.take().context("it observed")?.stop()?;
     let mut connection = Connection::open(&pair.client, pair.http2.address(Family::V4))?;
     let mut peer = Peer::client(&mut connection, &[])?;
     let mut streams = (0..).map(|number| 2 * number + 1);
@@ -223,57 +218,41 @@ pub(super) fn joined_late(pair: &mut Pair) -> Result<String> {
         Ok(())
     };
     ask(&mut peer, 5)?;
-    if observed {
-        pair.observe(2)?;
-    }
+    pair.observe(2)?;
     let before = pair.begin()?;
     ask(&mut peer, 50)?;
     let (truth, _) = pair.truth(&Expected::both(50))?;
-    let Some(observer) = &pair.observer else { return Ok(truth.to_string()) };
-    let end = Instant::now() + PATIENCE;
-    loop {
+    let observer = pair.observer()?;
+    wait_until("every request with its bytes", PATIENCE, || {
         let seen = observer.tally()?.since(&before);
-        if [pair.source(), pair.destination()].iter().all(|leg| seen.all(leg) == truth.all(leg)) {
-            return Ok(seen.to_string());
-        }
         ensure!(
-            Instant::now() < end,
+            [pair.source(), pair.destination()].iter().all(|leg| seen.all(leg) == truth.all(leg)),
             "the observer has {seen}\n    the referee has {truth}\n    {}",
             observer.health()?
         );
-        sleep(Duration::from_millis(50));
-    }
+        Ok(seen.to_string())
+    })
 }
 
 /// Two requests, one after the other.
 fn asks(pair: &mut Pair) -> Result<String> {
-    talks_with(
-        pair,
-        Expected::both(4),
-        |peer| {
-            for stream in [1, 3] {
-                peer.send(headers(stream, flag::END_STREAM, &get()))?;
-                peer.ended(stream)?;
-            }
-            Ok(())
-        },
-        &without_durations,
-    )
+    talks(pair, 2, |peer| {
+        for stream in [1, 3] {
+            peer.send(headers(stream, flag::END_STREAM, &get()))?;
+            peer.ended(stream)?;
+        }
+        Ok(())
+    })
 }
 
 /// Three requests at once.
 fn at_once(pair: &mut Pair) -> Result<String> {
-    talks_with(
-        pair,
-        Expected::both(8),
-        |peer| {
-            introduce(peer)?;
-            peer.send([3, 5, 7].map(|stream| headers(stream, flag::END_STREAM, &get())).concat())?;
-            for stream in [3, 5, 7] {
-                peer.ended(stream)?;
-            }
-            Ok(())
-        },
-        &without_durations,
-    )
+    talks(pair, 4, |peer| {
+        introduce(peer)?;
+        peer.send([3, 5, 7].map(|stream| headers(stream, flag::END_STREAM, &get())).concat())?;
+        for stream in [3, 5, 7] {
+            peer.ended(stream)?;
+        }
+        Ok(())
+    })
 }

@@ -5,7 +5,7 @@ mod exchange;
 
 use anyhow::Result;
 use harness::{
-    pair::{Correction, Expected, Pair, with_late_window_updates, without_durations},
+    pair::{Correction, Expected, Pair, with_late_window_updates},
     tally::Messages,
 };
 use tokio::runtime::Runtime;
@@ -97,7 +97,7 @@ fn exchange(pair: &mut Pair, table: u32, at_once: usize, all: Vec<Exchange>) -> 
     exchange_with(pair, table, at_once, all, &|_| {})
 }
 
-/// As [`exchange`], with a correction of the referee. Under full load the times of its log are not those of the sockets.
+/// As [`exchange`], with a correction of the referee.
 fn exchange_with(
     pair: &mut Pair,
     table: u32,
@@ -119,7 +119,6 @@ fn exchange_with(
         },
         &|truth| {
             correct(truth);
-            without_durations(truth);
             truth.messages = legs.clone().map(|leg| (leg, messages.clone())).into();
         },
     );

@@ -1,11 +1,8 @@
 //! Requests that no ordinary client makes.
 
-use std::{
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{thread::sleep, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     apps::{
         frames::{
@@ -13,7 +10,8 @@ use harness::{
         },
         raw::Connection,
     },
-    pair::{Expected, PATIENCE, Pair, without_durations},
+    pair::{Expected, PATIENCE, Pair},
+    wait::wait_until,
 };
 
 use super::{BOTH, application, nghttpd, talks};
@@ -294,22 +292,17 @@ fn tunnels(pair: &mut Pair, request: &Block) -> Result<String> {
             peer.send(data(stream, flag::END_STREAM, "good bye"))?;
         }
     })?;
-    super::talks_with(
-        pair,
-        Expected::both(2),
-        |peer| {
-            peer.send(headers(1, 0, request))?;
-            while peer.streams.get(&1).is_none_or(|state| state.received < 7) {
-                peer.receive()?;
-            }
-            peer.send(data(1, 0, "anything\r\n\r\n"))?;
-            peer.send(data(1, flag::END_STREAM, "PRI * HTTP/2.0"))?;
-            let state = peer.ended(1)?;
-            ensure!(state.ended && state.received == 15, "{state:?}");
-            Ok(())
-        },
-        &without_durations,
-    )
+    super::talks(pair, 1, |peer| {
+        peer.send(headers(1, 0, request))?;
+        while peer.streams.get(&1).is_none_or(|state| state.received < 7) {
+            peer.receive()?;
+        }
+        peer.send(data(1, 0, "anything\r\n\r\n"))?;
+        peer.send(data(1, flag::END_STREAM, "PRI * HTTP/2.0"))?;
+        let state = peer.ended(1)?;
+        ensure!(state.ended && state.received == 15, "{state:?}");
+        Ok(())
+    })
 }
 
 /// Envoy takes the wish out and answers in HTTP/1.
@@ -346,16 +339,11 @@ pub(super) fn header_block_that_cannot_be_decoded(pair: &mut Pair) -> Result<Str
     let source = pair.source();
     let (mut truth, _) = pair.truth(&Expected { source: 4, destination: 2 })?;
     truth.take(&source, "0");
-    let Some(observer) = &pair.observer else { return Ok(truth.to_string()) };
-    let end = Instant::now() + PATIENCE;
-    loop {
+    let observer = pair.observer()?;
+    wait_until("the observer counts as the referee", PATIENCE, || {
         let mut seen = observer.tally()?.since(&before);
         seen.take(&source, "0");
-        let differences = truth.differences(&seen);
-        if differences.is_empty() {
-            return Ok(truth.to_string());
-        }
-        ensure!(Instant::now() < end, "{differences:?}\n    it says of itself: {}", observer.health()?);
-        sleep(50 * MILLISECOND);
-    }
+        truth.differences(&seen).none().with_context(|| observer.health().unwrap_or_default())
+    })?;
+    Ok(truth.to_string())
 }

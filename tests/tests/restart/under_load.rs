@@ -9,11 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use harness::{
-    observer::tally,
-    pair::{Expected, without_durations},
-    tools,
-};
+use harness::{observer::tally, pair::Expected, tools};
 
 use super::{
     Pinned,
@@ -65,8 +61,7 @@ fn restarted(
         counted.go_on_in(&Counters::read(pinned.observer()?)?)?;
     }
     load.end()?;
-    let (mut truth, _) = pinned.pair.truth_of_any()?;
-    without_durations(&mut truth);
+    let (truth, _) = pinned.pair.truth_of_any()?;
     let said = pinned.pair.agree(&before, &truth)?;
     let late = pinned.joined_late()? - late;
     ensure!(late == 0.0, "{late} connections joined late");

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Result;
 use harness::{
+    difference::Differences,
     mesh::{Mesh, Protocol, Service, Workload},
     observer::Observer,
     referee::Referee,
@@ -96,13 +97,12 @@ pub(crate) fn messages(messages: &Messages) -> BTreeMap<Leg, Messages> {
 }
 
 /// Waits for the observer to say what Envoy says; what it says, and what differs in the end.
-pub(crate) fn compare(observer: &Observer, truth: &Tally, patience: Duration) -> Result<(Tally, Vec<String>)> {
+pub(crate) fn compare(observer: &Observer, truth: &Tally, patience: Duration) -> Result<(Tally, Differences)> {
     let end = Instant::now() + patience;
     loop {
         let observed = observer.tally()?;
         // Durations are measured at two places and never equal; the tests bound how far apart they are.
-        let differences: Vec<String> =
-            truth.differences(&observed).into_iter().filter(|line| !line.contains(" durations: ")).collect();
+        let differences = truth.differences(&observed).without_durations();
         if differences.is_empty() || Instant::now() > end {
             return Ok((observed, differences));
         }

@@ -9,7 +9,7 @@ use std::{
     path::Path,
     process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,6 +17,7 @@ use clap::ValueEnum;
 use harness::{
     observer::Observer,
     tally::{Leg, Tally},
+    wait::wait_until,
 };
 
 use super::{
@@ -197,15 +198,7 @@ fn check() -> Result<String> {
 }
 
 fn agree(observer: &Observer, truth: &Tally) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let differences = truth.differences(&observer.tally()?);
-        if differences.is_empty() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "the counts are wrong:\n{}", differences.join("\n"));
-        thread::sleep(Duration::from_millis(100));
-    }
+    wait_until("the counts are the truth", PATIENCE, || Ok(truth.differences(&observer.tally()?).none()?))
 }
 
 fn refuse() -> Result<String> {

@@ -1,13 +1,9 @@
 //! What is left in the kernel: programs, maps and links by their ids.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use anyhow::{Result, ensure};
+use harness::wait::wait_until;
 
 /// Kinds of objects with the command that gives the next id [linux/bpf.h].
 const KINDS: [(&str, libc::c_long); 3] = [("program", 11), ("map", 12), ("link", 31)];
@@ -41,14 +37,10 @@ pub(super) fn of_bpf() -> Result<Objects> {
 
 /// Waits until nothing is there that was not there `before`.
 pub(super) fn gone(before: &Objects) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
+    wait_until("nothing is left behind in the kernel", PATIENCE, || {
         let now = of_bpf()?;
         let left: Vec<_> = now.difference(before).collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "left behind in the kernel: {left:?}");
-        sleep(Duration::from_millis(50));
-    }
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
 }
