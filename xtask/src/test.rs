@@ -1,5 +1,7 @@
 //! Every test in one command, cheap ones first; each step says its name, its time and its result.
 
+mod named;
+
 use std::{
     env,
     num::NonZero,
@@ -32,53 +34,81 @@ pub(crate) struct Options {
     filter: Option<String>,
 }
 
+/// Packages whose tests need neither root nor the kernel object.
+const HOST: [&str; 3] = ["observer-ebpf", "observer", "xtask"];
+
+/// Package of the privileged and end-to-end tests.
+const END_TO_END: &str = "harness";
+
 /// Runs the steps; fails if one did, after all that could run have run.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let filter = options.filter.as_slice();
+    match &options.filter {
+        Some(filter) => by_name(filter, options.quick),
+        None => everything(options.quick),
+    }
+}
+
+fn everything(quick: bool) -> Result<()> {
     let mut report = Report::default();
-    if !options.quick {
+    if !quick {
         report.step("set-up", setup::everything);
         report.stop_on_failure()?;
     }
-    if options.filter.is_none() {
-        report.step("formatting", || exec(cargo().args(["fmt", "--all", "--check"])));
-        report.step("rules", tidy::run);
-        report.step("clippy", || {
-            let what = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
-            exec(cargo().args(what))
-        });
-    }
-    report.step("host tests", || {
-        let packages = ["-p", "observer-ebpf", "-p", "observer", "-p", "xtask"];
-        exec(cargo().args(["test", "--locked", "--no-fail-fast"]).args(packages).arg("--").args(filter))
+    report.step("formatting", || exec(cargo().args(["fmt", "--all", "--check"])));
+    report.step("rules", tidy::run);
+    report.step("clippy", || {
+        let what = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+        exec(cargo().args(what))
     });
-    if !options.quick {
-        if options.filter.is_none() {
-            report.step("fuzzing", || fuzz::all(FUZZ));
-        }
+    report.step("host tests", || {
+        let packages = HOST.iter().flat_map(|package| ["-p", package]);
+        exec(cargo().args(["test", "--locked", "--no-fail-fast"]).args(packages))
+    });
+    if !quick {
+        report.step("fuzzing", || fuzz::all(FUZZ));
         report.step("build", || build::build(&build::Options::default()).map(drop));
         report.stop_on_failure_of("build")?;
-        if options.filter.is_none() {
-            report.step("reproducing the kernel object", build::reproduce);
-        }
-        report.step("privileged and end-to-end tests", || end_to_end(filter));
-        if options.filter.is_none() {
-            report.step("soak", || soak::run(&soak::Options { time: SOAK, seed: 1 }));
-            report.step("kernel matrix", || vm::test(&target().join("release/observer")));
-        }
+        report.step("reproducing the kernel object", build::reproduce);
+        report.step("privileged and end-to-end tests", || {
+            let mut command = cargo();
+            command.args(["test", "--locked", "-p", END_TO_END, "--no-fail-fast", "--"]);
+            with_observer(&mut command);
+            exec(&mut command)
+        });
+        report.step("soak", || soak::run(&soak::Options { time: SOAK, seed: 1 }));
+        report.step("kernel matrix", || vm::test(&target().join("release/observer")));
     }
     report.finish()
 }
 
-fn end_to_end(filter: &[String]) -> Result<()> {
+/// Runs the tests whose names contain `filter`; an error if there is none, since nothing would be shown.
+fn by_name(filter: &str, quick: bool) -> Result<()> {
+    let mut report = Report::default();
+    if !quick {
+        report.step("set-up", setup::everything);
+        report.stop_on_failure()?;
+    }
+    let host = named::programs(&HOST, filter)?;
+    let end_to_end = if quick { Vec::new() } else { named::programs(&[END_TO_END], filter)? };
+    named::ensure_some(&[&host, &end_to_end], filter)?;
+    if !host.is_empty() {
+        report.step("host tests", || named::run(&host, filter, |_| {}));
+    }
+    if !end_to_end.is_empty() {
+        report.step("build", || build::build(&build::Options::default()).map(drop));
+        report.stop_on_failure_of("build")?;
+        report.step("privileged and end-to-end tests", || named::run(&end_to_end, filter, with_observer));
+    }
+    report.finish()
+}
+
+/// Adds to a command of the end-to-end tests what they need: the observer, the tools, and no more threads than processors.
+fn with_observer(command: &mut Command) {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    let mut command: Command = cargo();
-    command.args(["test", "--locked", "-p", "harness", "--no-fail-fast", "--"]).args(filter);
     command.arg(format!("--test-threads={threads}")).env("MESH_OBSERVER_BIN", target().join("release/observer"));
     if env::var_os("MESH_OBSERVER_CACHE").is_none() {
         command.env("MESH_OBSERVER_CACHE", crate::exec::cache());
     }
-    exec(&mut command)
 }
 
 /// What ran, how long, and how it ended.
