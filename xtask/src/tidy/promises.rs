@@ -1,5 +1,11 @@
 //! ARCHITECTURE.md says of everything that can go wrong what happens then, and which test shows it: each test must be there.
 
+use proc_macro2::TokenTree;
+use syn::{
+    ItemFn, Macro,
+    visit::{self, Visit},
+};
+
 use super::Finding;
 
 /// Where the promises stand.
@@ -44,8 +50,39 @@ fn is_there(test: &str, sources: &[(String, String)]) -> bool {
     let Some((suite, case)) = test.split_once("::") else { return false };
     let (file, folder) = (format!("{SUITES}{suite}.rs"), format!("{SUITES}{suite}/"));
     let texts = sources.iter().filter(|(name, _)| *name == file || name.starts_with(&folder));
-    let is_word = |character: char| character.is_alphanumeric() || character == '_';
-    texts.flat_map(|(_, text)| text.split(|character| !is_word(character))).any(|word| word == case)
+    texts.flat_map(|(_, text)| tests(text)).any(|test| test == case)
+}
+
+/// The tests that a file has: functions for cargo's harness, and what is named to our own. None if it is no Rust, which
+/// other rules find.
+fn tests(text: &str) -> Vec<String> {
+    let mut found = Tests::default();
+    if let Ok(file) = syn::parse_file(text) {
+        found.visit_file(&file);
+    }
+    found.0
+}
+
+#[derive(Default)]
+struct Tests(Vec<String>);
+
+impl Visit<'_> for Tests {
+    fn visit_item_fn(&mut self, item: &ItemFn) {
+        if item.attrs.iter().any(|attribute| attribute.path().is_ident("test")) {
+            self.0.push(item.sig.ident.to_string());
+        }
+        visit::visit_item_fn(self, item);
+    }
+
+    fn visit_macro(&mut self, invocation: &Macro) {
+        if invocation.path.segments.last().is_some_and(|name| name.ident == "cases") {
+            let names = invocation.tokens.clone().into_iter().filter_map(|token| match token {
+                TokenTree::Ident(name) => Some(name.to_string()),
+                _ => None,
+            });
+            self.0.extend(names);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -56,8 +93,9 @@ mod tests {
         let page = format!("# A\n{HEADING}\n| what | then | shown by |\n|---|---|---|\n{rows}\n## B\n| x | y | z |\n");
         let sources = [
             (PAGE.to_owned(), page),
-            ("tests/tests/life.rs".to_owned(), "fn ended() {} cases![begun]".to_owned()),
-            ("tests/tests/wire/loss.rs".to_owned(), "fn lost() {}".to_owned()),
+            ("tests/tests/life.rs".to_owned(), "fn main() { run(cases![ended, begun]) }".to_owned()),
+            ("tests/tests/wire/loss.rs".to_owned(), "#[test]\nfn lost() {}".to_owned()),
+            ("tests/tests/word.rs".to_owned(), "// spoken\nfn written() { \"spoken\"; }".to_owned()),
             ("xtask/src/soak.rs".to_owned(), String::new()),
         ];
         rules(&sources).into_iter().map(|finding| (finding.line, finding.what)).collect()
@@ -72,7 +110,7 @@ mod tests {
     #[test]
     fn promises_without_a_test_are_found() {
         assert_eq!(found("| a `life::ended` | b | |"), [(5, "no test shows this".to_owned())]);
-        for missing in ["life::end", "wire::ended", "life", "cargo xtask vm"] {
+        for missing in ["life::end", "wire::ended", "life", "word::spoken", "word::written", "cargo xtask vm"] {
             assert_eq!(found(&format!("| a | b | `{missing}` |")), [(5, format!("there is no test `{missing}`"))]);
         }
         assert_eq!(found("").len(), 1);
