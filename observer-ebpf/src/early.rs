@@ -15,6 +15,11 @@ pub const SEGMENT: u32 = 1 << 16;
 const BYTES: u32 = SPAN + SEGMENT;
 /// How long a place is its holder's, nanoseconds: retransmission has long come then, or never will.
 pub const HELD_NS: u64 = 10_000_000_000;
+/// The first place that a packet for a listener may take: whoever sends such packets leaves the others to open connections.
+pub const GREETINGS: u32 = PLACES / 2;
+/// How long what a packet for a listener carries is kept, nanoseconds: the kernel makes a connection of it at once or never, but for
+/// a virtual processor that is stopped meanwhile.
+pub const GREETED_NS: u64 = 10_000_000;
 
 const TAKEN: u32 = 1 << 7;
 const GENERATION: u32 = 1 << 8;
@@ -27,22 +32,22 @@ pub struct Place {
     pub ticket: u32,
     /// Zero.
     pub padding: u32,
-    /// When it was taken, nanoseconds of `CLOCK_MONOTONIC`.
-    pub taken_ns: u64,
+    /// Until when it is its holder's, nanoseconds of `CLOCK_MONOTONIC`.
+    pub until_ns: u64,
     /// Byte `i` has the sequence number of the first missing one plus `i`. Behind the last are some that are never written, so
     /// that as many can be read from each.
     pub bytes: [u8; (BYTES + FILL) as usize],
 }
 
 impl Place {
-    /// Takes place `number`; 0 if it is another's.
+    /// Takes place `number` until `until_ns`; 0 if it is another's.
     #[inline(always)]
-    pub fn take(&mut self, number: u32, now_ns: u64) -> u32 {
+    pub fn take(&mut self, number: u32, now_ns: u64, until_ns: u64) -> u32 {
         let valid = shared::load(&self.ticket);
-        if valid & TAKEN != 0 && now_ns.wrapping_sub(self.taken_ns) < HELD_NS {
+        if valid & TAKEN != 0 && now_ns < self.until_ns {
             return 0;
         }
-        self.taken_ns = now_ns;
+        self.until_ns = until_ns;
         let ticket = (valid & !(GENERATION - 1)).wrapping_add(GENERATION) | TAKEN | number;
         if shared::claim(&mut self.ticket, valid, ticket) { ticket } else { 0 }
     }
@@ -103,7 +108,7 @@ pub fn number(ticket: u32) -> u32 {
 
 #[cfg(not(target_arch = "bpf"))]
 mod host {
-    use super::{BYTES, FILL, PLACES, Place, SEGMENT, SPAN, number};
+    use super::{BYTES, FILL, HELD_NS, PLACES, Place, SEGMENT, SPAN, number};
 
     /// All places where no map has them: a kernel's stand-in for tests.
     #[derive(Debug, Default)]
@@ -114,10 +119,10 @@ mod host {
         pub fn take(&mut self, now_ns: u64) -> u32 {
             // What was never kept shows if it is read.
             let fresh =
-                || Box::new(Place { ticket: 0, padding: 0, taken_ns: 0, bytes: [0xdd; (BYTES + FILL) as usize] });
+                || Box::new(Place { ticket: 0, padding: 0, until_ns: 0, bytes: [0xdd; (BYTES + FILL) as usize] });
             let mut tickets = (0..PLACES).zip(&mut self.0).map(|(number, place)| {
                 let place = place.get_or_insert_with(fresh);
-                place.take(number, now_ns)
+                place.take(number, now_ns, now_ns + HELD_NS)
             });
             tickets.find(|ticket| *ticket != 0).unwrap_or(0)
         }

@@ -9,6 +9,7 @@ pub mod difference;
 pub mod envoy;
 pub mod exposition;
 pub mod foreign;
+pub mod forge;
 pub mod holdings;
 pub mod link;
 pub mod mesh;

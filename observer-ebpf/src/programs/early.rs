@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use observer_ebpf::{
-    early::{self, PLACES, SEGMENT, SPAN},
+    early::{self, HELD_NS, PLACES, SEGMENT, SPAN},
     health::Counter,
     stream::{FILL, Stream},
 };
@@ -16,12 +16,13 @@ use super::{
     maps, record,
 };
 
-/// Takes any free place; 0 if there is none.
+/// Takes a free place numbered `first` or more for so many nanoseconds; 0 if there is none.
 #[inline(never)]
-pub(super) fn take() -> u32 {
-    let mut taking = Taking { now_ns: record::now(), ticket: 0 };
+pub(super) fn take(first: u32, held_ns: u64) -> u32 {
+    let now_ns = record::now();
+    let mut taking = Taking { first, now_ns, until_ns: now_ns.wrapping_add(held_ns), ticket: 0 };
     // SAFETY: the callback gets back the pointer given here.
-    unsafe { bpf_loop(PLACES, take_place as *mut c_void, (&raw mut taking).cast(), 0) };
+    unsafe { bpf_loop(PLACES.wrapping_sub(first), take_place as *mut c_void, (&raw mut taking).cast(), 0) };
     if taking.ticket == 0 {
         maps::count(Counter::LossEarly as u32, 1);
     }
@@ -29,16 +30,29 @@ pub(super) fn take() -> u32 {
 }
 
 struct Taking {
+    first: u32,
     now_ns: u64,
+    until_ns: u64,
     ticket: u32,
 }
 
 unsafe extern "C" fn take_place(number: u32, taking: *mut Taking) -> i64 {
     // SAFETY: the pointer that `take` gave.
     let taking = unsafe { &mut *taking };
+    let number = taking.first.wrapping_add(number);
     let Some(place) = maps::place(number) else { return 1 };
-    taking.ticket = place.take(number, taking.now_ns);
+    taking.ticket = place.take(number, taking.now_ns, taking.until_ns);
     i64::from(taking.ticket != 0)
+}
+
+/// Holds a place for as long as others are held.
+#[inline(always)]
+pub(super) fn hold(ticket: u32) {
+    if let Some(place) = maps::place(early::number(ticket))
+        && place.is_held(ticket)
+    {
+        place.until_ns = record::now().wrapping_add(HELD_NS);
+    }
 }
 
 /// Copies packet bytes `[offset, offset + length)` to byte `at` of the place held with a ticket.

@@ -12,11 +12,11 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use observer_ebpf::{
-    early::Greeting,
+    early::{GREETED_NS, GREETINGS, Greeting},
     health::Counter,
     hpack::Wide,
     http2::{self, Call, CallKey, Calls, Http2, Reaping},
-    segment::{SYN, Segment},
+    segment::{RST, SYN, Segment},
     shared,
     socket::{self, Connection, Env, INBOUND, REQUEST, SOURCE, UNDECIDED},
     stream::Stream,
@@ -40,10 +40,10 @@ pub(super) fn keep(skb: *mut __sk_buff) -> Option<()> {
     early::give_back(greeting.ticket);
     greeting.ticket = 0;
     let segment = segment(skb)?;
-    if segment.length == 0 {
+    if segment.length == 0 || segment.flags & RST != 0 {
         return None;
     }
-    let ticket = early::take();
+    let ticket = early::take(GREETINGS, GREETED_NS);
     if ticket == 0 {
         return None;
     }
@@ -222,6 +222,7 @@ impl Env for Kept {
     }
     #[inline(always)]
     fn take_place(&mut self) -> u32 {
+        early::hold(self.ticket());
         self.ticket()
     }
     /// It is there already, at the place's beginning.

@@ -6,6 +6,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use observer_ebpf::{
+    early::HELD_NS,
     health::Counter,
     segment::{Segment, Socket},
     shared,
@@ -207,7 +208,7 @@ impl Env for Packet {
     }
     #[inline(always)]
     fn take_place(&mut self) -> u32 {
-        early::take()
+        early::take(0, HELD_NS)
     }
     #[inline(always)]
     fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool {

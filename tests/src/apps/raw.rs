@@ -79,6 +79,11 @@ impl Connection {
         self.stream.local_addr()
     }
 
+    /// The peer's address and port.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
     /// Sends all of `bytes`.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         (&*self.stream).write_all(bytes.as_ref())?;
@@ -296,7 +301,7 @@ impl Connection {
         self.set(libc::SOL_SOCKET, libc::SO_LINGER, linger).expect("an open TCP socket has this option");
     }
 
-    fn set<T>(&self, level: i32, option: i32, value: T) -> io::Result<()> {
+    pub(crate) fn set<T>(&self, level: i32, option: i32, value: T) -> io::Result<()> {
         set(&self.stream, level, option, value)
     }
 

@@ -1,6 +1,7 @@
 //! What the network and unusual peers do to connections, case by case: the observer against Envoy's access log.
 
 mod ends;
+mod forged;
 mod openings;
 mod segments;
 mod short_cuts;
@@ -22,7 +23,7 @@ use harness::{
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 fn main() -> ExitCode {
-    use self::{ends::*, openings::*, segments::*, short_cuts::*, wires::*};
+    use self::{ends::*, forged::*, openings::*, segments::*, short_cuts::*, wires::*};
     cases::run(
         "faults",
         fixture,
@@ -56,6 +57,10 @@ fn main() -> ExitCode {
             port_used_again,
             client_resets_inside_the_body,
             application_resets_inside_the_body,
+            forged_into_http1,
+            forged_into_http2,
+            forged_into_tcp,
+            forged_at_a_listener,
             redirected_by_a_sockmap,
             requests_redirected_by_a_sockmap,
         ],

@@ -1,0 +1,204 @@
+//! Segments that others forge into open connections, and at listeners: they cost next to nothing and change no count.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    apps::{
+        frames::{Block, PREFACE, Peer, flag, headers, settings},
+        raw::{Connection, Server},
+    },
+    forge::{ACK, FIN, Forged, Forger, RST, SYN, Timed, numbers},
+    mesh::{Family, Workload},
+    observer::Observer,
+    pair::{Expected, PATIENCE, Pair, without_durations},
+};
+
+/// Segments forged into each connection.
+const SEGMENTS: u32 = 10_000;
+/// Most processor time that they may cost in all.
+const IN_ALL: Duration = Duration::from_millis(200);
+const SECONDS: &str = "mesh_observer_program_run_seconds_total";
+const RUNS: &str = "mesh_observer_program_runs_total";
+
+/// What a segment of a connection whose next numbers are `seq` and `ack` claims, in turn; TCP takes none of it.
+fn claims(number: u32, seq: u32, ack: u32) -> (Forged, usize) {
+    let honest = Forged { seq, ack, flags: ACK };
+    let by = number.wrapping_mul(7919);
+    match number % 10 {
+        // The window is some 64 KiB while little was read.
+        0 => (Forged { seq: seq.wrapping_add(100_000 + by % 10_000), ..honest }, 20),
+        1 => (Forged { seq: seq.wrapping_add(1 << 28), ..honest }, 1000),
+        2 => (Forged { seq: seq.wrapping_add(6 << 20), ..honest }, 100),
+        3 => (Forged { ack: ack.wrapping_add(1 + by % (1 << 30)), ..honest }, 100),
+        4 => (Forged { ack: ack.wrapping_sub(1 << 30), ..honest }, 100),
+        5 => (Forged { seq: seq.wrapping_add(1 + by % 10_000), flags: RST, ..honest }, 0),
+        6 => (Forged { seq: seq.wrapping_add(1 << 25), flags: ACK | FIN, ..honest }, 0),
+        7 => (Forged { flags: 0, ..honest }, 100),
+        8 => (Forged { seq: seq.wrapping_sub(100), ..honest }, 100),
+        _ => (Forged { flags: SYN | ACK, seq: seq.wrapping_add(by), ..honest }, 0),
+    }
+}
+
+/// In the name of this end of the connection.
+fn forge(pod: &Workload, connection: &Connection) -> Result<()> {
+    let (seq, ack) = numbers(connection).context("sequence numbers")?;
+    let forger = Forger::new(pod, connection.local()?, connection.peer()?)?;
+    (0..SEGMENTS).try_for_each(|number| {
+        let (forged, length) = claims(number, seq, ack);
+        forger.send(&forged, &b"GET /forged HTTP/1.1\r\n\r\n".repeat(42)[..length]).context("a forged segment")
+    })
+}
+
+/// The application's pod forges answers into the sidecar's connection, while a request is open there.
+pub(super) fn forged_into_http1(pair: &mut Pair) -> Result<String> {
+    forged_into(pair, |pair, forge| {
+        let server = Server::start(&pair.server, pair.raw.target_port, move |slot| {
+            let connection = slot.as_mut().expect("given by the server");
+            loop {
+                let Some(head) = connection.receive_head()? else { return Ok(()) };
+                if head.starts_with(b"GET /forge") {
+                    forge(connection)?;
+                }
+                connection.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")?;
+            }
+        })?;
+        let mut connection = Connection::open(&pair.client, pair.raw.address(Family::V4))?;
+        for path in ["/a", "/forge", "/b", "/c", "/forge", "/d"] {
+            connection.send(format!("GET {path} HTTP/1.1\r\nhost: raw\r\n\r\n"))?;
+            ensure!(connection.receive_response()?.body == b"hello");
+        }
+        drop((connection, server));
+        Ok(6)
+    })
+}
+
+/// As [`forged_into_http1`], into HTTP/2.
+pub(super) fn forged_into_http2(pair: &mut Pair) -> Result<String> {
+    forged_into(pair, |pair, forge| {
+        let server = Server::start(&pair.server, pair.http2.target_port, move |slot| {
+            let mut peer = Peer::server(slot.as_mut().expect("given by the server"), &[])?;
+            let mut number = 0;
+            loop {
+                let stream = peer.request()?;
+                number += 1;
+                if number % 3 == 2 {
+                    forge(peer.connection)?;
+                }
+                peer.send(headers(stream, flag::END_STREAM, &Block::status(200)))?;
+            }
+        })?;
+        let mut connection = Connection::open(&pair.client, pair.http2.address(Family::V4))?;
+        let mut peer = Peer::new(&mut connection);
+        peer.send([PREFACE, &settings(&[])].concat())?;
+        for stream in [1, 3, 5, 7, 9, 11] {
+            peer.send(headers(stream, flag::END_STREAM, &Block::request("GET", "/")))?;
+            peer.ended(stream)?;
+        }
+        drop((connection, server));
+        Ok(6)
+    })
+}
+
+/// As [`forged_into_http1`], into TCP.
+pub(super) fn forged_into_tcp(pair: &mut Pair) -> Result<String> {
+    forged_into(pair, |pair, forge| {
+        let server = Server::start(&pair.server, pair.tcp.target_port, move |slot| {
+            let connection = slot.as_mut().expect("given by the server");
+            for _ in 0..4 {
+                connection.receive(10)?;
+                forge(connection)?;
+                connection.send([7; 3000])?;
+            }
+            connection.drain().map(drop)
+        })?;
+        let mut connection = Connection::open(&pair.client, pair.tcp.address(Family::V4))?;
+        for _ in 0..4 {
+            connection.send([1; 10])?;
+            connection.receive(3000)?;
+        }
+        connection.finish_sending()?;
+        connection.drain()?;
+        drop((connection, server));
+        Ok(1)
+    })
+}
+
+type Forge = Box<dyn Fn(&Connection) -> io::Result<()> + Send + Sync>;
+
+/// Makes traffic with an application that forges where it is told to, compares, and looks what the programs took for it.
+fn forged_into(pair: &mut Pair, traffic: impl FnOnce(&Pair, Forge) -> Result<usize>) -> Result<String> {
+    let (forgeries, failure) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(None)));
+    let application = Arc::clone(&pair.server);
+    let _timed = Timed::programs()?;
+    let before = pair.observer.as_ref().map(cost).transpose()?;
+    let tally = pair.begin()?;
+    let lines = traffic(
+        pair,
+        Box::new({
+            let (forgeries, failure) = (Arc::clone(&forgeries), Arc::clone(&failure));
+            move |connection| {
+                forgeries.fetch_add(1, Ordering::Relaxed);
+                forge(&application, connection).map_err(|error| {
+                    *failure.lock().expect("nobody panics with it") = Some(format!("{error:#}"));
+                    io::Error::other("a forger failed")
+                })
+            }
+        }),
+    );
+    let failed = failure.lock().expect("nobody panics with it").take();
+    ensure!(failed.is_none(), "{failed:?}");
+    let lines = lines?;
+    let (mut truth, _) = pair.truth(&Expected::both(lines))?;
+    without_durations(&mut truth);
+    let figures = pair.agree(&tally, &truth)?;
+    let Some(observer) = &pair.observer else { return Ok(figures) };
+    let before = before.expect("as there is an observer");
+    let forged = forgeries.load(Ordering::Relaxed) * u64::from(SEGMENTS);
+    let spent = spent_since(observer, before, forged)?;
+    let allowed = IN_ALL.as_secs_f64() * forged as f64 / f64::from(SEGMENTS);
+    ensure!(spent < allowed, "{forged} forged segments took {spent:.3} s instead of {allowed:.3} s");
+    Ok(format!("{:.2} µs each of {forged}, {figures}", spent * 1e6 / forged as f64))
+}
+
+/// Runs and seconds of all programs so far.
+fn cost(observer: &Observer) -> Result<(f64, f64)> {
+    let page = observer.own_families()?;
+    Ok((page.sum(RUNS, &[]).unwrap_or(0.0), page.sum(SECONDS, &[]).unwrap_or(0.0)))
+}
+
+/// Seconds that the programs took, once the kernel has told of the runs.
+fn spent_since(observer: &Observer, (runs, seconds): (f64, f64), forged: u64) -> Result<f64> {
+    let page = observer
+        .wait_own(PATIENCE, |page| page.sum(RUNS, &[]).unwrap_or(0.0) - runs >= forged as f64)
+        .context("not every forged segment was seen by a program, so the case proves nothing")?;
+    Ok(page.sum(SECONDS, &[]).unwrap_or(0.0) - seconds)
+}
+
+/// Stray data at the sidecar's listener, which holds what may have come with a handshake: others' first bytes are still kept.
+pub(super) fn forged_at_a_listener(pair: &mut Pair) -> Result<String> {
+    pair.check(Expected::both(8), |pair| {
+        let listener: SocketAddr = ([127, 0, 0, 1], 15001).into();
+        for number in 0..8u16 {
+            for port in 0..500 {
+                let from = ([127, 0, 0, 1], 20_000 + port).into();
+                let forger = Forger::new(&pair.client, from, listener)?;
+                forger.send(&Forged { seq: u32::from(number), ack: 1, flags: ACK }, &[b'x'; 1000])?;
+            }
+            let option = harness::apps::raw::DATA_WITH_THE_ACK;
+            let mut connection = Connection::open_with(&pair.client, pair.web.address(Family::V4), &[option], None)?;
+            connection.send("GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n")?;
+            ensure!(connection.receive_response()?.status == 200);
+            super::finish_cleanly(&mut connection)?;
+        }
+        Ok(())
+    })
+}
