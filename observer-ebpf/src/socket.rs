@@ -576,6 +576,15 @@ fn is_http2<E: Env>(c: &mut Connection, env: &mut E) {
     }
 }
 
+/// Makes the connection an encrypted one at a gateway, if nothing else was decided.
+#[inline(always)]
+fn is_encrypted<E: Env>(c: &mut Connection, env: &mut E) {
+    if shared::claim(&mut c.protocol, UNDECIDED, ENCRYPTED) {
+        env.count(Counter::ConnectionEncrypted, 1);
+        open(c, env);
+    }
+}
+
 /// Books the bytes of a direction that the TCP counters do not have yet.
 #[inline(never)]
 fn transfer<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
@@ -723,7 +732,11 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
 /// An older connection whose client does not begin a message where HTTP/1 would: HTTP/2 by the look of a frame, or TCP.
 #[inline(always)]
 fn late_and_no_http1<E: Env>(c: &mut Connection, env: &mut E) {
-    if http1::frame_head(&c.streams[REQUEST]) {
+    let word = c.streams[REQUEST].word(0);
+    // Any TLS record (RFC 8446 section 5.1): of one inside the connection nothing tells what it holds.
+    if c.flags & GATEWAY != 0 && (0x14..=0x17).contains(&(word as u8)) && word >> 8 & 0xff == 3 {
+        is_encrypted(c, env);
+    } else if http1::frame_head(&c.streams[REQUEST]) {
         is_http2(c, env);
     } else if c.streams[RESPONSE].seen > 0 {
         is_tcp(c, env);
@@ -865,10 +878,7 @@ fn recognise<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32, vali
         }
         Opening::Http1 | Opening::Other => {
             if c.flags & GATEWAY != 0 && c.streams[REQUEST].word(at) as u16 == 0x0316 {
-                if shared::claim(&mut c.protocol, UNDECIDED, ENCRYPTED) {
-                    env.count(Counter::ConnectionEncrypted, 1);
-                    open(c, env);
-                }
+                is_encrypted(c, env);
             } else {
                 is_tcp(c, env);
             }

@@ -155,6 +155,45 @@ pub(super) fn application_resets_inside_the_body(pair: &mut Pair) -> Result<Stri
     figures
 }
 
+/// The client is gone and so the sidecar has closed its connection to the application, whose answer comes all the same: nobody reads
+/// it. That the FIN is acknowledged must not be heard, or there would be no socket any more that it could come to.
+pub(super) fn answer_to_a_closed_socket(pair: &mut Pair) -> Result<String> {
+    let met = Arc::new(Barrier::new(2));
+    let server = Server::start(&pair.server, pair.raw.target_port, {
+        let met = Arc::clone(&met);
+        move |slot| {
+            let connection = slot.as_mut().expect("given by the server");
+            connection.receive_head()?;
+            met.wait();
+            met.wait();
+            connection.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")?;
+            connection.drain().map(drop)
+        }
+    })?;
+    let port = pair.raw.target_port;
+    let deafen = |pair: &Pair, command: &str, action: &str| -> Result<()> {
+        let rule =
+            format!("{action} INPUT -i lo -p tcp --sport {port} --tcp-flags ALL ACK -m length --length 40:80 -j DROP");
+        finish(pair.server.command(command)?.args(rule.split(' ')), "").map(drop)
+    };
+    let figures = pair.check(Expected::both(2), |pair| {
+        for (family, command) in BOTH.into_iter().zip(["iptables-legacy", "ip6tables-legacy"]) {
+            let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
+            connection.send("GET / HTTP/1.1\r\nhost: raw\r\n\r\n")?;
+            met.wait();
+            deafen(pair, command, "-A")?;
+            connection.reset();
+            sleep(Duration::from_millis(300));
+            met.wait();
+            sleep(Duration::from_millis(100));
+            deafen(pair, command, "-D")?;
+        }
+        Ok(())
+    });
+    drop(server);
+    figures
+}
+
 fn half_an_answer(connection: &mut Connection) -> io::Result<()> {
     connection.receive_head()?;
     connection.send("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nthe half of it")

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
             port_used_again,
             client_resets_inside_the_body,
             application_resets_inside_the_body,
+            answer_to_a_closed_socket,
             forged_into_http1,
             forged_into_http2,
             forged_into_tcp,
