@@ -39,7 +39,7 @@ pub struct Packet {
     pub connections: (u64, u64),
     /// TCP payload bytes of both directions.
     pub transferred: [u64; 2],
-    /// Turns taken through the frames of HTTP/2.
+    /// Turns taken through packets.
     pub turns: u64,
     /// Health counters that were raised.
     pub counts: Vec<(Counter, u64)>,
@@ -94,7 +94,10 @@ impl Env for Packet {
     }
 
     fn turns(&mut self, c: &mut Connection, direction: usize) -> bool {
-        (0..TURNS).any(|_| socket::turn(c, self, direction))
+        (0..TURNS).any(|_| {
+            self.turns += 1;
+            socket::turn(c, self, direction)
+        })
     }
 
     fn count(&mut self, counter: Counter, by: u64) {

@@ -1,0 +1,84 @@
+//! What a peer's first segments tell of its security, in whatever order they come.
+
+mod bed;
+
+use bed::Wire;
+use observer_ebpf::{
+    SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN,
+    segment::{ACK, Segment},
+    socket::{INBOUND, REQUEST},
+    tls,
+};
+
+/// A ClientHello with a key share as large as those of post-quantum exchanges (RFC 8446 section 4.1.2), then another record.
+fn hello(protocol: &str) -> Vec<u8> {
+    let extension = |kind: u16, body: &[u8]| {
+        [&kind.to_be_bytes()[..], &u16::try_from(body.len()).unwrap().to_be_bytes(), body].concat()
+    };
+    let name = [&[u8::try_from(protocol.len()).unwrap()], protocol.as_bytes()].concat();
+    let protocols = [&u16::try_from(name.len()).unwrap().to_be_bytes()[..], &name].concat();
+    let extensions = [extension(51, &[9; 1_200]), extension(16, &protocols)].concat();
+    let length = u16::try_from(extensions.len()).unwrap().to_be_bytes();
+    let body = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0], &length, &extensions].concat();
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    let message = [&[1], &length[1..], &body].concat();
+    let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+    [&[0x16, 3, 1][..], &length, &message, &[0x14, 3, 3, 0, 1, 1]].concat()
+}
+
+/// The finding, once the pieces `[from, to)` came in this order; up to where TCP has taken everything is given with each.
+fn finding(stream: &[u8], pieces: &[(usize, usize, usize)]) -> u32 {
+    let mut wire = Wire::new(INBOUND);
+    let base = wire.base[REQUEST];
+    for &(from, to, accepted) in pieces {
+        if wire.c.opening != 0 {
+            break;
+        }
+        wire.bed.packet = [&[0xee; 52], &stream[from..to]].concat();
+        let seq = base.wrapping_add(from as u32);
+        let segment = Segment { seq, ack: 0, offset: 52, length: (to - from) as u32, flags: ACK };
+        tls::payload(&mut wire.c, &mut wire.bed, base.wrapping_add(accepted as u32), &segment, |c, bed| {
+            assert!((0..tls::STEPS).any(|_| tls::turn(c, bed)), "it ends");
+        });
+    }
+    assert!(wire.c.opening == 0 || wire.bed.places.is_empty());
+    wire.c.opening
+}
+
+const fn found(security: u8) -> u32 {
+    security as u32 + 1
+}
+
+#[test]
+fn it_is_read_in_order_however_it_comes() {
+    for (protocol, expected) in [("istio-peer-exchange", SECURITY_MUTUAL_TLS), ("h2", SECURITY_NONE)] {
+        let stream = hello(protocol);
+        let whole = stream.len();
+        assert_eq!(finding(&stream, &[(0, whole, 0)]), found(expected));
+        for cut in [1, 5, 43, 60, 300, 1_000, whole - 8, whole - 6] {
+            let halves = [(0, cut, 0), (cut, whole, cut)];
+            assert_eq!(finding(&stream, &halves), found(expected), "{protocol} cut at {cut}");
+            let swapped = [(cut, whole, 0), (0, cut, 0)];
+            assert_eq!(finding(&stream, &swapped), found(expected), "{protocol} cut at {cut}, swapped");
+            let third = cut + (whole - cut) / 2;
+            let backwards = [(third, whole, 0), (cut, third, 0), (0, cut, 0)];
+            assert_eq!(finding(&stream, &backwards), found(expected), "{protocol} cut at {cut} and {third}, backwards");
+        }
+    }
+}
+
+/// The hooks did not see its first half, which TCP has: the record behind it is no opening.
+#[test]
+fn what_was_not_seen_is_unknown() {
+    let stream = hello("istio");
+    let whole = stream.len();
+    assert_eq!(finding(&stream, &[(1_000, whole, 1_000)]), found(SECURITY_UNKNOWN));
+    assert_eq!(finding(&stream, &[(0, 500, 0), (whole - 6, whole, whole - 6)]), found(SECURITY_UNKNOWN));
+}
+
+#[test]
+fn what_is_missing_is_waited_for() {
+    let stream = hello("istio");
+    assert_eq!(finding(&stream, &[(stream.len() - 6, stream.len(), 0)]), 0);
+    assert_eq!(finding(&stream, &[(0, 500, 0), (1_000, 1_100, 500)]), 0);
+}
