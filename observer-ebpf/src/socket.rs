@@ -333,11 +333,7 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
         decide_without_parsing(c, env, direction);
     }
     match shared::load(&c.protocol) {
-        TCP => {
-            if is_addressed(c) {
-                transfer(c, env, direction);
-            }
-        }
+        TCP if is_addressed(c) => transfer(c, env, direction),
         UNDECIDED | HTTP1 => {
             if !in_sync(c, env, direction, turned) {
                 return;

@@ -31,12 +31,36 @@ pub struct Forged {
     pub flags: u8,
 }
 
+/// A claim, made by the end of a connection whose next numbers, sent and received, these are; `by` varies it. Returns the segment
+/// and the length of its payload.
+pub type Claim = fn(seq: u32, ack: u32, by: u32) -> (Forged, usize);
+
+/// What can be forged into a connection of which little was read, so that its window is some 64 KiB: TCP takes none of it.
+pub const CLAIMS: [(&str, Claim); 10] = [
+    ("behind the window", |seq, ack, by| (forged(seq.wrapping_add(100_000 + by % 10_000), ack, ACK), 20)),
+    ("far ahead", |seq, ack, _| (forged(seq.wrapping_add(1 << 28), ack, ACK), 1000)),
+    ("beyond what is kept", |seq, ack, _| (forged(seq.wrapping_add(6 << 20), ack, ACK), 100)),
+    ("acknowledges what was not sent", |seq, ack, by| (forged(seq, ack.wrapping_add(1 + by % (1 << 30)), ACK), 100)),
+    ("acknowledges what is long over", |seq, ack, _| (forged(seq, ack.wrapping_sub(1 << 30), ACK), 100)),
+    ("resets inside the window", |seq, ack, by| (forged(seq.wrapping_add(1 + by % 10_000), ack, RST), 0)),
+    ("ends far ahead", |seq, ack, _| (forged(seq.wrapping_add(1 << 25), ack, ACK | FIN), 0)),
+    ("acknowledges nothing", |seq, ack, _| (forged(seq, ack, 0), 100)),
+    ("known", |seq, ack, _| (forged(seq.wrapping_sub(100), ack, ACK), 100)),
+    ("synchronises", |seq, ack, by| (forged(seq.wrapping_add(by), ack, SYN | ACK), 0)),
+];
+
+fn forged(seq: u32, ack: u32, flags: u8) -> Forged {
+    Forged { seq, ack, flags }
+}
+
 /// Forges segments from one address and port to another, IPv4.
 #[derive(Debug)]
 pub struct Forger {
     socket: OwnedFd,
     from: SocketAddrV4,
     to: SocketAddrV4,
+    /// The next numbers of the connection, sent and received.
+    numbers: (u32, u32),
 }
 
 impl Forger {
@@ -44,7 +68,21 @@ impl Forger {
     pub fn new(pod: &Workload, from: SocketAddr, to: SocketAddr) -> Result<Self> {
         let (from, to) = (ipv4(from)?, ipv4(to)?);
         let socket = pod.net.enter(raw_socket)?.context("a raw socket")?;
-        Ok(Self { socket, from, to })
+        Ok(Self { socket, from, to, numbers: (0, 0) })
+    }
+
+    /// In the name of this end of a connection, which says and hears nothing meanwhile.
+    pub fn of(pod: &Workload, connection: &Connection) -> Result<Self> {
+        let numbers = numbers(connection).context("sequence numbers")?;
+        Ok(Self { numbers, ..Self::new(pod, connection.local()?, connection.peer()?)? })
+    }
+
+    /// Makes a claim.
+    pub fn claim(&self, claim: Claim, number: u32) -> Result<()> {
+        let (seq, ack) = self.numbers;
+        let (forged, length) = claim(seq, ack, number.wrapping_mul(7919));
+        let payload = b"GET /forged HTTP/1.1\r\n\r\n".repeat(42);
+        self.send(&forged, &payload[..length]).context("a forged segment")
     }
 
     /// Sends one.
@@ -95,7 +133,7 @@ fn ipv4(address: SocketAddr) -> Result<SocketAddrV4> {
 }
 
 /// The next sequence numbers of a socket's end, sent and received.
-pub fn numbers(connection: &Connection) -> io::Result<(u32, u32)> {
+fn numbers(connection: &Connection) -> io::Result<(u32, u32)> {
     const NEITHER: i32 = 0;
     const RECEIVED: i32 = 1;
     const SENT: i32 = 2;

@@ -22,6 +22,7 @@ mod spread;
 mod stage;
 mod stand_in;
 mod streams;
+mod worst;
 
 use std::{
     env,
@@ -77,6 +78,8 @@ enum Figure {
     Grpc,
     /// Calls lost and kernel memory of 1,000 connections with 100 open calls each.
     Streams,
+    /// Longest time of the programs for a packet, and for the end of many connections at once.
+    Worst,
     /// The observer's CPU time, at full load less at none.
     Cpu,
     /// The observer's memory with 100 sidecars and 10,000 series.
@@ -139,6 +142,7 @@ impl Figure {
             Self::Http2 => multiplexed(options, Spoken::Http2),
             Self::Grpc => multiplexed(options, Spoken::Grpc),
             Self::Streams => streams::held(),
+            Self::Worst => worst::times(),
             Self::Cpu => cpu::at_no_and_full_load(options),
             Self::Memory => memory::resident(),
             Self::Attach => attach::delay(),

@@ -61,7 +61,7 @@ fuzz_target!(|input: &[u8]| {
     while let [what, off, length, after @ ..] = rest {
         let payload = &after[..after.len().min(usize::from(*length))];
         rest = &after[payload.len()..];
-        let off = u32::from(*off) << (what >> 3 & 7) * 3;
+        let off = u32::from(*off) << ((what >> 3 & 7) * 3);
         let honest = Segment {
             seq: receiver.socket.rcv_nxt,
             ack: start,

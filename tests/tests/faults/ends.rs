@@ -4,6 +4,8 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Barrier},
+    thread::sleep,
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};

@@ -16,7 +16,7 @@ use harness::{
         frames::{Block, PREFACE, Peer, flag, headers, settings},
         raw::{Connection, Server},
     },
-    forge::{ACK, FIN, Forged, Forger, RST, SYN, Timed, numbers},
+    forge::{ACK, CLAIMS, Forged, Forger, Timed},
     mesh::{Family, Workload},
     observer::Observer,
     pair::{Expected, PATIENCE, Pair, without_durations},
@@ -29,33 +29,10 @@ const IN_ALL: Duration = Duration::from_millis(200);
 const SECONDS: &str = "mesh_observer_program_run_seconds_total";
 const RUNS: &str = "mesh_observer_program_runs_total";
 
-/// What a segment of a connection whose next numbers are `seq` and `ack` claims, in turn; TCP takes none of it.
-fn claims(number: u32, seq: u32, ack: u32) -> (Forged, usize) {
-    let honest = Forged { seq, ack, flags: ACK };
-    let by = number.wrapping_mul(7919);
-    match number % 10 {
-        // The window is some 64 KiB while little was read.
-        0 => (Forged { seq: seq.wrapping_add(100_000 + by % 10_000), ..honest }, 20),
-        1 => (Forged { seq: seq.wrapping_add(1 << 28), ..honest }, 1000),
-        2 => (Forged { seq: seq.wrapping_add(6 << 20), ..honest }, 100),
-        3 => (Forged { ack: ack.wrapping_add(1 + by % (1 << 30)), ..honest }, 100),
-        4 => (Forged { ack: ack.wrapping_sub(1 << 30), ..honest }, 100),
-        5 => (Forged { seq: seq.wrapping_add(1 + by % 10_000), flags: RST, ..honest }, 0),
-        6 => (Forged { seq: seq.wrapping_add(1 << 25), flags: ACK | FIN, ..honest }, 0),
-        7 => (Forged { flags: 0, ..honest }, 100),
-        8 => (Forged { seq: seq.wrapping_sub(100), ..honest }, 100),
-        _ => (Forged { flags: SYN | ACK, seq: seq.wrapping_add(by), ..honest }, 0),
-    }
-}
-
-/// In the name of this end of the connection.
+/// In the name of this end of the connection, every claim in turn.
 fn forge(pod: &Workload, connection: &Connection) -> Result<()> {
-    let (seq, ack) = numbers(connection).context("sequence numbers")?;
-    let forger = Forger::new(pod, connection.local()?, connection.peer()?)?;
-    (0..SEGMENTS).try_for_each(|number| {
-        let (forged, length) = claims(number, seq, ack);
-        forger.send(&forged, &b"GET /forged HTTP/1.1\r\n\r\n".repeat(42)[..length]).context("a forged segment")
-    })
+    let forger = Forger::of(pod, connection)?;
+    (0..SEGMENTS).try_for_each(|number| forger.claim(CLAIMS[number as usize % CLAIMS.len()].1, number))
 }
 
 /// The application's pod forges answers into the sidecar's connection, while a request is open there.

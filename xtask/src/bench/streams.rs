@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    process::{Command, Stdio},
     thread::{self, sleep},
     time::Duration,
 };
@@ -22,6 +23,8 @@ const CONNECTIONS: u32 = 1_000;
 const STREAMS: u32 = 100;
 /// grpc-go answers a call after this many milliseconds, which is longer than it takes to send them all.
 const HELD: &str = "delay-ms: 10000";
+/// Looks at the number of open calls, at most.
+const PATIENCE: u32 = 50;
 /// When nothing was counted for so long, nothing more comes.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -35,10 +38,8 @@ fn hold(side: Side) -> Result<Vec<Row>> {
     let mut stage = Stage::new(Spoken::Grpc)?;
     stage.observe(side.observed)?;
     let (counted_before, maps_before) = (settled_count(&stage)?, kernel_maps(stage.observer()?.pid())?);
-    let mut h2load = stage.asking()?;
+    let mut h2load = asking(&stage)?;
     let all = CONNECTIONS * STREAMS;
-    h2load.args(["-t", "1", "-c", &CONNECTIONS.to_string(), "-m", &STREAMS.to_string(), "-n", &all.to_string()]);
-    h2load.args(["-H", HELD]).arg(stage.url());
     let (said, most) = thread::scope(|scope| {
         let running = scope.spawn(move || finish(&mut h2load, ""));
         let mut most = Open::default();
@@ -66,6 +67,31 @@ fn hold(side: Side) -> Result<Vec<Row>> {
         rows.push(most.a_connection());
     }
     Ok(rows)
+}
+
+/// h2load, to open all of them and wait.
+pub(super) fn asking(stage: &Stage) -> Result<Command> {
+    let mut h2load = stage.asking()?;
+    let all = CONNECTIONS * STREAMS;
+    h2load.args(["-t", "1", "-c", &CONNECTIONS.to_string(), "-m", &STREAMS.to_string(), "-n", &all.to_string()]);
+    h2load.args(["-H", HELD]).arg(stage.url());
+    h2load.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(h2load)
+}
+
+/// Waits until the sidecar has all of them open, or no more come; says how many there are.
+pub(super) fn most_open(stage: &Stage, side: Side) -> Result<u64> {
+    let open = || stage.sidecar(side).stat(&format!("http.{}.downstream_rq_active", side.direction));
+    let mut most = open()?;
+    for _ in 0..PATIENCE {
+        sleep(Duration::from_millis(200));
+        let now = open()?;
+        if now >= u64::from(CONNECTIONS * STREAMS) || (now > 0 && now <= most) {
+            return Ok(now);
+        }
+        most = now;
+    }
+    Ok(most)
 }
 
 /// Answered requests, once what an ended load has left behind is counted too.
