@@ -11,6 +11,7 @@ use harness::{
     },
     cases,
     envoy::{GATEWAY_PLAIN, GATEWAY_TLS},
+    forge::{CLAIMS, Forger},
     link::Seen,
     mesh::{Family, Mesh, Protocol, Workload},
     net::finish,
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
             application_ends_without_a_word,
             client_ends_before_the_answer,
             doors_with_the_handshake,
+            segments_forged_by_a_client,
             segments_joined_on_arrival,
             tls_door_is_said_to_be_unseen,
             check_says_it_plainly,
@@ -187,6 +189,27 @@ fn doors_with_the_handshake(doors: &mut Doors) -> Result<String> {
     let came = doors.encrypted()? - before;
     ensure!(came == 2.0, "{came} encrypted connections");
     Ok(format!("{came} encrypted connections, {figures}"))
+}
+
+/// In the name of its own connection, between and inside requests.
+fn segments_forged_by_a_client(doors: &mut Doors) -> Result<String> {
+    doors.check([6, 6], |doors| {
+        let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PLAIN, Family::V4))?;
+        let forge = |connection: &Connection| -> Result<()> {
+            let forger = Forger::of(&doors.visitor, connection)?;
+            (0..1_000).try_for_each(|number| forger.claim(CLAIMS[number as usize % CLAIMS.len()].1, number))
+        };
+        for _ in 0..3 {
+            connection.send("GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n")?;
+            ensure!(connection.receive_response()?.status == 200);
+            forge(&connection)?;
+            connection.send("POST /upload HTTP/1.1\r\nhost: web\r\ncontent-length: 9\r\n\r\nhalf")?;
+            forge(&connection)?;
+            connection.send("other")?;
+            ensure!(connection.receive_response()?.body == b"9");
+        }
+        Ok(())
+    })
 }
 
 /// GRO: the visitor's segments are small, and many are one packet by the time the gateway's hooks have them. Times are not
