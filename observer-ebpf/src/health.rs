@@ -51,7 +51,8 @@ counters! {
     ConnectionHttp2 = "http2" in Connections,
     /// Encrypted connection at a gateway's door.
     ConnectionEncrypted = "gateway_encrypted" in Connections,
-    /// Connection of an application that closed before it sent anything, and whose protocol is therefore unknown.
+    /// Connection of an application that closed before it sent anything (if it is older than the programs, anything since), and whose
+    /// protocol is therefore unknown.
     ConnectionSilent = "silent" in Connections,
     /// Connection that was open before the programs were attached.
     ConnectionLate = "joined_late" in Connections,
@@ -72,7 +73,7 @@ counters! {
     RequestAbandoned = "abandoned" in Requests,
     /// Request of a process that was not known as a sidecar when it ended: counted here, in no Istio family.
     RequestUnattributed = "unattributed" in Requests,
-    /// Bytes missing outside a body.
+    /// Bytes outside a body that TCP has accepted and that were not read.
     SyncGap = "gap" in LostSync,
     /// A message that is not HTTP/1 where one was due.
     SyncMalformed = "malformed" in LostSync,
