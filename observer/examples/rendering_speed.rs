@@ -93,7 +93,8 @@ fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Err
     let page = Arc::new(Scraped::read(exposition::Format::Text, page)?);
     let instances = series.div_ceil(usize::try_from(page.samples)?);
     let target = |number| {
-        let target = Arc::new(Target::named(format!("http://10.0.{}.{}:15014", number / 250, number % 250).parse()?));
+        let target =
+            Arc::new(Target::named(format!("http://10.0.{}.{}:15014", number / 250, number % 250).parse()?, "node-1"));
         let (page, took) = (Some(page.clone()), Duration::from_millis(5));
         Ok(TargetReading { target, page, tried: true, took, scrapes: [("ok", 1)].into(), skipped: [].into() })
     };

@@ -1,12 +1,12 @@
-//! The wiring and the one loop: changes on the node, the interval's tick and the signals that end it.
+//! The wiring and the one loop: changes on the node, the ticks of reports and of housekeeping, and the signals.
 
+mod emitters;
 mod pinned;
+mod signals;
 
 use std::{
     collections::HashSet,
-    future::Future,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -15,10 +15,14 @@ use anyhow::{Context, Result};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
+    task::JoinSet,
     time::MissedTickBehavior,
 };
 
+pub use self::emitters::Emitters;
+
 use crate::{
+    cli::RunArgs,
     collect::{
         Outcome, Reading,
         control_plane::{ControlPlane, Target},
@@ -27,12 +31,8 @@ use crate::{
     },
     config::Config,
     confinement,
-    discovery::{Change, Sidecar, component::Component, registry::Registry, target::targets, watch::Watcher},
-    emit::{
-        self, Emitter, Transport,
-        spool::{Spool, directory_name},
-        wavefront::{self, file::FileSink, http::HttpSink, token::TokenFile},
-    },
+    discovery::{Change, Role, Sidecar, component::Component, registry::Registry, target::targets, watch::Watcher},
+    emit::Emitter,
     limits::Limits,
     memory::Memory,
     model::{Model, Own, Snapshot, cardinality, labels::Peers, lateness::Lateness},
@@ -43,53 +43,67 @@ use crate::{
 
 /// Longest that the emitters' last reports may take at the end.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Time-out of one push.
-const PUSH: Duration = Duration::from_secs(10);
+/// Longest that the end may take in all.
+const END: Duration = Duration::from_secs(10);
+/// Time between two looks at what ended, what can be freed and what could not be attached, whatever the interval of reports.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How long there may be no sidecar before that is said.
+const LONELY: Duration = Duration::from_secs(60);
 /// How long programs stay attached for an ended sidecar's sockets, which its kernel closes after up to a minute
 /// (`tcp_fin_timeout`).
 const LINGER: Duration = Duration::from_secs(75);
 /// Ended sidecars whose figures and addresses are remembered.
 const REMEMBERED: usize = 1024;
 
-/// Observes until SIGINT or SIGTERM.
+/// Observes until SIGINT or SIGTERM. SIGHUP reads the configuration that `args` name anew.
 ///
 /// # Errors
 /// What keeps it from beginning: kernel, privileges, cgroups, a taken address. Later failures are logged and counted.
-pub async fn run(config: &Config) -> Result<()> {
+pub async fn run(config: &Config, args: &RunArgs, emitters: Emitters) -> Result<()> {
+    let mut hung_up = signal(SignalKind::hangup())?;
     let readiness = Readiness::new();
     let attaching = readiness.block("first look for sidecars");
-    let (node, memory) = Node::start(config, !config.emit.is_empty())?;
+    let listener = serve::bind(config.listen).await?;
+    let (node, memory) = Node::start(config, !emitters.is_empty())?;
     let mut watcher = Watcher::new(config.discovery())?;
-    let server = serve::start(config.listen, node.clone(), readiness.pending()).await?;
-    let emitters = start_emitters(config)?;
+    let server = serve::start(listener, node.clone(), readiness.pending());
     settle()?;
+    let mut stop = signals::stop(END)?;
+    let names = emitters.names().collect::<Vec<_>>().join(", ");
     {
         let mut state = node.state();
         state.scrapes = Some(Box::new(server.reader()));
-        state.emitters = emitters;
+        state.emitters = emitters.start();
     }
-    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let changes = watcher.resume(memory.registry);
     node.state().resume(changes, watcher.registry(), memory.running);
+    node.state().log_start(&names, args);
     drop(attaching);
-    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + config.interval, config.interval);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let (mut reports, mut housekeeping) = (ticks(config.report_interval()), ticks(HOUSEKEEPING));
+    let mut peers = Reload::new(config, args);
     loop {
         tokio::select! {
             changes = watcher.next() => node.state().apply(changes, watcher.registry()),
-            due = tick.tick() => node.report(Some(due.into_std())),
-            _ = interrupted.recv() => break,
-            _ = terminated.recv() => break,
+            due = reports.tick() => node.report(Some(due.into_std())),
+            _ = housekeeping.tick() => node.state().keep_house(),
+            _ = hung_up.recv() => node.state().take_peers(peers.again()),
+            _ = &mut stop => break,
         }
     }
     tracing::info!("stopping");
     node.report(None);
     let emitters = std::mem::take(&mut node.state().emitters);
-    for emitter in emitters {
-        emitter.finish(FAREWELL).await;
-    }
+    let farewells: JoinSet<_> = emitters.into_iter().map(|emitter| emitter.finish(FAREWELL)).collect();
+    farewells.join_all().await;
     server.task.abort();
     Ok(())
+}
+
+/// Ticks from one period on. Those that were missed are not made up for.
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
 }
 
 /// Observes for a while and yields what was counted.
@@ -98,7 +112,7 @@ pub async fn run(config: &Config) -> Result<()> {
 /// As [`run`].
 pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>> {
     // Whatever else is scraped seldom is to be scraped in that time.
-    let config = &Config { interval: config.interval.min(length), pin: None, ..config.clone() };
+    let config = &Config { scrape_interval: config.scrape_interval.min(length), pin: None, ..config.clone() };
     let (node, _) = Node::start(config, true)?;
     let mut watcher = Watcher::new(config.discovery())?;
     settle()?;
@@ -127,6 +141,37 @@ fn settle() -> Result<()> {
         tracing::warn!("observing without a filter of system calls: {error}");
     }
     Ok(())
+}
+
+/// What SIGHUP reads anew.
+struct Reload<'a> {
+    args: &'a RunArgs,
+    config: Config,
+}
+
+impl<'a> Reload<'a> {
+    fn new(config: &Config, args: &'a RunArgs) -> Self {
+        Self { args, config: config.clone() }
+    }
+
+    /// The tables of services and workloads as they are now; `None` if they are as before or cannot be read. The rest of the
+    /// configuration is part of what runs already, and stays.
+    fn again(&mut self) -> Option<Peers> {
+        let read = match Config::load(self.args) {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::error!("SIGHUP: the configuration stays as it was: {error}");
+                return None;
+            }
+        };
+        let peers = read.peers();
+        let changed = peers != self.config.peers();
+        self.config.peers = peers.clone();
+        let rest = if read == self.config { "" } else { "; what else has changed needs a restart" };
+        let (services, workloads) = (peers.services.len(), peers.workloads.len());
+        tracing::info!("SIGHUP: the configuration names {services} services and {workloads} workloads{rest}");
+        changed.then_some(peers)
+    }
 }
 
 /// The node as it is observed, shared between the loop and the scrapes.
@@ -158,6 +203,8 @@ struct State {
     scrapes: Option<Box<dyn Fn() -> crate::model::ScrapeFigures + Send + Sync>>,
     percentiles: bool,
     limits: Limits,
+    /// Since when there has been no sidecar, until that is said.
+    lonely: Option<Instant>,
 }
 
 impl Node {
@@ -202,6 +249,7 @@ impl Node {
             scrapes: None,
             percentiles,
             limits: Limits::default(),
+            lonely: Some(Instant::now()),
         })));
         Ok((node, memory))
     }
@@ -216,10 +264,6 @@ impl Node {
         if let Some(due) = due {
             state.lateness.record(due.elapsed());
         }
-        // What was detached the last time has been read since.
-        state.recycle();
-        state.detach_left();
-        state.attach_refused();
         let snapshot = state.round(true);
         for emitter in &state.emitters {
             emitter.offer(snapshot.clone());
@@ -228,12 +272,35 @@ impl Node {
 }
 
 impl serve::Source for Node {
-    fn snapshot(&self) -> Pin<Box<dyn Future<Output = Option<Arc<Snapshot>>> + Send + '_>> {
-        Box::pin(async { Some(self.state().round(false)) })
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.state().round(false)
     }
 }
 
 impl State {
+    /// The one line that says what runs, where, and what it found.
+    fn log_start(&self, emitters: &str, args: &RunArgs) {
+        let gateways = self.running.iter().filter(|sidecar| sidecar.role == Role::Gateway).count();
+        let none = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
+        tracing::info!(
+            "mesh observer {} on Linux {}: {} sidecars, {gateways} gateways and {} control-plane processes found; emitters: {}; \
+             configuration file: {}",
+            env!("CARGO_PKG_VERSION"),
+            rustix::system::uname().release().to_string_lossy(),
+            self.running.len() - gateways,
+            self.components.len(),
+            none(emitters),
+            none(&args.node.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
+        );
+    }
+
+    /// Labels by these peers from now on.
+    fn take_peers(&mut self, peers: Option<Peers>) {
+        if let Some(peers) = peers {
+            self.peers = Arc::new(peers);
+        }
+    }
+
     /// Attaches to what came, detaches from what went.
     fn apply(&mut self, changes: Vec<Change>, registry: &Registry) {
         if self.store.is_some() && self.registry != *registry {
@@ -345,6 +412,27 @@ impl State {
         self.unattached.retain(|&id| id != cgroup_id);
     }
 
+    /// What must not wait for the next report: frees what ended, detaches from what is over, attaches where that was refused.
+    fn keep_house(&mut self) {
+        self.recycle();
+        self.detach_left();
+        self.attach_refused();
+        // What ended is freed once its last figures are read. With percentiles the round that ends the interval reads them.
+        if !self.percentiles && self.kernel.has_unread_ends() {
+            self.round(false);
+        }
+        match self.lonely {
+            _ if !self.running.is_empty() => self.lonely = Some(Instant::now()),
+            Some(since) if since.elapsed() >= LONELY => {
+                self.lonely = None;
+                tracing::warn!(
+                    "no sidecar has been found for a minute: `observer check` says what was looked at and why"
+                );
+            }
+            _ => {}
+        }
+    }
+
     /// Frees in the kernel's maps what is nobody's any more.
     fn recycle(&mut self) {
         match self.kernel.recycle() {
@@ -388,8 +476,10 @@ impl State {
             Ok(reading) => (Some(reading), None),
             Err(error) => (None, Some(format!("{:#}", anyhow::Error::from(error)))),
         };
-        if let Some(error) = &error {
-            tracing::error!("reading the kernel's maps: {error}");
+        match &error {
+            Some(error) => tracing::error!("reading the kernel's maps: {error}"),
+            None if wants_cells || !self.percentiles => self.kernel.mark_read(),
+            None => {}
         }
         for limit in kernel.iter().flat_map(|kernel| self.limits.newly_reached(&kernel.health)) {
             tracing::warn!("{limit}");
@@ -440,32 +530,6 @@ fn forward_log(kernel: &mut Kernel) {
             ready.clear_ready();
         }
     });
-}
-
-fn start_emitters(config: &Config) -> Result<Vec<Emitter>> {
-    let start = |target: &emit::Target| {
-        let encoder = wavefront::Lines::new(config.wavefront.clone(), &node_name())?;
-        let (name, transport) = (target.to_string(), transport(config, target)?);
-        // A file takes everything at once, or never.
-        let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, emit::Target::WavefrontFile(_)));
-        let spool = directory.map(|directory| Spool::new(directory.join(directory_name(&name)), config.queue_bytes));
-        Ok::<_, anyhow::Error>(Emitter::start(name, Box::new(encoder), transport, spool, emit::Limits::default()))
-    };
-    config.emit.iter().map(|target| start(target).with_context(|| format!("emitter {target}"))).collect()
-}
-
-fn transport(config: &Config, target: &emit::Target) -> Result<Box<dyn Transport>> {
-    Ok(match target {
-        emit::Target::WavefrontFile(path) => Box::new(FileSink::new(path)),
-        emit::Target::WavefrontHttp(url) => Box::new(HttpSink::proxy(url.clone(), PUSH)?),
-        emit::Target::WavefrontHttps(url) => {
-            let token = config.wavefront_token_file.clone();
-            let token =
-                token.context("it needs an API token: put one in a file and name it with --wavefront-token-file")?;
-            let ca_file = config.wavefront_ca_file.as_deref();
-            Box::new(HttpSink::service(url.clone(), TokenFile::new(token), ca_file, PUSH)?)
-        }
-    })
 }
 
 /// The node's name: what Kubernetes says, or the host's.

@@ -1,4 +1,6 @@
-//! `observer check`: one page that says what this kernel, these privileges and this node allow.
+//! `observer check`: one page that says what this kernel, these privileges, this node and this configuration allow.
+
+mod outputs;
 
 use std::{
     collections::BTreeMap,
@@ -11,6 +13,7 @@ use std::{
 
 use rustix::thread::CapabilitySet;
 
+use self::outputs::{Listening, Outputs};
 use crate::{
     collect::kernel::{
         self, ProgramProbe,
@@ -65,6 +68,7 @@ struct Facts {
     pins: Option<Pins>,
     /// Why the kernel does not announce new processes, if it does not.
     announced: Result<(), String>,
+    outputs: Outputs,
     node: Result<Node, String>,
 }
 
@@ -90,6 +94,9 @@ struct Node {
 
 fn gather(config: &Config) -> Facts {
     let uname = rustix::system::uname();
+    let capabilities = privileges::held().ok();
+    // From here on with those that `run` keeps: what only root may do because it may do anything, it does not do.
+    let _ = privileges::give_up_others();
     let programs = kernel::probe().map_err(|error| format!("{:#}", anyhow::Error::from(error)));
     Facts {
         version: env!("CARGO_PKG_VERSION"),
@@ -97,7 +104,7 @@ fn gather(config: &Config) -> Facts {
         lockdown: security_file("lockdown").map(|modes| chosen(&modes).to_owned()),
         security_modules: security_file("lsm"),
         user: rustix::process::geteuid().as_raw(),
-        capabilities: privileges::held().ok(),
+        capabilities,
         programs,
         pins: config.pin.as_deref().map(|folder| Pins {
             folder: folder.to_owned(),
@@ -105,6 +112,7 @@ fn gather(config: &Config) -> Facts {
             layout: kernel::layout_name(&config.kernel()).ok(),
         }),
         announced: ExecEvents::subscribe().map(drop),
+        outputs: outputs::look(config),
         node: look(config),
     }
 }
@@ -157,6 +165,19 @@ fn obstacles(facts: &Facts) -> Vec<String> {
     if facts.pins.as_ref().is_some_and(|pins| pins.found.is_err()) {
         obstacles.push("the folder for pins cannot be used".to_owned());
     }
+    let Outputs { listening, emitters, queues, control_plane_ca, .. } = &facts.outputs;
+    if matches!(listening, Listening::Refused(_)) {
+        obstacles.push("the address for /metrics cannot be listened on".to_owned());
+    }
+    if emitters.is_err() {
+        obstacles.push("an emitter cannot be used".to_owned());
+    }
+    if queues.iter().any(|(_, usable)| usable.is_err()) {
+        obstacles.push("the queue directory cannot be used".to_owned());
+    }
+    if matches!(control_plane_ca, Some(Err(_))) {
+        obstacles.push("the control plane's CA file cannot be used".to_owned());
+    }
     if facts.node.is_err() {
         obstacles.push("the node's sidecars cannot be looked for".to_owned());
     }
@@ -173,6 +194,7 @@ fn page(facts: &Facts) -> String {
     if let Some(pins) = &facts.pins {
         page.pins(pins);
     }
+    page.outputs(&facts.outputs);
     match &facts.node {
         Ok(node) => page.node(node, facts),
         Err(problem) => {
@@ -288,6 +310,33 @@ impl Page {
                 "maps there are laid out otherwise than this build's: totals will go on, open connections be",
             );
             self.detail("joined late and their requests of that moment not be counted");
+        }
+    }
+
+    fn outputs(&mut self, outputs: &Outputs) {
+        self.title("Outputs");
+        let Outputs { address, listening, emitters, queues, control_plane_ca } = outputs;
+        match listening {
+            Listening::Free => self.item("ok", &format!("/metrics can be served at {address}")),
+            Listening::Observer => self.item("note", &format!("an observer listens on {address} now")),
+            Listening::Refused(problem) => self.item("FAIL", problem),
+        }
+        match emitters {
+            Ok(names) => names.iter().for_each(|name| self.item("ok", &format!("emitter {name}"))),
+            Err(problem) => self.item("FAIL", problem),
+        }
+        for (directory, usable) in queues {
+            let directory = directory.display();
+            match usable {
+                Ok(false) => self.item("ok", &format!("queue directory {directory}")),
+                Ok(true) => self.item("note", &format!("queue directory {directory}: an observer uses it now")),
+                Err(problem) => self.item("FAIL", problem),
+            }
+        }
+        match control_plane_ca {
+            None => {}
+            Some(Ok(path)) => self.item("ok", &format!("CA file {}", path.display())),
+            Some(Err(problem)) => self.item("FAIL", problem),
         }
     }
 
@@ -491,6 +540,13 @@ mod tests {
             programs: Ok(vec![probe("mesh_connect4", 120), probe("mesh_egress", 20_000)]),
             pins: Some(pins(Ok(Some(found("0123456789abcdef"))))),
             announced: Ok(()),
+            outputs: Outputs {
+                address: "127.0.0.1:9469".parse().unwrap(),
+                listening: Listening::Free,
+                emitters: Ok(vec!["wavefront+http://proxy:2878/".to_owned()]),
+                queues: vec![("/queue/wavefront_http___proxy_2878_".into(), Ok(false))],
+                control_plane_ca: Some(Ok("/etc/ca.pem".into())),
+            },
             node: Ok(Node {
                 cgroup_mount: "/sys/fs/cgroup".into(),
                 hidepid: None,
@@ -523,6 +579,13 @@ mod tests {
             programs: Err("not permitted: run as root".to_owned()),
             pins: Some(pins(Err("/pins is not on a bpffs".to_owned()))),
             announced: Err("the process-events connector needs CAP_NET_ADMIN".to_owned()),
+            outputs: Outputs {
+                address: "127.0.0.1:9469".parse().unwrap(),
+                listening: Listening::Refused("cannot listen on 127.0.0.1:9469".to_owned()),
+                emitters: Err("emitter wavefront+https://x: it needs an API token".to_owned()),
+                queues: vec![("/queue/x".into(), Err("queue directory /queue/x: /queue is no directory".to_owned()))],
+                control_plane_ca: Some(Err("CA file /ca cannot be read".to_owned())),
+            },
             node: Err("no cgroup v2 file system is mounted".to_owned()),
             ..good()
         }
@@ -535,6 +598,8 @@ mod tests {
             name: "mesh_egress",
             result: Err("kernel refuses program mesh_egress".to_owned()),
         }]);
+        facts.outputs.listening = Listening::Observer;
+        facts.outputs.queues[0].1 = Ok(true);
         facts.pins = Some(pins(Ok(Some(Found { holder: None, ..found("fedcba9876543210") }))));
         facts.node = Ok(Node {
             cgroup_mount: "/sys/fs/cgroup/unified".into(),
@@ -560,7 +625,7 @@ mod tests {
     #[test]
     fn says_whether_run_could_work() {
         assert!(obstacles(&good()).is_empty());
-        assert_eq!(obstacles(&bad()).len(), 4);
+        assert_eq!(obstacles(&bad()).len(), 8);
         assert_eq!(obstacles(&partly()), ["the kernel refuses 1 of 1 programs"]);
         assert_eq!(chosen("none [integrity] confidentiality"), "integrity");
     }

@@ -1,7 +1,12 @@
 //! The command line: a contract that scripts rely on. Defaults are stated here for people and applied in `config`, so that
 //! a value in the configuration file counts where neither option nor environment variable is given.
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
@@ -30,17 +35,13 @@ pub struct Cli {
 pub enum Command {
     /// Observe this node until stopped
     Run(RunArgs),
-    /// Say what this kernel, these privileges and this node allow; exit code 1 if `run` could not work
-    Check {
-        /// Folder on bpffs that `run --pin DIR` is to use
-        #[arg(long, value_name = "DIR", env = "OBSERVER_PIN")]
-        pin: Option<PathBuf>,
-        /// Where and what to look at.
-        #[command(flatten)]
-        node: NodeArgs,
-    },
+    /// Say what this kernel, these privileges, this node and these options of `run` allow; exit code 1 if `run` could not work
+    Check(RunArgs),
     /// Print every family: names, type, unit, labels, where it comes from, and which releases of Istio report it
     Catalogue {
+        /// Only families whose name in Prometheus or Wavefront is like this; * is any text
+        #[arg(value_name = "PATTERN")]
+        patterns: Vec<String>,
         /// How to print it
         #[arg(long, value_enum, default_value_t)]
         format: CatalogueFormat,
@@ -48,7 +49,8 @@ pub enum Command {
         #[arg(long)]
         live: bool,
         /// Where that observer listens
-        #[arg(long, value_name = "ADDR:PORT", env = "OBSERVER_LISTEN", default_value_t = DEFAULT_LISTEN)]
+        #[arg(long, value_name = "ADDR:PORT", env = "OBSERVER_LISTEN", default_value_t = DEFAULT_LISTEN,
+            value_parser = listen_address)]
         listen: SocketAddr,
     },
     /// Remove what `run --pin DIR` left behind: programs, maps and the folder
@@ -64,12 +66,17 @@ pub enum Command {
 /// Options of `observer run`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RunArgs {
-    /// Where to serve /metrics, /healthz and /readyz [default: 127.0.0.1:9469]
-    #[arg(long, value_name = "ADDR:PORT", env = "OBSERVER_LISTEN")]
+    /// Where to serve /metrics, /healthz and /readyz: an address or name and a port, a port alone (on 127.0.0.1), or :PORT
+    /// (on every IPv4 address) [default: 127.0.0.1:9469]
+    #[arg(long, value_name = "ADDR:PORT", env = "OBSERVER_LISTEN", value_parser = listen_address)]
     pub listen: Option<SocketAddr>,
-    /// Time between two reports to the emitters, 100ms to 1h, as in 500ms, 10s, 1m [default: 10s]
+    /// Time between two reports to the emitters, and the time that their percentiles are over, 100ms to 1h, as in 500ms,
+    /// 10s, 1m; to Wavefront 1s at least [default: 10s]
     #[arg(long, value_name = "DURATION", env = "OBSERVER_INTERVAL", value_parser = interval)]
     pub interval: Option<Duration>,
+    /// Time between two scrapes of each metrics page of the control plane, 100ms to 1h [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "OBSERVER_SCRAPE_INTERVAL", value_parser = interval)]
+    pub scrape_interval: Option<Duration>,
     /// Where to send reports; may be repeated: wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE
     /// (the service itself) or wavefront+file:PATH (- for standard output)
     #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',', value_parser = emit_target,
@@ -117,7 +124,7 @@ pub struct NodeArgs {
     pub control_plane_exe: Vec<ComponentRule>,
     /// Also read the metrics pages of sidecars, gateways and ztunnels [default: false]
     #[arg(long, value_name = "true|false", env = "OBSERVER_SCRAPE_PROXIES", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+        default_missing_value = "true", value_parser = boolean)]
     pub scrape_proxies: Option<bool>,
     /// cgroup v2 directory to observe even if no sidecar is recognised in it; may be repeated
     #[arg(long, value_name = "PATH", env = "OBSERVER_CGROUP", value_delimiter = ',')]
@@ -129,7 +136,7 @@ pub struct NodeArgs {
     #[arg(long, value_name = "PATH", env = "OBSERVER_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
     /// How much to log on standard error; RUST_LOG counts more [default: info]
-    #[arg(long, value_name = "LEVEL", env = "OBSERVER_LOG", value_enum)]
+    #[arg(long, value_name = "LEVEL", env = "OBSERVER_LOG", value_enum, ignore_case = true)]
     pub log: Option<LogLevel>,
 }
 
@@ -225,6 +232,43 @@ pub fn interval(text: &str) -> Result<Duration, String> {
     if INTERVALS.contains(&duration) { Ok(duration) } else { Err(format!("{text} is not between 100ms and 1h")) }
 }
 
+/// An address to listen on: `ADDRESS:PORT`, `NAME:PORT`, `PORT` (on loopback) or `:PORT` (on every IPv4 address). Of a name's
+/// addresses the first of IPv4 is taken, or else the first.
+///
+/// # Errors
+/// Says what is wrong and what is accepted.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let wrong = |problem: &str| {
+        format!(
+            "{text:?} {problem}; write an address and a port, as in 127.0.0.1:9469 or [::1]:9469, or :9469 for every address"
+        )
+    };
+    let (host, port) = text.rsplit_once(':').unwrap_or(("127.0.0.1", text));
+    let port: u16 = port.parse().map_err(|_| wrong("has no port"))?;
+    if host.is_empty() {
+        return Ok((Ipv4Addr::UNSPECIFIED, port).into());
+    }
+    let found: Vec<SocketAddr> =
+        (host, port).to_socket_addrs().map_err(|error| wrong(&format!("names no address ({error})")))?.collect();
+    let best = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    best.copied().ok_or_else(|| wrong("names no address"))
+}
+
+/// Yes or no, in the words that templates use.
+///
+/// # Errors
+/// Says what is accepted.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
 /// The file name of an executable.
 ///
 /// # Errors
@@ -279,11 +323,12 @@ mod tests {
 
     #[test]
     fn parses_every_option() {
-        let line = "observer run --listen 0.0.0.0:9000 --interval 1m --emit wavefront+file:- --emit \
+        let line = "observer run --listen 0.0.0.0:9000 --interval 1m --scrape-interval 30s --emit wavefront+file:- --emit \
                     wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --pin /p --config c.toml --sidecar-exe envoy \
                     --sidecar-exe pilot --control-plane http://istiod:15014 --control-plane-exe etcd:2379 --scrape-proxies --cgroup /a --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Duration::from_mins(1)));
+        assert_eq!(args.scrape_interval, Some(Duration::from_secs(30)));
         assert_eq!(args.emit.len(), 2);
         assert_eq!(args.wavefront_token_file, Some("/t".into()));
         assert_eq!(args.wavefront_ca_file, Some("/c".into()));
@@ -301,6 +346,12 @@ mod tests {
         for (line, expected) in [
             ("run --interval 10", "as in 10s"),
             ("run --interval 2h", "between 100ms and 1h"),
+            ("run --intervall 10s", "a similar argument exists: '--interval'"),
+            ("rum", "a similar subcommand exists: 'run'"),
+            ("run --listen 127.0.0.1", "has no port"),
+            ("run --listen no-such-host.invalid:80", "names no address"),
+            ("run --scrape-proxies=maybe", "neither true nor false"),
+            ("check --listen x", "has no port"),
             ("run --wavefront-names old", "documented or collector"),
             ("run --sidecar-exe /usr/bin/envoy", "as in envoy"),
             ("run --sidecar-exe=", "as in envoy"),
@@ -314,6 +365,31 @@ mod tests {
             let error = Cli::try_parse_from(["observer"].into_iter().chain(line.split_whitespace())).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
             assert!(error.to_string().contains(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_taken_as_people_write_them() {
+        for (text, address) in [
+            ("192.0.2.1:80", "192.0.2.1:80"),
+            ("[::1]:80", "[::1]:80"),
+            ("9469", "127.0.0.1:9469"),
+            (":9469", "0.0.0.0:9469"),
+            ("localhost:9469", "127.0.0.1:9469"),
+        ] {
+            assert_eq!(listen_address(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in ["", ":", "x", "1.2.3.4", "70000", ":70000", "::1"] {
+            assert!(listen_address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn booleans_and_levels_are_taken_as_templates_write_them() {
+        for (text, value) in [("1", true), ("YES", true), ("true", true), ("0", false), ("off", false), ("No", false)] {
+            let arguments = ["observer", "run", &format!("--scrape-proxies={text}"), "--log", "INFO"];
+            let Command::Run(args) = Cli::try_parse_from(arguments).unwrap().command else { panic!("run") };
+            assert_eq!((args.node.scrape_proxies, args.node.log), (Some(value), Some(LogLevel::Info)), "{text}");
         }
     }
 

@@ -2,7 +2,7 @@
 //! its environment variable, that more than the file, the file more than the default.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU16,
@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 use crate::{
+    app,
     cli::{self, LogLevel, NodeArgs, RunArgs},
     collect::{
         control_plane::{self, PageUrl},
@@ -23,6 +24,7 @@ use crate::{
     discovery::{DiscoveryConfig, Role, SidecarRule, Workload, component::ComponentRule},
     emit::{
         Target, TargetError,
+        spool::directory_name,
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
     model::labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
@@ -32,6 +34,8 @@ use crate::{
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9469);
 /// Time between two reports where none is given.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two scrapes of a page of the control plane where none is given.
+pub const DEFAULT_SCRAPE_INTERVAL: Duration = Duration::from_secs(10);
 /// Most series held apart where no number is given.
 pub const DEFAULT_MAX_SERIES: u32 = 10_000;
 /// Open calls where no number is given.
@@ -48,8 +52,10 @@ const MOST_OPEN_CALLS: u32 = 2_000_000;
 pub struct Config {
     /// Address of /metrics, /healthz and /readyz.
     pub listen: SocketAddr,
-    /// Time between two reports.
+    /// Time between two reports, and that their percentiles are over.
     pub interval: Duration,
+    /// Time between two scrapes of each page of the control plane.
+    pub scrape_interval: Duration,
     /// Where reports go.
     pub emit: Vec<Target>,
     /// What is sent to Wavefront.
@@ -113,6 +119,9 @@ pub enum ConfigError {
     /// A target that was given is none.
     #[error("--emit: {0}")]
     Emit(TargetError),
+    /// Each is right, and they cannot be together.
+    #[error("{0}")]
+    Together(String),
     /// The file is wrong.
     #[error("{path}:{line}:{column}: {key}: {problem}; the annotated observer.example.toml has every key")]
     Wrong {
@@ -141,7 +150,7 @@ impl Config {
         if let Some(wrong) = args.emit.iter().find_map(|target| target.as_ref().err()) {
             return Err(ConfigError::Emit(wrong.clone()));
         }
-        let Some(path) = &args.node.config else { return Ok(Self::resolve(args, Settings::default())) };
+        let Some(path) = &args.node.config else { return Self::resolve(args, Settings::default()).consistent() };
         let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable { path: path.clone(), reason })?;
         Self::from_text(args, path, &text)
     }
@@ -151,7 +160,25 @@ impl Config {
     /// # Errors
     /// The text is wrong.
     pub fn from_text(args: &RunArgs, path: &Path, text: &str) -> Result<Self, ConfigError> {
-        Ok(Self::resolve(args, Settings::parse(path, text)?))
+        Self::resolve(args, Settings::parse(path, text)?).consistent()
+    }
+
+    /// Refuses what is right by itself and cannot be together.
+    fn consistent(self) -> Result<Self, ConfigError> {
+        if let Some(target) = repeated(&self.emit, |target| directory_name(&target.to_string())) {
+            return Err(ConfigError::Together(format!(
+                "emit: {target} is there twice (a query makes no difference): each receiver has one name in the figures and \
+                 one queue; name it once"
+            )));
+        }
+        if let Some(page) = repeated(&self.control_plane, PageUrl::instance) {
+            let instance = page.instance();
+            return Err(ConfigError::Together(format!(
+                "control_plane: {instance} is there twice: its figures would be exposed twice under the same labels; name one \
+                 page of it"
+            )));
+        }
+        Ok(self)
     }
 
     /// Options and environment first, then the file, then defaults.
@@ -159,6 +186,7 @@ impl Config {
         let RunArgs {
             listen,
             interval,
+            scrape_interval,
             emit,
             wavefront_names,
             wavefront_token_file,
@@ -189,6 +217,7 @@ impl Config {
         Self {
             listen: listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
             interval: interval.or(file.interval).unwrap_or(DEFAULT_INTERVAL),
+            scrape_interval: scrape_interval.or(file.scrape_interval).unwrap_or(DEFAULT_SCRAPE_INTERVAL),
             emit: either(emit.into_iter().flatten().collect(), file.emit),
             wavefront: Options {
                 names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
@@ -217,6 +246,13 @@ impl Config {
         }
     }
 
+    /// Time between two reports as it is kept: Wavefront's timestamps are whole seconds, and of two points of one second the
+    /// later would replace the earlier.
+    #[must_use]
+    pub fn report_interval(&self) -> Duration {
+        if self.emit.is_empty() { self.interval } else { self.interval.max(Duration::from_secs(1)) }
+    }
+
     /// What discovery looks for.
     #[must_use]
     pub fn discovery(&self) -> DiscoveryConfig {
@@ -233,14 +269,15 @@ impl Config {
 
     /// The metrics pages that were named.
     pub fn control_plane(&self) -> impl Iterator<Item = control_plane::Target> + use<'_> {
-        self.control_plane.iter().cloned().map(control_plane::Target::named)
+        let node = app::node_name();
+        self.control_plane.iter().cloned().map(move |url| control_plane::Target::named(url, &node))
     }
 
     /// How the control plane is scraped.
     #[must_use]
     pub fn scraping(&self) -> control_plane::Options {
         control_plane::Options {
-            interval: self.interval,
+            interval: self.scrape_interval,
             ca_file: self.control_plane_ca.clone(),
             proc_root: self.proc_root.clone(),
         }
@@ -264,6 +301,12 @@ impl Config {
     }
 }
 
+/// The first that has the key of one before it.
+fn repeated<T, K: Ord>(all: &[T], key: impl Fn(&T) -> K) -> Option<&T> {
+    let mut seen = BTreeSet::new();
+    all.iter().find(|one| !seen.insert(key(one)))
+}
+
 fn either<T>(given: Vec<T>, file: Vec<T>) -> Vec<T> {
     if given.is_empty() { file } else { given }
 }
@@ -273,6 +316,7 @@ fn either<T>(given: Vec<T>, file: Vec<T>) -> Vec<T> {
 struct Settings {
     listen: Option<SocketAddr>,
     interval: Option<Duration>,
+    scrape_interval: Option<Duration>,
     emit: Vec<Target>,
     wavefront_names: Option<Names>,
     /// All but the names.
@@ -322,6 +366,7 @@ impl Settings {
         Ok(Self {
             listen: file.listen.map(|Listen(address)| address),
             interval: file.interval.map(|Interval(interval)| interval),
+            scrape_interval: file.scrape_interval.map(|Interval(interval)| interval),
             emit: file.emit.into_iter().map(|Emit(target)| target).collect(),
             wavefront_names: file.wavefront_names.map(|WavefrontNames(names)| names),
             wavefront: file.wavefront.options(),
@@ -329,11 +374,11 @@ impl Settings {
             wavefront_ca_file: file.wavefront_ca_file.map(|FilePath(path)| path),
             queue_dir: file.queue_dir.map(|DirectoryPath(path)| path),
             queue_bytes: file.queue_bytes.map(|QueueBytes(number)| number),
-            pin: file.pin,
+            pin: file.pin.map(|DirectoryPath(path)| path),
             log: file.log,
             sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
             control_plane: file.control_plane.into_iter().map(|ControlPlane(url)| url).collect(),
-            control_plane_ca: file.control_plane_ca,
+            control_plane_ca: file.control_plane_ca.map(|FilePath(path)| path),
             control_plane_exe: file.control_plane_exe.into_iter().map(|ControlPlaneExe(rule)| rule).collect(),
             scrape_proxies: file.scrape_proxies,
             cgroup: file.cgroup.into_iter().map(|DirectoryPath(path)| path).collect(),
@@ -358,18 +403,19 @@ impl Settings {
 struct File {
     listen: Option<Listen>,
     interval: Option<Interval>,
+    scrape_interval: Option<Interval>,
     emit: Vec<Emit>,
     wavefront_names: Option<WavefrontNames>,
     wavefront_token_file: Option<FilePath>,
     wavefront_ca_file: Option<FilePath>,
     queue_dir: Option<DirectoryPath>,
     queue_bytes: Option<QueueBytes>,
-    pin: Option<PathBuf>,
+    pin: Option<DirectoryPath>,
     wavefront: WavefrontTable,
     log: Option<LogLevel>,
     sidecar_exe: Vec<ExecutableName>,
     control_plane: Vec<ControlPlane>,
-    control_plane_ca: Option<PathBuf>,
+    control_plane_ca: Option<FilePath>,
     control_plane_exe: Vec<ControlPlaneExe>,
     scrape_proxies: Option<bool>,
     cgroup: Vec<DirectoryPath>,
@@ -485,9 +531,7 @@ macro_rules! checked {
     };
 }
 
-checked!(Listen(SocketAddr), |text: &str| {
-    text.parse().map_err(|_| format!("{text:?} is no address and port; write it as in 127.0.0.1:9469 or [::1]:9469"))
-});
+checked!(Listen(SocketAddr), cli::listen_address);
 checked!(Interval(Duration), cli::interval);
 checked!(Emit(Target), str::parse::<Target>);
 checked!(WavefrontNames(Names), cli::wavefront_names);
@@ -720,6 +764,7 @@ mod tests {
         let in_force = parse(&uncommented()).unwrap();
         assert_eq!(in_force.listen, Some(DEFAULT_LISTEN));
         assert_eq!(in_force.interval, Some(DEFAULT_INTERVAL));
+        assert_eq!(in_force.scrape_interval, Some(DEFAULT_SCRAPE_INTERVAL));
         assert_eq!(in_force.max_series, Some(DEFAULT_MAX_SERIES));
         assert_eq!(in_force.max_open_calls, Some(DEFAULT_MAX_OPEN_CALLS));
         assert_eq!(in_force.queue_bytes, Some(DEFAULT_QUEUE_BYTES));
@@ -799,7 +844,7 @@ mod tests {
         for (text, place, expected) in [
             ("intervall = \"10s\"", "o.toml:1:1: intervall: ", "`interval`"),
             ("\ninterval = \"10\"", "o.toml:2:12: interval: ", "as in 10s"),
-            ("listen = \"9469\"", "o.toml:1:10: listen: ", "127.0.0.1:9469"),
+            ("listen = \"loopback\"", "o.toml:1:10: listen: ", "127.0.0.1:9469"),
             ("log = \"loud\"", "o.toml:1:7: log: ", "`trace`"),
             ("max_series = 0", "o.toml:1:14: max_series: ", "between 1 and 1000000"),
             ("max_open_calls = 0", "o.toml:1:18: max_open_calls: ", "between 1 and 2000000"),
@@ -809,6 +854,8 @@ mod tests {
             ("tcp_ports = [\n  25,\n  70000,\n]", "o.toml:3:3: tcp_ports: ", "70000"),
             ("emit = [\"kafka:x\"]", "o.toml:1:8: emit: ", "wavefront+file:PATH"),
             ("cgroup_root = \"\"", "o.toml:1:15: cgroup_root: ", "a path is missing"),
+            ("pin = \"\"", "o.toml:1:7: pin: ", "a path is missing"),
+            ("control_plane_ca = \"\"", "o.toml:1:20: control_plane_ca: ", "a path is missing"),
             ("sidecar_exe = [\"a/b\"]", "o.toml:1:15: sidecar_exe: ", "as in envoy"),
             ("control_plane_exe = [\"a:x\"]", "o.toml:1:21: control_plane_exe: ", "as in pilot-discovery"),
             ("listen = ", "o.toml:1:", "listen"),
@@ -825,6 +872,36 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with(place) && error.contains(expected), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn what_would_be_exposed_or_sent_twice_is_refused() {
+        let load = |text: &str| Config::from_text(&RunArgs::default(), Path::new("o.toml"), text);
+        for (text, expected) in [
+            (
+                "emit = [\"wavefront+http://p:1\", \"wavefront+http://p:1/\"]",
+                "emit: wavefront+http://p:1/ is there twice",
+            ),
+            ("emit = [\"wavefront+http://p:1?a=b\", \"wavefront+http://p:1?a=c\"]", "a query makes no difference"),
+            ("emit = [\"wavefront+http://p:1/a_b\", \"wavefront+http://p:1/a/b\"]", "one queue"),
+            ("control_plane = [\"http://u:secret@a:1/x\", \"http://a:1/y\"]", "control_plane: a:1 is there twice"),
+            ("control_plane = [\"http://a\", \"http://A:80/metrics\"]", "control_plane: a:80 is there twice"),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains("secret"), "{error}");
+        }
+        load(
+            "emit = [\"wavefront+http://p:1\", \"wavefront+http://p:2\"]\ncontrol_plane = [\"http://a\", \"http://b\"]",
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn reports_are_a_second_apart_where_timestamps_are_seconds() {
+        let interval = |text: &str| Config::resolve(&RunArgs::default(), parse(text).unwrap()).report_interval();
+        assert_eq!(interval("interval = \"200ms\""), Duration::from_millis(200));
+        assert_eq!(interval("interval = \"200ms\"\nemit = [\"wavefront+file:-\"]"), Duration::from_secs(1));
+        assert_eq!(interval("interval = \"1h\"\nemit = [\"wavefront+file:-\"]"), Duration::from_hours(1));
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub enum Failure {
 pub struct Limits {
     /// Reports that wait at most.
     pub queue: usize,
-    /// How long one batch is tried where it cannot wait on disk.
+    /// How long one batch is tried where it cannot wait on disk, and once more after the last pause.
     pub patience: Duration,
     /// First pause between two tries; each further one is twice as long.
     pub first_pause: Duration,
@@ -135,6 +135,8 @@ pub struct Limits {
     pub longest_pause: Duration,
     /// Pause that a receiver's push-back means if it names none.
     pub push_back: Duration,
+    /// Longest pause that a receiver is granted, whatever it asks for.
+    pub longest_push_back: Duration,
 }
 
 impl Default for Limits {
@@ -145,15 +147,21 @@ impl Default for Limits {
             first_pause: Duration::from_secs(1),
             longest_pause: Duration::from_secs(30),
             push_back: Duration::from_secs(30),
+            longest_push_back: Duration::from_mins(5),
         }
     }
 }
 
 impl Limits {
-    /// Pause after failure number `attempt` (from 0), `chance` in 0 to 1 spreading many emitters over time.
-    fn pause(&self, attempt: u32, failure: &Failure, chance: f64) -> Duration {
+    /// Pause after failure number `attempt` (from 0), `chance` in 0 to 1 spreading many emitters over time. It is bounded
+    /// whatever the receiver asks for: it may not be the one that the operator meant.
+    #[must_use]
+    pub fn pause(&self, attempt: u32, failure: &Failure, chance: f64) -> Duration {
         match failure {
-            Failure::PushBack { after } => after.unwrap_or(self.push_back).mul_f64(1.0 + chance / 4.0),
+            Failure::PushBack { after } => {
+                let asked = after.unwrap_or(self.push_back).min(self.longest_push_back).max(self.first_pause);
+                asked.mul_f64(1.0 + chance / 4.0)
+            }
             _ => {
                 let grown = self.first_pause.saturating_mul(1 << attempt.min(16)).min(self.longest_pause);
                 grown.mul_f64(0.5 + chance / 2.0)

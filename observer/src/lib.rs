@@ -13,6 +13,7 @@ pub mod config;
 pub mod confinement;
 pub mod discovery;
 pub mod emit;
+pub mod environment;
 pub mod limits;
 pub mod live;
 pub mod memory;

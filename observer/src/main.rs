@@ -2,19 +2,23 @@
 //! into an exit code: 0 stopped as asked, 1 could not run, 2 wrong usage.
 
 use std::{
+    env,
     io::{self, Write},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, Error, Result};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use observer::{
-    app, check,
-    cli::{CatalogueFormat, Cli, Command, RunArgs, SnapshotArgs},
+    app::{self, Emitters},
+    check,
+    cli::{CatalogueFormat, Cli, Command, RunArgs, SnapshotArgs, SnapshotFormat},
     collect::kernel::folder::{Folder, Removed},
     config::Config,
-    live,
+    emit::selection::is_like,
+    environment, live,
     model::{catalogue, live::Live},
     privileges, snapshot, telemetry,
 };
@@ -23,17 +27,21 @@ const COULD_NOT_RUN: u8 = 1;
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // SAFETY: there is no other thread yet.
+    unsafe { environment::drop_empty() };
     let outcome = match Cli::parse().command {
-        Command::Run(args) => prepared(&args, |config| observe(app::run(config))),
-        Command::Check { pin, node } => prepared(&RunArgs { pin, node, ..RunArgs::default() }, checked),
+        Command::Run(args) => prepared(&args, |config| run(config, &args)),
+        Command::Check(args) => prepared(&args, checked),
         Command::Snapshot(SnapshotArgs { length, format, wavefront_names, node }) => {
             let args = RunArgs { wavefront_names, node, ..RunArgs::default() };
-            prepared(&args, |config| observe(snapshot::print(config, length, format)))
+            prepared(&args, |config| print_snapshot(config, length, format))
         }
         Command::Detach { pin } => detach(&pin).map_err(Failure::could_not_run),
-        Command::Catalogue { format, live: false, .. } => print(&printed(format, None)).map_err(Failure::could_not_run),
-        Command::Catalogue { format, live: true, listen } => {
-            block_on(async { print(&printed(format, Some(&live::ask(listen).await?))) })
+        Command::Catalogue { patterns, format, live: false, .. } => {
+            print(&printed(&patterns, format, None)).map_err(Failure::could_not_run)
+        }
+        Command::Catalogue { patterns, format, live: true, listen } => {
+            block_on(async { print(&printed(&patterns, format, Some(&live::ask(listen).await?))) })
         }
     };
     outcome.map_or_else(Failure::told, |()| ExitCode::SUCCESS)
@@ -65,6 +73,10 @@ impl Failure {
 fn prepared(args: &RunArgs, command: impl FnOnce(&Config) -> Result<(), Failure>) -> Result<(), Failure> {
     let config = Config::load(args).map_err(|error| Failure::wrong_usage(error.into()))?;
     telemetry::init(config.log).map_err(|error| Failure::wrong_usage(Error::msg(error)))?;
+    let variables = env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    for name in environment::unknown(&Cli::command(), variables) {
+        tracing::warn!("{name} is set and means nothing: no option is called so (`observer run --help` lists them)");
+    }
     command(&config)
 }
 
@@ -74,10 +86,21 @@ fn checked(config: &Config) -> Result<(), Failure> {
     if report.works { Ok(()) } else { Err(Failure { code: COULD_NOT_RUN, error: None }) }
 }
 
-/// With no more privileges than that takes; there is one thread as yet.
-fn observe(work: impl Future<Output = Result<()>>) -> Result<(), Failure> {
-    privileges::give_up_others().context("privileges cannot be given up").map_err(Failure::could_not_run)?;
-    block_on(work)
+fn run(config: &Config, args: &RunArgs) -> Result<(), Failure> {
+    give_up_privileges()?;
+    let emitters = Emitters::prepare(config).map_err(Failure::wrong_usage)?;
+    block_on(app::run(config, args, emitters))
+}
+
+fn print_snapshot(config: &Config, length: Duration, format: SnapshotFormat) -> Result<(), Failure> {
+    give_up_privileges()?;
+    let writer = snapshot::Writer::new(format, &config.wavefront).map_err(Failure::wrong_usage)?;
+    block_on(snapshot::print(config, length, writer))
+}
+
+/// Keeps no more privileges than observing takes; there is one thread as yet.
+fn give_up_privileges() -> Result<(), Failure> {
+    privileges::give_up_others().context("privileges cannot be given up").map_err(Failure::could_not_run)
 }
 
 fn detach(folder: &Path) -> Result<()> {
@@ -93,7 +116,11 @@ fn detach(folder: &Path) -> Result<()> {
 
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("asynchronous runtime").and_then(|runtime| runtime.block_on(work)).map_err(Failure::could_not_run)
+    let runtime = runtime.context("asynchronous runtime").map_err(Failure::could_not_run)?;
+    let outcome = runtime.block_on(work);
+    // What still blocks (a pipe that nobody reads, a hung disk, a name server) is not waited for.
+    runtime.shutdown_background();
+    outcome.map_err(Failure::could_not_run)
 }
 
 /// A reader that has read enough, as `head`, is no error.
@@ -104,10 +131,12 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-fn printed(format: CatalogueFormat, live: Option<&Live>) -> String {
+fn printed(patterns: &[String], format: CatalogueFormat, live: Option<&Live>) -> String {
+    let wanted = |name: &str| patterns.is_empty() || patterns.iter().any(|pattern| is_like(pattern, name));
+    let families = catalogue::printed(live, wanted);
     match format {
-        CatalogueFormat::Table => catalogue::table(live),
-        CatalogueFormat::Json => catalogue::json(live),
-        CatalogueFormat::Tsv => catalogue::tsv(live),
+        CatalogueFormat::Table => catalogue::table(&families, live),
+        CatalogueFormat::Json => catalogue::json(&families, live),
+        CatalogueFormat::Tsv => catalogue::tsv(&families, live),
     }
 }

@@ -1,18 +1,21 @@
 //! `/metrics`, `/healthz`, `/readyz` and a small index over HTTP/1.
 //!
 //! A scrape sees fresh figures: it asks the [`Source`], at most once per [`FRESH`]; scrapes that come together share
-//! one answer. Whatever a client does, it costs bounded memory: connections, headers and the time a client may stall
-//! are limited, and pages are written piece by piece as the client takes them.
+//! one answer. Whatever clients do, it costs bounded memory: connections, headers, snapshots that are being read, the time
+//! that a client may stall and that an answer may take are limited, and pages are written piece by piece as the client takes
+//! them.
+
+mod patient;
+mod readings;
 
 use std::{
     convert::Infallible,
-    future::Future,
     io,
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -28,13 +31,17 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{Mutex, watch},
+    net::TcpListener,
+    sync::watch,
     task::{AbortHandle, JoinHandle, JoinSet},
-    time::Sleep,
+    time::sleep,
 };
 
+pub use self::readings::{Bounds, FRESH};
+use self::{
+    patient::{Answering, Deadline, Exchange, Patient},
+    readings::{Reading, Readings},
+};
 use crate::{
     emit::{
         prometheus::{Format, Gzip, Page, accepts_gzip},
@@ -43,8 +50,6 @@ use crate::{
     model::{ScrapeFigures, Snapshot},
 };
 
-/// Figures younger than this are fresh enough for another scrape.
-pub const FRESH: Duration = Duration::from_millis(100);
 /// Bytes of a request's headers, and their number.
 const HEADER_BYTES: usize = 16 * 1024;
 const HEADER_COUNT: usize = 64;
@@ -58,8 +63,10 @@ pub struct Limits {
     pub headers: Duration,
     /// Longest time that a client may take nothing of what it asked for.
     pub stall: Duration,
-    /// Longest time that a scrape waits for figures.
-    pub refresh: Duration,
+    /// Longest time that an answer may take in all.
+    pub answer: Duration,
+    /// Snapshots that are being read.
+    pub readings: Bounds,
 }
 
 impl Default for Limits {
@@ -68,15 +75,17 @@ impl Default for Limits {
             connections: 64,
             headers: Duration::from_secs(30),
             stall: Duration::from_secs(30),
-            refresh: Duration::from_secs(5),
+            answer: Duration::from_secs(60),
+            // As long as Prometheus waits for a scrape, unless it is told otherwise.
+            readings: Bounds { snapshots: 4, grace: Duration::from_secs(10) },
         }
     }
 }
 
 /// Where the figures come from.
 pub trait Source: Send + Sync + 'static {
-    /// Figures as of now; `None` before there are any.
-    fn snapshot(&self) -> Pin<Box<dyn Future<Output = Option<Arc<Snapshot>>> + Send + '_>>;
+    /// Figures as of now.
+    fn snapshot(&self) -> Arc<Snapshot>;
 }
 
 /// Why the server could not start.
@@ -98,6 +107,19 @@ pub enum Error {
     /// Anything else.
     #[error("cannot listen on {0}: {1}; choose another address with --listen")]
     Other(SocketAddr, io::Error),
+}
+
+impl Error {
+    /// What it means that this address could not be listened on.
+    #[must_use]
+    pub fn new(address: SocketAddr, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::Taken(address),
+            io::ErrorKind::PermissionDenied => Self::Denied(address),
+            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress(address),
+            _ => Self::Other(address, error),
+        }
+    }
 }
 
 /// A running server.
@@ -124,48 +146,49 @@ impl Server {
     }
 }
 
-/// Listens on `address` and serves what `source` yields, within the usual [`Limits`]. `pending` names what readiness
-/// still waits for.
+/// A socket that listens; connections wait until it is served.
+#[derive(Debug)]
+pub struct Listening {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Listens on `address`.
 ///
 /// # Errors
-/// The address cannot be listened on; the message names it and the remedy.
-pub async fn start(
-    address: SocketAddr,
-    source: impl Source,
-    pending: watch::Receiver<Vec<String>>,
-) -> Result<Server, Error> {
-    start_within(address, source, pending, Limits::default()).await
+/// It cannot be listened on; the message names it and the remedy.
+pub async fn bind(address: SocketAddr) -> Result<Listening, Error> {
+    let failed = |error| Error::new(address, error);
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok(Listening { listener, address })
+}
+
+/// Serves what `source` yields, within the usual [`Limits`]. `pending` names what readiness still waits for.
+pub fn start(listening: Listening, source: impl Source, pending: watch::Receiver<Vec<String>>) -> Server {
+    start_within(listening, source, pending, Limits::default())
 }
 
 /// As [`start`], within limits of one's own.
-///
-/// # Errors
-/// As [`start`].
-pub async fn start_within(
-    address: SocketAddr,
+pub fn start_within(
+    listening: Listening,
     source: impl Source,
     pending: watch::Receiver<Vec<String>>,
     limits: Limits,
-) -> Result<Server, Error> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => Error::Taken(address),
-        io::ErrorKind::PermissionDenied => Error::Denied(address),
-        io::ErrorKind::AddrNotAvailable => Error::NoSuchAddress(address),
-        _ => Error::Other(address, error),
-    };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    tracing::info!("listening on {bound}");
+) -> Server {
+    let Listening { listener, address } = listening;
+    tracing::info!("listening on {address}");
     let statistics = Arc::<Statistics>::default();
-    let site = Arc::new(Site { source, fresh: Mutex::new(None), pending, limits, statistics: statistics.clone() });
+    let readings = Mutex::new(Readings::new(source, limits.readings));
+    let site = Arc::new(Site { readings, pending, limits, statistics: statistics.clone() });
     let task = tokio::spawn(accept(listener, site));
-    Ok(Server { address: bound, task, statistics })
+    Server { address, task, statistics }
 }
 
 #[derive(Debug, Default)]
 struct Statistics {
     served: AtomicU64,
-    unavailable: AtomicU64,
+    cut: AtomicU64,
     refused_method: AtomicU64,
     busy_nanoseconds: AtomicU64,
     closed_connections: AtomicU64,
@@ -176,7 +199,7 @@ impl Statistics {
         ScrapeFigures {
             scrapes: vec![
                 ("ok", self.served.load(Relaxed)),
-                ("unavailable", self.unavailable.load(Relaxed)),
+                ("cut", self.cut.load(Relaxed)),
                 ("method_not_allowed", self.refused_method.load(Relaxed)),
             ],
             busy: Duration::from_nanos(self.busy_nanoseconds.load(Relaxed)),
@@ -186,8 +209,7 @@ impl Statistics {
 }
 
 struct Site<S> {
-    source: S,
-    fresh: Mutex<Option<(Instant, Arc<Snapshot>)>>,
+    readings: Mutex<Readings<S>>,
     pending: watch::Receiver<Vec<String>>,
     limits: Limits,
     statistics: Arc<Statistics>,
@@ -213,63 +235,59 @@ async fn accept<S: Source>(listener: TcpListener, site: Arc<Site<S>>) {
             site.statistics.closed_connections.fetch_add(1, Relaxed);
             make_room(&mut open);
         }
-        let (site, busy) = (site.clone(), Arc::<AtomicBool>::default());
-        let is_busy = busy.clone();
+        let (site, exchange) = (site.clone(), Arc::<Exchange>::default());
+        let answers = exchange.clone();
         let task = connections.spawn(async move {
             let service = service_fn(|request| {
-                let (site, busy) = (site.clone(), Busy::new(&is_busy));
-                async move {
-                    let mut response = site.answer(request).await;
-                    response.body_mut().busy = Some(busy);
-                    Ok::<_, Infallible>(response)
-                }
+                let mut response = site.answer(&request);
+                let body = response.body_mut();
+                body.answering = Some(answers.begin(deadline(site.limits.answer, body.revoked.take())));
+                std::future::ready(Ok::<_, Infallible>(response))
             });
+            let stream = Patient::new(stream, site.limits.stall, answers.clone());
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(site.limits.headers)
                 .max_headers(HEADER_COUNT)
                 .max_buf_size(HEADER_BYTES)
-                .serve_connection(TokioIo::new(Patient::new(stream, site.limits.stall)), service);
+                .serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
                 tracing::debug!("a connection to the metrics port ended: {error}");
             }
+            if answers.was_cut() {
+                site.statistics.cut.fetch_add(1, Relaxed);
+            }
         });
-        open.push(Open { task, busy });
+        open.push(Open { task, exchange });
     }
+}
+
+/// When an answer must be over: after a time, or when the figures in it are taken back.
+fn deadline(time: Duration, revoked: Option<watch::Receiver<()>>) -> Deadline {
+    Box::pin(async move {
+        let Some(mut revoked) = revoked else { return sleep(time).await };
+        tokio::select! {
+            () = sleep(time) => {}
+            _ = revoked.changed() => {}
+        }
+    })
 }
 
 /// A connection that is open.
 struct Open {
     task: AbortHandle,
-    /// Whether a request is being answered.
-    busy: Arc<AtomicBool>,
+    exchange: Arc<Exchange>,
 }
 
 /// Ends the oldest connection that asks nothing, so that clients that are slow or silent keep no others out; if all are being
 /// answered, the oldest.
 fn make_room(open: &mut Vec<Open>) {
-    let silent = open.iter().position(|connection| !connection.busy.load(Relaxed));
+    let silent = open.iter().position(|connection| !connection.exchange.is_busy());
     open.remove(silent.unwrap_or_default()).task.abort();
 }
 
-/// A request that is being answered, until its answer has been taken.
-struct Busy(Arc<AtomicBool>);
-
-impl Busy {
-    fn new(flag: &Arc<AtomicBool>) -> Self {
-        flag.store(true, Relaxed);
-        Self(flag.clone())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.store(false, Relaxed);
-    }
-}
-
 impl<S: Source> Site<S> {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Pieces> {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Pieces> {
         let (path, method) = (request.uri().path(), request.method());
         let known = matches!(path, "/" | "/metrics" | "/healthz" | "/readyz");
         let mut response = if !known {
@@ -283,7 +301,7 @@ impl<S: Source> Site<S> {
             with(text(StatusCode::PAYLOAD_TOO_LARGE, "no request body is taken\n"), header::CONNECTION, "close")
         } else {
             match path {
-                "/metrics" => self.metrics(request.headers(), Selection::of_query(request.uri().query())).await,
+                "/metrics" => self.metrics(request.headers(), Selection::of_query(request.uri().query())),
                 "/healthz" => text(StatusCode::OK, "ok\n"),
                 "/readyz" => self.ready(),
                 _ => index(),
@@ -295,19 +313,18 @@ impl<S: Source> Site<S> {
         response
     }
 
-    async fn metrics(&self, headers: &HeaderMap, selection: Selection) -> Response<Pieces> {
+    fn metrics(&self, headers: &HeaderMap, selection: Selection) -> Response<Pieces> {
         let began = Instant::now();
-        let Some(snapshot) = self.snapshot().await else {
-            self.statistics.unavailable.fetch_add(1, Relaxed);
-            return text(StatusCode::SERVICE_UNAVAILABLE, "no figures could be read yet; see the log and /readyz\n");
-        };
+        let Reading { snapshot, revoked } = self.readings.lock().unwrap_or_else(PoisonError::into_inner).read();
         self.statistics.served.fetch_add(1, Relaxed);
         self.statistics.spent(began);
         let format = Format::negotiate(joined(headers, &header::ACCEPT).as_deref());
         let page = Page::of(snapshot, format, selection);
         let statistics = self.statistics.clone();
-        let pieces =
-            |pieces| Response::new(Pieces { pieces: Some(pieces), statistics: Some(statistics), ..Pieces::none() });
+        let pieces = |pieces| {
+            let (pieces, statistics, revoked) = (Some(pieces), Some(statistics), Some(revoked));
+            Response::new(Pieces { pieces, statistics, revoked, answering: None })
+        };
         let response = if accepts_gzip(joined(headers, &header::ACCEPT_ENCODING).as_deref()) {
             with(pieces(Box::new(Gzip::new(page))), header::CONTENT_ENCODING, "gzip")
         } else {
@@ -315,19 +332,6 @@ impl<S: Source> Site<S> {
         };
         let response = with(response, header::VARY, "accept, accept-encoding");
         with(response, header::CONTENT_TYPE, format.content_type())
-    }
-
-    /// Fresh figures. Scrapes that come while others wait get the same; a source that hangs costs each a bounded time.
-    async fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        let mut fresh = self.fresh.lock().await;
-        if let Some((_, snapshot)) = fresh.as_ref().filter(|(read, _)| read.elapsed() < FRESH) {
-            return Some(snapshot.clone());
-        }
-        // Figures that nobody may get again need not stay in memory.
-        *fresh = None;
-        let snapshot = tokio::time::timeout(self.limits.refresh, self.source.snapshot()).await.ok()??;
-        *fresh = Some((Instant::now(), snapshot.clone()));
-        Some(snapshot)
     }
 
     fn ready(&self) -> Response<Pieces> {
@@ -379,12 +383,15 @@ struct Pieces {
     pieces: Option<Box<dyn Iterator<Item = Bytes> + Send>>,
     /// Where the time it takes is counted.
     statistics: Option<Arc<Statistics>>,
-    busy: Option<Busy>,
+    /// Says when its figures are taken back.
+    revoked: Option<watch::Receiver<()>>,
+    /// Held while it is being taken.
+    answering: Option<Answering>,
 }
 
 impl Pieces {
     fn none() -> Self {
-        Self { pieces: None, statistics: None, busy: None }
+        Self { pieces: None, statistics: None, revoked: None, answering: None }
     }
 }
 
@@ -409,92 +416,25 @@ impl Body for Pieces {
     }
 }
 
-/// A stream that gives up when the other side takes nothing for too long.
-struct Patient {
-    stream: TcpStream,
-    stall: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl Patient {
-    fn new(stream: TcpStream, stall: Duration) -> Self {
-        Self { stream, stall, stalled: None }
-    }
-
-    fn watch<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let stall = self.stall;
-        let sleep = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
-        sleep.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for Patient {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Patient {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watch(context, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.watch(context, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.watch(context, flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.watch(context, shut)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::fixture;
     use std::{io::Read, sync::atomic::AtomicUsize};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
 
     struct Scripted {
-        snapshot: Option<Arc<Snapshot>>,
+        snapshot: Arc<Snapshot>,
         asked: Arc<AtomicUsize>,
-        hang: bool,
     }
 
     impl Source for Scripted {
-        fn snapshot(&self) -> Pin<Box<dyn Future<Output = Option<Arc<Snapshot>>> + Send + '_>> {
-            Box::pin(async move {
-                self.asked.fetch_add(1, Relaxed);
-                if self.hang {
-                    std::future::pending::<()>().await;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                self.snapshot.clone()
-            })
+        fn snapshot(&self) -> Arc<Snapshot> {
+            self.asked.fetch_add(1, Relaxed);
+            self.snapshot.clone()
         }
     }
 
@@ -508,14 +448,23 @@ mod tests {
         connections: 4,
         headers: Duration::from_millis(200),
         stall: Duration::from_millis(200),
-        refresh: Duration::from_millis(100),
+        answer: Duration::from_millis(600),
+        readings: Bounds { snapshots: 2, grace: Duration::from_millis(300) },
     };
 
-    async fn bench(snapshot: Option<Arc<Snapshot>>, hang: bool) -> Bench {
+    async fn bench() -> Bench {
+        bench_of(fixture::snapshots()[0].clone()).await
+    }
+
+    async fn bench_of(snapshot: Arc<Snapshot>) -> Bench {
+        bench_within(snapshot, QUICK).await
+    }
+
+    async fn bench_within(snapshot: Arc<Snapshot>, limits: Limits) -> Bench {
         let (pending, receiver) = watch::channel(Vec::new());
         let asked = Arc::<AtomicUsize>::default();
-        let source = Scripted { snapshot, asked: asked.clone(), hang };
-        let server = start_within("127.0.0.1:0".parse().unwrap(), source, receiver, QUICK).await.unwrap();
+        let source = Scripted { snapshot, asked: asked.clone() };
+        let server = start_within(bind("127.0.0.1:0".parse().unwrap()).await.unwrap(), source, receiver, limits);
         Bench { server, pending, asked }
     }
 
@@ -540,7 +489,7 @@ mod tests {
     #[tokio::test]
     async fn metrics_come_in_the_form_that_was_asked_for() {
         let [snapshot, _] = fixture::snapshots();
-        let bench = bench(Some(snapshot.clone()), false).await;
+        let bench = bench_of(snapshot.clone()).await;
         let (head, body) = get(&bench, "/metrics", "").await;
         assert!(head.starts_with("http/1.0 200") && head.contains("text/plain; version=0.0.4"), "{head}");
         assert_eq!(body, Page::new(snapshot.clone(), Format::Text).collect::<Vec<_>>().concat());
@@ -558,7 +507,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_query_chooses_families() {
-        let bench = bench(Some(fixture::snapshots()[0].clone()), false).await;
+        let bench = bench().await;
         let (_, whole) = get(&bench, "/metrics", "").await;
         let (_, body) = get(&bench, "/metrics?name%5B%5D=x&family=*_build_*&other=1", "").await;
         let body = String::from_utf8(body).unwrap();
@@ -568,7 +517,7 @@ mod tests {
 
     #[tokio::test]
     async fn scrapes_at_the_same_time_share_one_reading() {
-        let bench = bench(Some(fixture::snapshots()[0].clone()), false).await;
+        let bench = bench().await;
         tokio::join!(get(&bench, "/metrics", ""), get(&bench, "/metrics", ""), get(&bench, "/metrics", ""));
         assert_eq!(bench.asked.load(Relaxed), 1);
         tokio::time::sleep(FRESH).await;
@@ -577,18 +526,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_figures_or_with_a_source_that_hangs_the_answer_is_503() {
-        for hang in [false, true] {
-            let bench = bench(None, hang).await;
-            let (head, _) = get(&bench, "/metrics", "").await;
-            assert!(head.starts_with("http/1.0 503"), "{head}");
-            assert_eq!(figure(&bench, "unavailable"), 1);
-        }
-    }
-
-    #[tokio::test]
     async fn readiness_names_what_it_waits_for() {
-        let bench = bench(None, false).await;
+        let bench = bench().await;
         assert!(get(&bench, "/readyz", "").await.0.starts_with("http/1.0 200"));
         bench.pending.send(vec!["kernel programs".to_owned(), "first scan".to_owned()]).unwrap();
         let (head, body) = get(&bench, "/readyz", "").await;
@@ -599,7 +538,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_get_and_head_of_known_pages_without_bodies() {
-        let bench = bench(Some(fixture::snapshots()[0].clone()), false).await;
+        let bench = bench().await;
         let (head, body) = ask(&bench, "HEAD /metrics HTTP/1.0\r\n\r\n").await;
         assert!(head.starts_with("http/1.0 200") && body.is_empty() && head.contains("version=0.0.4"));
         for (request, status) in [
@@ -620,7 +559,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_and_silent_clients_lose_their_connection_and_keep_nobody_out() {
-        let bench = bench(Some(fixture::snapshots()[0].clone()), false).await;
+        let bench = bench().await;
         let mut silent = Vec::new();
         for _ in 0..QUICK.connections {
             let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
@@ -638,40 +577,54 @@ mod tests {
         assert!(get(&bench, "/healthz", "").await.0.starts_with("http/1.0 200"));
     }
 
-    #[tokio::test]
-    async fn a_client_that_takes_nothing_is_left() {
-        let (stream, server) = {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            (stream, listener.accept().await.unwrap().0)
-        };
-        let mut patient = Patient::new(server, QUICK.stall);
-        let began = Instant::now();
-        let piece = vec![0; CHUNKS];
-        let error = loop {
-            if let Err(error) = patient.write_all(&piece).await {
-                break error;
-            }
-        };
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(began.elapsed() >= QUICK.stall);
-        drop(stream);
+    /// A page of some megabytes.
+    fn large() -> Arc<Snapshot> {
+        let lines: String = (0..60_000).map(|number| format!("a{{n=\"{number:050}\"}} 1\n")).collect();
+        fixture::snapshot_of(vec![fixture::scraped("10.0.0.9:15014", &lines)])
     }
 
-    const CHUNKS: usize = 1 << 20;
+    #[tokio::test]
+    async fn an_answer_that_is_taken_too_slowly_is_cut_and_counted() {
+        let bench = bench_within(large(), Limits { stall: Duration::from_secs(20), ..QUICK }).await;
+        let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let began = Instant::now();
+        let mut taken = 0;
+        // Faster than a stall, and slower than the whole answer would need.
+        while let Ok(read @ 1..) = stream.read(&mut [0; 1 << 10]).await {
+            taken += read;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if figure(&bench, "cut") == 1 {
+                break;
+            }
+        }
+        assert!(taken < 4_000_000 && began.elapsed() >= QUICK.answer, "{taken} bytes in {:?}", began.elapsed());
+        assert_eq!(figure(&bench, "cut"), 1);
+        assert!(get(&bench, "/healthz", "").await.0.starts_with("http/1.0 200"));
+    }
+
+    #[tokio::test]
+    async fn readers_that_stall_make_room_for_newer_figures() {
+        let bench = bench_of(large()).await;
+        let mut stalled = Vec::new();
+        for _ in 0..3 {
+            let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+            stalled.push(stream);
+            tokio::time::sleep(FRESH + Duration::from_millis(50)).await;
+        }
+        let (head, body) = get(&bench, "/metrics", "").await;
+        assert!(head.starts_with("http/1.0 200") && body.len() > 4_000_000, "{} bytes", body.len());
+    }
 
     #[tokio::test]
     async fn a_taken_port_is_named_with_the_remedy() {
-        let bench = bench(None, false).await;
-        let (_, receiver) = watch::channel(Vec::new());
-        let source = Scripted { snapshot: None, asked: Arc::default(), hang: false };
-        let error = start_within(bench.server.address, source, receiver, QUICK).await.unwrap_err();
+        let bench = bench().await;
+        let error = bind(bench.server.address).await.unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, Error::Taken(_)) && text.contains(&bench.server.address.to_string()), "{text}");
         assert!(text.contains("--listen"));
-        let (_, receiver) = watch::channel(Vec::new());
-        let source = Scripted { snapshot: None, asked: Arc::default(), hang: false };
-        let elsewhere = start_within("192.0.2.1:0".parse().unwrap(), source, receiver, QUICK).await.unwrap_err();
+        let elsewhere = bind("192.0.2.1:0".parse().unwrap()).await.unwrap_err();
         assert!(matches!(elsewhere, Error::NoSuchAddress(_)), "{elsewhere}");
     }
 }

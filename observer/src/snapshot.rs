@@ -17,7 +17,7 @@ use crate::{
     emit::{
         Encoder,
         prometheus::{Format, Page},
-        wavefront::{self, Options},
+        wavefront::{Lines, Options},
     },
     model::{
         Point, Snapshot, Value,
@@ -26,34 +26,57 @@ use crate::{
     },
 };
 
+/// Writes a snapshot in the format that was asked for.
+pub enum Writer {
+    /// Prometheus text 0.0.4.
+    Prometheus,
+    /// Wavefront lines.
+    Wavefront(Box<Lines>),
+    /// One JSON document.
+    Json,
+}
+
+impl Writer {
+    /// The writer for a format; `options` are those of Wavefront.
+    ///
+    /// # Errors
+    /// Wavefront would not take what these options say.
+    pub fn new(format: SnapshotFormat, options: &Options) -> Result<Self> {
+        Ok(match format {
+            SnapshotFormat::Prometheus => Self::Prometheus,
+            SnapshotFormat::Wavefront => Self::Wavefront(Box::new(Lines::new(options.clone(), &app::node_name())?)),
+            SnapshotFormat::Json => Self::Json,
+        })
+    }
+
+    fn write(self, output: &mut impl Write, snapshot: Arc<Snapshot>) -> Result<()> {
+        match self {
+            Self::Prometheus => {
+                for piece in Page::new(snapshot, Format::Text) {
+                    output.write_all(&piece)?;
+                }
+            }
+            Self::Wavefront(mut lines) => {
+                for batch in lines.encode(snapshot) {
+                    output.write_all(&batch.text)?;
+                }
+            }
+            Self::Json => {
+                serde_json::to_writer_pretty(&mut *output, &document(&snapshot))?;
+                output.write_all(b"\n")?;
+            }
+        }
+        Ok(output.flush()?)
+    }
+}
+
 /// Observes for a while and prints what was counted on standard output.
 ///
 /// # Errors
 /// What keeps the observer from beginning, or standard output that cannot be written.
-pub async fn print(config: &Config, length: Duration, format: SnapshotFormat) -> Result<()> {
+pub async fn print(config: &Config, length: Duration, writer: Writer) -> Result<()> {
     let snapshot = app::snapshot(config, length).await?;
-    let mut output = io::stdout().lock();
-    write(&mut output, snapshot, format, &config.wavefront).context("standard output cannot be written")
-}
-
-fn write(output: &mut impl Write, snapshot: Arc<Snapshot>, format: SnapshotFormat, options: &Options) -> Result<()> {
-    match format {
-        SnapshotFormat::Prometheus => {
-            for piece in Page::new(snapshot, Format::Text) {
-                output.write_all(&piece)?;
-            }
-        }
-        SnapshotFormat::Wavefront => {
-            for batch in wavefront::Lines::new(options.clone(), &app::node_name())?.encode(snapshot) {
-                output.write_all(&batch.text)?;
-            }
-        }
-        SnapshotFormat::Json => {
-            serde_json::to_writer_pretty(&mut *output, &document(&snapshot))?;
-            output.write_all(b"\n")?;
-        }
-    }
-    Ok(output.flush()?)
+    writer.write(&mut io::stdout().lock(), snapshot).context("standard output cannot be written")
 }
 
 /// Names as in Prometheus; times in seconds since 1970; buckets cumulative, as there.
@@ -138,7 +161,7 @@ mod tests {
     fn printed(format: SnapshotFormat) -> String {
         let snapshot = fixture::snapshots()[1].clone();
         let mut output = Vec::new();
-        write(&mut output, snapshot, format, &Options::default()).unwrap();
+        Writer::new(format, &Options::default()).unwrap().write(&mut output, snapshot).unwrap();
         String::from_utf8(output).unwrap()
     }
 

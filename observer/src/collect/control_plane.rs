@@ -30,7 +30,7 @@ pub use self::{
 };
 
 /// Labels that every point of a target has, in the order they are written.
-pub const LABELS: [&str; 4] = ["instance", "app", "pod", "namespace"];
+pub const LABELS: [&str; 5] = ["instance", "app", "pod", "namespace", "scraper_node"];
 /// Longest time that one scrape takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,24 +50,31 @@ pub struct Target {
     pub pod: Option<String>,
     /// Namespace, if known.
     pub namespace: Option<String>,
+    /// Which node scrapes it, of a page that others may scrape too: their series would be one otherwise.
+    pub node: Option<String>,
     /// The other way to it, where there is one.
     pub inside: Option<Inside>,
 }
 
 impl Target {
-    /// A page that somebody named. Its host and port are the instance.
+    /// A page that somebody named, probably on every node. Its host and port are the instance; `node` is this one's name.
     #[must_use]
-    pub fn named(url: PageUrl) -> Self {
-        let host = url.0.host_str().unwrap_or_default();
-        let instance = format!("{host}:{}", url.0.port_or_known_default().unwrap_or_default());
-        Self { url, instance, app: "istiod".to_owned(), pod: None, namespace: None, inside: None }
+    pub fn named(url: PageUrl, node: &str) -> Self {
+        let (instance, node) = (url.instance(), Some(node.to_owned()));
+        Self { url, instance, app: "istiod".to_owned(), pod: None, namespace: None, node, inside: None }
     }
 
     /// The page of a process that was found.
     #[must_use]
     pub fn found(found: target::Target) -> Option<Self> {
         let target::Target { url, instance, app, pod, namespace, inside, .. } = found;
-        Some(Self { url: url.parse().ok()?, instance, app, pod, namespace, inside })
+        Some(Self { url: url.parse().ok()?, instance, app, pod, namespace, node: None, inside })
+    }
+
+    /// Names of the labels that its points get: a page that was found has no `scraper_node`.
+    fn labels(&self) -> &'static [&'static str] {
+        let unnamed = LABELS.split_last().map_or(&[] as &[_], |(_, others)| others);
+        if self.node.is_some() { &LABELS } else { unnamed }
     }
 
     /// Whether a page that was found is this one. An address that leads to it only from inside another network namespace
@@ -82,6 +89,15 @@ impl Target {
 /// Address of a metrics page. It may hold credentials, so it shows itself without.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PageUrl(Url);
+
+impl PageUrl {
+    /// Host and port.
+    #[must_use]
+    pub fn instance(&self) -> String {
+        let host = self.0.host_str().unwrap_or_default();
+        format!("{host}:{}", self.0.port_or_known_default().unwrap_or_default())
+    }
+}
 
 impl FromStr for PageUrl {
     type Err = String;

@@ -295,8 +295,18 @@ impl Kernel {
         for name in names::PROGRAMS {
             reading.programs.push(self.read_program(name)?);
         }
-        self.tenants.read();
         Ok(reading)
+    }
+
+    /// The last reading was whole: with cells, where those are wanted. What ended before it can be freed.
+    pub fn mark_read(&mut self) {
+        self.tenants.read();
+    }
+
+    /// Whether something ended that no whole reading has seen since.
+    #[must_use]
+    pub fn has_unread_ends(&self) -> bool {
+        self.tenants.has_unread()
     }
 
     /// The list of slots is read again when there are more than it has.

@@ -42,12 +42,13 @@ impl Selection {
             suffix.is_some_and(|suffix| matches!(suffix, "" | "_bucket" | "_sum" | "_count"))
         };
         let everything = self.names.is_empty() && self.patterns.is_empty();
-        everything || self.names.iter().any(named) || self.patterns.iter().any(|pattern| fits(pattern, family))
+        everything || self.names.iter().any(named) || self.patterns.iter().any(|pattern| is_like(pattern, family))
     }
 }
 
-/// Whether the name fits; `*` stands for any text.
-fn fits(pattern: &str, name: &str) -> bool {
+/// Whether a name is as a pattern says; `*` stands for any text.
+#[must_use]
+pub fn is_like(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = name.strip_prefix(first) else { return false };
@@ -90,7 +91,7 @@ mod tests {
             ("a*a", "a", false),
             ("a**", "a", true),
         ] {
-            assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
+            assert_eq!(is_like(pattern, name), expected, "{pattern} {name}");
         }
     }
 }

@@ -9,10 +9,12 @@ use std::{
     fmt::Display,
     fs::{self, File},
     io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use flate2::read::GzDecoder;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::{Batch, Form};
 
@@ -58,6 +60,13 @@ struct Entry {
 pub struct SpoolError {
     directory: PathBuf,
     problem: String,
+}
+
+impl SpoolError {
+    /// There is no directory, or work on it was given up.
+    pub(super) fn absent() -> Self {
+        Self { directory: PathBuf::new(), problem: "there is none".to_owned() }
+    }
 }
 
 /// What waits on disk.
@@ -153,10 +162,11 @@ impl Spool {
     }
 
     fn open(&mut self) -> Result<&mut Opened, SpoolError> {
-        if self.opened.is_none() {
-            self.opened = Some(Opened::find(&self.directory).map_err(|error| self.error(&error))?);
-        }
-        Ok(self.opened.as_mut().expect("just opened"))
+        let opened = match self.opened.take() {
+            Some(opened) => opened,
+            None => Opened::find(&self.directory).map_err(|error| self.error(&error))?,
+        };
+        Ok(self.opened.insert(opened))
     }
 
     fn error(&self, problem: &dyn Display) -> SpoolError {
@@ -167,8 +177,16 @@ impl Spool {
 impl Opened {
     fn find(directory: &Path) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
-        let mut lock = File::options().create(true).truncate(true).write(true).open(directory.join(LOCK))?;
+        // Nothing is written through a link that somebody laid, and nothing while another holds it.
+        let mut options = File::options();
+        let mut lock = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(directory.join(LOCK))?;
         lock.try_lock().map_err(|_| io::Error::other("another observer uses it"))?;
+        lock.set_len(0)?;
         writeln!(lock, "{}", std::process::id())?;
         let mut numbered = Vec::new();
         for entry in fs::read_dir(directory)? {
@@ -197,6 +215,40 @@ fn parse(name: &str) -> Option<(u64, u64, Form)> {
     let form = parts.next()?;
     let (form, _) = FORMS.iter().find(|(_, word)| *word == form)?;
     (parts.next() == Some(FINISHED) && parts.next().is_none()).then_some((number, points, *form))
+}
+
+/// Whether another observer uses the directory now. Nothing is made or changed.
+///
+/// # Errors
+/// It could not be used: it or the nearest directory above it that is there is none, or may not be written to.
+pub fn is_in_use(directory: &Path) -> Result<bool, SpoolError> {
+    let error = |problem: &dyn Display| SpoolError { directory: directory.to_owned(), problem: problem.to_string() };
+    let present = directory.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    if !present.is_dir() {
+        return Err(error(&format!("{} is no directory", present.display())));
+    }
+    accessat(CWD, present, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(|reason| {
+        error(&format!("{} may not be written to: {}", present.display(), io::Error::from(reason)))
+    })?;
+    let lock = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(directory.join(LOCK));
+    Ok(lock.is_ok_and(|lock| lock.try_lock().is_err()))
+}
+
+/// Directories in `parent` that hold batches and are none of `used`, by name: of receivers that are not named any more.
+#[must_use]
+pub fn orphans(parent: &Path, used: &[String]) -> Vec<String> {
+    let holds_batches = |directory: &Path| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).any(|name| parse(&name.to_string_lossy()).is_some())
+    };
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    let mut orphans: Vec<String> = entries
+        .filter(|entry| holds_batches(&entry.path()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !used.contains(name))
+        .collect();
+    orphans.sort_unstable();
+    orphans
 }
 
 /// A name for a directory, of anything.
@@ -290,6 +342,46 @@ mod tests {
         assert_eq!(spool.push(&batch("a\n")).unwrap(), 0);
         let error = Spool::new(place, 1 << 20).push(&batch("a\n")).unwrap_err().to_string();
         assert!(error.contains("another observer uses it"), "{error}");
+    }
+
+    #[test]
+    fn what_waits_for_a_receiver_that_is_not_named_any_more_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(orphans(&directory.path().join("none"), &[]).is_empty());
+        for name in ["old", "used"] {
+            Spool::new(directory.path().join(name), 1 << 20).push(&batch("a\n")).unwrap();
+        }
+        fs::create_dir(directory.path().join("others")).unwrap();
+        fs::write(directory.path().join("others/file"), "").unwrap();
+        assert_eq!(orphans(directory.path(), &["used".to_owned()]), ["old"]);
+    }
+
+    #[test]
+    fn looking_says_who_uses_a_directory_and_what_is_in_the_way_and_makes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("deep/down");
+        assert!(!is_in_use(&place).unwrap() && !directory.path().join("deep").exists());
+        let mut spool = Spool::new(place.clone(), 1 << 20);
+        spool.waiting().unwrap();
+        assert!(is_in_use(&place).unwrap());
+        drop(spool);
+        assert!(!is_in_use(&place).unwrap());
+        let file = place.join("file");
+        fs::write(&file, "").unwrap();
+        let error = is_in_use(&file.join("below")).unwrap_err().to_string();
+        assert!(error.contains("is no directory") && error.contains("--queue-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_leads_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let place = directory.path().join("queue");
+        fs::create_dir(&place).unwrap();
+        std::os::unix::fs::symlink(&victim, place.join(LOCK)).unwrap();
+        assert!(Spool::new(place, 1 << 20).push(&batch("a\n")).is_err());
+        assert_eq!(fs::read_to_string(victim).unwrap(), "precious");
     }
 
     #[test]

@@ -17,12 +17,20 @@ const QUICK: Limits = Limits {
     first_pause: Duration::from_millis(2),
     longest_pause: Duration::from_millis(10),
     push_back: Duration::from_millis(5),
+    longest_push_back: Duration::from_millis(20),
 };
 
+/// The longest pause that a number of 64 bits can ask for.
+const FOR_EVER: &str = "429 Too Many Requests\r\nretry-after: 18446744073709551615";
+
 fn emitter(url: reqwest::Url, limits: Limits) -> Emitter {
+    emitter_with(url, limits, None)
+}
+
+fn emitter_with(url: reqwest::Url, limits: Limits, spool: Option<Spool>) -> Emitter {
     let lines = Lines::new(Options::default(), "node-1").unwrap();
     let sink = HttpSink::proxy(url, Duration::from_millis(300)).unwrap();
-    Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), None, limits)
+    Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), spool, limits)
 }
 
 fn losses(counts: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
@@ -56,6 +64,14 @@ async fn every_transient_failure_is_tried_again_until_all_is_taken_once() {
         (vec![Act::Answer("429 Too Many Requests\r\nretry-after: 0")], "push_back", 1),
         (vec![Act::Answer("500 Oops"), Act::Answer("503 Later")], "server", 2),
         (vec![Act::Answer("408 Slow"), Act::Answer("407 Proxy")], "server", 2),
+        (vec![Act::Answer("503 Later\r\nretry-after: 0")], "push_back", 1),
+        (
+            vec![Act::Answer(FOR_EVER), Act::Answer("406 No\r\nretry-after: Fri, 31 Dec 9999 23:59:59 GMT")],
+            "push_back",
+            2,
+        ),
+        (vec![Act::Answer("401 No"), Act::Answer("403 No")], "unauthorised", 2),
+        (vec![Act::Answer("404 Where"), Act::Answer("301 There"), Act::Answer("418 Teapot")], "refused", 3),
         (vec![Act::Hang(None)], "timeout", 1),
         (vec![Act::Close], "connection", 1),
         (vec![Act::BrokenGzip], "", 0),
@@ -75,11 +91,29 @@ async fn every_transient_failure_is_tried_again_until_all_is_taken_once() {
 }
 
 #[tokio::test]
+async fn what_may_go_better_later_waits_on_disk_however_long_a_pause_is_asked_for() {
+    let script =
+        ["401 No", "403 No", "404 Where", "302 There", FOR_EVER, "429 Later\r\nretry-after: 10000000000000000000"];
+    let number = script.len() as u64;
+    let (url, mut taken) = receiver(script.into_iter().map(Act::Answer).collect()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let emitter = emitter_with(url, QUICK, Some(Spool::new(directory.path().to_owned(), 1 << 20)));
+    emitter.offer(fixture::snapshots()[0].clone());
+    let began = Instant::now();
+    while emitter.figures().on_disk != Some((0, 0)) || emitter.figures().sent == 0 {
+        assert!(began.elapsed() < Duration::from_mins(1), "{:?}", emitter.figures());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let figures = emitter.finish(Duration::from_mins(1)).await;
+    assert_eq!(figures.errors.iter().map(|(_, count)| count).sum::<u64>(), number, "{figures:?}");
+    assert!(losses(&figures.dropped).is_empty());
+    assert_eq!(taken.try_recv().unwrap(), expected());
+}
+
+#[tokio::test]
 async fn what_is_refused_is_dropped_and_counted() {
     let points = expected().lines().count() as u64;
-    for (answer, kind) in
-        [("401 No", "unauthorised"), ("403 No", "unauthorised"), ("400 What", "refused"), ("301 There", "refused")]
-    {
+    for (answer, kind) in [("400 What", "refused"), ("415 Which", "refused"), ("422 No", "refused")] {
         let (text, figures) = report(vec![Act::Answer(answer)], QUICK).await;
         assert_eq!((text.as_str(), figures.sent), ("", 0));
         assert_eq!(losses(&figures.dropped), [(kind, points)]);
@@ -179,5 +213,8 @@ fn pauses_grow_and_stay_within_their_bounds() {
     let asked = Failure::PushBack { after: Some(Duration::from_secs(4)) };
     assert_eq!(limits.pause(9, &asked, 0.0), Duration::from_secs(4));
     assert_eq!(limits.pause(0, &Failure::PushBack { after: None }, 0.0), limits.push_back);
+    let asked = |seconds| limits.pause(0, &Failure::PushBack { after: Some(Duration::from_secs(seconds)) }, 0.0);
+    assert_eq!(asked(0), limits.first_pause, "a receiver that asks for none is not asked without one");
+    assert_eq!([asked(301), asked(u64::MAX)], [limits.longest_push_back; 2]);
     assert!((0.0..=1.0).contains(&crate::chance::chance()));
 }

@@ -13,6 +13,7 @@
 //!
 //! A proxy answers 202 even for lines it rejects later, so every limit is checked here and every rejected point counted.
 
+pub mod answer;
 mod delta;
 pub mod file;
 pub mod filter;
@@ -31,7 +32,7 @@ use std::{
 pub use self::line::point_tag;
 use self::{
     filter::Filters,
-    line::{Ledger, REASONS, SOURCE_LENGTH, Writer},
+    line::{Ledger, REASONS, SOURCE_LENGTH, TAGS, Writer},
     report::{Connections, Report, Requests},
 };
 use super::{Batch, Encoder};
@@ -47,6 +48,8 @@ use crate::model::{
 const DOCUMENTED: &[usize] = &[0, 1, 4, 6, 7, 8, 9, 10, 12, 13, 14, 17, 18, 19, 20, 21, 22, 23, 24];
 /// The same without what TCP families lack.
 const DOCUMENTED_TCP: &[usize] = &[0, 1, 4, 6, 7, 8, 9, 10, 12, 13, 14, 17, 18, 19, 20, 23, 24];
+/// The label that sockets do not show.
+const RESPONSE_FLAGS: &str = "response_flags";
 /// Labels that the integration's recording rules keep.
 const COLLECTOR: &[usize] = &[0, 1, 4, 9, 10, 21, 23, REPORTING_APP];
 /// The same without what TCP families lack.
@@ -78,12 +81,25 @@ pub struct Options {
     pub distributions: bool,
 }
 
-/// A source that cannot be sent.
+/// Points that could never be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} cannot be the source of Wavefront points: it needs 1 to 128 letters, digits, dots, dashes or underscores; set the node's name"
-)]
-pub struct SourceError(String);
+pub enum SetupError {
+    /// No source.
+    #[error(
+        "{0:?} cannot be the source of Wavefront points: it needs 1 to 128 letters, digits, dots, dashes or underscores; set the node's name"
+    )]
+    Source(String),
+    /// Too many tags.
+    #[error(
+        "[wavefront] tags: {own} tags and {labels} labels are more than the {TAGS} that a point takes, so that some would never be sent; leave tags out, leave labels out with tag_exclude, or send wavefront_names = \"collector\", which has 7"
+    )]
+    TooManyTags {
+        /// Tags that are configured.
+        own: usize,
+        /// Labels that a bucket of Istio's has, `le` included.
+        labels: usize,
+    },
+}
 
 /// A series of the snapshot: forgotten and begun anew it is another one.
 type SeriesId = (Arc<MeshLabels>, SystemTime);
@@ -104,27 +120,42 @@ pub struct Lines {
     ledger: Ledger,
 }
 
+impl Options {
+    /// Refuses more tags than a point takes besides the labels of Istio's families that are sent.
+    fn check(&self, kept: &[usize]) -> Result<(), SetupError> {
+        // `response_flags` is always `-`, which is no tag, and a tag takes the place of a label of its name.
+        let is_sent = |index: &&usize| {
+            let name = labels::projected_name(**index);
+            name != RESPONSE_FLAGS && !self.tags.contains_key(name)
+        };
+        let (own, labels) = (self.tags.len(), kept.iter().filter(is_sent).count() + 1);
+        if own + labels > TAGS { Err(SetupError::TooManyTags { own, labels }) } else { Ok(()) }
+    }
+}
+
 impl Lines {
     /// An encoder for one node; `source` is its name.
     ///
     /// # Errors
-    /// The name cannot be a source.
-    pub fn new(options: Options, source: &str) -> Result<Self, SourceError> {
+    /// The name cannot be a source, or the options make points that no receiver takes.
+    pub fn new(options: Options, source: &str) -> Result<Self, SetupError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if source.is_empty() || source.len() > SOURCE_LENGTH || !source.bytes().all(allowed) {
-            return Err(SourceError(source.to_owned()));
+            return Err(SetupError::Source(source.to_owned()));
         }
         let (http, tcp) = match options.names {
             Names::Documented => (DOCUMENTED, DOCUMENTED_TCP),
             Names::Collector => (COLLECTOR, COLLECTOR_TCP),
         };
-        let kept = |all: &[usize]| {
+        let kept = |all: &[usize]| -> Arc<[usize]> {
             let stays = |index: &&usize| options.filters.keeps_tag(labels::projected_name(**index));
             all.iter().filter(stays).copied().collect()
         };
+        let kept_http = kept(http);
+        options.check(&kept_http)?;
         Ok(Self {
             source: source.to_owned(),
-            kept_http: kept(http),
+            kept_http,
             kept_tcp: kept(tcp),
             http: Accounts::default(),
             tcp: Accounts::default(),

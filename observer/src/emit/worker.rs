@@ -20,6 +20,8 @@ use crate::{chance::chance, model::Snapshot};
 pub(super) struct Worker {
     encoder: Box<dyn Encoder>,
     delivery: Delivery,
+    /// Reasons for which points are rejected that the log has already.
+    logged: Vec<&'static str>,
 }
 
 impl Worker {
@@ -34,6 +36,7 @@ impl Worker {
         Self {
             encoder,
             delivery: Delivery { shared, transport, disk, failing: false, disk_failing: false, attempt: 0 },
+            logged: Vec::new(),
         }
     }
 
@@ -59,9 +62,25 @@ impl Worker {
         for batch in self.encoder.encode(snapshot) {
             self.delivery.take(batch).await;
         }
+        let rejected = self.encoder.rejected();
+        self.log_rejected(&rejected);
         let mut state = self.delivery.shared.state();
-        state.figures.rejected = self.encoder.rejected();
+        state.figures.rejected = rejected;
         state.figures.filtered = self.encoder.filtered();
+    }
+
+    /// Once for each reason: who watches the receiver alone would not learn it otherwise.
+    fn log_rejected(&mut self, rejected: &[(&'static str, u64)]) {
+        for (reason, points) in rejected.iter().filter(|(_, points)| *points > 0) {
+            if !self.logged.contains(reason) {
+                self.logged.push(reason);
+                tracing::warn!(
+                    "emitter {}: {points} points are not sent, as the receiver would not take them: {reason} \
+                     (mesh_observer_emitter_points_rejected_total counts them)",
+                    self.delivery.shared.name()
+                );
+            }
+        }
     }
 }
 
@@ -115,7 +134,8 @@ impl Delivery {
                 self.wait(pause);
                 return;
             }
-            if began.elapsed() + pause > self.shared.limits.patience {
+            // Compared before the pause: what a receiver asks for is waited for, and then the batch is tried once more.
+            if began.elapsed() >= self.shared.limits.patience {
                 waiting.pop().into_iter().for_each(|batch| self.shared.drop_points("gave_up", batch.points));
                 continue;
             }
@@ -191,7 +211,7 @@ impl Delivery {
     /// The pause before the next try.
     fn pause(&mut self, failure: &Failure) -> Duration {
         let pause = self.shared.limits.pause(self.attempt, failure, chance());
-        self.attempt += 1;
+        self.attempt = self.attempt.saturating_add(1);
         pause
     }
 
@@ -240,14 +260,14 @@ impl Delivery {
         &mut self,
         work: impl FnOnce(&mut Spool) -> Result<T, SpoolError> + Send + 'static,
     ) -> Result<T, SpoolError> {
-        let disk = self.disk.as_mut().expect("asked only where there is one");
+        let Some(disk) = self.disk.as_mut() else { return Err(SpoolError::absent()) };
         let spool = disk.spool.clone();
         let done = tokio::task::spawn_blocking(move || {
             let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
             let done = work(&mut spool);
             (done, spool.waiting())
         });
-        let (done, waiting) = done.await.expect("work on the disk does not panic");
+        let (done, waiting) = done.await.unwrap_or_else(|_| (Err(SpoolError::absent()), Err(SpoolError::absent())));
         let waiting = waiting.ok();
         disk.may_hold = waiting.is_none_or(|waiting| waiting.points > 0);
         self.shared.state().figures.on_disk = waiting.map(|waiting| (waiting.points, waiting.bytes));

@@ -496,22 +496,22 @@ families! {
         Counter, "connections", &[], Observer, Own,
         "Connections to the metrics port closed because too many were open.";
     CONTROL_PLANE_UP = "mesh.observer.control.plane.up.value", "mesh_observer_control_plane_up",
-        Gauge, "", &["instance", "app"], Observer, Own,
+        Gauge, "", &["instance", "app", "scraper_node"], Observer, Own,
         "Whether the last scrape of this control-plane page brought figures.";
     CONTROL_PLANE_SCRAPES = "mesh.observer.control.plane.scrapes.total.value",
         "mesh_observer_control_plane_scrapes_total",
-        Counter, "scrapes", &["instance", "app", "outcome"], Observer, Own,
+        Counter, "scrapes", &["instance", "app", "outcome", "scraper_node"], Observer, Own,
         "Scrapes of control-plane pages: ok, or why there were no figures.";
     CONTROL_PLANE_SCRAPE_SECONDS = "mesh.observer.control.plane.scrape.seconds.value",
         "mesh_observer_control_plane_scrape_seconds",
-        Gauge, "seconds", &["instance", "app"], Observer, Own,
+        Gauge, "seconds", &["instance", "app", "scraper_node"], Observer, Own,
         "How long the last scrape of this control-plane page took.";
     CONTROL_PLANE_SAMPLES = "mesh.observer.control.plane.samples.value", "mesh_observer_control_plane_samples",
-        Gauge, "samples", &["instance", "app"], Observer, Own,
+        Gauge, "samples", &["instance", "app", "scraper_node"], Observer, Own,
         "Samples that the last scrape of this control-plane page brought.";
     CONTROL_PLANE_SKIPPED = "mesh.observer.control.plane.lines.skipped.total.value",
         "mesh_observer_control_plane_lines_skipped_total",
-        Counter, "lines", &["instance", "app", "reason"], Observer, Own,
+        Counter, "lines", &["instance", "app", "reason", "scraper_node"], Observer, Own,
         "Lines of control-plane pages that could not be read, or said again what was said.";
     CONTROL_PLANE_LEFT_OUT = "mesh.observer.control.plane.families.left.out.value",
         "mesh_observer_control_plane_families_left_out",
@@ -544,17 +544,19 @@ const COLUMNS: [&str; 10] = [
 /// The column that a running observer's answer adds.
 const LIVE: &str = "live";
 
-/// Families that are printed: all, or with a running observer's answer those that are Istio's.
-fn printed(live: Option<&Live>) -> impl Iterator<Item = &'static Family> {
-    FAMILIES.iter().copied().filter(move |family| live.is_none() || family.stability != Stability::Own)
+/// Families that are printed: all, or with a running observer's answer those that are Istio's; of these the ones that
+/// `wanted` chooses by one of their names.
+pub fn printed(live: Option<&Live>, wanted: impl Fn(&str) -> bool) -> Vec<&'static Family> {
+    let families = FAMILIES.iter().copied().filter(|family| live.is_none() || family.stability != Stability::Own);
+    families.filter(|family| wanted(family.prometheus_name) || wanted(family.documented_name)).collect()
 }
 
 /// The catalogue for people: aligned columns without the help texts, which follow their family on a line of its own. With
 /// a running observer's answer only that stands beside the names.
 #[must_use]
-pub fn table(live: Option<&Live>) -> String {
+pub fn table(families: &[&Family], live: Option<&Live>) -> String {
     let shown: &[usize] = if live.is_some() { &[0, 1] } else { &[0, 1, 2, 3, 5, 6, 8, 9] };
-    let rows: Vec<_> = printed(live).map(|family| (cells(family), live.map(|live| live.says(family)))).collect();
+    let rows: Vec<_> = families.iter().map(|family| (cells(family), live.map(|live| live.says(family)))).collect();
     let width =
         |column: usize| rows.iter().map(|(row, _)| row[column].len()).max().unwrap_or(0).max(COLUMNS[column].len());
     let widths: Vec<_> = shown.iter().map(|column| width(*column)).collect();
@@ -582,10 +584,10 @@ pub fn table(live: Option<&Live>) -> String {
 
 /// The catalogue with one line a family, columns separated by tabs, the first line naming them.
 #[must_use]
-pub fn tsv(live: Option<&Live>) -> String {
+pub fn tsv(families: &[&Family], live: Option<&Live>) -> String {
     let mut text = COLUMNS.into_iter().chain(live.map(|_| LIVE)).collect::<Vec<_>>().join("\t");
     text.push('\n');
-    for family in printed(live) {
+    for family in families {
         let cells = cells(family).into_iter().chain(live.map(|live| live.says(family)));
         text.push_str(&cells.collect::<Vec<_>>().join("\t"));
         text.push('\n');
@@ -595,8 +597,9 @@ pub fn tsv(live: Option<&Live>) -> String {
 
 /// The catalogue as a JSON array with one object a family.
 #[must_use]
-pub fn json(live: Option<&Live>) -> String {
-    let families: Vec<_> = printed(live)
+pub fn json(families: &[&Family], live: Option<&Live>) -> String {
+    let families: Vec<_> = families
+        .iter()
         .map(|family| {
             let mut json = serde_json::json!({
                 "documented_name": family.documented_name,
@@ -676,7 +679,7 @@ mod tests {
 
     #[test]
     fn every_row_of_the_tsv_has_all_columns() {
-        let text = tsv(None);
+        let text = tsv(&printed(None, |_| true), None);
         assert!(text.starts_with("documented_name\tprometheus_name\ttype\tunit\t"));
         assert!(text.lines().all(|line| line.split('\t').count() == COLUMNS.len()));
         assert_eq!(text.lines().count(), FAMILIES.len() + 1);
@@ -705,18 +708,20 @@ mod tests {
     #[test]
     fn a_running_observer_answers_for_istios_families() {
         let live = Live::default();
-        let text = tsv(Some(&live));
+        let istio = printed(Some(&live), |_| true);
+        let text = tsv(&istio, Some(&live));
         assert!(text.lines().all(|line| line.split('\t').count() == COLUMNS.len() + 1));
         let istios = FAMILIES.iter().filter(|family| family.stability != Stability::Own).count();
         assert_eq!(text.lines().count(), istios + 1);
-        assert_eq!(json(Some(&live)).matches("no data: ").count(), istios);
-        let table = table(Some(&live));
+        assert_eq!(json(&istio, Some(&live)).matches("no data: ").count(), istios);
+        let table = table(&istio, Some(&live));
         assert!(table.lines().skip(1).all(|line| line.contains("  no data: ")), "{table}");
     }
 
     #[test]
     fn the_formats_name_every_family() {
-        let (table, json) = (table(None), json(None));
+        let all = printed(None, |_| true);
+        let (table, json) = (table(&all, None), json(&all, None));
         let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(parsed.as_array().unwrap().len(), FAMILIES.len());
         assert!(FAMILIES.iter().all(|family| table.contains(family.prometheus_name)));

@@ -92,8 +92,14 @@ impl ControlPlane {
     pub fn new(readings: &[TargetReading]) -> Self {
         let mut plane = Self::default();
         let mut by_name: HashMap<&str, usize> = HashMap::new();
-        let pages = readings.iter().filter_map(|reading| Some((&reading.target, reading.page.as_ref()?)));
-        for (source, (target, page)) in pages.enumerate() {
+        let pages: Vec<_> =
+            readings.iter().filter_map(|reading| Some((&reading.target, reading.page.as_ref()?))).collect();
+        // A process that was found and that a name leads to as well, as that of a Service does, is exposed as it was found.
+        let found: Vec<u64> =
+            pages.iter().filter(|(target, _)| target.node.is_none()).filter_map(|(_, page)| process(page)).collect();
+        let is_told = |page| process(page).is_some_and(|process| found.contains(&process));
+        let told = pages.into_iter().filter(|(target, page)| target.node.is_none() || !is_told(page));
+        for (source, (target, page)) in told.enumerate() {
             let labels = target_labels(target);
             plane.sources.push(Source { target: target.clone(), labels, page: page.clone() });
             for (index, family) in page.families().iter().enumerate() {
@@ -253,7 +259,8 @@ impl<'a> ScrapedLine<'a> {
 
 /// Labels of the target, in the order of [`LABELS`]; what is not known is left out.
 fn target_labels(target: &Target) -> String {
-    let values = [Some(&target.instance), Some(&target.app), target.pod.as_ref(), target.namespace.as_ref()];
+    let Target { instance, app, pod, namespace, node, .. } = target;
+    let values = [Some(instance), Some(app), pod.as_ref(), namespace.as_ref(), node.as_ref()];
     let mut text = String::new();
     for (name, value) in LABELS.iter().zip(values) {
         let Some(value) = value else { continue };
@@ -284,6 +291,13 @@ fn pairs(mut text: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         text = rest[end + 1..].trim_start_matches(',');
         Some((name, exposition::plain(value)))
     })
+}
+
+/// Tells one process from others: the bits of its start time, to the hundredth of a second.
+fn process(page: &Page) -> Option<u64> {
+    let started =
+        page.families().iter().find(|family| *family.name == *catalogue::PROCESS_START_TIME_SECONDS.prometheus_name)?;
+    page.lines(started).next().map(|line| line.value.to_bits())
 }
 
 /// Families that are 0 on this page though it does not show them.
@@ -340,7 +354,8 @@ pub(super) fn own(readings: &[TargetReading], plane: &ControlPlane, families: &m
     let scrapes = families.add(&catalogue::CONTROL_PLANE_SCRAPES);
     for reading in readings {
         for (outcome, count) in &reading.scrapes {
-            scrapes.point(&[&reading.target.instance, &reading.target.app, outcome], *count);
+            let [instance, app, node] = labels(reading);
+            scrapes.point(&[instance, app, outcome, node], *count);
         }
     }
     let seconds = families.add(&catalogue::CONTROL_PLANE_SCRAPE_SECONDS);
@@ -354,7 +369,8 @@ pub(super) fn own(readings: &[TargetReading], plane: &ControlPlane, families: &m
     let skipped = families.add(&catalogue::CONTROL_PLANE_SKIPPED);
     for reading in readings {
         for (reason, lines) in &reading.skipped {
-            skipped.point(&[&reading.target.instance, &reading.target.app, reason], *lines);
+            let [instance, app, node] = labels(reading);
+            skipped.point(&[instance, app, reason, node], *lines);
         }
     }
     if !readings.is_empty() {
@@ -362,8 +378,10 @@ pub(super) fn own(readings: &[TargetReading], plane: &ControlPlane, families: &m
     }
 }
 
-fn labels(reading: &TargetReading) -> [&str; 2] {
-    [&reading.target.instance, &reading.target.app]
+/// An empty label is none.
+fn labels(reading: &TargetReading) -> [&str; 3] {
+    let Target { instance, app, node, .. } = &*reading.target;
+    [instance, app, node.as_deref().unwrap_or_default()]
 }
 
 #[cfg(test)]
@@ -398,6 +416,26 @@ mod tests {
 
     const OLD: &str = "istio_build{component=\"pilot\",tag=\"1.18.7\"} 1\n";
     const NEW: &str = "istio_build{component=\"pilot\",tag=\"1.32-dev\"} 1\n";
+
+    #[test]
+    fn a_page_that_a_name_leads_to_says_which_node_asked_and_is_exposed_once() {
+        let page = |started: f64| format!("{NEW}process_start_time_seconds {started}\npilot_xds 3\n");
+        let found = fixture::scraped("10.0.0.9:15014", &page(17.25));
+        let named = |started| fixture::scraped_by(Some("node-1"), "istiod:15014", &page(started));
+        let xds = |readings: &[TargetReading]| lines(&ControlPlane::new(readings), "pilot_xds");
+        assert_eq!(xds(&[named(17.25)]), ["instance=istiod:15014 app=istiod scraper_node=node-1  3"]);
+        assert_eq!(xds(&[named(17.25), found.clone()]), ["instance=10.0.0.9:15014 app=istiod  3"]);
+        assert_eq!(xds(&[named(17.26), found.clone()]).len(), 2, "another process");
+        assert_eq!(xds(&[named(17.25), named(17.25)]).len(), 2, "neither was found");
+        let snapshot = snapshot_of(vec![named(17.25), found]);
+        let written = written(&snapshot, Format::Text);
+        for (node, instance) in [("node-1", "istiod:15014"), ("", "10.0.0.9:15014")] {
+            let line = format!(
+                "mesh_observer_control_plane_up{{instance=\"{instance}\",app=\"istiod\",scraper_node=\"{node}\"}} 1"
+            );
+            assert!(written.contains(&line), "{written}");
+        }
+    }
 
     #[test]
     fn absent_means_zero_for_what_the_release_has() {

@@ -321,11 +321,16 @@ fn page_of_everything(value: u64) -> String {
     page
 }
 
-/// A target whose last scrape brought this page.
+/// A target that was found, whose last scrape brought this page.
 pub(crate) fn scraped(instance: &str, page: &str) -> TargetReading {
-    let target = Target::named(format!("http://{instance}").parse().unwrap());
+    scraped_by(None, instance, page)
+}
+
+/// The same of one that is named on this node.
+pub(crate) fn scraped_by(node: Option<&str>, instance: &str, page: &str) -> TargetReading {
+    let target = Target::named(format!("http://{instance}").parse().unwrap(), "");
     TargetReading {
-        target: Arc::new(Target { instance: instance.to_owned(), ..target }),
+        target: Arc::new(Target { instance: instance.to_owned(), node: node.map(str::to_owned), ..target }),
         page: Some(Arc::new(Page::read(Format::Text, page).unwrap())),
         tried: true,
         took: Duration::from_millis(5),

@@ -10,13 +10,15 @@ use syn::{
 use super::Finding;
 
 /// The product's files that have any, or a folder if it ends in a slash. Tests and tasks may have it anywhere.
-pub(super) const UNSAFE: [&str; 14] = [
+pub(super) const UNSAFE: [&str; 16] = [
     "observer/src/app.rs",
     "observer/src/collect/control_plane.rs",
     "observer/src/collect/kernel/sys.rs",
     "observer/src/collect/own.rs",
     "observer/src/confinement.rs",
     "observer/src/discovery/watch.rs",
+    "observer/src/environment.rs",
+    "observer/src/main.rs",
     "observer-ebpf/src/early.rs",
     "observer-ebpf/src/hpack.rs",
     "observer-ebpf/src/http2.rs",

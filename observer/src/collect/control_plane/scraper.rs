@@ -10,7 +10,7 @@ use reqwest::{Body, Client, Response, header};
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
 use super::{
-    LABELS, Options, Target,
+    Options, Target,
     fetch::{ACCEPT, ScrapeError, failed, read},
     page::Page,
 };
@@ -56,7 +56,7 @@ impl Scraper {
         let request = self.client.get(target.url.0.clone());
         let request = request.header(header::ACCEPT, ACCEPT).header(header::ACCEPT_ENCODING, "gzip");
         let response = request.send().await.map_err(|error| failed(&error, self.limit))?;
-        read(response, &LABELS, self.limit).await
+        read(response, target.labels(), self.limit).await
     }
 
     /// `why` says why not from here.
@@ -72,7 +72,7 @@ impl Scraper {
         })?;
         let mut connection = JoinSet::new();
         let response = ask(stream, target, inside, &mut connection).await;
-        read(response.map_err(|error| ScrapeError::Broken(error.to_string()))?, &LABELS, self.limit).await
+        read(response.map_err(|error| ScrapeError::Broken(error.to_string()))?, target.labels(), self.limit).await
     }
 }
 

@@ -75,7 +75,7 @@ async fn scraped_from(url: &PageUrl, ca_file: Option<&Path>) -> Result<Arc<Page>
 }
 
 async fn scraped_within(url: &PageUrl, ca_file: Option<&Path>, limit: Duration) -> Result<Arc<Page>, ScrapeError> {
-    let target = Target::named(url.clone());
+    let target = Target::named(url.clone(), "node-1");
     Scraper::new(&target, &options(limit, ca_file), limit).unwrap().page(&target).await
 }
 
@@ -154,7 +154,7 @@ async fn another_way_is_tried_where_the_door_is_shut_and_only_there() {
     // This process did not start with the machine, so the number is another process's.
     let process = ProcessId { pid: std::process::id(), start_time: 0 };
     let by = async |act: Act, only| {
-        let target = Target::named(server(act).await);
+        let target = Target::named(server(act).await, "node-1");
         let inside = Some(Inside { process, address: target.instance.parse().unwrap(), only });
         let target = Target { inside, ..target };
         let scraper = Scraper::new(&target, &options(LIMIT, None), LIMIT).unwrap();
@@ -227,8 +227,8 @@ async fn certificates_are_checked() {
 
 #[tokio::test]
 async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
-    let good = Target::named(server(Act::Send(answer("", b"a 1\nb x\n"))).await);
-    let hanging = Target::named(server(Act::Hang).await);
+    let good = Target::named(server(Act::Send(answer("", b"a 1\nb x\n"))).await, "node-1");
+    let hanging = Target::named(server(Act::Hang).await, "node-1");
     let mut targets = ControlPlane::new(options(Duration::from_millis(50), None));
     targets.set([good.clone(), hanging.clone()]).unwrap();
     let of = |targets: &ControlPlane, target: &Target| {
@@ -255,7 +255,7 @@ async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
     targets.set([again.clone()]).unwrap();
     assert!(of(&targets, &good).is_none() && of(&targets, &again).unwrap().scrapes["ok"] >= before);
     let missing = ControlPlane::new(options(LIMIT, Some(Path::new("/nonexistent"))))
-        .set([Target::named("https://127.0.0.1:1".parse().unwrap())]);
+        .set([Target::named("https://127.0.0.1:1".parse().unwrap(), "node-1")]);
     assert!(missing.unwrap_err().to_string().contains("/nonexistent"));
 }
 
@@ -263,7 +263,7 @@ async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
 fn addresses_show_no_credentials() {
     let url: PageUrl = "http://user:secret@[::1]:15014?token=secret".parse().unwrap();
     assert_eq!((format!("{url}"), format!("{url:?}")), ("http://[::1]:15014/metrics".to_owned(), url.to_string()));
-    let target = Target::named(url);
+    let target = Target::named(url, "node-1");
     assert_eq!((target.instance.as_str(), target.app.as_str()), ("[::1]:15014", "istiod"));
     assert!(!format!("{target:?}").contains("secret"));
     for wrong in ["ftp://secret@a/", "secret", "http://secret:secret:secret@", "http://"] {

@@ -63,6 +63,11 @@ impl Tenants {
         self.0.values_mut().filter(|tenancy| tenancy.state == State::Left).for_each(|it| it.state = State::Read);
     }
 
+    /// Whether anything was left and not read since.
+    pub(super) fn has_unread(&self) -> bool {
+        self.0.values().any(|tenancy| tenancy.state == State::Left)
+    }
+
     /// Forgets the cgroups that are over; yields the sidecars that were counted there and are nowhere else.
     fn departed(&mut self, is_removed: impl Fn(u64, &Path) -> bool) -> BTreeSet<SidecarId> {
         let mut departed = BTreeSet::new();
@@ -171,8 +176,9 @@ mod tests {
         tenants.read();
         assert!(departed(&mut tenants, &[10]).is_empty(), "read before it was left");
         tenants.left(10);
-        assert!(departed(&mut tenants, &[10]).is_empty(), "not read since it was left");
+        assert!(departed(&mut tenants, &[10]).is_empty() && tenants.has_unread(), "not read since it was left");
         tenants.read();
+        assert!(!tenants.has_unread());
         assert!(departed(&mut tenants, &[]).is_empty(), "the cgroup is there");
         assert_eq!(departed(&mut tenants, &[10]), [1]);
         assert!(departed(&mut tenants, &[10]).is_empty(), "and only once");

@@ -1,10 +1,16 @@
 //! Lines posted to a Wavefront proxy or to the service itself.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
-use reqwest::{Client, StatusCode, Url, header};
+use reqwest::{Client, Url, header};
 
-use super::token::{TokenError, TokenFile};
+use super::{
+    answer::judge,
+    token::{TokenError, TokenFile},
+};
 use crate::{
     client::{self, ClientError, causes},
     emit::{Batch, Failure, Form, Sending, Transport, target::shown},
@@ -67,9 +73,7 @@ impl HttpSink {
             .header(header::CONTENT_ENCODING, "gzip")
             .body(batch.compressed());
         let response = request.send().await.map_err(|error| unreachable(&self.url, &error))?;
-        let after = response.headers().get(header::RETRY_AFTER);
-        let after = after.and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
-        judge(response.status(), after, &self.url)
+        judge(response.status(), response.headers(), batch.form, SystemTime::now(), &shown(&self.url))
     }
 }
 
@@ -96,19 +100,6 @@ fn unreachable(url: &Url, error: &reqwest::Error) -> Failure {
         "connection"
     };
     Failure::Transient { kind, message: format!("no answer from {}: {}", shown(url), causes(error)) }
-}
-
-/// What an answer means: the table a Wavefront proxy itself follows towards the service.
-fn judge(status: StatusCode, after: Option<Duration>, url: &Url) -> Result<(), Failure> {
-    let message = || format!("{} answered {status}", shown(url));
-    match status.as_u16() {
-        200..=299 => Ok(()),
-        413 => Err(Failure::TooLarge),
-        406 | 429 => Err(Failure::PushBack { after }),
-        401 | 403 => Err(Failure::Refused { kind: "unauthorised", message: message() }),
-        407 | 408 | 500..=599 => Err(Failure::Transient { kind: "server", message: message() }),
-        _ => Err(Failure::Refused { kind: "refused", message: message() }),
-    }
 }
 
 #[cfg(test)]
@@ -193,11 +184,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_token_is_said_and_not_shown() {
+    async fn a_refused_token_is_said_not_shown_and_tried_again() {
         let (url, ca, _received) = service("401 Unauthorized");
         let file = token();
         let mut sink = HttpSink::service(url, TokenFile::new(file.path().to_owned()), Some(ca.path()), LIMIT).unwrap();
-        let Err(Failure::Refused { kind, message }) = sink.send(&batch()).await else { panic!("sent") };
+        let Err(Failure::Transient { kind, message }) = sink.send(&batch()).await else { panic!("sent") };
         assert!(kind == "unauthorised" && message.contains("401") && !message.contains("secret"), "{message}");
     }
 

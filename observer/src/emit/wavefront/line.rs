@@ -6,9 +6,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{Options, delta::Deltas};
+use super::{
+    Options,
+    delta::{Deltas, NoRoom},
+};
 use crate::{
-    emit::{Batch, Form},
+    emit::{Batch, Form, wavefront::filter::Filters},
     model::catalogue::Origin,
 };
 
@@ -17,7 +20,7 @@ const NAME_LENGTH: usize = 256;
 pub(super) const SOURCE_LENGTH: usize = 128;
 const KEY_LENGTH: usize = 64;
 const TAG_LENGTH: usize = 254;
-const TAGS: usize = 20;
+pub(super) const TAGS: usize = 20;
 /// Longest line a proxy takes, bytes.
 const LINE_LENGTH: usize = 32 * 1024;
 /// Lines in one batch at most, the default of Wavefront's own senders.
@@ -31,6 +34,9 @@ pub(super) const CENTROIDS: usize = 100;
 /// A centroid's count is a 32-bit number of Java's.
 const CENTROID_COUNT: u64 = i32::MAX as u64;
 
+/// Names whose filters' verdict is remembered: more than istiod and Envoy have.
+const REMEMBERED_NAMES: usize = 4096;
+
 /// Why a point is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
@@ -40,16 +46,18 @@ pub(super) enum Reason {
     TooManyTags,
     NotFinite,
     LineLength,
+    TooManySeries,
 }
 
 /// Every reason and the label value it is counted under.
-pub(super) const REASONS: [(Reason, &str); 6] = [
+pub(super) const REASONS: [(Reason, &str); 7] = [
     (Reason::Name, "name"),
     (Reason::TagKey, "tag_key"),
     (Reason::TagLength, "tag_length"),
     (Reason::TooManyTags, "too_many_tags"),
     (Reason::NotFinite, "not_finite"),
     (Reason::LineLength, "line_length"),
+    (Reason::TooManySeries, "too_many_series"),
 ];
 
 /// Below this, doubles hold every whole number.
@@ -230,6 +238,24 @@ pub(super) struct Ledger {
     pub(super) deltas: Deltas,
 }
 
+impl Ledger {
+    /// What the filters say of a name. Others choose names, on the pages that are scraped: so few are remembered, and none that
+    /// is too long to be sent.
+    fn passes_name(&mut self, name: &str, filters: &Filters) -> bool {
+        if let Some(passes) = self.passes.get(name) {
+            return *passes;
+        }
+        let passes = filters.passes_name(name);
+        if name.len() <= NAME_LENGTH {
+            if self.passes.len() >= REMEMBERED_NAMES {
+                self.passes.clear();
+            }
+            self.passes.insert(name.to_owned(), passes);
+        }
+        passes
+    }
+}
+
 /// Lines being gathered for a batch.
 pub(super) struct Writer<'a> {
     options: &'a Options,
@@ -255,9 +281,10 @@ impl<'a> Writer<'a> {
         }
         if self.admits(name, DELTA.chars().count(), total.real(), tags, None) {
             let series = (name, &*tags.before_le, &*tags.after_le);
-            let increase = self.ledger.deltas.increase(series, total.real(), origin, created, self.at);
-            if let Some(increase) = increase.filter(|increase| *increase > 0.0) {
-                self.point(DELTA, name, Number::Real(increase), tags, None);
+            match self.ledger.deltas.increase(series, total.real(), origin, created, self.at) {
+                Ok(Some(increase)) if increase > 0.0 => self.point(DELTA, name, Number::Real(increase), tags, None),
+                Ok(_) => {}
+                Err(NoRoom) => self.reject(Reason::TooManySeries),
             }
         }
     }
@@ -317,11 +344,7 @@ impl<'a> Writer<'a> {
 
     fn passes(&mut self, name: &str, tags: &Tags, le: Option<&str>) -> bool {
         let filters = &self.options.filters;
-        let named = !filters.asks_for_names()
-            || match self.ledger.passes.get(name) {
-                Some(passes) => *passes,
-                None => *self.ledger.passes.entry(name.to_owned()).or_insert(filters.passes_name(name)),
-            };
+        let named = !filters.asks_for_names() || self.ledger.passes_name(name, filters);
         let asked = tags.asked.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         named && (!filters.asks_for_tags() || filters.passes_tags(asked.chain(le.map(|le| ("le", le)))))
     }
@@ -341,8 +364,9 @@ impl<'a> Writer<'a> {
     }
 
     fn reject(&mut self, reason: Reason) {
-        let index = REASONS.iter().position(|(known, _)| *known == reason).expect("every reason is listed");
-        self.ledger.rejected[index] += 1;
+        for ((known, _), count) in REASONS.iter().zip(&mut self.ledger.rejected) {
+            *count += u64::from(*known == reason);
+        }
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -362,4 +386,22 @@ impl<'a> Writer<'a> {
 
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_others_choose_take_bounded_memory() {
+        let filters = Filters { metric_allow: vec!["a*".parse().unwrap()], ..Filters::default() };
+        let mut ledger = Ledger::default();
+        for number in 0..3 * REMEMBERED_NAMES {
+            assert!(ledger.passes_name(&format!("a{number}"), &filters));
+            assert!(!ledger.passes_name(&format!("b{number}"), &filters));
+        }
+        assert!(ledger.passes.len() <= REMEMBERED_NAMES);
+        let kept = ledger.passes.len();
+        assert!(ledger.passes_name(&"a".repeat(NAME_LENGTH + 1), &filters) && ledger.passes.len() == kept);
+    }
 }

@@ -303,7 +303,7 @@ fn limits_of_names_tags_and_values_hold_at_their_edges() {
     let batch = writer.take(Form::Points).unwrap();
     assert_eq!(batch.points, 5);
     assert_eq!(points(std::str::from_utf8(&batch.text).unwrap()).len(), 5);
-    assert_eq!(ledger.rejected, [2, 2, 1, 1, 3, 1]);
+    assert_eq!(ledger.rejected, [2, 2, 1, 1, 3, 1, 0]);
 }
 
 #[test]
@@ -324,7 +324,7 @@ fn a_delta_counts_its_sign_and_a_distribution_its_values() {
     let Decoded::Minute(centroids) = &points[1].value else { panic!("{points:?}") };
     assert_eq!(centroids[0], (2, 1.5));
     assert_eq!(centroids[1..].iter().map(|(count, _)| u64::from(*count)).sum::<u64>(), 3 << 31);
-    assert_eq!(ledger.rejected, [1, 0, 0, 0, 0, 0]);
+    assert_eq!(ledger.rejected, [1, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -545,4 +545,20 @@ proptest! {
             prop_assert_eq!(value, (!matches!(expected, "" | "-" | "/")).then_some(expected));
         }
     }
+}
+
+#[test]
+fn a_configuration_whose_points_no_receiver_takes_is_refused() {
+    let tags = |count: usize| (0..count).map(|number| (format!("tag{number}"), "x".to_owned())).collect();
+    let made = |names, tags, filters| Lines::new(Options { names, tags, filters, ..Options::default() }, "node-1");
+    assert!(made(Names::Documented, tags(1), Filters::default()).is_ok());
+    let error = made(Names::Documented, tags(2), Filters::default()).unwrap_err();
+    assert_eq!(error, SetupError::TooManyTags { own: 2, labels: 19 });
+    assert!(error.to_string().contains("tag_exclude"), "{error}");
+    let without = Filters { tag_exclude: vec!["source_*".parse().unwrap()], ..Filters::default() };
+    assert!(made(Names::Documented, tags(2), without).is_ok());
+    let instead = [("reporter".to_owned(), "x".to_owned()), ("tag".to_owned(), "x".to_owned())].into();
+    assert!(made(Names::Documented, instead, Filters::default()).is_ok(), "it takes the place of a label");
+    assert!(made(Names::Collector, tags(12), Filters::default()).is_ok());
+    assert!(made(Names::Collector, tags(13), Filters::default()).is_err());
 }
