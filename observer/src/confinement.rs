@@ -69,12 +69,11 @@ const PLAIN: &[c_long] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_restart_syscall,
-    // Signals, its own only.
+    // Signals; sending one is below.
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     // Time and chance.
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
@@ -90,7 +89,6 @@ const PLAIN: &[c_long] = &[
     libc::SYS_getgid,
     libc::SYS_getegid,
     libc::SYS_getrusage,
-    libc::SYS_prlimit64,
     libc::SYS_sysinfo,
     libc::SYS_uname,
     libc::SYS_capget,
@@ -104,7 +102,6 @@ const PLAIN: &[c_long] = &[
     libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
-    libc::SYS_pwrite64,
     libc::SYS_lseek,
     libc::SYS_fstat,
     libc::SYS_newfstatat,
@@ -117,20 +114,10 @@ const PLAIN: &[c_long] = &[
     libc::SYS_getdents64,
     libc::SYS_getcwd,
     libc::SYS_ftruncate,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
     libc::SYS_flock,
-    libc::SYS_fcntl,
-    libc::SYS_fadvise64,
-    libc::SYS_copy_file_range,
-    libc::SYS_sendfile,
     libc::SYS_mkdirat,
     libc::SYS_unlinkat,
     libc::SYS_renameat,
-    libc::SYS_renameat2,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    libc::SYS_umask,
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_pipe2,
@@ -156,8 +143,6 @@ const PLAIN: &[c_long] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_eventfd2,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
     // Ends of other processes.
     libc::SYS_pidfd_open,
 ];
@@ -174,7 +159,6 @@ const OLDER: &[c_long] = &[
     libc::SYS_rmdir,
     libc::SYS_unlink,
     libc::SYS_rename,
-    libc::SYS_chmod,
     libc::SYS_dup2,
     libc::SYS_pipe,
     libc::SYS_poll,
@@ -200,6 +184,9 @@ const BPF: &[u64] = &[
     29, // BPF_LINK_UPDATE
     34, // BPF_LINK_DETACH
 ];
+/// What is asked of fcntl(2): no owner for signals, no leases, no sizes of pipes.
+const FCNTL: &[i32] =
+    &[libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
 const FAMILIES: &[i32] = &[libc::AF_INET, libc::AF_INET6, libc::AF_UNIX, libc::AF_NETLINK];
 const NEW_NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
@@ -250,6 +237,8 @@ fn needed() -> Result<Rules, Error> {
         values.iter().map(|&value| SeccompRule::new(vec![is(argument, value)?])).collect()
     };
     let families: Vec<u64> = FAMILIES.iter().map(|&family| family as u64).collect();
+    let fcntl: Vec<u64> = FCNTL.iter().map(|&command| command as u64).collect();
+    let own = u64::from(std::process::id());
     let without = SeccompCmpOp::MaskedEq(NEW_NAMESPACES as u64);
     let threads = SeccompRule::new(vec![SeccompCondition::new(0, Dword, without, 0)?])?;
     let mut rules = any(PLAIN);
@@ -258,6 +247,10 @@ fn needed() -> Result<Rules, Error> {
     rules.extend(any(UNSEEN));
     rules.insert(libc::SYS_bpf, one_of(0, BPF)?);
     rules.insert(libc::SYS_socket, one_of(0, &families)?);
+    rules.insert(libc::SYS_fcntl, one_of(1, &fcntl)?);
+    // To its own threads only, as abort(3) does, and limits of its own only: as root it could reach every process of root's.
+    rules.insert(libc::SYS_tgkill, one_of(0, &[own])?);
+    rules.insert(libc::SYS_prlimit64, one_of(0, &[0, own])?);
     rules.insert(libc::SYS_clone, vec![threads]);
     // Into a pod's network namespace, for which the kernel asks for CAP_SYS_ADMIN besides.
     rules.insert(libc::SYS_setns, one_of(1, &[libc::CLONE_NEWNET as u64])?);

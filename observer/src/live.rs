@@ -2,10 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Error, Result, ensure};
 
 use crate::{
-    client,
+    client::{self, causes},
     collect::exposition::{Format, Parser},
     model::live::Live,
 };
@@ -17,18 +17,29 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// # Errors
 /// None answers, or it has no figures yet.
 pub async fn ask(address: SocketAddr) -> Result<Live> {
-    let nobody = || {
-        format!(
-            "no observer answers at {address}; start one with `observer run`, or name where it listens with --listen"
-        )
-    };
     let request = client::direct(false, None, PATIENCE)?.get(format!("http://{address}/metrics"));
-    let mut response = request.send().await.with_context(nobody)?;
-    ensure!(response.status() == 200, "{address} answers {}; see its log and /readyz", response.status());
+    let mut response = request.send().await.map_err(|error| unanswered(address, &error))?;
+    ensure!(
+        response.status() == 200,
+        "{address} answers {}: is it an observer? See its log and /readyz",
+        response.status()
+    );
     let (mut live, mut parser) = (Live::default(), Parser::new(Format::Text));
-    while let Some(piece) = response.chunk().await.with_context(nobody)? {
+    while let Some(piece) = response.chunk().await.map_err(|error| unanswered(address, &error))? {
         parser.feed(&piece, &mut |event| live.take(&event));
     }
     parser.finish(&mut |event| live.take(&event));
     Ok(live)
+}
+
+fn unanswered(address: SocketAddr, error: &reqwest::Error) -> Error {
+    if error.is_connect() {
+        return Error::msg(format!(
+            "no observer answers at {address}; start one with `observer run`, or name where it listens with --listen"
+        ));
+    }
+    Error::msg(format!(
+        "what answers at {address} is no observer ({}); name where one listens with --listen",
+        causes(error)
+    ))
 }

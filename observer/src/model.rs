@@ -750,8 +750,12 @@ impl From<Lateness> for OwnValue {
 }
 
 impl From<Duration> for OwnValue {
+    /// The double next to it, which is written with as many digits as the duration has; `as_secs_f64` rounds twice.
+    #[expect(clippy::cast_precision_loss, reason = "exact up to 104 days, then to microseconds")]
     fn from(value: Duration) -> Self {
-        Self::Real(value.as_secs_f64())
+        const EXACT: u128 = 1 << f64::MANTISSA_DIGITS;
+        let nanoseconds = value.as_nanos();
+        Self::Real(if nanoseconds <= EXACT { nanoseconds as f64 / 1e9 } else { value.as_micros() as f64 / 1e6 })
     }
 }
 
@@ -958,6 +962,20 @@ mod tests {
             }
         });
         assert_eq!(overflow.into_iter().collect::<Vec<_>>(), ["unknown"]);
+    }
+
+    #[test]
+    fn seconds_are_written_with_the_digits_that_they_have() {
+        for (microseconds, text) in [
+            (1_950_956, "1.950956"),
+            (0, "0"),
+            (100, "0.0001"),
+            (86_400_000_001, "86400.000001"),
+            (20_000_000_000_003, "20000000.000003"),
+        ] {
+            let OwnValue::Real(value) = OwnValue::from(Duration::from_micros(microseconds)) else { panic!("a number") };
+            assert_eq!(value.to_string(), text);
+        }
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::{
     env, fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::{
+        fd::AsRawFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     process::{Command, Output},
     thread,
 };
@@ -47,6 +50,23 @@ fn work() {
 fn unexpected() {
     assert_eq!(symlink("/a", "/proc/no-such-place").unwrap_err(), Errno::PERM);
     assert_eq!(socket(AddressFamily::PACKET, SocketType::RAW, None).unwrap_err(), Errno::PERM);
+    // Signals and limits are its own only.
+    let own = i64::from(std::process::id());
+    // SAFETY: no pointers but null ones; signal 0 is none, and no limit is set.
+    let (tgkill, limit) = unsafe {
+        let call = |call, process: i64, rest: [i64; 2]| match libc::syscall(call, process, rest[0], rest[1], 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error().raw_os_error()),
+        };
+        (
+            [1, own].map(|process| call(libc::SYS_tgkill, process, [process, 0])),
+            [1, 0, own].map(|process| call(libc::SYS_prlimit64, process, [i64::from(libc::RLIMIT_CORE), 0])),
+        )
+    };
+    let refused = Err(Some(libc::EPERM));
+    assert_eq!((tgkill, limit), ([refused, Ok(())], [refused, Ok(()), Ok(())]));
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::fcntl(std::io::stdin().as_raw_fd(), libc::F_SETOWN, 1) }, -1);
     // In a thread that was there before, too.
     assert_eq!(
         filter_calls().unwrap_err().to_string().split(": ").next(),

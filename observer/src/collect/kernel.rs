@@ -1,6 +1,7 @@
 //! The kernel side as the daemon sees it: programs attached to cgroups, and maps read whole.
 
 mod attach;
+mod batch;
 pub mod btf;
 mod error;
 pub mod folder;
@@ -26,16 +27,14 @@ use aya::{
 use aya_log::EbpfLogger;
 use observer_ebpf::{
     Block, Cgroup, Histogram, IGNORED, INSERTED, MODE_GATEWAY, MODE_REDIRECT, MODE_TPROXY, OVERFLOW_SLOT,
-    PORT_EXCLUDED, PORT_TCP, Series, SeriesKey,
-    health::Counter,
-    latency::{BLOCKS, CELLS},
-    names,
+    PORT_EXCLUDED, PORT_TCP, Series, SeriesKey, health::Counter, latency::CELLS, names,
 };
 
 use self::recycle::Tenants;
 use super::{HistogramReading, KernelReading, ProgramReading, SeriesReading};
 use crate::discovery::{ProcessId, Role, Sidecar, SidecarId};
 use attach::{Link, Sizes};
+use batch::{Blocks, Elements};
 pub use error::Error;
 use folder::Folder;
 pub use resume::{Pins, Remembered};
@@ -47,6 +46,9 @@ pub const TCP_PORTS: [u16; 4] = [25, 53, 3306, 27017];
 /// Istio's own ports, never counted.
 /// Source: istio.io, application requirements.
 pub const EXCLUDED_PORTS: [u16; 7] = [15000, 15004, 15012, 15020, 15021, 15053, 15090];
+
+/// Series that are in memory together while they are read, some half a megabyte.
+const TOGETHER: usize = 512;
 
 /// What the programs are told at load time.
 #[derive(Clone, Debug)]
@@ -271,21 +273,23 @@ impl Kernel {
     /// A map cannot be read.
     pub fn read(&mut self, cells: bool, mut each: impl FnMut(&SeriesReading)) -> Result<KernelReading, Error> {
         self.refresh_slots()?;
-        let series: Array<_, Series> = self.map(names::SERIES)?;
-        let blocks: Array<_, Block> = self.map(names::BLOCKS)?;
+        let mut series = self.elements::<Series>(names::SERIES)?;
+        let mut blocks = self.elements::<Block>(names::BLOCKS)?;
         let health: Array<_, u64> = self.map(names::HEALTH)?;
         let mut reading = KernelReading { series_capacity: u64::from(self.max_series), ..KernelReading::default() };
-        for &(key, slot) in &self.slots {
-            let mut reading = match slot {
-                Some(slot) => {
-                    let figures = series.get(&slot, 0).map_err(|source| Error::map(names::SERIES, source))?;
-                    series_reading(key, &figures, cells.then_some(&blocks))?
+        for chunk in self.slots.chunks(TOGETHER) {
+            let slots: Vec<u32> = chunk.iter().filter_map(|&(_, slot)| slot).collect();
+            let figures = series.read(&slots)?;
+            let cells = if cells { batch::blocks(&mut blocks, &figures)? } else { Blocks::new() };
+            let mut figures = figures.iter();
+            for &(key, slot) in chunk {
+                let counted = slot.and_then(|_| figures.next());
+                let mut reading =
+                    counted.map_or_else(|| SeriesReading::empty(key), |own| series_reading(key, own, &cells));
+                self.remembered.past.complete(&mut reading);
+                if slot != Some(OVERFLOW_SLOT) || !is_unused(&reading) {
+                    each(&reading);
                 }
-                None => SeriesReading::empty(key),
-            };
-            self.remembered.past.complete(&mut reading);
-            if slot != Some(OVERFLOW_SLOT) || !is_unused(&reading) {
-                each(&reading);
             }
         }
         for &counter in Counter::ALL {
@@ -345,6 +349,10 @@ impl Kernel {
         processes.insert(process.pid, id, 0).map_err(|source| Error::map(names::PROCESSES, source))
     }
 
+    fn elements<V: aya::Pod>(&self, name: &'static str) -> Result<Elements<'_, V>, Error> {
+        Elements::new(name, self.ebpf.map(name).ok_or(Error::Missing { name })?)
+    }
+
     fn map<'a, M>(&'a self, name: &'static str) -> Result<M, Error>
     where
         M: TryFrom<&'a aya::maps::Map, Error = aya::maps::MapError>,
@@ -362,22 +370,15 @@ impl Kernel {
     }
 }
 
-/// With the log-linear cells if `blocks` are given.
-fn series_reading(
-    key: SeriesKey,
-    figures: &Series,
-    blocks: Option<&Array<&MapData, Block>>,
-) -> Result<SeriesReading, Error> {
-    let mut histograms = <[HistogramReading; 3]>::default();
-    for (reading, histogram) in histograms.iter_mut().zip(&figures.histograms) {
-        reading.buckets = histogram.buckets;
-        reading.sum = histogram.sum;
-        if let Some(blocks) = blocks {
-            reading.cells = read_cells(blocks, histogram)?;
-        }
-    }
+/// With the log-linear cells of the blocks that were read.
+fn series_reading(key: SeriesKey, figures: &Series, blocks: &Blocks) -> SeriesReading {
+    let histograms = figures.histograms.each_ref().map(|histogram| HistogramReading {
+        buckets: histogram.buckets,
+        sum: histogram.sum,
+        cells: cells(blocks, histogram),
+    });
     let &Series { opened, closed, received, sent, messages, .. } = figures;
-    Ok(SeriesReading { key, histograms, opened, closed, received, sent, messages })
+    SeriesReading { key, histograms, opened, closed, received, sent, messages }
 }
 
 fn is_unused(series: &SeriesReading) -> bool {
@@ -388,15 +389,12 @@ fn is_unused(series: &SeriesReading) -> bool {
         && series.histograms[0].buckets.iter().all(|&count| count == 0)
 }
 
-fn read_cells(blocks: &Array<&MapData, Block>, histogram: &Histogram) -> Result<Vec<(u16, u32)>, Error> {
+fn cells(blocks: &Blocks, histogram: &Histogram) -> Vec<(u16, u32)> {
     let mut cells = Vec::new();
-    for (octave, &name) in histogram.blocks.iter().enumerate().take(BLOCKS) {
-        if name == 0 {
-            continue;
-        }
-        let block = blocks.get(&(name - 1), 0).map_err(|source| Error::map(names::BLOCKS, source))?;
+    for (octave, name) in histogram.blocks.iter().enumerate() {
+        let Some(block) = blocks.get(name) else { continue };
         let used = block.cells.iter().enumerate().filter(|&(_, &count)| count != 0);
         cells.extend(used.map(|(cell, &count)| ((octave * CELLS + cell) as u16, count)));
     }
-    Ok(cells)
+    cells
 }

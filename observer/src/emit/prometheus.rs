@@ -69,27 +69,30 @@ impl Format {
     }
 }
 
-/// Whether an `Accept-Encoding` header allows gzip.
+/// Whether an `Accept-Encoding` header prefers gzip to none. Without a word, no compression is as welcome as `*`, or else less
+/// than whatever is named [RFC 9110, section 12.5.3].
 #[must_use]
 pub fn accepts_gzip(accept_encoding: Option<&str>) -> bool {
-    let mut any = false;
+    let (mut gzip, mut identity, mut any) = (None, None, None);
     for (coding, _, quality) in preferences(accept_encoding.unwrap_or_default()) {
         match coding.as_str() {
-            "gzip" | "x-gzip" => return quality > 0.0,
-            "*" => any = quality > 0.0,
+            "gzip" | "x-gzip" => gzip = Some(quality),
+            "identity" => identity = Some(quality),
+            "*" => any = Some(quality),
             _ => {}
         }
     }
-    any
+    let gzip = gzip.or(any).unwrap_or(0.0);
+    gzip > 0.0 && gzip >= identity.unwrap_or(0.0)
 }
 
-/// Items of a header with quality values: name in lower case, parameters, quality.
+/// Items of a header with quality values: name in lower case, parameters, quality. A parameter's value may be quoted.
 fn preferences(header: &str) -> impl Iterator<Item = (String, Vec<(&str, &str)>, f64)> {
     header.split(',').map(|item| {
         let mut parts = item.split(';').map(str::trim);
         let name = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let parameters: Vec<_> =
-            parts.filter_map(|part| part.split_once('=')).map(|(key, value)| (key.trim(), value.trim())).collect();
+        let parameters = parts.filter_map(|part| part.split_once('='));
+        let parameters: Vec<_> = parameters.map(|(key, value)| (key.trim(), value.trim().trim_matches('"'))).collect();
         let quality = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case("q"));
         let quality = quality.map_or(1.0, |(_, value)| value.parse().unwrap_or(0.0));
         (name, parameters, quality)
@@ -152,6 +155,9 @@ impl Page {
         self.labels.clear();
         write_labels(&mut self.labels, point.labels);
         write_point(&mut self.text, points.family, &point, &self.labels, self.format);
+        if self.format == Format::OpenMetrics && self.selection.takes_created() {
+            write_created(&mut self.text, points.family, &point, &self.labels);
+        }
         self.point += 1;
         true
     }
@@ -356,8 +362,12 @@ fn write_point(text: &mut String, family: &Family, point: &Point<'_>, labels: &s
             sample(text, name, "_count", labels, None, &lateness.count());
         }
     }
-    if format == Format::OpenMetrics && family.kind != Kind::Gauge {
-        let name = family_name(family, format);
+}
+
+/// When a counter or histogram was 0, in the one format that has it.
+fn write_created(text: &mut String, family: &Family, point: &Point<'_>, labels: &str) {
+    if family.kind != Kind::Gauge {
+        let name = family_name(family, Format::OpenMetrics);
         sample(text, name, "_created", labels, None, &seconds(point.created));
     }
 }
@@ -507,6 +517,20 @@ mod tests {
     }
 
     #[test]
+    fn times_of_creation_are_left_out_on_request() {
+        let [_, snapshot] = fixture::snapshots();
+        let page = |query| {
+            let pieces = Page::of(snapshot.clone(), Format::OpenMetrics, Selection::of_query(query));
+            String::from_utf8(pieces.collect::<Vec<_>>().concat()).unwrap()
+        };
+        let (with, without) = (page(None), page(Some("created=false")));
+        assert!(with.contains("_created{") && !without.contains("_created"));
+        let rest: String = with.split_inclusive('\n').filter(|line| !line.contains("_created")).collect();
+        assert_eq!(without, rest);
+        assert_eq!(page(Some("created=true")), with);
+    }
+
+    #[test]
     fn compression_loses_nothing() {
         let [_, snapshot] = fixture::snapshots();
         let pieces: Vec<Bytes> = Gzip::new(Page::new(snapshot.clone(), Format::Text)).collect();
@@ -525,6 +549,8 @@ mod tests {
             (Some("application/openmetrics-text"), OpenMetrics),
             (Some("application/openmetrics-text; version=1.0.0; charset=utf-8"), OpenMetrics),
             (Some("application/openmetrics-text;version=2.0.0"), Text),
+            (Some("application/openmetrics-text; version=\"1.0.0\""), OpenMetrics),
+            (Some("text/plain; version=\"0.0.4\"; q=\"0.5\", application/openmetrics-text; q=0.4"), Text),
             (Some("application/openmetrics-text;version=1.0.0;q=0.3, text/plain;version=0.0.4;q=0.5"), Text),
             (Some("application/openmetrics-text;version=1.0.0;q=0"), Text),
             (
@@ -550,6 +576,11 @@ mod tests {
             (Some("*, gzip;q=0"), false),
             (Some("*"), true),
             (Some("identity"), false),
+            (Some("identity;q=1, gzip;q=0.1"), false),
+            (Some("gzip;q=0.1, identity;q=1"), false),
+            (Some("identity;q=0.5, gzip;q=1.0"), true),
+            (Some("identity;q=0, *"), true),
+            (Some("gzip;q=\"0\""), false),
         ] {
             assert_eq!(accepts_gzip(header), accepted, "{header:?}");
         }

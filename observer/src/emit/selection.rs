@@ -1,5 +1,5 @@
-//! Which families of a page are asked for: `?name[]=NAME` for one, `?family=PATTERN` for all whose name fits. Both may be
-//! repeated; without any, all are.
+//! Which part of a page is asked for: `?name[]=NAME` for one family, `?family=PATTERN` for all whose name fits. Both may be
+//! repeated; without any, all are. `?created=false` leaves out when counters were 0, a series for each.
 
 use std::borrow::Cow;
 
@@ -10,6 +10,7 @@ use reqwest::Url;
 pub struct Selection {
     names: Vec<String>,
     patterns: Vec<String>,
+    without_created: bool,
 }
 
 impl Selection {
@@ -28,10 +29,17 @@ impl Selection {
             match &*name {
                 "name[]" => selection.names.push(value.into_owned()),
                 "family" => selection.patterns.push(value.into_owned()),
+                "created" => selection.without_created = value == "false",
                 _ => {}
             }
         }
         selection
+    }
+
+    /// Whether times of creation are asked for.
+    #[must_use]
+    pub fn takes_created(&self) -> bool {
+        !self.without_created
     }
 
     /// Whether the family of this name is asked for. A sample's name asks for its family.

@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// The folder for pins cannot be used.
     #[error("--pin: {0}")]
-    Folder(#[from] FolderError),
+    Folder(FolderError),
     /// What the observer remembered cannot be used.
     #[error(
         "--pin: what the observer remembers in {path} cannot be used: {reason}; start the build that wrote it, or give it up \
@@ -166,6 +166,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+impl From<FolderError> for Error {
+    /// Its text is in this one's, so it is no source besides: who writes causes would write it twice.
+    fn from(error: FolderError) -> Self {
+        Self::Folder(error)
+    }
 }
 
 impl Error {

@@ -124,6 +124,35 @@ impl RawMap {
     }
 }
 
+/// `length` elements of an array map from index `first` on, which must all be there.
+pub(super) fn read_array<V: aya::Pod>(map: BorrowedFd<'_>, first: u32, length: usize) -> io::Result<Vec<V>> {
+    let wanted = u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let before = first.wrapping_sub(1);
+    let before = if first == 0 { 0 } else { (&raw const before) as u64 };
+    let (mut last, mut keys, mut values) = (0_u32, vec![0_u32; length], Vec::<V>::with_capacity(length));
+    let mut attribute = [
+        before,
+        (&raw mut last) as u64,
+        keys.as_mut_ptr() as u64,
+        values.as_mut_ptr() as u64,
+        pair(wanted, number(map)),
+        0,
+        0,
+    ];
+    match call(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attribute) {
+        // There is nothing behind the last of them.
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+        _ => {}
+    }
+    if attribute[4] != pair(wanted, number(map)) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // SAFETY: the kernel has written as many values, of the map's size, which is that of `V`, as the caller's type of map says;
+    // `V` is plain data, for which every bit pattern is valid.
+    unsafe { values.set_len(length) };
+    Ok(values)
+}
+
 /// Runs and nanoseconds of a program, where `kernel.bpf_stats_enabled` is on.
 pub(super) fn run_statistics(program: BorrowedFd<'_>) -> (u64, u64) {
     // SAFETY: plain numbers, for which zero is valid; an all-zero one asks for no array.
