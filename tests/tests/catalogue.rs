@@ -62,7 +62,7 @@ fn every_row_of_every_release_has_data_or_the_true_reason(pair: &mut Pair) -> Re
         let planes = of_release.map(Replay::start).collect::<Result<Vec<_>>>()?;
         let urls: Vec<String> = planes.iter().map(Replay::url).collect();
         let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
-        let arguments: Vec<&str> = ["--interval", "1s"].into_iter().chain(pages).collect();
+        let arguments: Vec<&str> = ["--scrape-interval", "1s"].into_iter().chain(pages).collect();
         let observer = Observer::start(&pair.mesh, 2, &arguments)?;
         let control_plane = of_control_plane(release)?;
         settle(&observer, &control_plane, |row| Some(of_idle_data_plane(row)))?;
@@ -159,7 +159,7 @@ fn traffic(pair: &Pair) -> Result<()> {
 }
 
 fn proxies_pages_are_read_when_asked_for(pair: &mut Pair) -> Result<String> {
-    let observer = Observer::start(&pair.mesh, 2, &["--interval", "1s", "--scrape-proxies"])?;
+    let observer = Observer::start(&pair.mesh, 2, &["--scrape-interval", "1s", "--scrape-proxies"])?;
     let instance = |workload: &Workload| format!("{}:{METRICS}", workload.ipv4);
     let (client, server) = (instance(&pair.client), instance(&pair.server));
     let page = observer.wait(PATIENCE, |page| page.sum(UP, &[PROXY]) == Some(2.0))?;

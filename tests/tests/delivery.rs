@@ -118,7 +118,18 @@ impl Stage {
         let proxy = Proxy::start(script, then)?;
         let (page, url) = (Replay::start(&Capture::named(PAGE)?)?.url(), proxy.url());
         let nobody = format!("nobody-{}", process::id());
-        let own = ["--interval", "1s", "--sidecar-exe", &nobody, "--control-plane", &page, "--emit", &url];
+        let own = [
+            "--interval",
+            "1s",
+            "--scrape-interval",
+            "1s",
+            "--sidecar-exe",
+            &nobody,
+            "--control-plane",
+            &page,
+            "--emit",
+            &url,
+        ];
         let observer = Observer::launch(command, &directory, "", 0, &[&own, arguments].concat())?;
         Ok(Self { observer, proxy, directory })
     }

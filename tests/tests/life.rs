@@ -20,6 +20,7 @@ use harness::{
     observer::Observer,
     pair::{Expected, PATIENCE, Pair},
     referee::Referee,
+    replay::Replay,
     sidecar::{Options, Sidecar},
     tally::{Connections, Tally},
     tools,
@@ -367,13 +368,23 @@ fn default_executable_name(_: &mut ()) -> Result<String> {
     pair.check(Expected::both(2), request_both)
 }
 
-/// Clients that ask for nothing, for half of something, or for a page that they do not take, keep nobody from the metrics and
-/// cost no memory to speak of.
+/// Clients that ask for nothing, for half of something, or for a page of megabytes that they do not take, keep nobody from the
+/// metrics and hold few of the pages in memory, which are new ones every second.
 fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
     const CLIENTS: usize = 1000;
-    const MOST_BYTES: u64 = 8 << 20;
+    const PLANES: usize = 5;
+    const SAMPLES: usize = 10_000;
+    /// Of the pages, as they are kept, five are read at once at most; the rest is what 64 connections have in hand.
+    const MOST_BYTES: u64 = 48 << 20;
     let mesh = Mesh::new()?;
-    let observer = Observer::start(&mesh, 0, &[])?;
+    let lines: String = (0..SAMPLES).map(|number| format!("pilot_x{{n=\"{number:060}\"}} {number}\n")).collect();
+    let page = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{lines}", lines.len());
+    let planes = (0..PLANES).map(|_| Replay::start_with(page.clone().into_bytes())).collect::<Result<Vec<_>>>()?;
+    let urls: Vec<String> = planes.iter().map(Replay::url).collect();
+    let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
+    let arguments: Vec<&str> = ["--scrape-interval", "1s"].into_iter().chain(pages).collect();
+    let observer = Observer::start(&mesh, 0, &arguments)?;
+    observer.wait(PATIENCE, |page| page.sum("mesh_observer_control_plane_up", &[]) == Some(PLANES as f64))?;
     let resident = || -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", observer.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
@@ -392,7 +403,9 @@ fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
         client.write_all(half.as_bytes())?;
         clients.push(client);
         if number % 50 == 49 {
-            observer.scrape().with_context(|| format!("with {} slow clients", clients.len()))?;
+            observer.own_families().with_context(|| format!("with {} slow clients", clients.len()))?;
+            // Time for new pages.
+            sleep(Duration::from_millis(600));
             most = most.max(resident()?);
         }
     }
@@ -401,6 +414,7 @@ fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
     // A page may be as old as the interval between two readings.
     let closed =
         |page: &Exposition| page.sum("mesh_observer_scrape_connections_refused_total", &[]).unwrap_or_default();
+    ensure!(lines.len() > 800_000, "{} bytes a page", lines.len());
     let page = observer.wait_own(PATIENCE, |page| closed(page) >= 900.0).context("too few were closed to make room")?;
     let closed = closed(&page);
     drop(clients);

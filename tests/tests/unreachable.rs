@@ -56,7 +56,7 @@ fn fixture() -> Result<Fixture> {
 impl Fixture {
     fn arguments(&self) -> Vec<String> {
         let etcd = format!("{}:{}", self.etcd.executable(), self.etcd.page().port());
-        ["--interval", "2s", "--control-plane-exe", &etcd, "--control-plane-exe", &stand_in(&self.mesh)]
+        ["--scrape-interval", "2s", "--control-plane-exe", &etcd, "--control-plane-exe", &stand_in(&self.mesh)]
             .map(str::to_owned)
             .into()
     }

@@ -115,7 +115,32 @@ impl ControlPlane {
                 plane.add(&mut by_name, family.prometheus_name, kind, Part { source, figures: Figures::Zero(family) });
             }
         }
+        plane.leave_out_clashes(&by_name);
         plane
+    }
+
+    /// Leaves out families that are called as a line of another one is: a strict reader refuses a page that has both.
+    fn leave_out_clashes(&mut self, by_name: &HashMap<&str, usize>) {
+        let kind_of = |name: &str| {
+            let own = catalogue::by_prometheus_name(name).filter(|known| known.stability == Stability::Own);
+            let mesh = catalogue::by_prometheus_name(name).filter(|known| known.origin == Origin::Kernel);
+            let scraped = || self.families.get(*by_name.get(name)?).map(|merged| merged.kind);
+            own.or(mesh).map(|known| kind(known.kind)).or_else(scraped)
+        };
+        let clashes = |name: &str| {
+            let stem_of = |suffix| name.strip_suffix(suffix).and_then(kind_of);
+            let is_total = |stem: &str| kind_of(&format!("{stem}_total")) == Some(exposition::Kind::Counter);
+            stem_of("_bucket") == Some(exposition::Kind::Histogram)
+                || ["_sum", "_count", "_created"].into_iter().filter_map(stem_of).any(has_sum_and_count)
+                || name.strip_suffix("_created").is_some_and(is_total)
+        };
+        let names =
+            by_name.iter().filter(|(name, _)| clashes(name) || name.strip_suffix("_total").is_some_and(clashes));
+        let mut clashing: Vec<usize> = names.map(|(_, index)| *index).collect();
+        clashing.sort_unstable();
+        for index in clashing.into_iter().rev() {
+            self.left_out += self.families.remove(index).parts.len() as u64;
+        }
     }
 
     fn add<'a>(&mut self, by_name: &mut HashMap<&'a str, usize>, name: &'a str, kind: exposition::Kind, part: Part) {
@@ -255,6 +280,10 @@ impl<'a> ScrapedLine<'a> {
             pairs(text).for_each(|(name, value)| each(name, &value));
         }
     }
+}
+
+const fn has_sum_and_count(kind: exposition::Kind) -> bool {
+    matches!(kind, exposition::Kind::Histogram | exposition::Kind::Summary)
 }
 
 /// Labels of the target, in the order of [`LABELS`]; what is not known is left out.
@@ -435,6 +464,23 @@ mod tests {
             );
             assert!(written.contains(&line), "{written}");
         }
+    }
+
+    #[test]
+    fn a_family_that_is_called_as_another_ones_line_is_left_out() {
+        let page = concat!(
+            "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n# TYPE c_total counter\nc_total 1\n",
+            "# TYPE a_count counter\na_count 1\n# TYPE a_bucket gauge\na_bucket 1\n",
+        );
+        assert_eq!(plane(&[("a:1", page)]).left_out, 0);
+        for other in ["h_count", "h_bucket", "h_created", "c_created", "h_sum_total"] {
+            let other = format!("# TYPE {other} gauge\n{other} 1\n");
+            // On another page: on the same one it would be the same line twice.
+            let plane = plane(&[("a:1", page), ("b:1", &other)]);
+            assert_eq!((plane.left_out, plane.families().count()), (1, 4), "{other}");
+        }
+        let mesh = "# TYPE istio_request_bytes_count gauge\nistio_request_bytes_count 1\n";
+        assert_eq!(plane(&[("a:1", mesh)]).left_out, 1);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) fn lateness() -> Result<Vec<Row>> {
     let mesh = Mesh::new()?;
     let urls = (0..HANGING).map(|_| hang()).collect::<Result<Vec<_>>>()?;
     let executable = mesh.executable();
-    let only = ["--sidecar-exe", executable.as_str(), "--interval", INTERVAL];
+    let only = ["--sidecar-exe", executable.as_str(), "--interval", INTERVAL, "--scrape-interval", INTERVAL];
     let pages: Vec<&str> = urls.iter().flat_map(|url| ["--control-plane", url]).collect();
     let waiting = start_observer(&mesh, "", 0, &[only.as_slice(), &pages].concat())?;
     let idle = start_observer(&mesh, "", 0, &only)?;

@@ -36,7 +36,7 @@ pub(super) fn cost() -> Result<Vec<Row>> {
     let planes = planes()?;
     let urls: Vec<String> = planes.iter().map(Replay::url).collect();
     let executable = mesh.executable();
-    let only = ["--sidecar-exe", executable.as_str(), "--interval", INTERVAL];
+    let only = ["--sidecar-exe", executable.as_str(), "--interval", INTERVAL, "--scrape-interval", INTERVAL];
     let pages: Vec<&str> = urls.iter().flat_map(|url| ["--control-plane", url]).collect();
     let start = |more: &[&str]| start_observer(&mesh, "", 0, &[&only, more].concat());
     let [scraping, idle, other] = [start(&pages)?, start(&[])?, start(&[])?];

@@ -4,6 +4,8 @@
 //! them (`a="b",c="d"`), ready to be written again; those that the target itself is labelled with get `exported_` in
 //! front, as Prometheus does it. Timestamps, exemplars and `_created` are left out.
 
+mod sound;
+
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
@@ -272,6 +274,8 @@ impl Builder {
     fn bound(&mut self, labels: Labels<'_>) -> Result<u16, TooMuch> {
         let bound = labels.iter().find(|(name, _)| name.plain() == "le").map(|(_, bound)| bound.plain());
         let bound = bound.unwrap_or_default();
+        // OpenMetrics has one spelling of it.
+        let bound = if bound.parse() == Ok(f64::INFINITY) { Cow::Borrowed("+Inf") } else { bound };
         // Buckets come in the order of their bounds, again and again.
         let next = self.last_bound.map_or(0, |last| last + 1);
         if self.page.bounds.get(usize::from(next)).is_some_and(|expected| **expected == *bound) {
@@ -334,6 +338,7 @@ impl Builder {
     #[must_use]
     pub(super) fn finish(self) -> Page {
         let mut page = self.page;
+        sound::keep(&mut page);
         page.labels.shrink_to_fit();
         page.sets.shrink_to_fit();
         page.families.shrink_to_fit();
@@ -415,11 +420,11 @@ pub fn escape(value: &str, text: &mut String) {
 mod tests {
     use super::*;
 
-    fn page(format: Format, text: &str) -> Page {
+    pub(super) fn page(format: Format, text: &str) -> Page {
         Page::read(format, text).unwrap()
     }
 
-    fn said(page: &Page) -> Vec<String> {
+    pub(super) fn said(page: &Page) -> Vec<String> {
         let lines = page.families().iter().flat_map(|family| {
             page.lines(family).map(|line| {
                 let bound = line.bound.map(|bound| format!(" le {bound}")).unwrap_or_default();
