@@ -109,7 +109,14 @@ fn snapshot(
 ) -> Arc<Snapshot> {
     let at = SystemTime::now();
     Model::new(at, Duration::from_mins(15)).update(Inputs {
-        reading: &Reading { at, kernel, processes: Vec::new(), control_plane, outcomes: Vec::new() },
+        reading: &Reading {
+            at,
+            steady: Duration::ZERO,
+            kernel,
+            processes: Vec::new(),
+            control_plane,
+            outcomes: Vec::new(),
+        },
         running,
         ended: &[],
         components: &[],

@@ -203,6 +203,7 @@ struct State {
     scrapes: Option<Box<dyn Fn() -> crate::model::ScrapeFigures + Send + Sync>>,
     percentiles: bool,
     limits: Limits,
+    began: Instant,
     /// Since when there has been no sidecar, until that is said.
     lonely: Option<Instant>,
 }
@@ -249,6 +250,7 @@ impl Node {
             scrapes: None,
             percentiles,
             limits: Limits::default(),
+            began: Instant::now(),
             lonely: Some(Instant::now()),
         })));
         Ok((node, memory))
@@ -500,7 +502,7 @@ impl State {
             scrapes: self.scrapes.as_ref().map(|figures| figures()),
         };
         let control_plane = self.control_plane.read();
-        let reading = Reading { at, kernel, processes, control_plane, outcomes };
+        let reading = Reading { at, steady: self.began.elapsed(), kernel, processes, control_plane, outcomes };
         let snapshot = round.finish(&reading, &self.components, &own);
         if self.model.take_changed() || self.forgetful {
             self.remember();

@@ -1,5 +1,17 @@
 //! HTTP clients: no redirects, a time-out for everything, and a choice of whom to trust over TLS.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
 use std::{
     fs, io,
     path::{Path, PathBuf},

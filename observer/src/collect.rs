@@ -19,6 +19,8 @@ use crate::discovery::ProcessId;
 pub struct Reading {
     /// When the round began, by the wall clock.
     pub at: SystemTime,
+    /// The same as time since the observer began, by a clock that nobody sets.
+    pub steady: Duration,
     /// What the kernel programs counted, or why it could not be read.
     pub kernel: Option<KernelReading>,
     /// What the kernel accounts for the processes of the mesh, those that could be read.

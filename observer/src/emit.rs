@@ -4,6 +4,18 @@
 //! of bounded size. A queue that is full drops its oldest; figures are cumulative, so the next report still holds all
 //! counts. Every drop is counted.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
 pub mod prometheus;
 pub mod selection;
 pub mod spool;
@@ -55,6 +67,7 @@ pub enum Form {
 impl Batch {
     /// The text, gzipped.
     #[must_use]
+    #[expect(clippy::expect_used, reason = "writing to memory does not fail")]
     pub fn compressed(&self) -> Bytes {
         let mut encoder = GzEncoder::new(Vec::with_capacity(self.text.len() / 16), Compression::fast());
         encoder.write_all(&self.text).expect("writing to memory does not fail");
@@ -64,8 +77,9 @@ impl Batch {
     /// Two halves, cut between lines; `None` if there is only one.
     fn split(&self) -> Option<(Self, Self)> {
         let middle = self.text.len() / 2;
-        let before = self.text[..middle].iter().rposition(|byte| *byte == b'\n');
-        let after = || self.text[middle..].iter().position(|byte| *byte == b'\n').map(|at| middle + at);
+        let (one, other) = self.text.split_at(middle);
+        let before = one.iter().rposition(|byte| *byte == b'\n');
+        let after = || other.iter().position(|byte| *byte == b'\n').map(|at| middle + at);
         let cut = before.or_else(after)? + 1;
         let half = |text: Bytes| {
             let points = text.iter().filter(|byte| **byte == b'\n').count() as u64;

@@ -121,7 +121,7 @@ pub struct Model {
     /// Since when the kernel's counters go on.
     counting_since: SystemTime,
     before: SystemTime,
-    closed: SystemTime,
+    closed: Duration,
     retention: Duration,
     known: Vec<Arc<Sidecar>>,
     peers: Arc<Peers>,
@@ -149,7 +149,7 @@ impl Model {
             started,
             counting_since: started,
             before: started,
-            closed: started,
+            closed: Duration::ZERO,
             retention,
             known: Vec::new(),
             directory: Directory::new([].iter(), &peers),
@@ -271,8 +271,8 @@ impl Round<'_> {
             }
         }
         let interval = self.closes_interval.then(|| {
-            let length = now.duration_since(model.closed).unwrap_or_default();
-            model.closed = now;
+            let length = reading.steady.saturating_sub(model.closed);
+            model.closed = reading.steady;
             length
         });
         let (http, tcp) = (series(&model.http), series(&model.tcp));
@@ -282,7 +282,17 @@ impl Round<'_> {
         let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
         let mut control_plane = ControlPlane::new(&reading.control_plane);
         let own = self.own(reading, components, own, &mut control_plane);
-        Arc::new(Snapshot { at: now, began: self.model.started, interval, http, grpc, tcp, own, control_plane })
+        Arc::new(Snapshot {
+            at: now,
+            steady: reading.steady,
+            began: self.model.started,
+            interval,
+            http,
+            grpc,
+            tcp,
+            own,
+            control_plane,
+        })
     }
 
     fn own(
@@ -467,6 +477,8 @@ pub const MESH_FAMILIES: usize = 10;
 pub struct Snapshot {
     /// When it was read, by the wall clock.
     pub at: SystemTime,
+    /// The same as time since the observer began, by a clock that nobody sets.
+    pub steady: Duration,
     /// When this process began to observe; totals may be older.
     pub began: SystemTime,
     /// Length of the reporting interval that this snapshot closes, if it closes one.

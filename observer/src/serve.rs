@@ -5,6 +5,18 @@
 //! that a client may stall and that an answer may take are limited, and pages are written piece by piece as the client takes
 //! them.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
 mod patient;
 mod readings;
 

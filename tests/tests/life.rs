@@ -382,7 +382,7 @@ fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
     let planes = (0..PLANES).map(|_| Replay::start_with(page.clone().into_bytes())).collect::<Result<Vec<_>>>()?;
     let urls: Vec<String> = planes.iter().map(Replay::url).collect();
     let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
-    let arguments: Vec<&str> = ["--scrape-interval", "1s"].into_iter().chain(pages).collect();
+    let arguments: Vec<&str> = ["--scrape-interval", "2s"].into_iter().chain(pages).collect();
     let observer = Observer::start(&mesh, 0, &arguments)?;
     observer.wait(PATIENCE, |page| page.sum("mesh_observer_control_plane_up", &[]) == Some(PLANES as f64))?;
     let resident = || -> Result<u64> {

@@ -229,6 +229,7 @@ impl<I> Gzip<I> {
 impl<I: Iterator<Item = Bytes>> Iterator for Gzip<I> {
     type Item = Bytes;
 
+    #[expect(clippy::expect_used, reason = "writing to memory does not fail")]
     fn next(&mut self) -> Option<Bytes> {
         let encoder = self.encoder.as_mut()?;
         for piece in self.pieces.by_ref() {
@@ -352,7 +353,7 @@ fn write_point(text: &mut String, family: &Family, point: &Point<'_>, labels: &s
                 sample(text, name, "_bucket", labels, Some((le, if point_zero { ".0" } else { "" })), &count);
             }
             sample(text, name, "_sum", labels, None, &histogram.sum());
-            sample(text, name, "_count", labels, None, &cumulative[LE.len() - 1]);
+            sample(text, name, "_count", labels, None, &histogram.count());
         }
         Value::Lateness(lateness) => {
             for (le, count) in lateness.buckets() {

@@ -62,8 +62,8 @@ pub fn is_like(pattern: &str, name: &str) -> bool {
     let Some(mut rest) = name.strip_prefix(first) else { return false };
     let Some(last) = parts.next_back() else { return rest.is_empty() };
     for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
+        let Some((_, behind)) = rest.split_once(part) else { return false };
+        rest = behind;
     }
     rest.ends_with(last)
 }

@@ -26,7 +26,7 @@ pub mod token;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 pub use self::line::point_tag;
@@ -116,7 +116,8 @@ pub struct Lines {
     tcp: Accounts<SeriesId, Projection, TcpFigures>,
     /// Totals of the last report, for rates.
     previous: HashMap<Arc<Projection>, Arc<HttpFigures>>,
-    reported: Option<SystemTime>,
+    /// When the last report was, by the wall clock and by the steady one.
+    reported: Option<(SystemTime, Duration)>,
     ledger: Ledger,
 }
 
@@ -168,7 +169,7 @@ impl Lines {
 
     /// Adds up what differs only in labels that are not sent.
     fn aggregate(&mut self, snapshot: &Snapshot) {
-        let at = Moment { now: snapshot.at, before: self.reported.unwrap_or(snapshot.at) };
+        let at = Moment { now: snapshot.at, before: self.reported.map_or(snapshot.at, |(at, _)| at) };
         add_up(&mut self.http, &snapshot.http, &self.kept_http, at);
         add_up(&mut self.tcp, &snapshot.tcp, &self.kept_tcp, at);
     }
@@ -176,7 +177,7 @@ impl Lines {
     /// The rate of every bucket since the last report needs that report's totals; none before the second.
     fn requests(&mut self, snapshot: &Snapshot) -> Vec<Requests> {
         let rates = self.options.names == Names::Collector;
-        let elapsed = self.reported.and_then(|before| snapshot.at.duration_since(before).ok());
+        let elapsed = self.reported.map(|(_, before)| snapshot.steady.saturating_sub(before));
         let requests: Vec<_> = self
             .http
             .exposed()
@@ -194,7 +195,7 @@ impl Lines {
         if rates {
             self.previous = requests.iter().map(|own| (own.labels.clone(), own.total.clone())).collect();
         }
-        self.reported = Some(snapshot.at);
+        self.reported = Some((snapshot.at, snapshot.steady));
         requests
     }
 }

@@ -205,6 +205,7 @@ pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
     let program = |name, runs| ProgramReading { name, links: 5, runs, run_time: Duration::from_micros(runs) };
     Reading {
         at: at(seconds),
+        steady: Duration::from_secs(seconds),
         kernel: Some(KernelReading {
             series,
             health: COUNTERS.into_iter().zip(1..).collect(),

@@ -122,8 +122,14 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
     let tcp = SeriesReading { opened: 1, ..SeriesReading::empty(tcp) };
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let kernel = KernelReading { series: vec![http, tcp], ..KernelReading::default() };
-    let reading =
-        Reading { at, kernel: Some(kernel), processes: Vec::new(), control_plane: Vec::new(), outcomes: Vec::new() };
+    let reading = Reading {
+        at,
+        steady: Duration::ZERO,
+        kernel: Some(kernel),
+        processes: Vec::new(),
+        control_plane: Vec::new(),
+        outcomes: Vec::new(),
+    };
     Model::new(at, Duration::from_secs(60)).update(Inputs {
         reading: &reading,
         running: &[Arc::new(sidecar)],

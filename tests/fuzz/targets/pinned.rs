@@ -120,8 +120,14 @@ fn memory(bytes: &[u8]) {
 fn expose(mut model: Model, at: SystemTime) {
     let series = [SeriesReading::empty(observer_ebpf::SeriesKey::default())];
     let kernel = KernelReading { series: series.into(), ..KernelReading::default() };
-    let reading =
-        Reading { at, kernel: Some(kernel), processes: Vec::new(), control_plane: Vec::new(), outcomes: Vec::new() };
+    let reading = Reading {
+        at,
+        steady: Duration::ZERO,
+        kernel: Some(kernel),
+        processes: Vec::new(),
+        control_plane: Vec::new(),
+        outcomes: Vec::new(),
+    };
     let snapshot = model.update(Inputs {
         reading: &reading,
         running: &[],

@@ -33,13 +33,13 @@ impl Glob {
 fn matches(tokens: &[Token], text: &[char]) -> bool {
     let (mut token, mut at) = (0, 0);
     let mut run: Option<(usize, usize)> = None;
-    while at < text.len() {
+    while let Some(&character) = text.get(at) {
         match tokens.get(token) {
             Some(Token::Run) => {
                 run = Some((token + 1, at));
                 token += 1;
             }
-            Some(one) if one.is(text[at]) => (token, at) = (token + 1, at + 1),
+            Some(one) if one.is(character) => (token, at) = (token + 1, at + 1),
             _ => {
                 let Some((after, taken)) = run else { return false };
                 (token, at) = (after, taken + 1);
@@ -47,7 +47,7 @@ fn matches(tokens: &[Token], text: &[char]) -> bool {
             }
         }
     }
-    tokens[token..].iter().all(|rest| *rest == Token::Run)
+    tokens.iter().skip(token).all(|rest| *rest == Token::Run)
 }
 
 impl Token {

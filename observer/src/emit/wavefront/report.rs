@@ -201,7 +201,7 @@ fn request_lines(options: &Options, requests: &Requests, writer: &mut Writer<'_>
             };
             writer.line(&name, Number::Real(value), &tags, None);
         }
-        writer.line(&statistic(family, "count"), Number::Integer(cumulative[LE.len() - 1]), &tags, None);
+        writer.line(&statistic(family, "count"), Number::Integer(view.count()), &tags, None);
         writer.line(&statistic(family, "sum"), Number::Real(view.sum()), &tags, None);
     }
 }
@@ -291,7 +291,7 @@ fn together(options: &Options, all: Vec<Single>) -> Vec<Single> {
     for single in all {
         match alike.entry((single.name.clone(), single.tags.text(), single.le.clone())) {
             Entry::Occupied(known) => {
-                let known = &mut singles[*known.get()];
+                let Some(known) = singles.get_mut(*known.get()) else { continue };
                 known.value = known.value.plus(single.value);
                 known.counter = known.counter.zip(single.counter).map(|(own, other)| (own.0, own.1.min(other.1)));
             }

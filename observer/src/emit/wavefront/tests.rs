@@ -570,3 +570,32 @@ fn a_configuration_whose_points_no_receiver_takes_is_refused() {
     assert!(made(Names::Collector, tags(12), Filters::default()).is_ok());
     assert!(made(Names::Collector, tags(13), Filters::default()).is_err());
 }
+
+#[test]
+fn rates_are_those_of_a_clock_that_nobody_sets() {
+    let rates = |step: i64| {
+        let (mut model, mut encoder) = (Model::new(fixture::at(0), Duration::from_mins(15)), lines(Names::Collector));
+        let sidecars = fixture::sidecars();
+        let mut sent = Vec::new();
+        for (seconds, requests) in [(10, 10), (20, 30)] {
+            let key = fixture::key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200);
+            let mut reading = fixture::reading(seconds, vec![fixture::http(key, &vec![1; requests])]);
+            if seconds == 20 {
+                reading.at = fixture::at(seconds.saturating_add_signed(step));
+            }
+            let snapshot = model.update(Inputs {
+                reading: &reading,
+                running: &sidecars,
+                ended: &[],
+                components: &[],
+                peers: &fixture::peers(),
+                own: &Own::default(),
+                closes_interval: true,
+            });
+            sent = points(&text(&mut encoder, &snapshot));
+        }
+        let name = statistic(&catalogue::REQUEST_DURATION, "bucket");
+        named(&sent, &name).into_iter().map(Point::single).fold(0.0, f64::max)
+    };
+    assert_eq!([rates(0), rates(-15), rates(3600)], [2.0; 3]);
+}

@@ -106,7 +106,8 @@ fn is_summary(page: &Page, lines: &[Line]) -> bool {
         _ => {
             let quantile = page.set(line.set).and_then(quantile).and_then(|quantile| quantile.parse::<f64>().ok());
             // Of no values there is no quantile.
-            quantile.is_some_and(|quantile| (0.0..=1.0).contains(&quantile)) && !(line.value < 0.0)
+            quantile.is_some_and(|quantile| (0.0..=1.0).contains(&quantile))
+                && (line.value >= 0.0 || line.value.is_nan())
         }
     })
 }
