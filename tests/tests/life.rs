@@ -384,7 +384,8 @@ fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
     let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
     let arguments: Vec<&str> = ["--scrape-interval", "2s"].into_iter().chain(pages).collect();
     let observer = Observer::start(&mesh, 0, &arguments)?;
-    observer.wait(PATIENCE, |page| page.sum("mesh_observer_control_plane_up", &[]) == Some(PLANES as f64))?;
+    let up = |page: &Exposition| page.sum("mesh_observer_control_plane_up", &[]) == Some(PLANES as f64);
+    observer.wait(Duration::from_secs(60), up)?;
     let resident = || -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", observer.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;

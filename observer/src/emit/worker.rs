@@ -15,7 +15,10 @@ use super::{
     Batch, Encoder, Failure, Shared, Transport,
     spool::{Oldest, Spool, SpoolError, Waiting},
 };
-use crate::{chance::chance, model::Snapshot};
+use crate::{
+    chance::chance,
+    model::{Snapshot, catalogue},
+};
 
 pub(super) struct Worker {
     encoder: Box<dyn Encoder>,
@@ -76,8 +79,9 @@ impl Worker {
                 self.logged.push(reason);
                 tracing::warn!(
                     "emitter {}: {points} points are not sent, as the receiver would not take them: {reason} \
-                     (mesh_observer_emitter_points_rejected_total counts them)",
-                    self.delivery.shared.name()
+                     ({} counts them)",
+                    self.delivery.shared.name(),
+                    catalogue::EMITTER_REJECTED.prometheus_name
                 );
             }
         }
