@@ -4,6 +4,11 @@
 //! `unknown` although the observer knows, the observer says what it knows. Three things sockets cannot show are never
 //! guessed: `response_flags` is always `-`, the client at the destination leg is unknown, and so is what a gateway
 //! routes to.
+//!
+//! A principal belongs to a connection with mutual TLS, not to a pod. At the destination the peer's handshake tells. At the
+//! source the sidecar's own connection to its peer is not seen; what is known is where the application wanted to go: Istio
+//! uses mutual TLS to ports of services whose pods have a sidecar, and passes on in plaintext what goes to a pod's own address or
+//! to another port (`PassthroughCluster`).
 
 pub mod remembered;
 
@@ -75,6 +80,8 @@ const UNKNOWN: &str = "unknown";
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Cluster name of a mesh that sets none.
 const DEFAULT_CLUSTER: &str = "Kubernetes";
+/// The label by which a pod says that its sidecar takes Istio's mutual TLS; the injector writes it.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// Service name of an inbound port that no service of a known workload maps to.
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 
@@ -402,10 +409,18 @@ struct Own {
     services: Vec<(Vec<ServicePort>, Arc<Service>)>,
 }
 
+/// Who answers at a source leg's original destination.
+struct Outbound<'a> {
+    peer: Option<&'a Peer>,
+    service: Option<Arc<Service>>,
+    /// Whether a service has that address and port, so that the sidecar has a cluster for it.
+    is_by_service: bool,
+}
+
 #[derive(Clone, Debug)]
 struct Peer {
     party: Arc<Party>,
-    /// Known to be in the mesh: the leg to it is mutual TLS.
+    /// Known to be in the mesh: the leg to it is mutual TLS where it is called by a service's name.
     authenticated: bool,
     /// The first service that selects it, by index, else what is said without one.
     service: Option<usize>,
@@ -508,11 +523,11 @@ impl Directory {
             };
             labels.destination_authenticated = labels.security == Security::MutualTls && own.authenticated;
         } else if !own.gateway {
-            let (peer, service) = self.outbound(key);
+            let Outbound { peer, service, is_by_service } = self.outbound(key);
             if let Some(peer) = peer {
                 labels.destination = peer.party.clone();
-                labels.destination_authenticated = peer.authenticated;
-                labels.source_authenticated = peer.authenticated && own.authenticated;
+                labels.destination_authenticated = peer.authenticated && is_by_service;
+                labels.source_authenticated = labels.destination_authenticated && own.authenticated;
             }
             if let Some(service) = service {
                 labels.service = service;
@@ -557,7 +572,7 @@ impl Directory {
     }
 
     /// Who answers at a source leg's original destination, and as which service.
-    fn outbound(&self, key: &SeriesKey) -> (Option<&Peer>, Option<Arc<Service>>) {
+    fn outbound(&self, key: &SeriesKey) -> Outbound<'_> {
         let address = Ipv6Addr::from(key.destination.address).to_canonical();
         let port = key.destination.port;
         let at_address = self.by_service_address.get(&address).map_or(&[][..], Vec::as_slice);
@@ -567,11 +582,13 @@ impl Directory {
             .map(|index| &self.services[*index])
             .find(|service| service.ports.is_empty() || service.ports.iter().any(|known| known.port == port));
         if let Some(service) = service {
-            return (direct.or(service.peer.as_ref()), Some(service.labels.clone()));
+            let peer = direct.or(service.peer.as_ref());
+            return Outbound { peer, service: Some(service.labels.clone()), is_by_service: true };
         }
-        let Some(peer) = direct else { return (None, None) };
-        let service = peer.service.map_or_else(|| peer.no_service.clone(), |index| self.services[index].labels.clone());
-        (Some(peer), Some(service))
+        let service = direct.map(|peer| {
+            peer.service.map_or_else(|| peer.no_service.clone(), |index| self.services[index].labels.clone())
+        });
+        Outbound { peer: direct, service, is_by_service: false }
     }
 }
 
@@ -610,7 +627,9 @@ impl Peer {
     fn new(workload: &Workload, addresses: &[IpAddr], peers: &Peers, pool: &mut Pool) -> Self {
         let party = pool.party(Party::peer(workload));
         Self {
-            authenticated: workload.service_account.is_some() && workload.namespace.is_some(),
+            authenticated: workload.service_account.is_some()
+                && workload.namespace.is_some()
+                && workload.labels.get(TLS_MODE).is_none_or(|mode| mode == "istio"),
             service: peers.services.iter().position(|entry| selects(entry, workload, addresses)),
             no_service: pool.service(UNKNOWN, UNKNOWN, &party.namespace),
             party,
@@ -789,6 +808,48 @@ mod tests {
             assert_eq!(labels["destination_service_name"], name);
             assert!(labels["destination_workload"].starts_with(name));
         }
+    }
+
+    #[test]
+    fn principals_are_of_connections_with_mutual_tls() {
+        let principals = |directory: &Directory, address: &str, protocol| {
+            let labels = directory.resolve(&key(1, LEG_SOURCE, address, protocol, 200));
+            let mut found = Vec::new();
+            labels.tcp(|name, value| {
+                if name.ends_with("_principal") {
+                    found.push(value != UNKNOWN);
+                }
+            });
+            found
+        };
+        for protocol in [PROTOCOL_HTTP, PROTOCOL_GRPC, PROTOCOL_TCP] {
+            for (address, is_secured) in [
+                ("10.96.0.1:80", true),
+                // A port that the service does not have.
+                ("10.96.0.1:81", false),
+                // A pod's own address, at the service's target port and another.
+                ("10.0.0.3:9080", false),
+                ("10.0.0.3:1", false),
+                ("10.0.9.9:1234", false),
+                ("203.0.113.1:443", false),
+            ] {
+                assert_eq!(principals(&directory(), address, protocol), [is_secured; 2], "{address}");
+            }
+        }
+        // A headless service's ports are at its pods' addresses.
+        let mut peers = Peers::clone(&fixture::peers());
+        peers.services[0].addresses.push("10.0.0.3".parse().unwrap());
+        let headless = Directory::new(fixture::sidecars().iter(), &peers);
+        assert_eq!(principals(&headless, "10.0.0.3:80", PROTOCOL_HTTP), [true; 2]);
+        assert_eq!(principals(&headless, "10.0.0.3:9080", PROTOCOL_HTTP), [false; 2]);
+        // A pod whose sidecar says that it takes no mutual TLS.
+        let mut sidecars = fixture::sidecars();
+        for sidecar in &mut sidecars {
+            let workload = Arc::make_mut(&mut Arc::make_mut(sidecar).workload);
+            workload.labels.insert(TLS_MODE.to_owned(), "disabled".to_owned());
+        }
+        let disabled = Directory::new(sidecars.iter(), &fixture::peers());
+        assert_eq!(principals(&disabled, "10.96.0.1:80", PROTOCOL_HTTP), [false; 2]);
     }
 
     #[test]
