@@ -149,6 +149,7 @@ fn sidecar(id: u32) -> Arc<Sidecar> {
         netns_inode: u64::from(id),
         addresses: Vec::new(),
         companions: Vec::new(),
+        is_cgroup_shared: false,
         workload: Arc::new(workload),
     })
 }

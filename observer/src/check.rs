@@ -87,6 +87,8 @@ struct Pins {
 struct Node {
     cgroup_mount: PathBuf,
     hidepid: Option<String>,
+    /// Whether process ids are those of a nested pid namespace.
+    is_nested: bool,
     findings: Vec<Finding>,
     /// Why the metrics pages cannot be reached that should be, by their processes.
     unreachable: BTreeMap<ProcessId, String>,
@@ -123,6 +125,7 @@ fn look(config: &Config) -> Result<Node, String> {
     Ok(Node {
         cgroup_mount: scanner.hierarchy().mount_point().to_owned(),
         hidepid: scanner.hidepid().map(str::to_owned),
+        is_nested: scanner.is_nested(),
         findings: scanner.findings(),
         unreachable: scanner
             .components()
@@ -355,6 +358,13 @@ impl Page {
                 self.item(state, &format!("proc is mounted with hidepid={value}: {so}"));
             }
         }
+        if node.is_nested {
+            self.item("note", "process ids are those of a nested pid namespace, which the kernel does not know");
+            self.detail(
+                "Sidecars are told from their agents by the names of Envoy's worker threads; several in one cgroup",
+            );
+            self.detail("are not told from each other.");
+        }
         let of = |gateway: bool| {
             node.findings.iter().filter_map(move |finding| match finding {
                 Finding::Observed(sidecar) if (sidecar.role == Role::Gateway) == gateway => Some(sidecar),
@@ -495,6 +505,7 @@ mod tests {
             netns_inode: 1,
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             companions: Vec::new(),
+            is_cgroup_shared: false,
             workload: Arc::new(Workload {
                 pod: some(pod),
                 namespace: some("default"),
@@ -550,6 +561,7 @@ mod tests {
             node: Ok(Node {
                 cgroup_mount: "/sys/fs/cgroup".into(),
                 hidepid: None,
+                is_nested: false,
                 findings: vec![
                     sidecar(Role::TproxySidecar, 20, "b-1"),
                     sidecar(Role::Sidecar, 10, "a-1"),
@@ -604,6 +616,7 @@ mod tests {
         facts.node = Ok(Node {
             cgroup_mount: "/sys/fs/cgroup/unified".into(),
             hidepid: Some("invisible".to_owned()),
+            is_nested: true,
             findings: vec![component(50, Some(InsideOnly::Refusing))],
             unreachable: BTreeMap::new(),
         });

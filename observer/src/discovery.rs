@@ -1,10 +1,13 @@
 //! Who is on this node: sidecars, gateways and the control plane's processes with their identity, found through procfs.
 
 pub mod addresses;
+pub mod bootstrap;
 pub mod cgroup;
 pub mod component;
 pub mod container;
 pub mod events;
+pub mod foreign_file;
+pub mod kubelet;
 pub mod pod_labels;
 pub mod proc_files;
 pub mod process;
@@ -206,7 +209,7 @@ pub struct Sidecar {
     pub process: ProcessId,
     /// Sidecar or gateway.
     pub role: Role,
-    /// Why it was taken for that, for `observer check` ("environment POD_NAME", "listens on 15001 and 15006").
+    /// Why it was taken for that, for `observer check` ("its bootstrap's node id says router", "listens on 15001 and 15006").
     pub evidence: String,
     /// cgroup v2 directory, absolute, as mounted here.
     #[serde(serialize_with = "lossy")]
@@ -219,6 +222,9 @@ pub struct Sidecar {
     pub addresses: Vec<IpAddr>,
     /// Other processes in the same cgroup that are no sidecar (pilot-agent).
     pub companions: Vec<ProcessId>,
+    /// Whether one of them is not pilot-agent: an application, maybe, that accepts connections of its own there.
+    #[serde(default)]
+    pub is_cgroup_shared: bool,
     /// Own side of every label.
     pub workload: Arc<Workload>,
 }
@@ -275,10 +281,14 @@ pub fn cgroup_defaults<'a>(sidecars: impl IntoIterator<Item = &'a Arc<Sidecar>>)
     defaults
 }
 
-/// Whether `name`, an executable's file name or a command name that the kernel cut at 15 bytes, is `wanted`.
+/// Whether `name`, an executable's file name or a command name that the kernel cut at 15 bytes, is `wanted`, or what a wrapper
+/// script has in its place [nixpkgs `make-wrapper.sh`: `.NAME-wrapped`].
 fn is_named(wanted: &str, name: &str, cut: bool) -> bool {
     const COMMAND_LENGTH: usize = 15;
-    name == wanted || cut && name.len() == COMMAND_LENGTH && wanted.as_bytes().starts_with(name.as_bytes())
+    let wrapped = name.strip_prefix('.').and_then(|name| name.strip_suffix("-wrapped"));
+    name == wanted
+        || wrapped == Some(wanted)
+        || cut && name.len() == COMMAND_LENGTH && wanted.as_bytes().starts_with(name.as_bytes())
 }
 
 /// `path` as a line of text that no file name can break.

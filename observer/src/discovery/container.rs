@@ -16,7 +16,8 @@ impl Container {
     pub fn of_cgroup(path: &str) -> Self {
         let words = || path.rsplit(|c: char| !c.is_ascii_alphanumeric());
         let is_id = |word: &&str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-        Self { id: words().find(is_id).map(str::to_owned), pod_uid: path.rsplit('/').find_map(pod_uid) }
+        // The outermost is the kubelet's: whatever is below, the container itself may have named.
+        Self { id: words().find(is_id).map(str::to_owned), pod_uid: path.split('/').find_map(pod_uid) }
     }
 }
 
@@ -60,6 +61,8 @@ mod tests {
             (format!("/kubepods/pod{hash}/{id}"), true, Some(hash.as_str())),
             (format!("/system.slice/docker-{id}.scope"), true, None),
             (format!("/kubepods/pod{UID}x/{}", &id[1..]), false, Some(UID)),
+            // A container may make cgroups of its own below its own.
+            (format!("/kubepods/pod{UID}/{id}/pod{hash}/x"), true, Some(UID)),
             ("/user.slice/tripod/app".to_owned(), false, None),
             ("/".to_owned(), false, None),
         ] {

@@ -1,14 +1,14 @@
 //! Pod labels that the downward API mounts into a sidecar's container, where current injectors put what older ones set as
 //! `ISTIO_METAJSON_LABELS` [istio `injection-template.yaml`: volume `istio-podinfo` at `/etc/istio/pod`].
 //!
-//! The file belongs to a container that is not trusted: it is opened without leaving the container's root, never waited
-//! for, and capped.
+//! The file belongs to a container that is not trusted.
 
-use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-
-use super::proc_files::{MOST_NAME, is_printable, printable_text};
+use super::{
+    foreign_file::{self, Base},
+    proc_files::{MOST_NAME, is_printable, printable_text},
+};
 
 const LABELS: &str = "etc/istio/pod/labels";
 /// Most bytes of all labels together; Kubernetes allows far less.
@@ -18,15 +18,7 @@ const MOST_KEY: usize = MOST_NAME + 1 + 63;
 
 /// The labels of the pod whose root directory is given; `None` if there is no such file.
 pub fn read(root: &Path) -> Option<BTreeMap<String, String>> {
-    let root = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = File::from(rustix::fs::openat2(root, LABELS, flags, Mode::empty(), resolve).ok()?);
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
-    let mut lines = Vec::new();
-    file.take(MOST_BYTES as u64).read_to_end(&mut lines).ok()?;
+    let lines = foreign_file::read(root, Base::Root, Path::new(LABELS), MOST_BYTES as u64).ok()?;
     Some(parse(&lines))
 }
 

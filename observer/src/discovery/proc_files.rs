@@ -7,10 +7,13 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use procfs::{FromRead, process::Stat};
+use rustix::fs::{CWD, Mode, OFlags};
 
 use super::{Error, addresses};
 
@@ -19,10 +22,17 @@ const MOST_BYTES: u64 = 1 << 20;
 /// Most bytes of a name: as many as the longest in Kubernetes has (a DNS subdomain).
 pub const MOST_NAME: usize = 253;
 
+/// Most bytes read of a command line of which only the first arguments matter.
+const MOST_BEGINNING: u64 = 4 << 10;
+/// Inode of the initial pid namespace [linux `include/linux/proc_ns.h`, `PROC_PID_INIT_INO`].
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
 /// A proc file system.
 #[derive(Clone, Debug)]
 pub struct ProcFiles {
     root: PathBuf,
+    /// A process whose directory is held open.
+    held: Option<(u32, Arc<OwnedFd>)>,
 }
 
 /// A process's program.
@@ -32,6 +42,14 @@ pub struct Executable {
     pub name: String,
     /// The whole path, without the mark of a file replaced by an upgrade.
     pub path: Option<PathBuf>,
+}
+
+impl Executable {
+    /// Whether it is the dynamic loader, which runs the program that its arguments name [ld.so(8)].
+    #[must_use]
+    pub fn is_loader(&self) -> bool {
+        self.name.starts_with("ld-") || self.name.starts_with("ld.so") || self.name.starts_with("ld64.so")
+    }
 }
 
 /// A listening TCP socket of a network namespace.
@@ -46,21 +64,11 @@ pub struct Listener {
 }
 
 /// The listening TCP sockets of a process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sockets {
     /// The sockets.
     pub listeners: Vec<Listener>,
     /// Whether they are the process's own, or all of its network namespace because its descriptors cannot be read.
-    pub own: bool,
-}
-
-/// Which of the wanted ports a process listens on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listening {
-    /// The ports.
-    pub ports: BTreeSet<u16>,
-    /// Whether they were found among the process's own descriptors, or only in its network namespace because the
-    /// descriptors cannot be read.
     pub own: bool,
 }
 
@@ -80,7 +88,15 @@ pub struct Mount {
 impl ProcFiles {
     /// The proc file system mounted at `root`.
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, held: None }
+    }
+
+    /// The same, with one process's directory held open: all that is read of it is then of one process, and fails once that has
+    /// ended, whoever has its number by then.
+    pub fn holding(&self, pid: u32) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(CWD, self.root.join(pid.to_string()), flags, Mode::empty())?;
+        Ok(Self { root: self.root.clone(), held: Some((pid, Arc::new(directory))) })
     }
 
     /// Every process id now there.
@@ -116,9 +132,20 @@ impl ProcFiles {
         Ok(environment(&self.read(pid, "environ")?, wanted))
     }
 
-    /// Node type of Envoy's `--service-node TYPE~ADDRESS~ID~DOMAIN`.
-    pub fn node_type(&self, pid: u32) -> io::Result<Option<String>> {
-        Ok(node_type(&self.read(pid, "cmdline")?))
+    /// The process's command line, its arguments ended by a zero byte each.
+    pub fn command_line(&self, pid: u32) -> io::Result<Vec<u8>> {
+        self.read(pid, "cmdline")
+    }
+
+    /// The beginning of its command line.
+    pub fn first_arguments(&self, pid: u32) -> io::Result<Vec<u8>> {
+        self.read_at_most(pid, "cmdline", MOST_BEGINNING)
+    }
+
+    /// The process that started it, or that took it over; none for the first of a pid namespace.
+    pub fn parent(&self, pid: u32) -> io::Result<Option<u32>> {
+        let stat = Stat::from_read(File::open(self.path(pid, "stat"))?).map_err(io::Error::other)?;
+        Ok(u32::try_from(stat.ppid).ok().filter(|&parent| parent != 0))
     }
 
     /// cgroup v2 path as this process's reader sees it.
@@ -150,12 +177,6 @@ impl ProcFiles {
         let [trie, route, inet6] =
             ["net/fib_trie", "net/route", "net/if_inet6"].map(|file| self.read(pid, file).unwrap_or_default());
         addresses::of_namespace(&trie, &route, &inet6)
-    }
-
-    /// Which of `wanted` the process listens on over TCP.
-    pub fn listening(&self, pid: u32, wanted: &[u16]) -> io::Result<Listening> {
-        let Sockets { listeners, own } = self.sockets(pid, |port| wanted.contains(&port))?;
-        Ok(Listening { ports: listeners.into_iter().map(|listener| listener.port).collect(), own })
     }
 
     /// The process's listening TCP sockets on those ports that are `wanted`.
@@ -205,20 +226,46 @@ impl ProcFiles {
         fs::read_link(self.root.join("self")).is_ok_and(|link| link == Path::new(&std::process::id().to_string()))
     }
 
+    /// Whether the process ids here are those of a pid namespace below the initial one, so that the kernel's own are others; if
+    /// that cannot be read, it is taken not to be so.
+    pub fn is_nested(&self) -> bool {
+        // Process 1 is the first of the namespace that this proc file system is of; the reader may be in another one.
+        let of = |process: &str| bracketed(&fs::read_link(self.root.join(process).join("ns/pid")).ok()?, "pid:");
+        let namespace = of("1").or_else(|| self.is_own_namespace().then(|| of("self")).flatten());
+        namespace.is_some_and(|inode| inode != INITIAL_PID_NAMESPACE)
+    }
+
     /// The process's root directory, as it sees it.
     pub fn root_directory(&self, pid: u32) -> PathBuf {
         self.path(pid, "root")
     }
 
+    /// The process's working directory.
+    pub fn working_directory(&self, pid: u32) -> PathBuf {
+        self.path(pid, "cwd")
+    }
+
     fn path(&self, pid: u32, file: &str) -> PathBuf {
-        self.root.join(pid.to_string()).join(file)
+        match &self.held {
+            Some((held, directory)) if *held == pid => descriptor_path(directory).join(file),
+            _ => self.root.join(pid.to_string()).join(file),
+        }
     }
 
     fn read(&self, pid: u32, file: &str) -> io::Result<Vec<u8>> {
+        self.read_at_most(pid, file, MOST_BYTES)
+    }
+
+    fn read_at_most(&self, pid: u32, file: &str, most: u64) -> io::Result<Vec<u8>> {
         let mut content = Vec::new();
-        File::open(self.path(pid, file))?.take(MOST_BYTES).read_to_end(&mut content)?;
+        File::open(self.path(pid, file))?.take(most).read_to_end(&mut content)?;
         Ok(content)
     }
+}
+
+/// The path by which this process reaches what is behind one of its descriptors.
+pub fn descriptor_path(descriptor: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }
 
 /// The `hidepid` option of the proc file system at `root`, if it hides anything.
@@ -300,9 +347,60 @@ pub fn environment(bytes: &[u8], wanted: impl Fn(&str) -> Option<usize>) -> BTre
     variables
 }
 
-/// Of the option `--service-node` in a command line.
+/// The type in the option `--service-node TYPE~ADDRESS~ID~DOMAIN` of Envoy's command line.
 pub fn node_type(arguments: &[u8]) -> Option<String> {
-    printable_text(argument(arguments, b"--service-node")?.split(|&byte| byte == b'~').next()?, MOST_NAME)
+    type_of_node(argument(arguments, b"--service-node")?)
+}
+
+/// The type in a node id of Istio's, which has four parts [istio `pkg/model/proxy.go`, `ServiceNode`]; others name nothing.
+pub fn type_of_node(id: &[u8]) -> Option<String> {
+    let parts: Vec<&[u8]> = id.split(|&byte| byte == b'~').collect();
+    if parts.len() == 4 { printable_text(parts[0], MOST_NAME) } else { None }
+}
+
+/// The role of `pilot-agent proxy ROLE`, if a command line is that: a sidecar's where none is named
+/// [istio `pilot/cmd/pilot-agent/app/cmd.go`].
+pub fn agent_role(arguments: &[u8]) -> Option<String> {
+    let mut arguments = arguments.split(|&byte| byte == 0);
+    // An interpreter or a loader may stand in front.
+    arguments.by_ref().take(4).find(|argument| file_name(argument) == b"pilot-agent")?;
+    if arguments.next()? != b"proxy" {
+        return None;
+    }
+    match arguments.next() {
+        None | Some([] | [b'-', ..]) => Some("sidecar".to_owned()),
+        Some(role) => printable_text(role, MOST_NAME),
+    }
+}
+
+/// The names that a process goes by beside its executable's: what it was started as, which is a symbolic link's or a wrapper's
+/// name where there is one, and where a dynamic loader runs it, the names that its first arguments have.
+pub fn called(executable: &Executable, arguments: &[u8]) -> Vec<String> {
+    let most = if executable.is_loader() { 8 } else { 1 };
+    let names = arguments.split(|&byte| byte == 0).take(most).map(file_name);
+    names.filter_map(|name| printable_text(name, MOST_NAME)).collect()
+}
+
+fn file_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
+}
+
+/// Where Envoy's bootstrap configuration is, by its command line [envoy `source/server/options_impl_base.cc`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// Path of a file, as Envoy's own root or working directory has it.
+    pub path: Option<Vec<u8>>,
+    /// Text that is merged over the file.
+    pub text: Option<Vec<u8>>,
+}
+
+impl Configuration {
+    /// As a command line has it.
+    pub fn of(arguments: &[u8]) -> Self {
+        let first =
+            |names: [&[u8]; 2]| names.into_iter().find_map(|name| argument(arguments, name)).map(<[u8]>::to_vec);
+        Self { path: first([b"--config-path", b"-c"]), text: first([b"--config-yaml"; 2]) }
+    }
 }
 
 /// What istiod, galley, mixer and citadel call it, as an address with a port or as a port.
@@ -442,7 +540,7 @@ mod tests {
         let text = "x".repeat(MOST_NAME);
         assert_eq!(printable_text(text.as_bytes(), MOST_NAME).as_ref(), Some(&text));
         assert_eq!(printable_text(format!("{text}x").as_bytes(), MOST_NAME), None);
-        assert_eq!(node_type(format!("envoy\0--service-node={text}x~").as_bytes()), None);
+        assert_eq!(node_type(format!("envoy\0--service-node={text}x~a~b~c").as_bytes()), None);
         for line_end in ["a\nb", "a\u{85}b", "a\u{2028}b", "a\u{2029}b"] {
             assert_eq!(printable_text(line_end.as_bytes(), MOST_NAME), None, "{line_end:?}");
         }
@@ -455,7 +553,7 @@ mod tests {
         fs::create_dir_all(process.join("net")).unwrap();
         let begins: [(&str, &[u8]); 5] = [
             ("environ", b"POD_NAME=a\0"),
-            ("cmdline", b"envoy\0--service-node\0sidecar~\0"),
+            ("cmdline", b"envoy\0--service-node\0sidecar~a~b~c\0"),
             ("cgroup", b"0::/a\n"),
             ("net/tcp", TCP.as_bytes()),
             ("comm", b"envoy\n"),
@@ -471,7 +569,7 @@ mod tests {
             files.environment(7, |_| Some(9)).unwrap(),
             BTreeMap::from([("POD_NAME".to_owned(), "a".to_owned())])
         );
-        assert_eq!(files.node_type(7).unwrap().as_deref(), Some("sidecar"));
+        assert_eq!(node_type(&files.command_line(7).unwrap()).as_deref(), Some("sidecar"));
         assert_eq!(files.cgroup(7).unwrap(), "/a");
         assert_eq!(files.sockets(7, |port| port == 9).unwrap().listeners, []);
     }
@@ -497,11 +595,104 @@ mod tests {
         for (arguments, expected) in [
             (&b"envoy\0-c\0x\0--service-node\0router~10.0.0.1~gw.istio-system~istio-system.svc\0"[..], Some("router")),
             (b"envoy\0--service-node=sidecar~10.0.0.1~a.b~b.svc", Some("sidecar")),
-            (b"envoy\0--service-node-x\0router~", None),
+            (b"envoy\0--service-node\0test-id\0", None),
+            (b"envoy\0--service-node-x\0router~a~b~c", None),
             (b"envoy\0--service-node", None),
             (b"", None),
         ] {
             assert_eq!(node_type(arguments).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn finds_the_agents_role() {
+        for (arguments, expected) in [
+            (&b"/usr/local/bin/pilot-agent\0proxy\0router\0--domain\0x.svc\0"[..], Some("router")),
+            (b"pilot-agent\0proxy\0sidecar\0", Some("sidecar")),
+            (b"pilot-agent\0proxy\0waypoint\0--domain\0", Some("waypoint")),
+            (b"pilot-agent\0proxy\0--domain\0x\0", Some("sidecar")),
+            (b"pilot-agent\0proxy\0", Some("sidecar")),
+            (b"/bin/sh\0/opt/pilot-agent\0proxy\0router\0", Some("router")),
+            (b"pilot-agent\0istio-iptables\0", None),
+            (b"pilot-agent\0request\0GET\0proxy\0", None),
+            (b"my-pilot-agent\0proxy\0router\0", None),
+            (b"", None),
+        ] {
+            assert_eq!(agent_role(arguments).as_deref(), expected, "{}", String::from_utf8_lossy(arguments));
+        }
+    }
+
+    #[test]
+    fn knows_what_a_process_is_called() {
+        let executable = |name: &str| Executable { name: name.to_owned(), path: None };
+        for (file, arguments, expected) in [
+            ("envoy-1.30", &b"/usr/local/bin/envoy\0-c\0envoy\0"[..], &["envoy"][..]),
+            (
+                "ld-linux-x86-64.so.2",
+                b"/lib64/ld-linux-x86-64.so.2\0/usr/bin/envoy\0",
+                &["ld-linux-x86-64.so.2", "envoy"],
+            ),
+            ("ld.so", b"ld.so\0--argv0\0x\0./envoy\0", &["ld.so", "--argv0", "x", "envoy"]),
+            ("envoy", b"", &[]),
+        ] {
+            assert_eq!(called(&executable(file), arguments), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn finds_the_configuration() {
+        for (arguments, path, text) in [
+            (
+                &b"envoy\0-c\0etc/istio/proxy/envoy-rev.json\0--drain-time-s\x0045\0"[..],
+                Some("etc/istio/proxy/envoy-rev.json"),
+                None,
+            ),
+            (b"envoy\0--config-path\0/a\0--config-yaml\0{\"node\":{}}\0", Some("/a"), Some("{\"node\":{}}")),
+            (b"envoy\0--config-path=/a", Some("/a"), None),
+            (b"envoy\0-c", None, None),
+        ] {
+            let found = Configuration::of(arguments);
+            assert_eq!(found.path.as_deref(), path.map(str::as_bytes));
+            assert_eq!(found.text.as_deref(), text.map(str::as_bytes));
+        }
+    }
+
+    #[test]
+    fn what_is_held_stays_one_process() {
+        let root = tempfile::tempdir().unwrap();
+        let process = root.path().join("7");
+        let start = |name: &str| {
+            fs::create_dir_all(&process).unwrap();
+            fs::write(process.join("comm"), name).unwrap();
+            fs::write(process.join("cmdline"), name).unwrap();
+        };
+        start("first");
+        let files = ProcFiles::new(root.path().to_owned());
+        let held = files.holding(7).unwrap();
+        assert_eq!(held.command_line(7).unwrap(), b"first");
+        fs::remove_dir_all(&process).unwrap();
+        start("second");
+        assert_eq!(files.command_line(7).unwrap(), b"second");
+        assert_eq!(held.command_line(7).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_nested_pid_namespace_is_told_by_its_first_process() {
+        for (first, own, nested) in [
+            (Some("pid:[4026531836]"), "pid:[4026532000]", false),
+            (Some("pid:[4026532000]"), "pid:[4026531836]", true),
+            (None, "pid:[4026531836]", false),
+            (None, "pid:[4026532000]", true),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let own_pid = std::process::id().to_string();
+            for (process, link) in [(Some("1"), first), (Some(own_pid.as_str()), Some(own))] {
+                let (Some(process), Some(link)) = (process, link) else { continue };
+                fs::create_dir_all(root.path().join(process).join("ns")).unwrap();
+                std::os::unix::fs::symlink(link, root.path().join(process).join("ns/pid")).unwrap();
+            }
+            std::os::unix::fs::symlink(&own_pid, root.path().join("self")).unwrap();
+            assert_eq!(ProcFiles::new(root.path().to_owned()).is_nested(), nested, "{first:?} {own}");
         }
     }
 
@@ -524,7 +715,8 @@ mod tests {
                 let variables = environment(input, |_| Some(40));
                 prop_assert!(variables.values().all(|value| is_printable(value, 40)));
                 let _ = (node_type(input), monitoring_port(input), listeners(input), mounts(input));
-                let _ = executable(Path::new(&*String::from_utf8_lossy(input)));
+                let executable = executable(Path::new(&*String::from_utf8_lossy(input)));
+                let _ = (agent_role(input), called(&executable, input), Configuration::of(input));
             }
         }
 

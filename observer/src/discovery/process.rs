@@ -1,17 +1,30 @@
 //! What a process is to the mesh, by the facts: pure. The environment is the injector's [istio `injection-template.yaml`],
 //! which pilot-agent hands on to Envoy.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
 
 use super::{
     ProcessId, Role, SidecarRule, Workload, pod_labels,
-    proc_files::{Executable, Listening, MOST_NAME},
+    proc_files::{Executable, MOST_NAME, Sockets},
 };
 
 /// Envoy's port for redirected outbound connections [istio `pkg/config/constants`].
 pub const OUTBOUND_PORT: u16 = 15001;
 /// Envoy's port for redirected inbound connections.
 pub const INBOUND_PORT: u16 = 15006;
+/// Ports that every proxy of Istio's may listen on, whatever its role: administration, debugging, HBONE, status, health, DNS,
+/// metrics [istio.io, application requirements].
+const PROXY_PORTS: [u16; 7] = [15000, 15004, 15008, 15020, 15021, 15053, 15090];
+/// Most ports that are named for people to read.
+const MOST_NAMED: usize = 4;
+/// What is said of a waypoint.
+const WAYPOINT: &str = "it is a waypoint: what it takes (HBONE, port 15008) and what it passes on is encrypted on every \
+    connection, so that none of its requests can be seen; its own figures can be scraped, by --control-plane \
+    http://ADDRESS:15020/stats/prometheus";
 
 /// Everything known of a candidate.
 #[derive(Clone, Debug)]
@@ -22,10 +35,14 @@ pub struct Facts {
     pub executable: Executable,
     /// Its environment, those variables that are [`wanted`]; `None` if it may not be read.
     pub environment: Option<BTreeMap<String, String>>,
-    /// `sidecar`, `router`, … of its `--service-node`.
+    /// `sidecar`, `router`, … in the node id of its `--service-node`.
     pub node_type: Option<String>,
-    /// Which of 15001 and 15006 it listens on; `None` if that was not needed or may not be read.
-    pub listening: Option<Listening>,
+    /// The same of its bootstrap configuration.
+    pub bootstrap: Option<String>,
+    /// The role of the pilot-agent that is its parent or in its cgroup.
+    pub agent: Option<String>,
+    /// Where it listens; `None` if that may not be read.
+    pub listening: Option<Sockets>,
     /// cgroup v2 path as in `/proc/PID/cgroup`.
     pub cgroup: String,
 }
@@ -39,6 +56,8 @@ pub enum Verdict {
         role: Role,
         /// Because of what.
         evidence: String,
+        /// Whether nothing that it may yet do can tell otherwise.
+        is_final: bool,
     },
     /// It is not, for this reason.
     Refused(String),
@@ -68,11 +87,6 @@ pub fn wanted(name: &str) -> Option<usize> {
 }
 
 impl Facts {
-    /// Whether the rest says nothing, so that its listening ports must decide.
-    pub fn need_listeners(&self, rule: Option<&SidecarRule>) -> bool {
-        rule.is_none_or(|rule| rule.role.is_none()) && self.node_type.is_none() && self.injected_by().is_none()
-    }
-
     /// The rule of the configuration file for this process, if any.
     pub fn rule<'a>(&self, rules: &'a [SidecarRule]) -> Option<&'a SidecarRule> {
         rules.iter().find(|rule| {
@@ -104,61 +118,155 @@ impl Facts {
     }
 }
 
-/// Decides by evidence, strongest first: the configuration file, the node type on the command line, the injector's
-/// environment, listeners on Istio's ports.
-pub fn decide(facts: &Facts, rule: Option<&SidecarRule>) -> Verdict {
-    let observed = |role, evidence: String| Verdict::Observed { role, evidence };
-    let tproxy = facts.variable("ISTIO_META_INTERCEPTION_MODE") == Some("TPROXY");
-    let sidecar = if tproxy { Role::TproxySidecar } else { Role::Sidecar };
-    if let Some(role) = rule.and_then(|rule| rule.role) {
-        return observed(role, "[[sidecar]] of the configuration file".to_owned());
+/// Whoever says what a proxy is.
+struct Claim<'a> {
+    /// `sidecar`, `router`, …
+    role: &'a str,
+    /// Who says so, for people to read.
+    source: &'static str,
+}
+
+impl Claim<'_> {
+    fn is_gateway(&self) -> bool {
+        matches!(self.role, "router" | "ingress")
     }
-    match facts.node_type.as_deref() {
-        Some(node @ ("router" | "ingress")) => return observed(Role::Gateway, format!("node type {node}")),
-        Some("sidecar") => return observed(sidecar, "node type sidecar".to_owned()),
-        Some(node) => return Verdict::Refused(format!("its node type {node} is neither sidecar nor gateway")),
-        None => {}
-    }
-    if let Some(evidence) = facts.injected_by() {
-        return observed(sidecar, evidence);
-    }
-    match &facts.listening {
-        Some(Listening { ports, own }) if !ports.is_empty() => {
-            let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(" and ");
-            let who = if *own { "listens" } else { "its network namespace listens" };
-            observed(sidecar, format!("{who} on {ports}"))
-        }
-        Some(_) if facts.environment.is_none() => Verdict::Refused(
-            "its environment may not be read and it listens on neither 15001 nor 15006; give the observer CAP_SYS_PTRACE"
-                .to_owned(),
-        ),
-        Some(_) => Verdict::Refused(
-            "neither sidecar nor gateway: no injector's environment (ISTIO_META_…), no node type sidecar or router, no \
-             listener on 15001 or 15006; if it is one, say so by [[sidecar]] in the configuration file"
-                .to_owned(),
-        ),
-        None => Verdict::Refused(
-            "neither its environment nor its listening sockets may be read; give the observer CAP_SYS_PTRACE".to_owned(),
-        ),
+
+    fn agrees_with(&self, other: &Self) -> bool {
+        self.role == other.role || self.is_gateway() && other.is_gateway()
     }
 }
 
-/// What is odd about an observed process, if anything.
-pub fn warning(facts: &Facts, role: Role) -> Option<String> {
+impl Facts {
+    /// What is said of its role, strongest first: what Envoy was told last overrides what it was told before, and pilot-agent
+    /// tells Envoy.
+    fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
+        let sources = [
+            (&self.node_type, "its node type (--service-node)"),
+            (&self.bootstrap, "the node id of its bootstrap"),
+            (&self.agent, "pilot-agent's command line"),
+        ];
+        sources.into_iter().filter_map(|(role, source)| Some(Claim { role: role.as_deref()?, source }))
+    }
+
+    fn interception_mode(&self) -> Option<&str> {
+        self.variable("ISTIO_META_INTERCEPTION_MODE")
+    }
+
+    /// Which of the ports that connections are redirected to it listens on.
+    fn redirected(&self) -> Vec<u16> {
+        let ports = self.listening.iter().flat_map(|sockets| &sockets.listeners).map(|listener| listener.port);
+        distinct(ports.filter(|port| [OUTBOUND_PORT, INBOUND_PORT].contains(port)))
+    }
+
+    /// Its own ports that others can connect to and that not every proxy has.
+    fn doors(&self) -> Vec<u16> {
+        let own = self.listening.iter().filter(|sockets| sockets.own).flat_map(|sockets| &sockets.listeners);
+        let open = own.filter(|listener| !listener.address.is_loopback()).map(|listener| listener.port);
+        distinct(open.filter(|port| !PROXY_PORTS.contains(port)))
+    }
+
+    /// Whether it has begun to listen, or it cannot be known.
+    fn has_begun(&self) -> bool {
+        self.listening.as_ref().is_none_or(|sockets| !sockets.listeners.is_empty())
+    }
+}
+
+/// Decides by evidence, strongest first: the configuration file; the node id on the command line, then that of the bootstrap;
+/// the role of its pilot-agent; listeners on Istio's ports; the injector's environment, which gateways have too, so that a proxy
+/// with nothing else is a gateway once it listens on ports of others' but not on those.
+pub fn decide(facts: &Facts, rule: Option<&SidecarRule>) -> Verdict {
+    let sidecar = if facts.interception_mode() == Some("TPROXY") { Role::TproxySidecar } else { Role::Sidecar };
+    if let Some(role) = rule.and_then(|rule| rule.role) {
+        let evidence = "[[sidecar]] of the configuration file".to_owned();
+        return Verdict::Observed { role, evidence, is_final: true };
+    }
+    if let Some(claim) = facts.claims().next() {
+        let evidence = format!("{} says {}", claim.source, claim.role);
+        let role = match claim.role {
+            "sidecar" => sidecar,
+            _ if claim.is_gateway() => Role::Gateway,
+            "waypoint" => return Verdict::Refused(format!("{WAYPOINT} ({evidence})")),
+            _ => return Verdict::Refused(format!("{evidence}, which is neither sidecar nor gateway")),
+        };
+        return Verdict::Observed { role, evidence, is_final: facts.has_begun() };
+    }
+    let (injected, redirected) = (facts.injected_by(), facts.redirected());
+    if !redirected.is_empty() {
+        let own = facts.listening.as_ref().is_some_and(|sockets| sockets.own);
+        let who = if own { "listens" } else { "its network namespace listens" };
+        let evidence = injected.into_iter().chain([format!("{who} on {}", named(&redirected))]);
+        let evidence = evidence.collect::<Vec<_>>().join("; ");
+        return Verdict::Observed { role: sidecar, evidence, is_final: true };
+    }
+    if let Some(evidence) = injected {
+        let doors = facts.doors();
+        if doors.is_empty() || facts.interception_mode() == Some("NONE") {
+            return Verdict::Observed { role: sidecar, evidence, is_final: facts.listening.is_none() };
+        }
+        let evidence = format!("{evidence}; listens on {} and on neither 15001 nor 15006", named(&doors));
+        return Verdict::Observed { role: Role::Gateway, evidence, is_final: false };
+    }
+    Verdict::Refused(
+        match (&facts.listening, &facts.environment) {
+            (None, _) => {
+                "neither its environment nor its listening sockets may be read; give the observer CAP_SYS_PTRACE"
+            }
+            (Some(_), None) => {
+                "its environment may not be read and it listens on neither 15001 nor 15006; give the observer \
+                 CAP_SYS_PTRACE"
+            }
+            (Some(_), Some(_)) => {
+                "neither sidecar nor gateway: no node id of Istio's, no pilot-agent, no injector's environment \
+                 (ISTIO_META_…), no listener on 15001 or 15006; if it is one, say so by [[sidecar]] in the configuration file"
+            }
+        }
+        .to_owned(),
+    )
+}
+
+/// What is odd about an observed process.
+pub fn warnings(facts: &Facts, rule: Option<&SidecarRule>, role: Role) -> Vec<String> {
     let pid = facts.process.pid;
-    if facts.variable("ISTIO_META_INTERCEPTION_MODE") == Some("NONE") && role != Role::Gateway {
-        return Some(format!(
-            "process {pid}: interception mode NONE: nothing is redirected to it, so its outbound connections cannot be told \
-             apart and are not counted"
+    let mut warnings = Vec::new();
+    if rule.is_none_or(|rule| rule.role.is_none()) {
+        warnings
+            .extend(contradiction(facts, role).map(|it| format!("process {pid} is taken for a {role}, although {it}")));
+    }
+    if facts.interception_mode() == Some("NONE") && role != Role::Gateway {
+        warnings.push(format!(
+            "process {pid}: interception mode NONE: nothing is redirected to it; of its application's connections those are \
+             counted that go to its listeners at loopback addresses"
         ));
     }
     if facts.cgroup == "/" {
-        return Some(format!(
+        warnings.push(format!(
             "process {pid} is in the root cgroup, which holds every process without one of its own: start the sidecar in its \
              own cgroup (a container or a systemd unit does)"
         ));
     }
-    None
+    warnings
+}
+
+/// What speaks against the role that was decided.
+fn contradiction(facts: &Facts, role: Role) -> Option<String> {
+    let first = facts.claims().next()?;
+    if let Some(other) = facts.claims().find(|other| !other.agrees_with(&first)) {
+        return Some(format!("{} says {} (but {} says {})", other.source, other.role, first.source, first.role));
+    }
+    let redirected = facts.redirected();
+    let own = facts.listening.as_ref().is_some_and(|sockets| sockets.own);
+    (role == Role::Gateway && own && !redirected.is_empty()).then(|| format!("it listens on {}", named(&redirected)))
+}
+
+fn distinct(ports: impl Iterator<Item = u16>) -> Vec<u16> {
+    ports.collect::<BTreeSet<u16>>().into_iter().collect()
+}
+
+/// Ports for people to read.
+fn named(ports: &[u16]) -> String {
+    let shown: Vec<String> = ports.iter().take(MOST_NAMED).map(u16::to_string).collect();
+    let more = if ports.len() > MOST_NAMED { ", …" } else { "" };
+    shown.join(" and ") + more
 }
 
 /// Identity and addresses: the rule's, else the environment's. `mounted_labels` is asked where the environment has none.
@@ -187,6 +295,16 @@ pub fn identity(
             merged(&rule.workload, environment),
             if rule.addresses.is_empty() { addresses } else { rule.addresses.clone() },
         ),
+    }
+}
+
+/// Those of a process's claimed addresses that its network namespace has, which it cannot choose as easily; all that this has
+/// where it claims none, and all that it claims where the namespace's are not known.
+pub fn own_addresses(claimed: Vec<IpAddr>, there: Vec<IpAddr>) -> Vec<IpAddr> {
+    match (claimed.is_empty(), there.is_empty()) {
+        (true, _) => there,
+        (_, true) => claimed,
+        _ => claimed.into_iter().filter(|address| there.contains(address)).collect(),
     }
 }
 
@@ -222,6 +340,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::discovery::proc_files::Listener;
 
     fn facts(environment: &[(&str, &str)], node_type: Option<&str>, ports: &[u16]) -> Facts {
         let variables = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
@@ -230,41 +349,137 @@ mod tests {
             executable: Executable { name: "envoy".to_owned(), path: Some("/usr/local/bin/envoy".into()) },
             environment: Some(variables.collect()),
             node_type: node_type.map(str::to_owned),
-            listening: Some(Listening { ports: ports.iter().copied().collect(), own: true }),
+            bootstrap: None,
+            agent: None,
+            listening: Some(sockets(&ports.iter().map(|&port| ("0.0.0.0", port)).collect::<Vec<_>>(), true)),
             cgroup: "/pods/a".to_owned(),
         }
     }
 
+    fn sockets(listeners: &[(&str, u16)], own: bool) -> Sockets {
+        let listener = |&(address, port): &(&str, u16)| Listener { address: address.parse().unwrap(), port, inode: 1 };
+        Sockets { listeners: listeners.iter().map(listener).collect(), own }
+    }
+
+    /// Role, evidence, and whether they are final.
+    fn verdict(facts: &Facts) -> Option<(Role, String, bool)> {
+        match decide(facts, None) {
+            Verdict::Observed { role, evidence, is_final } => Some((role, evidence, is_final)),
+            Verdict::Refused(_) => None,
+        }
+    }
+
+    const NAME: (&str, &str) = ("ISTIO_META_WORKLOAD_NAME", "reviews");
+    const POD: (&str, &str) = ("POD_NAME", "reviews-1");
+    const TPROXY: (&str, &str) = ("ISTIO_META_INTERCEPTION_MODE", "TPROXY");
+    const REDIRECT: (&str, &str) = ("ISTIO_META_INTERCEPTION_MODE", "REDIRECT");
+
     #[test]
     fn decides_by_evidence() {
         use Role::*;
-        let tproxy = ("ISTIO_META_INTERCEPTION_MODE", "TPROXY");
-        let name = ("ISTIO_META_WORKLOAD_NAME", "reviews");
-        let pod = ("POD_NAME", "reviews-1");
+        let command = |role: &str| format!("its node type (--service-node) says {role}");
+        let environment = |role| Some((role, "environment ISTIO_META_WORKLOAD_NAME".to_owned()));
         for (facts, expected) in [
-            (facts(&[pod, name], Some("sidecar"), &[]), Some((Sidecar, "node type sidecar"))),
-            (facts(&[pod, tproxy], Some("sidecar"), &[]), Some((TproxySidecar, "node type sidecar"))),
-            (facts(&[pod, name], Some("router"), &[]), Some((Gateway, "node type router"))),
-            (facts(&[pod, name], Some("router"), &[15006]), Some((Gateway, "node type router"))),
-            (facts(&[pod, name], Some("waypoint"), &[]), None),
-            (facts(&[name], None, &[]), Some((Sidecar, "environment ISTIO_META_WORKLOAD_NAME"))),
+            (facts(&[POD, NAME], Some("sidecar"), &[]), Some((Sidecar, command("sidecar")))),
+            (facts(&[POD, TPROXY], Some("sidecar"), &[]), Some((TproxySidecar, command("sidecar")))),
+            (facts(&[POD, NAME], Some("router"), &[]), Some((Gateway, command("router")))),
+            (facts(&[POD, NAME], Some("router"), &[15006]), Some((Gateway, command("router")))),
+            (facts(&[POD, NAME], Some("waypoint"), &[]), None),
+            (facts(&[POD, NAME], Some("agentgateway"), &[]), None),
+            (facts(&[NAME], None, &[]), environment(Sidecar)),
             (
-                facts(&[name, tproxy], None, &[]),
-                Some((TproxySidecar, "environment ISTIO_META_INTERCEPTION_MODE and 1 more of the injector's")),
+                facts(&[NAME, TPROXY], None, &[]),
+                Some((
+                    TproxySidecar,
+                    "environment ISTIO_META_INTERCEPTION_MODE and 1 more of the injector's".to_owned(),
+                )),
             ),
-            (facts(&[], None, &[15001, 15006]), Some((Sidecar, "listens on 15001 and 15006"))),
-            (facts(&[], None, &[15006]), Some((Sidecar, "listens on 15006"))),
+            (facts(&[], None, &[15001, 15006]), Some((Sidecar, "listens on 15001 and 15006".to_owned()))),
+            (facts(&[], None, &[15006]), Some((Sidecar, "listens on 15006".to_owned()))),
             // Other products run Envoy in pods too.
-            (facts(&[pod, ("POD_NAMESPACE", "contour")], None, &[]), None),
+            (facts(&[POD, ("POD_NAMESPACE", "contour")], None, &[8080]), None),
             (facts(&[], None, &[]), None),
         ] {
-            let expected = expected.map(|(role, evidence)| (role, evidence.to_owned()));
-            let verdict = match decide(&facts, None) {
-                Verdict::Observed { role, evidence } => Some((role, evidence)),
-                Verdict::Refused(_) => None,
-            };
-            assert_eq!(verdict, expected, "{facts:?}");
+            assert_eq!(verdict(&facts).map(|(role, evidence, _)| (role, evidence)), expected, "{facts:?}");
         }
+    }
+
+    #[test]
+    fn a_gateway_has_a_sidecars_environment_and_is_known_by_the_rest() {
+        let (router, sidecar) = (Some("router".to_owned()), Some("sidecar".to_owned()));
+        for interception in [REDIRECT, TPROXY] {
+            let plain = facts(&[POD, NAME, interception], None, &[]);
+            let of = |facts: Facts| verdict(&facts).map(|(role, ..)| role);
+            let claims = Facts { bootstrap: router.clone(), ..plain.clone() };
+            assert_eq!(of(claims.clone()), Some(Role::Gateway));
+            assert_eq!(of(Facts { agent: router.clone(), ..plain.clone() }), Some(Role::Gateway));
+            // The stronger evidence counts.
+            assert_eq!(of(Facts { agent: sidecar.clone(), ..claims.clone() }), Some(Role::Gateway));
+            assert_ne!(of(Facts { node_type: sidecar.clone(), ..claims.clone() }), Some(Role::Gateway));
+        }
+    }
+
+    #[test]
+    fn what_listens_decides_where_nothing_else_does_and_may_be_learned_later() {
+        let listens = |listeners: &[(&str, u16)]| Facts {
+            listening: Some(sockets(listeners, true)),
+            ..facts(&[POD, NAME, REDIRECT], None, &[])
+        };
+        let every = [("127.0.0.1", 15000), ("0.0.0.0", 15021), ("0.0.0.0", 15090)];
+        for (facts, role, is_final) in [
+            (listens(&[]), Role::Sidecar, false),
+            (listens(&every), Role::Sidecar, false),
+            (listens(&[&every[..], &[("0.0.0.0", 15001), ("0.0.0.0", 15006)]].concat()), Role::Sidecar, true),
+            (listens(&[&every[..], &[("0.0.0.0", 8080)]].concat()), Role::Gateway, false),
+            // A listener for its own application.
+            (listens(&[&every[..], &[("127.0.0.1", 9080)]].concat()), Role::Sidecar, false),
+        ] {
+            let (found, evidence, settled) = verdict(&facts).unwrap();
+            assert_eq!((found, settled), (role, is_final), "{evidence}");
+        }
+        let mut none = listens(&[("0.0.0.0", 9080)]);
+        none.environment.as_mut().unwrap().insert(REDIRECT.0.to_owned(), "NONE".to_owned());
+        assert_eq!(verdict(&none).unwrap().0, Role::Sidecar);
+        // Those of the namespace may be its application's.
+        let mut others = listens(&[("0.0.0.0", 8080)]);
+        others.listening.as_mut().unwrap().own = false;
+        assert_eq!(verdict(&others).unwrap().0, Role::Sidecar);
+        // A claim that what it listens on may still contradict.
+        let young = Facts { bootstrap: Some("router".to_owned()), ..listens(&[]) };
+        assert!(!verdict(&young).unwrap().2);
+    }
+
+    #[test]
+    fn a_waypoint_is_recognised_and_it_is_said_what_can_be_seen_of_it() {
+        let bare = facts(&[POD, NAME], None, &[15008]);
+        let waypoint = || Some("waypoint".to_owned());
+        for facts in [
+            Facts { node_type: waypoint(), ..bare.clone() },
+            Facts { bootstrap: waypoint(), ..bare.clone() },
+            Facts { agent: waypoint(), ..bare.clone() },
+        ] {
+            let Verdict::Refused(reason) = decide(&facts, None) else { panic!("{facts:?}") };
+            for part in ["it is a waypoint", "encrypted", "--control-plane", "says waypoint"] {
+                assert!(reason.contains(part), "{reason}");
+            }
+        }
+    }
+
+    #[test]
+    fn contradictions_are_said() {
+        let mut facts = facts(&[POD, NAME], Some("router"), &[8080]);
+        assert_eq!(warnings(&facts, None, Role::Gateway), [""; 0]);
+        facts.bootstrap = Some("ingress".to_owned());
+        assert_eq!(warnings(&facts, None, Role::Gateway), [""; 0]);
+        facts.agent = Some("sidecar".to_owned());
+        let said = warnings(&facts, None, Role::Gateway);
+        assert!(said[0].contains("taken for a gateway, although pilot-agent's command line says sidecar"), "{said:?}");
+        let rule = SidecarRule { role: Some(Role::Gateway), ..SidecarRule::default() };
+        assert_eq!(warnings(&facts, Some(&rule), Role::Gateway), [""; 0]);
+        facts.agent = None;
+        facts.listening = Some(sockets(&[("0.0.0.0", 15006)], true));
+        let said = warnings(&facts, None, Role::Gateway);
+        assert!(said[0].contains("although it listens on 15006"), "{said:?}");
     }
 
     #[test]
@@ -274,7 +489,7 @@ mod tests {
         assert!(matches!(decide(&facts, None), Verdict::Refused(reason) if reason.contains("CAP_SYS_PTRACE")));
         facts.listening = None;
         assert!(matches!(decide(&facts, None), Verdict::Refused(reason) if reason.contains("CAP_SYS_PTRACE")));
-        facts.listening = Some(Listening { ports: [15001].into(), own: false });
+        facts.listening = Some(sockets(&[("0.0.0.0", 15001)], false));
         assert!(
             matches!(decide(&facts, None), Verdict::Observed { evidence, .. } if evidence.starts_with("its network"))
         );
@@ -295,7 +510,6 @@ mod tests {
         ];
         let rule = facts.rule(&rules);
         assert_eq!(rule, Some(&rules[2]));
-        assert!(!facts.need_listeners(rule));
         assert!(matches!(decide(&facts, rule), Verdict::Observed { role: Role::Gateway, .. }));
         let (workload, addresses) = identity(&facts, rule, || None);
         assert_eq!(workload.namespace.as_deref(), Some("new"));
@@ -340,6 +554,19 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_those_that_it_has() {
+        let list = |text: &str| -> Vec<IpAddr> { text.split_whitespace().map(|it| it.parse().unwrap()).collect() };
+        for (claimed, there, expected) in [
+            ("10.0.0.1 fd00::1", "10.0.0.1 fd00::1 192.168.0.1", "10.0.0.1 fd00::1"),
+            ("10.0.0.9", "10.0.0.1", ""),
+            ("", "10.0.0.1", "10.0.0.1"),
+            ("10.0.0.1", "", "10.0.0.1"),
+        ] {
+            assert_eq!(own_addresses(list(claimed), list(there)), list(expected), "{claimed}");
+        }
+    }
+
+    #[test]
     fn labels_come_from_the_mounted_file_otherwise() {
         let label =
             |value: &str| Some(BTreeMap::from([("service.istio.io/workload-name".to_owned(), value.to_owned())]));
@@ -350,11 +577,11 @@ mod tests {
     #[test]
     fn warns_of_what_cannot_be_counted() {
         let mut facts = facts(&[("ISTIO_META_INTERCEPTION_MODE", "NONE")], None, &[]);
-        assert!(warning(&facts, Role::Sidecar).unwrap().contains("NONE"));
+        assert!(warnings(&facts, None, Role::Sidecar)[0].contains("NONE"));
         facts.environment = None;
-        assert_eq!(warning(&facts, Role::Sidecar), None);
+        assert_eq!(warnings(&facts, None, Role::Sidecar), [""; 0]);
         facts.cgroup = "/".to_owned();
-        assert!(warning(&facts, Role::Sidecar).unwrap().contains("root cgroup"));
+        assert!(warnings(&facts, None, Role::Sidecar)[0].contains("root cgroup"));
     }
 
     proptest! {

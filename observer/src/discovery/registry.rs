@@ -27,12 +27,27 @@ enum Key {
     Pod {
         namespace: String,
         pod: String,
+        /// By its cgroup, which it cannot choose, where that has one.
+        #[serde(default)]
+        uid: Option<String>,
     },
     Cgroup {
         #[serde(serialize_with = "super::lossy")]
         path: PathBuf,
         ordinal: usize,
     },
+}
+
+impl Key {
+    /// Whether it is this pod's, given out maybe by an observer that knew no uids.
+    fn is_of(&self, pod: &Self) -> bool {
+        match (self, pod) {
+            (Self::Pod { namespace, pod, uid: None }, Self::Pod { namespace: other_namespace, pod: other_pod, .. }) => {
+                namespace == other_namespace && pod == other_pod
+            }
+            _ => self == pod,
+        }
+    }
 }
 
 /// As it is kept over a restart of the observer.
@@ -75,16 +90,17 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// The number of a process, which holds it until [`Registry::release`]: its pod's, or that of its place among the
-    /// sidecars of its cgroup.
-    pub fn assign(&mut self, process: ProcessId, workload: &Workload, cgroup: &Path) -> SidecarId {
-        if let Some(key) = self.holders.get(&process) {
-            return self.numbers[key];
+    /// The number of a process, which holds it until [`Registry::release`]: its pod's (the one that its cgroup's `uid` is of),
+    /// or that of its place among the sidecars of its cgroup. One that turns out to be of another pod gets another number.
+    pub fn assign(&mut self, process: ProcessId, workload: &Workload, uid: Option<&str>, cgroup: &Path) -> SidecarId {
+        let pod = workload.namespace.clone().zip(workload.pod.clone());
+        let pod = pod.map(|(namespace, pod)| Key::Pod { namespace, pod, uid: uid.map(str::to_owned) });
+        match (self.holders.get(&process), &pod) {
+            (Some(held), Some(pod)) if held.is_of(pod) => return self.numbers[held],
+            (Some(held @ Key::Cgroup { .. }), None) => return self.numbers[held],
+            _ => self.release(process),
         }
-        let key = match (&workload.namespace, &workload.pod) {
-            (Some(namespace), Some(pod)) => Key::Pod { namespace: namespace.clone(), pod: pod.clone() },
-            _ => self.free_place(cgroup),
-        };
+        let key = pod.unwrap_or_else(|| self.free_place(cgroup));
         self.holders.insert(process, key.clone());
         self.departed.retain(|departed| *departed != key);
         *self.numbers.entry(key).or_insert_with(|| {
@@ -92,6 +108,18 @@ impl Registry {
             self.next += 1;
             number
         })
+    }
+
+    /// A process of another pod that holds this pod's name; one whose cgroup says which pod it is of counts more than one whose
+    /// cgroup does not.
+    pub fn rival(&self, process: ProcessId, namespace: &str, pod: &str, uid: Option<&str>) -> Option<ProcessId> {
+        let is_rival = |key: &Key| match key {
+            Key::Pod { namespace: theirs, pod: name, uid: other } => {
+                theirs == namespace && name == pod && other.is_some() && other.as_deref() != uid
+            }
+            Key::Cgroup { .. } => false,
+        };
+        self.holders.iter().find(|(holder, key)| **holder != process && is_rival(key)).map(|(holder, _)| *holder)
     }
 
     /// Ends all but these processes.
@@ -145,35 +173,73 @@ mod tests {
     #[test]
     fn a_restarted_container_keeps_its_number() {
         let mut registry = Registry::default();
-        let first = registry.assign(process(10), &pod("a"), Path::new("/pod/1"));
+        let first = registry.assign(process(10), &pod("a"), None, Path::new("/pod/1"));
         assert_eq!(first, 1);
         registry.release(process(10));
-        assert_eq!(registry.assign(process(20), &pod("a"), Path::new("/pod/2")), first);
-        assert_eq!(registry.assign(process(20), &pod("a"), Path::new("/pod/2")), first);
-        assert_ne!(registry.assign(process(30), &pod("b"), Path::new("/pod/2")), first);
+        assert_eq!(registry.assign(process(20), &pod("a"), None, Path::new("/pod/2")), first);
+        assert_eq!(registry.assign(process(20), &pod("a"), None, Path::new("/pod/2")), first);
+        assert_ne!(registry.assign(process(30), &pod("b"), None, Path::new("/pod/2")), first);
+    }
+
+    #[test]
+    fn a_pods_name_in_another_pod_is_another_number() {
+        let (mut registry, cgroup) = (Registry::default(), Path::new("/pod"));
+        let victim = registry.assign(process(1), &pod("a"), Some("uid-1"), cgroup);
+        assert_eq!(registry.rival(process(2), "default", "a", Some("uid-2")), Some(process(1)));
+        assert_eq!(registry.rival(process(2), "default", "a", None), Some(process(1)));
+        assert_eq!(registry.rival(process(2), "default", "a", Some("uid-1")), None, "a restart in the same pod");
+        assert_eq!(registry.rival(process(2), "other", "a", Some("uid-2")), None);
+        assert_ne!(registry.assign(process(2), &pod("a"), Some("uid-2"), cgroup), victim);
+        assert_eq!(registry.assign(process(3), &pod("a"), Some("uid-1"), cgroup), victim);
+        // Where cgroups tell nothing, names are all there is.
+        let nameless = registry.assign(process(4), &pod("b"), None, cgroup);
+        assert_eq!(registry.rival(process(5), "default", "b", None), None);
+        assert_eq!(registry.assign(process(5), &pod("b"), None, cgroup), nameless);
+    }
+
+    #[test]
+    fn who_gets_its_name_back_gets_its_number() {
+        let (mut registry, cgroup) = (Registry::default(), Path::new("/pod"));
+        let nobody = registry.assign(process(1), &Workload::default(), Some("uid"), cgroup);
+        assert_eq!(registry.assign(process(1), &Workload::default(), Some("uid"), cgroup), nobody);
+        let named = registry.assign(process(1), &pod("a"), Some("uid"), cgroup);
+        assert_ne!(named, nobody);
+        assert_eq!(registry.assign(process(1), &pod("a"), Some("uid"), cgroup), named);
+        assert_eq!(registry.assign(process(2), &Workload::default(), None, cgroup), nobody, "its place is free");
     }
 
     #[test]
     fn numbers_survive_the_observer() {
         let (mut registry, nobody, cgroup) = (Registry::default(), Workload::default(), Path::new("/service"));
-        let first = registry.assign(process(1), &nobody, cgroup);
-        let second = registry.assign(process(2), &nobody, cgroup);
-        let pod_number = registry.assign(process(3), &pod("a"), cgroup);
+        let first = registry.assign(process(1), &nobody, None, cgroup);
+        let second = registry.assign(process(2), &nobody, None, cgroup);
+        let pod_number = registry.assign(process(3), &pod("a"), None, cgroup);
         let text = serde_json::to_string(&registry).unwrap();
         let mut again: Registry = serde_json::from_str(&text).unwrap();
         assert_eq!(again, registry);
         again.retain(&BTreeSet::from([process(2), process(4)]));
-        assert_eq!(again.assign(process(2), &nobody, cgroup), second);
-        assert_eq!(again.assign(process(5), &nobody, cgroup), first, "its place is free");
-        assert_eq!(again.assign(process(6), &pod("a"), cgroup), pod_number);
-        assert!(again.assign(process(7), &pod("b"), cgroup) > pod_number);
+        assert_eq!(again.assign(process(2), &nobody, None, cgroup), second);
+        assert_eq!(again.assign(process(5), &nobody, None, cgroup), first, "its place is free");
+        assert_eq!(again.assign(process(6), &pod("a"), None, cgroup), pod_number);
+        assert!(again.assign(process(7), &pod("b"), None, cgroup) > pod_number);
+    }
+
+    #[test]
+    fn numbers_of_an_observer_that_knew_no_uids_go_on() {
+        let (mut registry, cgroup) = (Registry::default(), Path::new("/pod"));
+        let number = registry.assign(process(1), &pod("a"), None, cgroup);
+        let mut text = serde_json::to_value(&registry).unwrap();
+        text["numbers"][0][0]["Pod"].as_object_mut().unwrap().remove("uid");
+        text["holders"][0][1]["Pod"].as_object_mut().unwrap().remove("uid");
+        let mut again: Registry = serde_json::from_value(text).unwrap();
+        assert_eq!(again.assign(process(1), &pod("a"), Some("uid"), cgroup), number);
     }
 
     #[test]
     fn numbers_that_do_not_fit_together_are_refused() {
         let (mut registry, cgroup) = (Registry::default(), Path::new("/service"));
-        registry.assign(process(1), &pod("a"), cgroup);
-        registry.assign(process(2), &pod("b"), cgroup);
+        registry.assign(process(1), &pod("a"), None, cgroup);
+        registry.assign(process(2), &pod("b"), None, cgroup);
         registry.release(process(2));
         let whole = serde_json::to_value(&registry).unwrap();
         let again = |change: &dyn Fn(&mut serde_json::Value)| {
@@ -198,25 +264,25 @@ mod tests {
     #[test]
     fn without_a_pod_the_place_in_the_cgroup_counts() {
         let (mut registry, nobody, cgroup) = (Registry::default(), Workload::default(), Path::new("/service"));
-        let first = registry.assign(process(1), &nobody, cgroup);
-        let second = registry.assign(process(2), &nobody, cgroup);
+        let first = registry.assign(process(1), &nobody, None, cgroup);
+        let second = registry.assign(process(2), &nobody, None, cgroup);
         assert_ne!(first, second);
         registry.release(process(1));
-        assert_eq!(registry.assign(process(3), &nobody, cgroup), first);
-        assert_eq!(registry.assign(process(2), &nobody, cgroup), second);
+        assert_eq!(registry.assign(process(3), &nobody, None, cgroup), first);
+        assert_eq!(registry.assign(process(2), &nobody, None, cgroup), second);
     }
 
     #[test]
     fn forgets_the_oldest_departed_and_never_reuses_its_number() {
         let mut registry = Registry::default();
-        let first = registry.assign(process(0), &pod("0"), Path::new("/"));
+        let first = registry.assign(process(0), &pod("0"), None, Path::new("/"));
         registry.release(process(0));
         for pid in 1..=DEPARTED as u32 {
-            registry.assign(process(pid), &pod(&pid.to_string()), Path::new("/"));
+            registry.assign(process(pid), &pod(&pid.to_string()), None, Path::new("/"));
             registry.release(process(pid));
         }
         assert_eq!((registry.departed.len(), registry.numbers.len()), (DEPARTED, DEPARTED));
-        assert!(registry.assign(process(0), &pod("0"), Path::new("/")) > first + DEPARTED as u32);
+        assert!(registry.assign(process(0), &pod("0"), None, Path::new("/")) > first + DEPARTED as u32);
     }
 
     proptest! {
@@ -231,7 +297,7 @@ mod tests {
                 } else {
                     living.entry(pid).or_insert_with(|| {
                         let workload = if name == 0 { Workload::default() } else { pod(&name.to_string()) };
-                        (name, registry.assign(process(pid), &workload, Path::new("/x")))
+                        (name, registry.assign(process(pid), &workload, None, Path::new("/x")))
                     });
                 }
                 for (one, (name, number)) in &living {

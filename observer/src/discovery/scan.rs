@@ -1,7 +1,7 @@
 //! The node's sidecars and control-plane processes as one look at /proc shows them, compared with the look before.
 //!
-//! A full look costs one `readlink` a process, and some ten reads more a sidecar that is new. A sidecar that is known costs
-//! two reads, and one more for each process beside it.
+//! A full look costs one `readlink` and one read a process, and some twenty reads more a sidecar that is new. A sidecar that is
+//! known costs three reads, and two more for each process beside it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,15 +11,18 @@ use std::{
 };
 
 use super::{
-    Change, DiscoveryConfig, Error, Finding, ProcessId, Role, Sidecar, Workload,
+    Change, DiscoveryConfig, Error, Finding, ProcessId, Role, Sidecar, SidecarRule, Workload, bootstrap,
     cgroup::Hierarchy,
     component::{self, Component, ComponentRule, Surroundings},
     container::Container,
-    is_named, pod_labels, printable,
-    proc_files::{Executable, ProcFiles, hidepid},
+    is_named, kubelet, pod_labels, printable,
+    proc_files::{self, Executable, ProcFiles, agent_role, hidepid},
     process::{self, Facts, INBOUND_PORT, OUTBOUND_PORT, Verdict},
     registry::Registry,
 };
+
+/// Most processes of a cgroup that are asked whether they are pilot-agent.
+const MOST_NEIGHBOURS: usize = 64;
 
 /// What is known of the node.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ pub struct Scanner {
     files: ProcFiles,
     hierarchy: Hierarchy,
     hidepid: Option<String>,
+    is_nested: bool,
     registry: Registry,
     candidates: BTreeMap<u32, Candidate>,
     named: BTreeMap<PathBuf, Arc<Sidecar>>,
@@ -35,9 +39,22 @@ pub struct Scanner {
 
 #[derive(Clone, Debug)]
 enum Candidate {
-    Observed { sidecar: Arc<Sidecar>, cgroup: String, warning: Option<String> },
-    Component { component: Arc<Component>, cgroup: String },
-    Refused { process: ProcessId, executable: String, reason: String },
+    Observed {
+        sidecar: Arc<Sidecar>,
+        cgroup: String,
+        /// Whether nothing that it may yet do can tell otherwise what it is and whose.
+        is_final: bool,
+        warnings: Vec<String>,
+    },
+    Component {
+        component: Arc<Component>,
+        cgroup: String,
+    },
+    Refused {
+        process: ProcessId,
+        executable: String,
+        reason: String,
+    },
 }
 
 /// What a process of some executable would be.
@@ -82,10 +99,10 @@ impl Candidate {
         !self.is_open() && self.component().is_none_or(|component| component.page.as_ref().is_ok_and(|it| !it.is_guess))
     }
 
-    /// Whether another look is needed to tell anything.
+    /// Whether another look is needed soon.
     fn is_open(&self) -> bool {
         match self {
-            Self::Observed { .. } => false,
+            Self::Observed { is_final, .. } => !is_final,
             Self::Component { component, .. } => component.page.is_err(),
             Self::Refused { .. } => true,
         }
@@ -124,7 +141,8 @@ impl Scanner {
             hierarchy.named(cgroup)?;
         }
         let (registry, candidates, named) = Default::default();
-        Ok(Self { config, files, hierarchy, hidepid: None, registry, candidates, named })
+        let is_nested = files.is_nested();
+        Ok(Self { config, files, hierarchy, hidepid: None, is_nested, registry, candidates, named })
     }
 
     /// Goes on with the numbers of an earlier observer.
@@ -187,7 +205,7 @@ impl Scanner {
         self.candidates.contains_key(&pid)
     }
 
-    /// Whether it has, and is not observed, or its metrics page is not known.
+    /// Whether it has, and is not observed or may yet turn out to be something else, or its metrics page is not known.
     pub fn is_open(&self, pid: u32) -> bool {
         self.candidates.get(&pid).is_some_and(Candidate::is_open)
     }
@@ -222,6 +240,11 @@ impl Scanner {
         self.hidepid.as_deref()
     }
 
+    /// Whether process ids here are not the kernel's own.
+    pub fn is_nested(&self) -> bool {
+        self.is_nested
+    }
+
     /// What is observed, what is not and why, and what to be warned of.
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings: Vec<Finding> = self.sidecars().cloned().map(Finding::Observed).collect();
@@ -232,9 +255,9 @@ impl Scanner {
                 findings.push(Finding::Refused { process: *process, executable, reason });
             }
         }
-        let warnings = self.candidates.values().filter_map(|candidate| match candidate {
-            Candidate::Observed { warning, .. } => warning.clone(),
-            Candidate::Component { .. } | Candidate::Refused { .. } => None,
+        let warnings = self.candidates.values().flat_map(|candidate| match candidate {
+            Candidate::Observed { warnings, .. } => warnings.clone(),
+            Candidate::Component { .. } | Candidate::Refused { .. } => Vec::new(),
         });
         findings.extend(warnings.chain(self.shared_cgroups()).chain(self.nested_cgroups()).map(Finding::Warning));
         findings
@@ -245,16 +268,21 @@ impl Scanner {
         for sidecar in self.sidecars() {
             cgroups.entry(&sidecar.cgroup).or_default().push(sidecar);
         }
-        cgroups.into_iter().filter_map(|(cgroup, mut sidecars)| {
+        cgroups.into_iter().filter_map(move |(cgroup, mut sidecars)| {
             sidecars.sort_by_key(|sidecar| (sidecar.process.start_time, sidecar.process.pid));
             let first = sidecars[0];
             if sidecars.iter().all(|sidecar| sidecar.id == first.id) {
                 return None;
             }
             let pids: Vec<String> = sidecars.iter().map(|sidecar| sidecar.process.pid.to_string()).collect();
+            let which = if self.is_nested {
+                "in a nested pid namespace, where none is told from the other, every connection"
+            } else {
+                "a connection that none of them was seen to open or accept"
+            };
             Some(format!(
-                "cgroup {} holds {} sidecars (processes {}): a connection that none of them was seen to open or accept \
-                 is counted for process {}, which started first; give each a cgroup of its own",
+                "cgroup {} holds {} sidecars (processes {}): {which} is counted for process {}, which started first; give \
+                 each a cgroup of its own",
                 printable(cgroup),
                 sidecars.len(),
                 pids.join(", "),
@@ -280,20 +308,7 @@ impl Scanner {
 
     /// A vanished process is no error: it is as if it had not been there.
     fn examine(&mut self, pid: u32) -> Vec<Change> {
-        let looked = self.files.executable(pid).and_then(|executable| {
-            let Some(kind) = self.kind(&executable) else { return Ok(None) };
-            let process = ProcessId { pid, start_time: self.files.start_time(pid)? };
-            match self.candidates.get(&pid) {
-                Some(known)
-                    if known.process() == process
-                        && known.is_settled()
-                        && known.cgroup() == Some(&self.files.cgroup(pid)?) =>
-                {
-                    Ok(Some(known.clone()))
-                }
-                _ => self.judge(process, executable, kind).map(Some),
-            }
-        });
+        let looked = self.looked_at(pid);
         match looked {
             Ok(Some(candidate)) => self.replace(pid, candidate),
             Ok(None) => self.forget(pid).into_iter().collect(),
@@ -305,45 +320,96 @@ impl Scanner {
         }
     }
 
-    /// What a process of this executable would be.
-    fn kind(&self, executable: &Executable) -> Option<Kind> {
-        let is = |wanted: &str| is_named(wanted, &executable.name, executable.path.is_none());
-        if self.config.executables.iter().any(|wanted| is(wanted)) {
-            return Some(Kind::Sidecar);
+    fn looked_at(&mut self, pid: u32) -> io::Result<Option<Candidate>> {
+        // Most processes are neither, and need no more than this.
+        if self.kind(&self.files, pid)?.is_none() {
+            return Ok(None);
         }
-        self.config.components.iter().find(|rule| is(&rule.executable)).cloned().map(Kind::Component)
+        let files = self.files.holding(pid)?;
+        let process = ProcessId { pid, start_time: files.start_time(pid)? };
+        let Some((kind, executable)) = self.kind(&files, pid)? else { return Ok(None) };
+        if let Some(known) = self.candidates.get(&pid)
+            && known.process() == process
+            && known.is_settled()
+            && known.cgroup() == Some(&files.cgroup(pid)?)
+        {
+            return Ok(Some(known.clone()));
+        }
+        self.judge(&files, process, executable, kind).map(Some)
     }
 
-    fn judge(&mut self, process: ProcessId, executable: Executable, kind: Kind) -> io::Result<Candidate> {
+    /// What a process would be by the name of its executable, or by what it is called.
+    fn kind(&self, files: &ProcFiles, pid: u32) -> io::Result<Option<(Kind, Executable)>> {
+        let executable = files.executable(pid)?;
+        let cut = executable.path.is_none();
+        let of = |name: &str, cut: bool| {
+            if self.config.executables.iter().any(|wanted| is_named(wanted, name, cut)) {
+                return Some(Kind::Sidecar);
+            }
+            self.config
+                .components
+                .iter()
+                .find(|rule| is_named(&rule.executable, name, cut))
+                .cloned()
+                .map(Kind::Component)
+        };
+        if let Some(kind) = of(&executable.name, cut) {
+            return Ok(Some((kind, executable)));
+        }
+        // Whoever may not read it has the name that the kernel keeps.
+        let arguments = permitted(files.first_arguments(pid))?.unwrap_or_default();
+        let called = proc_files::called(&executable, &arguments);
+        Ok(called.iter().find_map(|name| of(name, false)).map(|kind| (kind, executable)))
+    }
+
+    fn judge(
+        &mut self,
+        files: &ProcFiles,
+        process: ProcessId,
+        executable: Executable,
+        kind: Kind,
+    ) -> io::Result<Candidate> {
         let pid = process.pid;
         let mut facts = Facts {
             process,
             executable,
-            environment: permitted(self.files.environment(pid, process::wanted))?,
-            node_type: permitted(self.files.node_type(pid))?.flatten(),
+            environment: permitted(files.environment(pid, process::wanted))?,
+            node_type: None,
+            bootstrap: None,
+            agent: None,
             listening: None,
-            cgroup: self.files.cgroup(pid)?,
+            cgroup: files.cgroup(pid)?,
         };
         match kind {
-            Kind::Component(rule) => self.component(facts, &rule),
+            Kind::Component(rule) => self.component(files, facts, &rule),
             Kind::Sidecar => {
-                if facts.need_listeners(facts.rule(&self.config.rules)) {
-                    facts.listening = permitted(self.files.listening(pid, &[OUTBOUND_PORT, INBOUND_PORT]))?;
-                }
-                Ok(self.sidecar(facts))
+                let arguments = permitted(files.command_line(pid))?.unwrap_or_default();
+                facts.node_type = proc_files::node_type(&arguments);
+                facts.bootstrap = bootstrap::node_type(files, pid, &arguments);
+                facts.agent = self.agent(files, pid, &facts.cgroup);
+                facts.listening = permitted(files.sockets(pid, |_| true))?;
+                Ok(self.sidecar(files, facts))
             }
         }
     }
 
-    fn component(&self, facts: Facts, rule: &ComponentRule) -> io::Result<Candidate> {
+    /// The role of the pilot-agent that started a process, or of one in its cgroup.
+    fn agent(&self, files: &ProcFiles, pid: u32, cgroup: &str) -> Option<String> {
+        let directory = self.hierarchy.directory(cgroup).ok();
+        let neighbours = directory.iter().flat_map(|directory| members(directory)).take(MOST_NEIGHBOURS);
+        let parent = files.parent(pid).ok().flatten();
+        parent.into_iter().chain(neighbours).find_map(|other| agent_role(&self.files.first_arguments(other).ok()?))
+    }
+
+    fn component(&self, files: &ProcFiles, facts: Facts, rule: &ComponentRule) -> io::Result<Candidate> {
         let pid = facts.process.pid;
-        let netns_inode = permitted(self.files.netns_inode(pid))?;
+        let netns_inode = permitted(files.netns_inode(pid))?;
         let (workload, mut addresses) = process::identity(&facts, None, || None);
-        addresses.extend(self.files.addresses(pid));
+        addresses.extend(files.addresses(pid));
         let surroundings = Surroundings {
-            sockets: permitted(self.files.sockets(pid, |_| true))?,
+            sockets: permitted(files.sockets(pid, |_| true))?,
             configured: rule.port,
-            argument: permitted(self.files.monitoring_port(pid))?.flatten(),
+            argument: permitted(files.monitoring_port(pid))?.flatten(),
             addresses,
             local_only: facts.variable("METRICS_LOCALHOST_ACCESS_ONLY") == Some("true"),
             same_namespace: netns_inode.is_some() && netns_inode == self.files.own_netns_inode(),
@@ -359,12 +425,13 @@ impl Scanner {
         Ok(Candidate::Component { component: Arc::new(component), cgroup: facts.cgroup })
     }
 
-    fn sidecar(&mut self, facts: Facts) -> Candidate {
-        let process = facts.process;
+    fn sidecar(&mut self, files: &ProcFiles, facts: Facts) -> Candidate {
+        let (process, pid) = (facts.process, facts.process.pid);
         let executable = facts.executable.name.clone();
-        let rule = facts.rule(&self.config.rules);
-        let (role, evidence) = match process::decide(&facts, rule) {
-            Verdict::Observed { role, evidence } => (role, evidence),
+        let rule = facts.rule(&self.config.rules).cloned();
+        let rule = rule.as_ref();
+        let (role, evidence, is_final) = match process::decide(&facts, rule) {
+            Verdict::Observed { role, evidence, is_final } => (role, evidence, is_final),
             Verdict::Refused(reason) => return Candidate::Refused { process, executable, reason },
         };
         let located = self
@@ -375,29 +442,82 @@ impl Scanner {
             Ok(located) => located,
             Err(error) => return Candidate::Refused { process, executable, reason: error.to_string() },
         };
-        let root = self.files.root_directory(process.pid);
-        let (workload, addresses) = process::identity(&facts, rule, || pod_labels::read(&root));
+        let mut warnings = process::warnings(&facts, rule, role);
+        let uid = Container::of_cgroup(&facts.cgroup).pod_uid;
+        let root = files.root_directory(pid);
+        let (mut workload, mut addresses) = process::identity(&facts, rule, || pod_labels::read(&root));
+        let mut is_disputed = false;
+        if let Some((real, problem)) = self.impostor(process, &workload, uid.as_deref(), rule) {
+            (workload, is_disputed) = (real, true);
+            warnings.push(problem);
+        }
+        if rule.is_none_or(|rule| rule.addresses.is_empty()) {
+            addresses = process::own_addresses(addresses, files.addresses(pid));
+        }
         let sidecar = Sidecar {
-            id: self.registry.assign(process, &workload, &cgroup),
+            id: self.registry.assign(process, &workload, uid.as_deref(), &cgroup),
             process,
             role,
             evidence,
             companions: Vec::new(),
+            is_cgroup_shared: false,
             cgroup,
             cgroup_id,
-            netns_inode: self.files.netns_inode(process.pid).unwrap_or_default(),
+            netns_inode: files.netns_inode(pid).unwrap_or_default(),
             addresses,
             workload: Arc::new(workload),
         };
-        let warning = process::warning(&facts, role);
-        Candidate::Observed { sidecar: Arc::new(sidecar), cgroup: facts.cgroup, warning }
+        let (sidecar, cgroup) = (Arc::new(sidecar), facts.cgroup);
+        Candidate::Observed { sidecar, cgroup, is_final: is_final && !is_disputed, warnings }
+    }
+
+    /// Whose sidecar a process is whose environment says that it is another pod's than its cgroup does, and what to say of it.
+    /// The configuration file may say so.
+    fn impostor(
+        &mut self,
+        process: ProcessId,
+        workload: &Workload,
+        uid: Option<&str>,
+        rule: Option<&SidecarRule>,
+    ) -> Option<(Workload, String)> {
+        let (namespace, pod) = (workload.namespace.as_ref()?, workload.pod.as_ref()?);
+        if rule.is_some_and(|rule| rule.workload.pod.is_some()) {
+            return None;
+        }
+        let claim = format!("process {} says that it is in pod {namespace}/{pod}", process.pid);
+        let known = uid.and_then(|uid| kubelet::pod_of(&self.files.root_directory(1), uid));
+        if let Some((real_namespace, real_pod)) = known {
+            if (&real_namespace, &real_pod) == (namespace, pod) {
+                return None;
+            }
+            let problem = format!("{claim}, but its cgroup is that of {real_namespace}/{real_pod}, whose name it gets");
+            let real = Workload { namespace: Some(real_namespace), pod: Some(real_pod), ..Workload::default() };
+            return Some((real, problem));
+        }
+        let rival = self.registry.rival(process, namespace, pod, uid)?;
+        if rival.start_time > process.start_time {
+            // It was only looked at before; its next look tells.
+            if let Some(Candidate::Observed { is_final, .. }) = self.candidates.get_mut(&rival.pid) {
+                *is_final = false;
+            }
+            return None;
+        }
+        let problem = format!(
+            "{claim}, as process {} does, which was there before it in a cgroup of another pod: it gets no name for as long as \
+             that runs",
+            rival.pid
+        );
+        Some((Workload::default(), problem))
     }
 
     fn replace(&mut self, pid: u32, mut candidate: Candidate) -> Vec<Change> {
         if let Candidate::Observed { sidecar, .. } = &mut candidate {
             let companions = self.companions(&sidecar.cgroup, pid);
-            if companions != sidecar.companions {
-                Arc::make_mut(sidecar).companions = companions;
+            // One that has just started may have become pilot-agent since.
+            let is_shared = self.is_shared(&companions);
+            if companions != sidecar.companions || is_shared != sidecar.is_cgroup_shared {
+                let sidecar = Arc::make_mut(sidecar);
+                (sidecar.companions, sidecar.is_cgroup_shared) = (companions, is_shared);
             }
         }
         let before = self.candidates.get(&pid).filter(|before| before.process() == candidate.process()).cloned();
@@ -407,7 +527,7 @@ impl Scanner {
         }
         let sidecar = before.as_ref().and_then(Candidate::sidecar);
         let component = before.as_ref().and_then(Candidate::component);
-        let is_same = sidecar.is_some() == candidate.sidecar().is_some()
+        let is_same = sidecar.map(|it| it.id) == candidate.sidecar().map(|it| it.id)
             && component.is_some() == candidate.component().is_some();
         if !is_same {
             if sidecar.is_some() && candidate.sidecar().is_none() {
@@ -437,19 +557,30 @@ impl Scanner {
             .collect()
     }
 
+    fn is_shared(&self, companions: &[ProcessId]) -> bool {
+        let is_agent = |pid| self.files.first_arguments(pid).is_ok_and(|arguments| agent_role(&arguments).is_some());
+        companions.iter().any(|companion| !is_agent(companion.pid))
+    }
+
     /// A sidecar found after its neighbour was still taken for the neighbour's companion.
     fn settle_companions(&mut self) -> Vec<Change> {
         let observed: BTreeSet<u32> =
             self.candidates.iter().filter(|(_, it)| it.sidecar().is_some()).map(|(pid, _)| *pid).collect();
-        let mut changes = Vec::new();
-        for candidate in self.candidates.values_mut() {
-            let Candidate::Observed { sidecar, .. } = candidate else { continue };
-            if sidecar.companions.iter().any(|companion| observed.contains(&companion.pid)) {
-                Arc::make_mut(sidecar).companions.retain(|companion| !observed.contains(&companion.pid));
-                changes.push(Change::Updated(Arc::clone(sidecar)));
+        let mut updated = Vec::new();
+        for sidecar in self.candidates.values().filter_map(Candidate::sidecar) {
+            let is_companion = |companion: &&ProcessId| !observed.contains(&companion.pid);
+            let companions: Vec<ProcessId> = sidecar.companions.iter().filter(is_companion).copied().collect();
+            if companions != sidecar.companions {
+                let is_cgroup_shared = self.is_shared(&companions);
+                updated.push(Arc::new(Sidecar { companions, is_cgroup_shared, ..Sidecar::clone(sidecar) }));
             }
         }
-        changes
+        for changed in &updated {
+            if let Some(Candidate::Observed { sidecar, .. }) = self.candidates.get_mut(&changed.process.pid) {
+                *sidecar = Arc::clone(changed);
+            }
+        }
+        updated.into_iter().map(Change::Updated).collect()
     }
 
     /// The cgroups that the user named and no recognised sidecar is in.
@@ -488,8 +619,8 @@ impl Scanner {
         let cgroup_id = self.hierarchy.id(&cgroup).ok()?;
         let pids: Vec<u32> = members(&cgroup).collect();
         let redirected = pids.iter().any(|&pid| {
-            let listening = self.files.listening(pid, &[OUTBOUND_PORT, INBOUND_PORT]);
-            listening.is_ok_and(|listening| !listening.ports.is_empty())
+            let listening = self.files.sockets(pid, |port| [OUTBOUND_PORT, INBOUND_PORT].contains(&port));
+            listening.is_ok_and(|sockets| !sockets.listeners.is_empty())
         });
         let (role, what) = if redirected {
             (Role::Sidecar, "a process in it listens on 15001 or 15006")
@@ -508,9 +639,10 @@ impl Scanner {
             netns_inode,
             addresses: Vec::new(),
             companions: Vec::new(),
+            is_cgroup_shared: true,
             workload: Arc::new(workload),
         };
-        sidecar.id = self.registry.assign(sidecar.process, &sidecar.workload, &sidecar.cgroup);
+        sidecar.id = self.registry.assign(sidecar.process, &sidecar.workload, None, &sidecar.cgroup);
         Some(Arc::new(sidecar))
     }
 }
@@ -599,6 +731,15 @@ mod tests {
             fs::write(directory.join("cgroup.procs"), format!("{members}{pid}\n")).unwrap();
         }
 
+        fn arguments(&self, pid: u32, arguments: &[&str]) {
+            fs::write(self.file(pid, "cmdline"), arguments.join("\0") + "\0").unwrap();
+        }
+
+        fn parent(&self, pid: u32, started: u64, parent: u32) {
+            let stat = format!("{pid} (e) S {parent} {}{started} {}\n", "0 ".repeat(17), "0 ".repeat(30));
+            fs::write(self.file(pid, "stat"), stat).unwrap();
+        }
+
         fn listen(&self, pid: u32, port: u16, inode: u64, own: bool) {
             let line = format!("h\n 0: 00000000:{port:04X} 00000000:0000 0A 0:0 0:0 0 0 0 {inode} 1\n");
             fs::write(self.file(pid, "net/tcp"), line).unwrap();
@@ -680,6 +821,157 @@ mod tests {
         assert_eq!(scanner.look_at(10), []);
         host.listen(10, 15001, 77, true);
         assert_eq!(found(&scanner.look_at(10)).evidence, "listens on 15001");
+    }
+
+    #[test]
+    fn a_role_that_was_not_known_yet_is_learned_later() {
+        let host = Host::new();
+        host.start(10, 500, "/envoy", "/pods/a", SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        let first = found(&scanner.look_at(10)).clone();
+        assert_eq!(first.role, Role::Sidecar);
+        assert!(scanner.is_open(10), "it does not listen yet");
+        assert_eq!(scanner.look_at(10), []);
+        host.listen(10, 8080, 77, true);
+        let changes = scanner.look_at(10);
+        let [Change::Updated(gateway)] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!((gateway.role, gateway.id), (Role::Gateway, first.id));
+        assert!(gateway.evidence.ends_with("listens on 8080 and on neither 15001 nor 15006"), "{}", gateway.evidence);
+        // pilot-agent comes back, and says more.
+        host.start(11, 600, "/usr/local/bin/pilot-agent", "/pods/a", SIDECAR);
+        host.arguments(11, &["/usr/local/bin/pilot-agent", "proxy", "sidecar"]);
+        let changes = scanner.look_at(10);
+        let [Change::Updated(sidecar)] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!((sidecar.role, sidecar.companions.len(), sidecar.is_cgroup_shared), (Role::Sidecar, 1, false));
+        assert!(!scanner.is_open(10));
+    }
+
+    #[test]
+    fn a_gateway_is_known_by_its_bootstrap_and_by_its_parent() {
+        let (host, root) = (Host::new(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(root.path().join("etc/istio/proxy")).unwrap();
+        let bootstrap = r#"{"node":{"id":"router~10.0.0.1~edge.istio-system~istio-system.svc"}}"#;
+        fs::write(root.path().join("etc/istio/proxy/envoy-rev.json"), bootstrap).unwrap();
+        let environment = [SIDECAR, &[("ISTIO_META_INTERCEPTION_MODE", "REDIRECT")]].concat();
+        for pid in [10, 20] {
+            host.start(pid, 500, "/usr/local/bin/envoy", &format!("/pods/{pid}"), &environment);
+            host.listen(pid, 8080, u64::from(pid), true);
+            host.arguments(pid, &["/usr/local/bin/envoy", "-c", "etc/istio/proxy/envoy-rev.json"]);
+        }
+        for link in ["root", "cwd"] {
+            symlink(root.path(), host.file(10, link)).unwrap();
+        }
+        host.start(19, 400, "/usr/local/bin/pilot-agent", "/pods/else", SIDECAR);
+        host.arguments(19, &["/usr/local/bin/pilot-agent", "proxy", "router", "--domain", "x.svc.cluster.local"]);
+        host.parent(20, 500, 19);
+        let mut scanner = host.scanner(&[]).unwrap();
+        scanner.scan().unwrap();
+        let gateways: Vec<(Role, &str)> = scanner.sidecars().map(|it| (it.role, it.evidence.as_str())).collect();
+        let expected = [
+            (Role::Gateway, "the node id of its bootstrap says router"),
+            (Role::Gateway, "pilot-agent's command line says router"),
+        ];
+        assert_eq!(gateways, expected);
+        assert!(!scanner.is_open(10) && !scanner.is_open(20));
+    }
+
+    #[test]
+    fn an_executable_goes_by_the_name_that_it_is_called() {
+        let host = Host::new();
+        for (pid, executable, arguments) in [
+            (10, "/opt/envoy-1.30", &["/usr/local/bin/envoy", "-c", "x"][..]),
+            (11, "/nix/store/x/bin/.envoy-wrapped", &["/nix/store/x/bin/.envoy-wrapped"]),
+            (12, "/lib64/ld-linux-x86-64.so.2", &["/lib64/ld-linux-x86-64.so.2", "--library-path", "/x", "/opt/envoy"]),
+            (13, "/opt/proxy", &["/opt/proxy", "envoy"]),
+            (14, "/opt/istiod-1.30", &["pilot-discovery", "discovery"]),
+        ] {
+            host.start(pid, 500, executable, &format!("/pods/{pid}"), SIDECAR);
+            host.arguments(pid, arguments);
+        }
+        let mut scanner = host.scanner(&[]).unwrap();
+        scanner.scan().unwrap();
+        assert_eq!(scanner.candidates().collect::<Vec<u32>>(), [10, 11, 12, 14]);
+        assert_eq!((scanner.sidecars().count(), scanner.components().count()), (3, 1));
+    }
+
+    /// The cgroup of a pod with a uid.
+    fn pod_cgroup(digit: char) -> String {
+        let uid = "00000000-3c5c-4a9e-8f0e-0123456789ab".replace("00000000", &digit.to_string().repeat(8));
+        format!("/kubepods/burstable/pod{uid}/{}", digit.to_string().repeat(64))
+    }
+
+    #[test]
+    fn another_pods_name_is_not_had_by_claiming_it() {
+        let host = Host::new();
+        host.start(10, 500, "/envoy", &pod_cgroup('1'), SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        let victim = found(&scanner.scan().unwrap()).clone();
+        host.start(20, 600, "/envoy", &pod_cgroup('2'), SIDECAR);
+        let impostor = found(&scanner.look_at(20)).clone();
+        assert_ne!(impostor.id, victim.id);
+        assert_eq!(*impostor.workload, Workload::default());
+        let warning = scanner.findings().into_iter().find_map(|finding| match finding {
+            Finding::Warning(warning) => Some(warning),
+            _ => None,
+        });
+        assert!(warning.unwrap().contains("process 20 says that it is in pod default/reviews-1, as process 10 does"));
+        // A container that was restarted is no impostor.
+        host.start(11, 700, "/envoy", &pod_cgroup('1'), SIDECAR);
+        assert_eq!(found(&scanner.look_at(11)).id, victim.id);
+        // A pod that was made anew under its name has it once the old one is gone.
+        for pid in [10, 11] {
+            host.end(pid);
+        }
+        scanner.scan().unwrap();
+        let [again] = scanner.sidecars().collect::<Vec<_>>()[..] else { panic!("one is left") };
+        assert_eq!((again.process.pid, again.workload.pod.as_deref()), (20, Some("reviews-1")));
+        assert!(again.id != victim.id && again.id != impostor.id);
+    }
+
+    #[test]
+    fn of_two_that_claim_a_pods_name_the_older_has_it() {
+        let host = Host::new();
+        host.start(10, 900, "/envoy", &pod_cgroup('2'), SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        scanner.look_at(10);
+        host.start(20, 500, "/envoy", &pod_cgroup('1'), SIDECAR);
+        assert_eq!(found(&scanner.look_at(20)).workload.pod.as_deref(), Some("reviews-1"));
+        let changes = scanner.look_at(10);
+        let [Change::Gone(before), Change::Found(after)] = &changes[..] else { panic!("{changes:?}") };
+        assert!(before.id != after.id && *after.workload == Workload::default());
+    }
+
+    #[test]
+    fn the_kubelet_says_which_pod_a_cgroup_is_of() {
+        let (host, node) = (Host::new(), tempfile::tempdir().unwrap());
+        host.start(1, 1, "/sbin/init", "/", &[]);
+        symlink(node.path(), host.file(1, "root")).unwrap();
+        for (digit, name) in [('1', "default_reviews-1"), ('2', "evil_pod")] {
+            let cgroup = pod_cgroup(digit);
+            let uid = cgroup.split('/').find_map(|part| part.strip_prefix("pod")).unwrap();
+            fs::create_dir_all(node.path().join(format!("var/log/pods/{name}_{uid}"))).unwrap();
+        }
+        // The impostor is there first.
+        host.start(20, 100, "/envoy", &pod_cgroup('2'), SIDECAR);
+        host.start(10, 500, "/envoy", &pod_cgroup('1'), SIDECAR);
+        let mut scanner = host.scanner(&[]).unwrap();
+        scanner.scan().unwrap();
+        let names: BTreeMap<u32, (Option<&str>, Option<&str>)> = scanner
+            .sidecars()
+            .map(|it| (it.process.pid, (it.workload.pod.as_deref(), it.workload.name.as_deref())))
+            .collect();
+        assert_eq!(names[&10], (Some("reviews-1"), Some("reviews")));
+        assert_eq!(names[&20], (Some("pod"), None));
+    }
+
+    #[test]
+    fn addresses_of_others_are_not_taken() {
+        let host = Host::new();
+        let environment = [SIDECAR, &[("INSTANCE_IPS", "10.0.0.1,10.0.0.9")]].concat();
+        host.start(10, 500, "/envoy", "/pods/a", &environment);
+        fs::write(host.file(10, "net/fib_trie"), "Main:\n |-- 10.0.0.9\n    /32 host LOCAL\n").unwrap();
+        let mut scanner = host.scanner(&[]).unwrap();
+        assert_eq!(found(&scanner.look_at(10)).addresses, ["10.0.0.9".parse::<std::net::IpAddr>().unwrap()]);
     }
 
     #[test]
@@ -818,6 +1110,7 @@ mod tests {
         assert!(matches!(&changes[..], [Change::ComponentGone(_), Change::Found(_)]), "{changes:?}");
         fs::remove_file(host.file(10, "exe")).unwrap();
         symlink("/bin/sh", host.file(10, "exe")).unwrap();
+        host.arguments(10, &["sh"]);
         assert!(matches!(&scanner.look_at(10)[..], [Change::Gone(_)]));
     }
 

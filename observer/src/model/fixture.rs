@@ -70,6 +70,7 @@ pub(crate) fn sidecar(id: u32, role: Role, address: &str, workload: Arc<Workload
         netns_inode: u64::from(id),
         addresses: vec![address.parse().unwrap()],
         companions: Vec::new(),
+        is_cgroup_shared: false,
         workload,
     })
 }

@@ -87,6 +87,8 @@ fn workload(environ: &[u8]) -> Workload {
         executable: Executable { name: "envoy".to_owned(), path: None },
         environment: Some(environment(environ, wanted)),
         node_type: None,
+        bootstrap: None,
+        agent: None,
         listening: None,
         cgroup: "/".to_owned(),
     };
@@ -105,6 +107,7 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
         netns_inode: 1,
         addresses: Vec::new(),
         companions: Vec::new(),
+        is_cgroup_shared: false,
         workload: Arc::new(workload),
     };
     let key = SeriesKey {

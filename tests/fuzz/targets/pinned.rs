@@ -107,8 +107,8 @@ fn memory(bytes: &[u8]) {
     assert_eq!(again.registry, memory.registry);
     assert_eq!(again.kernel, memory.kernel);
     let process = ProcessId { pid: 1, start_time: 1 };
-    let number = memory.registry.assign(process, &Workload::default(), Path::new("/"));
-    assert_eq!(memory.registry.assign(process, &Workload::default(), Path::new("/")), number);
+    let number = memory.registry.assign(process, &Workload::default(), None, Path::new("/"));
+    assert_eq!(memory.registry.assign(process, &Workload::default(), None, Path::new("/")), number);
     memory.registry.retain(&[process].into());
     // So early that nothing has been idle for long, and all that was exposed still is.
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(10);

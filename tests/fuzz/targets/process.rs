@@ -10,11 +10,15 @@ use libfuzzer_sys::fuzz_target;
 use observer::discovery::{
     ProcessId,
     addresses::of_namespace,
+    bootstrap,
     cgroup::unified_path,
     container::Container,
     pod_labels,
-    proc_files::{Executable, MOST_NAME, environment, hidepid, listeners, monitoring_port, mounts, node_type},
-    process::{Facts, decide, identity, wanted, warning},
+    proc_files::{
+        Configuration, Executable, MOST_NAME, agent_role, called, environment, hidepid, listeners, monitoring_port,
+        mounts, node_type,
+    },
+    process::{Facts, decide, identity, wanted, warnings},
 };
 use procfs::{FromRead as _, process::Stat};
 
@@ -24,8 +28,15 @@ const MOST_ADDRESSES: usize = 3 * (MOST_NAME / 3 + 1);
 fuzz_target!(|input: &[u8]| {
     let Some((&which, bytes)) = input.split_first() else { return };
     match which % 8 {
-        0 => known(environment(bytes, wanted), None),
-        1 => known(BTreeMap::new(), node_type(bytes)),
+        0 => known(environment(bytes, wanted), [None, None, None]),
+        1 => {
+            let text = Configuration::of(bytes).text.unwrap_or_default();
+            let types =
+                [node_type(bytes), bootstrap::of_text(&text).or_else(|| bootstrap::of_text(bytes)), agent_role(bytes)];
+            known(BTreeMap::new(), types);
+            let loader = Executable { name: "ld.so".to_owned(), path: None };
+            assert!(called(&loader, bytes).iter().all(|name| fits(name, MOST_NAME)));
+        }
         2 => {
             let _ = monitoring_port(bytes);
         }
@@ -61,16 +72,19 @@ fuzz_target!(|input: &[u8]| {
 });
 
 /// What becomes of it: a verdict and an identity.
-fn known(environment: BTreeMap<String, String>, node_type: Option<String>) {
+fn known(environment: BTreeMap<String, String>, [node_type, bootstrap, agent]: [Option<String>; 3]) {
     let facts = Facts {
         process: ProcessId { pid: 1, start_time: 1 },
         executable: Executable { name: "envoy".to_owned(), path: None },
         environment: Some(environment),
         node_type,
+        bootstrap,
+        agent,
         listening: None,
         cgroup: "/".to_owned(),
     };
-    let verdict = format!("{:?} {:?}", decide(&facts, None), warning(&facts, observer::discovery::Role::Sidecar));
+    let verdict =
+        format!("{:?} {:?}", decide(&facts, None), warnings(&facts, None, observer::discovery::Role::Sidecar));
     assert!(verdict.len() < 2000 && !verdict.contains('\n'));
     let (workload, addresses) = identity(&facts, None, || None);
     let own = [
