@@ -105,6 +105,9 @@ counters! {
     LossInbound = "inbound_full" in Losses,
     /// TCP bytes or connections of a process that was not known as a sidecar.
     LossUnattributed = "unattributed" in Losses,
+    /// Connections from the same pod that were accepted in a cgroup which a sidecar shares with others, and of which nothing told
+    /// that the sidecar took them.
+    LossShared = "shared_cgroup" in Losses,
     /// Connections whose audit was made.
     AuditConnections = "connections" in Audit,
     /// Of those, connections without a byte in either direction.

@@ -164,7 +164,16 @@ pub struct Cgroup {
     pub mode: u32,
     /// The pod's own addresses (IPv4 mapped, IPv6), zero where there is none.
     pub addresses: [[u8; 16]; 2],
+    /// [`CGROUP_SHARED`] and [`CGROUP_BY_THREAD`].
+    pub flags: u32,
+    /// Zero.
+    pub padding: u32,
 }
+
+/// [`Cgroup::flags`]: processes that are neither sidecar nor pilot-agent are in it, and may accept connections there.
+pub const CGROUP_SHARED: u32 = 1;
+/// [`Cgroup::flags`]: its process ids as the kernel has them are not known, so that Envoy is told by the names of its threads.
+pub const CGROUP_BY_THREAD: u32 = 1 << 1;
 
 /// [`Cgroup::mode`]: a sidecar behind REDIRECT rules.
 pub const MODE_REDIRECT: u32 = 0;
@@ -207,7 +216,7 @@ const _: () = assert!(size_of::<SeriesKey>() == 32);
 const _: () = assert!(size_of::<Histogram>() == 312);
 const _: () = assert!(size_of::<Block>() == 128);
 const _: () = assert!(size_of::<Series>() == 984);
-const _: () = assert!(size_of::<Cgroup>() == 40);
+const _: () = assert!(size_of::<Cgroup>() == 48);
 
 #[cfg(not(target_arch = "bpf"))]
 mod pod {

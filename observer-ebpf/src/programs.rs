@@ -14,6 +14,7 @@ mod early;
 mod handshake;
 mod http2;
 mod maps;
+mod owner;
 mod packet;
 mod preexisting;
 mod record;

@@ -53,6 +53,8 @@ pub const LISTED: u32 = 1 << 4;
 pub const OPENED: u32 = 1 << 5;
 /// Flag: the establishment was seen, so the first sequence numbers are known.
 pub const ANCHORED: u32 = 1 << 6;
+/// Flag: taken for a connection to the sidecar until it is seen who accepted it.
+pub const TENTATIVE: u32 = 1 << 7;
 /// Flag: the FIN of [`REQUEST`] was seen, and nothing in front of it is missing; that of [`RESPONSE`] is the next.
 pub const FIN_SEEN: u32 = 1 << 16;
 
@@ -239,6 +241,15 @@ pub fn is_magic(a: &[u8; 16]) -> bool {
 pub fn is_loopback(a: &[u8; 16]) -> bool {
     same(a, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1])
         || same(a, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+}
+
+/// Is this any loopback address: 127.0.0.0/8 or ::1?
+#[inline(always)]
+#[must_use]
+pub fn is_loopback_network(a: &[u8; 16]) -> bool {
+    let mut first = *a;
+    (first[13], first[14], first[15]) = (0, 0, 1);
+    is_loopback(&first) && a[10] == 0xff || is_loopback(a)
 }
 
 /// Takes payload `[seq, seq + length)` that lies at packet offset `offset`. If the connection turns out to speak HTTP/2, the

@@ -31,7 +31,10 @@ use crate::{
     },
     config::Config,
     confinement,
-    discovery::{Change, Role, Sidecar, component::Component, registry::Registry, target::targets, watch::Watcher},
+    discovery::{
+        Change, Role, Sidecar, component::Component, proc_files::ProcFiles, registry::Registry, target::targets,
+        watch::Watcher,
+    },
     emit::Emitter,
     limits::Limits,
     memory::Memory,
@@ -219,6 +222,14 @@ impl Node {
             (loaded, _) => loaded?,
         };
         forward_log(&mut kernel);
+        let is_nested = ProcFiles::new(config.proc_root.clone()).is_nested();
+        if is_nested {
+            tracing::info!(
+                "process ids here are those of a nested pid namespace, which the kernel does not know: sidecars are told from \
+                 their agents by Envoy's worker threads"
+            );
+        }
+        kernel.tell_nested(is_nested);
         let retention = cardinality::DEFAULT_RETENTION;
         let model = match memory.model.take() {
             Some(remembered) => Model::resume(started, retention, remembered)

@@ -1,14 +1,8 @@
 //! connect4, connect6: which process opens a socket towards the application.
 //!
-//! Envoy and pilot-agent share cgroup, user and source address; only here does a program run in the task that opens the
-//! socket.
+//! Only here does a program run in the task that opens the socket.
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr,
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
-    macros::cgroup_sock_addr,
-    programs::SockAddrContext,
-};
+use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
 use observer_ebpf::{
     IGNORED, PORT_EXCLUDED,
     socket::{self, DESTINATION},
@@ -16,7 +10,7 @@ use observer_ebpf::{
 
 use super::{
     context::{dialled, local_of, read},
-    maps,
+    maps, owner,
     preexisting::is_application,
 };
 
@@ -48,7 +42,8 @@ fn connecting(context: *mut bpf_sock_addr, ipv6: bool) {
     let remote = dialled(context, ipv6);
     let local = local_of(sk);
     let magic = socket::is_magic(&local);
-    if !magic && !to_application(&remote) {
+    let cgroup = owner::cgroup();
+    if !magic && !cgroup.is_some_and(|cgroup| is_application(cgroup, &remote)) {
         return;
     }
     let port = u16::from_be(read!(context, user_port) as u16);
@@ -56,18 +51,9 @@ fn connecting(context: *mut bpf_sock_addr, ipv6: bool) {
     if excluded && !magic {
         return;
     }
-    // SAFETY: the helper takes nothing and cannot fail.
-    let process = unsafe { bpf_get_current_pid_tgid() } >> 32;
+    let owner = owner::current(cgroup);
     let Some(c) = maps::new_connection(sk) else { return };
-    c.process = process as u32;
-    c.sidecar = maps::sidecar_of(c.process);
+    c.process = owner.process;
+    c.sidecar = owner.sidecar;
     c.leg = if excluded || c.sidecar == IGNORED { socket::IGNORED } else { DESTINATION };
-}
-
-/// Without the magic source address: does a sidecar that connects to `remote` mean its application?
-#[inline(always)]
-fn to_application(remote: &[u8; 16]) -> bool {
-    // SAFETY: the helper takes nothing and cannot fail.
-    let Some(cgroup) = maps::cgroup(unsafe { bpf_get_current_cgroup_id() }) else { return false };
-    is_application(cgroup, remote)
 }

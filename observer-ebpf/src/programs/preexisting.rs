@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use observer_ebpf::{
-    Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY, PORT_EXCLUDED, SECURITY_UNKNOWN,
+    CGROUP_SHARED, Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY, PORT_EXCLUDED, SECURITY_UNKNOWN,
     segment::{ESTABLISHED, LISTEN, SYN_RECV},
     shared,
     socket::{self, ANCHORED, Connection, DESTINATION, GATEWAY, IGNORED, INBOUND, LATE, SOURCE},
@@ -19,6 +19,7 @@ use super::{
     context::{is_magic, local_of, read, remote_of},
     handshake, maps,
     packet::{TRIES, segment, state_of},
+    skb::accepted_leg,
     sock_ops::{INBOUND_PORT, OUTBOUND_PORT, TUNNEL_PORT},
 };
 
@@ -49,12 +50,19 @@ pub(super) fn connection(skb: *mut __sk_buff, sk: *mut bpf_sock, egress: bool) -
         }
     }
     // SAFETY: the context is valid.
-    let leg = leg_of(skb, sk, unsafe { bpf_skb_cgroup_id(skb) })?;
+    let Older { leg, is_addressed } = leg_of(skb, sk, unsafe { bpf_skb_cgroup_id(skb) })?;
     if leg == IGNORED {
         maps::leave_unobserved(sk);
         return None;
     }
-    observe(sk, leg)
+    observe(sk, leg, is_addressed)
+}
+
+/// What an older socket is.
+struct Older {
+    leg: u32,
+    /// Whether it was accepted where it was going: at a gateway's door or by a transparent listener.
+    is_addressed: bool,
 }
 
 /// Another processor has made this socket and is about to say that it is established: from then on the connection is there. Its
@@ -79,32 +87,36 @@ unsafe extern "C" fn is_established(_: u32, sk: *mut *mut bpf_sock) -> i64 {
 
 /// Which leg an established socket is; nothing if its cgroup is not known yet.
 #[inline(always)]
-fn leg_of(skb: *mut __sk_buff, sk: *mut bpf_sock, cgroup: u64) -> Option<u32> {
+fn leg_of(skb: *mut __sk_buff, sk: *mut bpf_sock, cgroup: u64) -> Option<Older> {
+    let redirected = |leg| Some(Older { leg, is_addressed: false });
     let (local, remote) = (read!(sk, src_port), u32::from(u16::from_be(read!(sk, dst_port))));
     if local == OUTBOUND_PORT {
-        return Some(SOURCE);
+        return redirected(SOURCE);
     }
     let excluded = maps::port_flags(remote as u16) & PORT_EXCLUDED != 0;
     if is_magic(sk) {
-        return Some(if excluded { IGNORED } else { DESTINATION });
+        return redirected(if excluded { IGNORED } else { DESTINATION });
     }
     if local == INBOUND_PORT || local == TUNNEL_PORT {
-        return Some(INBOUND);
+        return redirected(INBOUND);
     }
     let cgroup = maps::cgroup(cgroup)?;
     if maps::port_flags(local as u16) & PORT_EXCLUDED != 0 {
-        return Some(IGNORED);
+        return redirected(IGNORED);
     }
     let accepted = is_listened_on(skb, sk, local as u16);
-    Some(if cgroup.mode == MODE_GATEWAY {
-        if accepted { SOURCE } else { IGNORED }
-    } else if !accepted && !excluded && is_application(cgroup, &remote_of(sk)) {
-        DESTINATION
-    } else if accepted && cgroup.mode == MODE_TPROXY && is_own(cgroup, &local_of(sk)) {
-        INBOUND
-    } else {
-        IGNORED
-    })
+    if cgroup.mode == MODE_GATEWAY {
+        return Some(Older { leg: if accepted { SOURCE } else { IGNORED }, is_addressed: true });
+    }
+    if !accepted {
+        return redirected(if !excluded && is_application(cgroup, &remote_of(sk)) { DESTINATION } else { IGNORED });
+    }
+    let leg = accepted_leg(cgroup, &local_of(sk), &remote_of(sk));
+    if cgroup.mode == MODE_TPROXY && leg == INBOUND {
+        return Some(Older { leg: if is_own(cgroup, &local_of(sk)) { INBOUND } else { IGNORED }, is_addressed: true });
+    }
+    // Who accepted it will not be seen any more.
+    redirected(if cgroup.flags & CGROUP_SHARED != 0 { IGNORED } else { leg })
 }
 
 /// Does a sidecar that is connected with `remote`, from no special address, mean its application?
@@ -153,21 +165,22 @@ fn is_listened_on(skb: *mut __sk_buff, sk: *mut bpf_sock, port: u16) -> bool {
 
 /// Makes the connection of an older socket.
 #[inline(always)]
-fn observe(sk: *mut bpf_sock, leg: u32) -> Option<&'static mut Connection> {
+fn observe(sk: *mut bpf_sock, leg: u32, is_addressed: bool) -> Option<&'static mut Connection> {
     let c = maps::new_connection(sk)?;
-    let local = read!(sk, src_port);
     c.leg = leg;
     if leg == DESTINATION {
         c.destination = Endpoint { address: remote_of(sk), port: u16::from_be(read!(sk, dst_port)), padding: 0 };
-    } else if leg == INBOUND {
+        return Some(c);
+    }
+    if leg == INBOUND {
         shared::set(&mut c.flags, LATE);
         c.opening = u32::from(SECURITY_UNKNOWN) + 1;
-        if local != INBOUND_PORT && local != TUNNEL_PORT {
-            c.destination = Endpoint { address: local_of(sk), port: local as u16, padding: 0 };
+    }
+    if is_addressed {
+        if leg == SOURCE {
+            shared::set(&mut c.flags, GATEWAY);
         }
-    } else if local != OUTBOUND_PORT {
-        shared::set(&mut c.flags, GATEWAY);
-        c.destination = Endpoint { address: local_of(sk), port: local as u16, padding: 0 };
+        c.destination = Endpoint { address: local_of(sk), port: read!(sk, src_port) as u16, padding: 0 };
     }
     Some(c)
 }

@@ -8,21 +8,23 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use observer_ebpf::{
-    Endpoint, MODE_GATEWAY, MODE_TPROXY,
+    CGROUP_SHARED, Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY,
     health::Counter,
     segment::Segment,
     shared,
     socket::{
-        self, ANCHORED, Connection, DESTINATION, ENDED, GATEWAY, INBOUND, LATE, REQUEST, RESPONSE, SOURCE, UNDECIDED,
+        self, ANCHORED, Connection, DESTINATION, ENDED, GATEWAY, INBOUND, LATE, REQUEST, RESPONSE, SOURCE, TENTATIVE,
+        UNDECIDED,
     },
     tls,
 };
 
 use super::{
-    context::{local_of, read},
+    context::{local_of, read, remote_of},
     http2, maps,
     packet::{Arrival, Packet, arrived, enter, examine, leave, segment},
     preexisting, record,
+    sock_ops::disowned,
 };
 
 /// What the sidecar's sockets receive.
@@ -77,8 +79,9 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
     if leg != SOURCE && leg != DESTINATION {
         return None;
     }
+    let is_unaddressed = egress && leg == SOURCE && c.destination.port == 0;
     let protocol = shared::load(&c.protocol);
-    if protocol == socket::HTTP2 {
+    if protocol == socket::HTTP2 && !is_unaddressed {
         return Some(Next::Http2);
     }
     if protocol == socket::ENCRYPTED {
@@ -93,7 +96,11 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
     if c.flags & (ANCHORED | LATE) == 0 {
         joined_late(c);
     }
-    if egress && leg == SOURCE && c.destination.port == 0 {
+    if is_unaddressed {
+        // Whoever answers has accepted it, and would have asked where it was going if it were redirected.
+        if disowned(c) {
+            return None;
+        }
         dialled(c, skb);
     }
     let next = if direction == REQUEST {
@@ -217,18 +224,26 @@ pub(super) fn attribute(c: &mut Connection, cgroup: u64, sk: *mut bpf_sock) {
         return;
     }
     let door = Endpoint { address: local_of(sk), port: read!(sk, src_port) as u16, padding: 0 };
-    match cgroup.mode {
-        MODE_GATEWAY => {
-            shared::set(&mut c.flags, GATEWAY);
-            c.destination = door;
-            c.leg = SOURCE;
-        }
-        MODE_TPROXY => {
-            c.destination = door;
-            c.leg = INBOUND;
-        }
-        _ => c.leg = socket::IGNORED,
+    if cgroup.mode == MODE_GATEWAY {
+        shared::set(&mut c.flags, GATEWAY);
+        c.destination = door;
+        c.leg = SOURCE;
+        return;
     }
+    c.leg = accepted_leg(cgroup, &door.address, &remote_of(sk));
+    if c.leg == INBOUND && cgroup.mode == MODE_TPROXY {
+        c.destination = door;
+    } else if c.leg == SOURCE && cgroup.flags & CGROUP_SHARED != 0 {
+        shared::set(&mut c.flags, TENTATIVE);
+    }
+}
+
+/// Which leg a connection is that a sidecar accepted, by its addresses: its application's if it is from the same pod, which means
+/// redirected on its way out, and so to a loopback address, or dialled as it is; else a peer's.
+#[inline(always)]
+pub(super) fn accepted_leg(cgroup: &Cgroup, local: &[u8; 16], remote: &[u8; 16]) -> u32 {
+    let dialled = cgroup.mode != MODE_TPROXY && socket::same(local, remote);
+    if socket::is_loopback_network(local) || dialled { SOURCE } else { INBOUND }
 }
 
 /// The source of a sidecar's reply is what the application dialled: translation back has been done at this point.

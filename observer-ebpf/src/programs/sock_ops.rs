@@ -14,7 +14,7 @@ use observer_ebpf::{
     shared,
     socket::{
         self, ANCHORED, Connection, DECLARED_TCP, DESTINATION, Env, FIN_SEEN, INBOUND, LATE, REQUEST, RESPONSE, SOURCE,
-        UNDECIDED,
+        TENTATIVE, UNDECIDED,
     },
     stream::{self, Stream},
 };
@@ -31,6 +31,12 @@ const STATE_FLAG: i32 = 1 << 2;
 pub(super) const OUTBOUND_PORT: u32 = 15001;
 pub(super) const INBOUND_PORT: u32 = 15006;
 pub(super) const TUNNEL_PORT: u32 = 15008;
+
+/// Is this one of the ports that Istio's sidecars usually accept redirected connections at?
+#[inline(always)]
+pub(super) fn has_usual_port(port: u32) -> bool {
+    matches!(port, OUTBOUND_PORT | INBOUND_PORT | TUNNEL_PORT)
+}
 
 /// Established and closed.
 #[sock_ops]
@@ -80,7 +86,8 @@ fn accepted(ops: *mut bpf_sock_ops) -> Option<()> {
     c.leg = match port {
         OUTBOUND_PORT => SOURCE,
         INBOUND_PORT | TUNNEL_PORT => INBOUND,
-        // A gateway's door, a transparent listener or neither: its cgroup tells, with the first packet.
+        // A gateway's door, a transparent listener, a listener that was moved or one for the application alone: its cgroup
+        // tells, with the first packet, or Envoy, which asks where it was going.
         _ => UNDECIDED,
     };
     anchor(c, read!(ops, rcv_nxt), read!(ops, snd_nxt));
@@ -97,7 +104,7 @@ fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
         record::unlist(c);
         return None;
     }
-    if c.leg != SOURCE && c.leg != DESTINATION {
+    if c.leg != SOURCE && c.leg != DESTINATION || disowned(c) {
         return None;
     }
     let direction = if c.leg == SOURCE { REQUEST } else { RESPONSE };
@@ -131,6 +138,22 @@ fn accepted_of(c: &Connection, direction: usize, rcv_nxt: u32, state: u32) -> u3
     let socket = Socket { state, rcv_nxt, snd_una: 0, snd_nxt: 0, acknowledged: 0 };
     let fin = c.flags & (FIN_SEEN << direction) != 0 || socket.received_fin();
     rcv_nxt.wrapping_sub(u32::from(fin))
+}
+
+/// Gives up a connection of which nothing has told that it is the sidecar's, if it is such.
+#[inline(never)]
+pub(super) fn disowned(c: &mut Connection) -> bool {
+    if shared::load(&c.flags) & TENTATIVE == 0 || c.destination.port != 0 {
+        return false;
+    }
+    c.leg = socket::IGNORED;
+    for stream in &mut c.streams {
+        if stream.ticket != 0 {
+            early::release(stream);
+        }
+    }
+    maps::count(Counter::LossShared as u32, 1);
+    true
 }
 
 /// Compares what was seen with what the kernel counted; its figures include FIN and, of the opener, SYN.

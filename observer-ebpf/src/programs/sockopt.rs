@@ -1,16 +1,19 @@
-//! getsockopt: the answer to Envoy's own `SO_ORIGINAL_DST`, and the process that accepted the socket.
+//! getsockopt: the answer to Envoy's own `SO_ORIGINAL_DST`, and the process that accepted the socket. Whatever port it was
+//! accepted at, Envoy asks this only of connections that may have been redirected to it.
 //!
 //! Source: envoy `source/extensions/filters/listener/original_dst/original_dst.cc`.
 
-use aya_ebpf::{
-    bindings::bpf_sock, helpers::generated::bpf_get_current_pid_tgid, macros::cgroup_sockopt, programs::SockoptContext,
-};
+use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
 use observer_ebpf::{
-    Endpoint, IGNORED, PORT_TCP, shared,
-    socket::{self, DECLARED_TCP, INBOUND, SOURCE, UNDECIDED},
+    Cgroup, Endpoint, IGNORED, MODE_GATEWAY, PORT_TCP, shared,
+    socket::{self, Connection, DECLARED_TCP, INBOUND, REQUEST, SOURCE, UNDECIDED},
 };
 
-use super::{context::read, maps, record, sock_ops::Event};
+use super::{
+    context::{local_of, read},
+    maps, owner, record,
+    sock_ops::{Event, has_usual_port},
+};
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
@@ -61,12 +64,22 @@ fn answered(ctx: &SockoptContext) -> Option<()> {
     };
     let port = u16::from_be((read(0) >> 16) as u16);
     note!(ctx, "original destination has port {}", port);
+    let cgroup = owner::cgroup();
+    let owner = owner::current(cgroup);
+    let accepted = Endpoint { address: local_of(sk), port: read!(sk, src_port) as u16, padding: 0 };
+    if !has_usual_port(u32::from(accepted.port)) {
+        if owner.sidecar == IGNORED {
+            c.leg = socket::IGNORED;
+            return None;
+        }
+        if let Some(cgroup) = cgroup {
+            redirected(c, cgroup, &accepted, &Endpoint { address, port, padding: 0 });
+        }
+    }
     c.destination = Endpoint { address, port, padding: 0 };
-    // SAFETY: the helper takes nothing and cannot fail.
-    c.process = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
-    let sidecar = maps::sidecar_of(c.process);
-    if sidecar != 0 && sidecar != IGNORED {
-        c.sidecar = sidecar;
+    c.process = owner.process;
+    if owner.sidecar != 0 && owner.sidecar != IGNORED {
+        c.sidecar = owner.sidecar;
     }
     if c.leg == INBOUND {
         record::list(c);
@@ -77,4 +90,24 @@ fn answered(ctx: &SockoptContext) -> Option<()> {
         socket::addressed(c, &mut Event);
     }
     Some(())
+}
+
+/// Says which leg a connection is that was redirected to another port than Istio's usual ones: a peer's if it was going to the
+/// pod itself, else the application's.
+#[inline(always)]
+fn redirected(c: &mut Connection, cgroup: &Cgroup, accepted: &Endpoint, wanted: &Endpoint) {
+    let same = accepted.port == wanted.port && socket::same(&accepted.address, &wanted.address);
+    if same || cgroup.mode == MODE_GATEWAY {
+        return;
+    }
+    // What comes from outside is redirected to the address that it came to.
+    let to_pod = socket::same(&accepted.address, &wanted.address)
+        || socket::same(&cgroup.addresses[0], &wanted.address)
+        || socket::same(&cgroup.addresses[1], &wanted.address);
+    if to_pod {
+        // If it was taken for the application's so far, what it began with has not been read as a peer's.
+        c.leg = if c.leg == SOURCE && c.streams[REQUEST].seen != 0 { socket::IGNORED } else { INBOUND };
+    } else if c.leg == UNDECIDED || c.streams[REQUEST].seen == 0 {
+        c.leg = SOURCE;
+    }
 }

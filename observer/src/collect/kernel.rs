@@ -26,8 +26,8 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use observer_ebpf::{
-    Block, Cgroup, Histogram, IGNORED, INSERTED, MODE_GATEWAY, MODE_REDIRECT, MODE_TPROXY, OVERFLOW_SLOT,
-    PORT_EXCLUDED, PORT_TCP, Series, SeriesKey, health::Counter, latency::CELLS, names,
+    Block, CGROUP_BY_THREAD, CGROUP_SHARED, Cgroup, Histogram, IGNORED, INSERTED, MODE_GATEWAY, MODE_REDIRECT,
+    MODE_TPROXY, OVERFLOW_SLOT, PORT_EXCLUDED, PORT_TCP, Series, SeriesKey, health::Counter, latency::CELLS, names,
 };
 
 use self::recycle::Tenants;
@@ -91,6 +91,8 @@ pub struct Kernel {
     /// How many keys had been inserted when the list was read; `None` before.
     inserted: Option<u32>,
     max_series: u32,
+    /// Whether process ids here are not the kernel's own.
+    is_nested: bool,
     /// Where attachments are pinned, if they outlive the process.
     folder: Option<Folder>,
     remembered: Remembered,
@@ -146,6 +148,7 @@ impl Kernel {
             slots: Vec::new(),
             inserted: None,
             max_series: options.max_series,
+            is_nested: false,
             folder: None,
             remembered: Remembered::default(),
         };
@@ -168,6 +171,12 @@ impl Kernel {
         }
         let told: Vec<u32> = ports.keys().collect::<Result<_, _>>().map_err(wrong)?;
         told.iter().filter(|port| !flags.contains_key(port)).try_for_each(|port| ports.remove(port)).map_err(wrong)
+    }
+
+    /// Says that process ids are those of a pid namespace below the kernel's initial one: its own are others, and a sidecar is
+    /// told from its agent by the names of its threads.
+    pub fn tell_nested(&mut self, is_nested: bool) {
+        self.is_nested = is_nested;
     }
 
     /// The programs' own log lines, in a build with `--kernel-log`; they go to the `log` facade.
@@ -236,10 +245,11 @@ impl Kernel {
                 std::net::IpAddr::V6(address) => address.octets(),
             };
         }
+        let shared = if sidecar.is_cgroup_shared { CGROUP_SHARED } else { 0 };
+        let by_thread = if self.is_nested && sidecar.process.is_process() { CGROUP_BY_THREAD } else { 0 };
+        let value = Cgroup { sidecar: sidecar.id, mode, addresses, flags: shared | by_thread, padding: 0 };
         let mut cgroups: HashMap<_, u64, Cgroup> = self.map_mut(names::CGROUPS)?;
-        cgroups
-            .insert(sidecar.cgroup_id, Cgroup { sidecar: sidecar.id, mode, addresses }, 0)
-            .map_err(|source| Error::map(names::CGROUPS, source))
+        cgroups.insert(sidecar.cgroup_id, value, 0).map_err(|source| Error::map(names::CGROUPS, source))
     }
 
     /// Forgets a process that has ended, by its number.
@@ -342,7 +352,7 @@ impl Kernel {
     }
 
     fn name_process(&mut self, process: ProcessId, id: SidecarId) -> Result<(), Error> {
-        if process.pid == 0 {
+        if process.pid == 0 || self.is_nested {
             return Ok(());
         }
         let mut processes: HashMap<_, u32, u32> = self.map_mut(names::PROCESSES)?;
