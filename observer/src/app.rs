@@ -32,8 +32,8 @@ use crate::{
     config::Config,
     confinement,
     discovery::{
-        Change, Role, Sidecar, component::Component, proc_files::ProcFiles, registry::Registry, target::targets,
-        watch::Watcher,
+        Change, ProcessId, Role, Sidecar, component::Component, proc_files::ProcFiles, registry::Registry,
+        target::targets, watch::Watcher,
     },
     emit::Emitter,
     limits::Limits,
@@ -201,6 +201,8 @@ struct State {
     ended: Vec<Arc<Sidecar>>,
     components: Vec<Arc<Component>>,
     unattached: Vec<u64>,
+    /// Cgroups that a running sidecar has left: what it listened with before goes on accepting there.
+    moved: Vec<(ProcessId, u64)>,
     lingering: Vec<(Instant, u64)>,
     emitters: Vec<Emitter>,
     scrapes: Option<Box<dyn Fn() -> crate::model::ScrapeFigures + Send + Sync>>,
@@ -256,6 +258,7 @@ impl Node {
             ended,
             components: Vec::new(),
             unattached: Vec::new(),
+            moved: memory.moved.clone(),
             lingering: Vec::new(),
             emitters: Vec::new(),
             scrapes: None,
@@ -361,8 +364,19 @@ impl State {
     fn observe(&mut self, sidecar: Arc<Sidecar>) {
         let known = self.running.iter().position(|other| other.process == sidecar.process);
         let before = known.map(|at| self.running.swap_remove(at));
+        self.moved.retain(|&left| left != (sidecar.process, sidecar.cgroup_id));
         if let Some(before) = before.as_ref().filter(|before| before.cgroup_id != sidecar.cgroup_id) {
-            self.linger(before.cgroup_id);
+            self.moved.push((before.process, before.cgroup_id));
+            self.unattached.retain(|&id| id != before.cgroup_id);
+        }
+        if before.as_ref().is_some_and(|before| before.role != sidecar.role) {
+            tracing::info!(
+                pid = sidecar.process.pid,
+                "{} is a {}: {}",
+                name_of(&sidecar),
+                sidecar.role,
+                sidecar.evidence
+            );
         }
         self.attach(&sidecar);
         self.running.push(sidecar);
@@ -402,7 +416,9 @@ impl State {
     fn leave(&mut self, sidecar: &Arc<Sidecar>) {
         self.running.retain(|other| other.process != sidecar.process);
         self.forget_processes(sidecar);
-        self.linger(sidecar.cgroup_id);
+        let left = self.moved.extract_if(.., |(process, _)| *process == sidecar.process).map(|(_, id)| id);
+        let left: Vec<u64> = left.chain([sidecar.cgroup_id]).collect();
+        left.into_iter().for_each(|cgroup_id| self.linger(cgroup_id));
         self.name_cgroups();
         self.ended.retain(|other| other.id != sidecar.id);
         // Its successor in the same pod may be there already.
@@ -463,8 +479,11 @@ impl State {
         let is_due = |&(at, cgroup_id): &(Instant, u64)| at <= now || self.kernel.is_severed(cgroup_id);
         let (due, later): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(is_due);
         self.lingering = later;
-        for (_, cgroup_id) in due {
-            if self.running.iter().all(|other| other.cgroup_id != cgroup_id) {
+        let severed = self.moved.extract_if(.., |(_, cgroup_id)| self.kernel.is_severed(*cgroup_id));
+        let due: Vec<u64> = due.into_iter().map(|(_, id)| id).chain(severed.map(|(_, id)| id)).collect();
+        for cgroup_id in due {
+            let observed = self.running.iter().map(|sidecar| sidecar.cgroup_id);
+            if observed.chain(self.moved.iter().map(|&(_, id)| id)).all(|other| other != cgroup_id) {
                 self.kernel.detach(cgroup_id);
             }
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     collect::kernel,
-    discovery::{Sidecar, registry::Registry},
+    discovery::{ProcessId, Sidecar, registry::Registry},
     model,
 };
 
@@ -23,6 +23,8 @@ pub struct Memory {
     pub running: Vec<Arc<Sidecar>>,
     /// Sidecars that had ended.
     pub ended: Vec<Arc<Sidecar>>,
+    /// Cgroups that running ones had left, by their ids.
+    pub moved: Vec<(ProcessId, u64)>,
     /// Series, their labels and totals.
     pub model: Option<model::remembered::Remembered>,
     /// The pinned maps.

@@ -41,7 +41,10 @@ impl State {
                 self.leave(&sidecar);
             }
         }
+        let running = &self.running;
+        self.moved.retain(|(process, _)| running.iter().any(|sidecar| sidecar.process == *process));
         let observed = self.running.iter().map(|sidecar| sidecar.cgroup_id);
+        let observed = observed.chain(self.moved.iter().map(|&(_, id)| id));
         let cgroups = observed.chain(self.lingering.iter().map(|&(_, id)| id)).collect();
         let own = self.running.iter().flat_map(|sidecar| sidecar.companions.iter().chain([&sidecar.process]));
         let processes = own.map(|process| process.pid).collect();
@@ -57,6 +60,7 @@ impl State {
             registry: self.registry.clone(),
             running: self.running.clone(),
             ended: self.ended.clone(),
+            moved: self.moved.clone(),
             model: Some(self.model.remember()),
             kernel: self.kernel.remembered().clone(),
         };
