@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     mesh::{Family, Protocol, Service, Workload},
     redirect::Interception,
-    sidecar::{Inbound, Kind, Options},
+    sidecar::{Inbound, Kind, NodeId, Options, node_id},
 };
 
 /// Port of the plaintext door of a gateway.
@@ -39,20 +39,25 @@ pub fn bootstrap(workload: &Workload, services: &[Service], options: &Options, f
     let builder = Builder { workload, services, options, files };
     let (mut listeners, mut clusters) = match options.kind {
         Kind::Sidecar => (
-            vec![builder.outbound_listener(), builder.inbound_listener()],
+            [vec![builder.outbound_listener(), builder.inbound_listener()], builder.own_listeners()].concat(),
             [builder.outbound_clusters(), builder.inbound_clusters()].concat(),
         ),
-        Kind::Gateway => (
+        Kind::Gateway | Kind::Waypoint => (
             vec![builder.gateway_listener(GATEWAY_PLAIN, false), builder.gateway_listener(GATEWAY_TLS, true)],
             builder.outbound_clusters(),
         ),
     };
     listeners.push(builder.metrics_listener());
     clusters.push(static_cluster(OWN_METRICS, OWN_METRICS, &socket("127.0.0.1", 15000)));
-    json!({
+    let mut bootstrap = json!({
         "admin": {"address": socket("127.0.0.1", 15000)},
         "static_resources": {"listeners": listeners, "clusters": clusters},
-    })
+    });
+    if options.node_id == NodeId::Bootstrap {
+        let cluster = format!("{}.{}", workload.name, workload.namespace);
+        bootstrap["node"] = json!({"id": node_id(workload, options), "cluster": cluster});
+    }
+    bootstrap
 }
 
 struct Builder<'a> {
@@ -102,14 +107,33 @@ impl Builder<'_> {
         json!({
             "name": "virtualOutbound",
             "traffic_direction": "OUTBOUND",
-            "address": socket("0.0.0.0", 15001),
-            "additional_addresses": [{"address": socket("::", 15001)}],
+            "address": socket("0.0.0.0", self.options.ports.outbound),
+            "additional_addresses": [{"address": socket("::", self.options.ports.outbound)}],
             "listener_filters": [original_destination(), http_inspector(&declared)],
             "listener_filters_timeout": self.sniffing_timeout(),
             "continue_on_listener_filters_timeout": true,
             "filter_chains": chains,
             "default_filter_chain": {"filters": [self.tcp("outbound", PASSTHROUGH)]},
         })
+    }
+
+    /// Listeners at loopback addresses, for one service each.
+    fn own_listeners(&self) -> Vec<Value> {
+        let listener = |(port, name): &(u16, String)| {
+            let service = self.services.iter().find(|service| service.name == *name).expect("declared before");
+            let filter = match service.protocol {
+                Protocol::Tcp => self.tcp("outbound", &outbound_cluster(service, Family::V4, true)),
+                _ => self.http("outbound", &outbound_cluster(service, Family::V4, false)),
+            };
+            json!({
+                "name": format!("127.0.0.1_{port}"),
+                "traffic_direction": "OUTBOUND",
+                "address": socket("127.0.0.1", *port),
+                "additional_addresses": [{"address": socket("::1", *port)}],
+                "filter_chains": [{"filters": [filter]}],
+            })
+        };
+        self.options.own_listeners.iter().map(listener).collect()
     }
 
     fn inbound_listener(&self) -> Value {
@@ -145,8 +169,8 @@ impl Builder<'_> {
         json!({
             "name": "virtualInbound",
             "traffic_direction": "INBOUND",
-            "address": socket("0.0.0.0", 15006),
-            "additional_addresses": [{"address": socket("::", 15006)}],
+            "address": socket("0.0.0.0", self.options.ports.inbound),
+            "additional_addresses": [{"address": socket("::", self.options.ports.inbound)}],
             "transparent": transparent,
             "listener_filters": filters,
             "listener_filters_timeout": self.sniffing_timeout(),

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::{
     net::{Namespace, finish, run},
-    sidecar::PROXY_USER,
+    sidecar::{PROXY_USER, Ports},
 };
 
 /// How inbound traffic reaches the sidecar.
@@ -32,7 +32,7 @@ pub struct Exclusions {
 const STATUS_PORTS: [u16; 3] = [15090, 15021, 15020];
 
 /// Installs the rules in `namespace`, for IPv4 and IPv6.
-pub fn install(namespace: &Namespace, interception: Interception, exclusions: &Exclusions) -> Result<()> {
+pub fn install(namespace: &Namespace, interception: Interception, ports: Ports, exclusions: &Exclusions) -> Result<()> {
     if interception == Interception::None {
         return Ok(());
     }
@@ -48,8 +48,8 @@ pub fn install(namespace: &Namespace, interception: Interception, exclusions: &E
         }
     }
     for family in [&IPV4, &IPV6] {
-        let rules = nat(family, interception, exclusions)
-            + &(if interception == Interception::Tproxy { mangle(family, exclusions) } else { String::new() });
+        let rules = nat(family, interception, ports, exclusions)
+            + &(if interception == Interception::Tproxy { mangle(family, ports, exclusions) } else { String::new() });
         let mut command = std::process::Command::new("ip");
         command.args(["netns", "exec", namespace.name(), family.command]);
         finish(&mut command, &rules)?;
@@ -66,12 +66,13 @@ struct Family {
 const IPV4: Family = Family { command: "iptables-legacy-restore", magic: "127.0.0.6/32", loopback: "127.0.0.1/32" };
 const IPV6: Family = Family { command: "ip6tables-legacy-restore", magic: "::6/128", loopback: "::1/128" };
 
-fn nat(family: &Family, interception: Interception, exclusions: &Exclusions) -> String {
+fn nat(family: &Family, interception: Interception, ports: Ports, exclusions: &Exclusions) -> String {
     let Family { magic, loopback, .. } = family;
-    let mut rules = String::from(
+    let Ports { outbound, inbound } = ports;
+    let mut rules = format!(
         "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_REDIRECT - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
-         -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n\
-         -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006\n",
+         -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports {outbound}\n\
+         -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports {inbound}\n",
     );
     if interception == Interception::Redirect {
         rules += "-A PREROUTING -p tcp -j ISTIO_INBOUND\n-A ISTIO_INBOUND -p tcp --dport 15008 -j RETURN\n";
@@ -100,8 +101,9 @@ fn nat(family: &Family, interception: Interception, exclusions: &Exclusions) -> 
     rules + &format!("-A ISTIO_OUTPUT -d {loopback} -j RETURN\n-A ISTIO_OUTPUT -j ISTIO_REDIRECT\nCOMMIT\n")
 }
 
-fn mangle(family: &Family, exclusions: &Exclusions) -> String {
+fn mangle(family: &Family, ports: Ports, exclusions: &Exclusions) -> String {
     let Family { magic, loopback, .. } = family;
+    let inbound = ports.inbound;
     let mut rules = String::from(
         "*mangle\n:ISTIO_INBOUND - [0:0]\n:ISTIO_DIVERT - [0:0]\n:ISTIO_TPROXY - [0:0]\n\
          -A ISTIO_DIVERT -j MARK --set-mark 1337\n\
@@ -117,7 +119,7 @@ fn mangle(family: &Family, exclusions: &Exclusions) -> String {
     }
     rules += &format!(
         "-A OUTPUT -p tcp -m connmark --mark 1337 -j CONNMARK --restore-mark\n\
-         -A ISTIO_TPROXY ! -d {loopback} -p tcp -j TPROXY --tproxy-mark 1337/0xffffffff --on-port 15006\n\
+         -A ISTIO_TPROXY ! -d {loopback} -p tcp -j TPROXY --tproxy-mark 1337/0xffffffff --on-port {inbound}\n\
          -A ISTIO_INBOUND -p tcp -m mark --mark 1337 -j RETURN\n\
          -A ISTIO_INBOUND -p tcp -s {magic} -i lo -j RETURN\n\
          -A ISTIO_INBOUND -p tcp -i lo -m mark ! --mark 1338 -j RETURN\n"

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -36,6 +37,8 @@ pub enum Kind {
     Sidecar,
     /// On its own, with doors at 8080 (plaintext) and 8443 (TLS).
     Gateway,
+    /// As a gateway, but that it says it is a waypoint.
+    Waypoint,
 }
 
 /// Where a sidecar finds its application.
@@ -48,11 +51,47 @@ pub enum Inbound {
     Localhost,
 }
 
+/// Where Envoy is told its node id, which begins with its role.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeId {
+    /// In its bootstrap configuration, as today's pilot-agent does.
+    #[default]
+    Bootstrap,
+    /// By `--service-node`, as it once was.
+    CommandLine,
+    /// Nowhere.
+    Nowhere,
+}
+
+/// The ports that connections are redirected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The application's (`meshConfig.proxyListenPort`).
+    pub outbound: u16,
+    /// Its peers' (`meshConfig.proxyInboundListenPort`).
+    pub inbound: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { outbound: 15001, inbound: 15006 }
+    }
+}
+
 /// How a sidecar is set up.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Sidecar or gateway.
     pub kind: Kind,
+    /// Where it is told its role.
+    pub node_id: NodeId,
+    /// Role that pilot-agent beside it was started with, if there is one.
+    pub agent: Option<&'static str>,
+    /// Where it takes what is redirected.
+    pub ports: Ports,
+    /// Listeners at loopback addresses that the application connects to itself (a `Sidecar` resource's egress with `bind` and
+    /// `port`): port, and name of the service.
+    pub own_listeners: Vec<(u16, String)>,
     /// How inbound traffic reaches it.
     pub interception: Interception,
     /// Where it finds the application.
@@ -67,6 +106,10 @@ pub struct Options {
     pub passthrough_http_ports: Vec<u16>,
     /// Executable name instead of the mesh's own.
     pub executable: Option<String>,
+    /// Started by the dynamic loader, which is then the process's executable.
+    pub loader: Option<PathBuf>,
+    /// The pod that its environment says it is in, instead of its own.
+    pub claimed: Option<Arc<Workload>>,
     /// cgroup v2 directory instead of its own container's.
     pub cgroup: Option<PathBuf>,
     /// Metrics page instead of Envoy's own, at most 4 KiB.
@@ -77,6 +120,10 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             kind: Kind::Sidecar,
+            node_id: NodeId::Bootstrap,
+            agent: None,
+            ports: Ports::default(),
+            own_listeners: Vec::new(),
             interception: Interception::Redirect,
             inbound: Inbound::Passthrough,
             exclusions: Exclusions::default(),
@@ -84,6 +131,8 @@ impl Default for Options {
             sniffing_timeout: Duration::from_secs(1),
             passthrough_http_ports: Vec::new(),
             executable: None,
+            loader: None,
+            claimed: None,
             cgroup: None,
             metrics_page: None,
         }
@@ -107,6 +156,7 @@ pub struct Sidecar {
     cgroup: PathBuf,
     containers: u32,
     process: Child,
+    agent: Option<Child>,
 }
 
 impl Sidecar {
@@ -115,7 +165,7 @@ impl Sidecar {
     pub fn start(mesh: &Mesh, workload: &Arc<Workload>, options: Options) -> Result<Self> {
         let directory = mesh.directory().join(&workload.name);
         fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
-        install(&workload.net, options.interception, &options.exclusions)?;
+        install(&workload.net, options.interception, options.ports, &options.exclusions)?;
         let own_name = mesh.directory().join(mesh.executable());
         let program = match &options.executable {
             Some(name) => {
@@ -161,9 +211,10 @@ impl Sidecar {
             std::os::unix::fs::chown(entry?.path(), Some(PROXY_USER), Some(PROXY_USER))?;
         }
         let cgroup = options.cgroup.clone().unwrap_or_else(|| workload.container("istio-proxy"));
+        let agent = options.agent.map(|role| start_agent(workload, &options, role, &directory, &cgroup)).transpose()?;
         let process = spawn(workload, &options, &directory, &program, &cgroup)?;
-        let mut sidecar =
-            Self { workload: Arc::clone(workload), options, directory, program, cgroup, containers: 1, process };
+        let workload = Arc::clone(workload);
+        let mut sidecar = Self { workload, options, directory, program, cgroup, containers: 1, process, agent };
         sidecar.wait_ready()?;
         Ok(sidecar)
     }
@@ -186,6 +237,13 @@ impl Sidecar {
     /// Envoy's process id.
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Moves Envoy to another cgroup v2 directory, which is made; sockets that are open stay where they were made.
+    pub fn move_to(&mut self, name: &str) -> Result<()> {
+        self.cgroup = self.workload.container(name);
+        fs::create_dir_all(&self.cgroup)?;
+        fs::write(self.cgroup.join("cgroup.procs"), self.pid().to_string()).context("Envoy cannot be moved")
     }
 
     /// Asks Envoy to end, and waits for it.
@@ -274,36 +332,63 @@ impl Sidecar {
 impl Drop for Sidecar {
     fn drop(&mut self) {
         // An error here means that it has ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        for process in [Some(&mut self.process), self.agent.as_mut()].into_iter().flatten() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 
-fn spawn(workload: &Workload, options: &Options, directory: &Path, program: &Path, cgroup: &Path) -> Result<Child> {
-    let kind = match options.kind {
-        Kind::Sidecar => "sidecar",
-        Kind::Gateway => "router",
-    };
-    let Workload { name, namespace, pod, ipv4, .. } = workload;
-    let log = File::options().create(true).append(true).open(directory.join("envoy.log"))?;
-    let mut command = Command::new(program);
+/// Something that has pilot-agent's command line: a shell, whose script waits until it is killed.
+fn start_agent(workload: &Workload, options: &Options, role: &str, directory: &Path, cgroup: &Path) -> Result<Child> {
+    fs::write(directory.join("proxy"), "read never\n")?;
+    let mut command = Command::new("/bin/sh");
     command
+        .arg0("/usr/local/bin/pilot-agent")
+        .args(["proxy", role])
+        .env_clear()
+        .envs(environment(workload, options))
+        .current_dir(directory)
+        .stdin(Stdio::piped());
+    workload.net.place(&mut command, cgroup, None)?;
+    command.spawn().context("a pilot-agent cannot be started")
+}
+
+fn spawn(workload: &Workload, options: &Options, directory: &Path, program: &Path, cgroup: &Path) -> Result<Child> {
+    let Workload { name, namespace, .. } = workload;
+    let log = File::options().create(true).append(true).open(directory.join("envoy.log"))?;
+    let mut command = Command::new(options.loader.as_deref().unwrap_or(program));
+    command
+        .args(options.loader.as_ref().map(|_| program))
         .arg("-c")
         .arg(directory.join("envoy.json"))
         .args(["--drain-time-s", "45", "--drain-strategy", "immediate", "--parent-shutdown-time-s", "60"])
         .args(["--local-address-ip-version", "v4", "--file-flush-interval-msec", "20", "--log-level", "warning"])
         .args(["--disable-hot-restart", "--allow-unknown-static-fields"])
         .args(["--concurrency", &options.concurrency.to_string()])
-        .args(["--service-cluster", &format!("{name}.{namespace}")])
-        .args(["--service-node", &format!("{kind}~{ipv4}~{pod}.{namespace}~{namespace}.svc.cluster.local")])
         .env_clear()
         .envs(environment(workload, options))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);
+    if options.node_id == NodeId::CommandLine {
+        let cluster = format!("{name}.{namespace}");
+        command.args(["--service-cluster", &cluster, "--service-node", &node_id(workload, options)]);
+    }
     workload.net.place(&mut command, cgroup, Some(proxy_user(options)))?;
     command.spawn().with_context(|| format!("Envoy of {name} cannot be started"))
+}
+
+/// As pilot-agent makes it [istio `pkg/model/proxy.go`].
+pub(crate) fn node_id(workload: &Workload, options: &Options) -> String {
+    let role = match options.kind {
+        Kind::Sidecar => "sidecar",
+        Kind::Gateway => "router",
+        Kind::Waypoint => "waypoint",
+    };
+    let Workload { namespace, pod, ipv4, .. } = workload;
+    format!("{role}~{ipv4}~{pod}.{namespace}~{namespace}.svc.cluster.local")
 }
 
 fn proxy_user(options: &Options) -> User {
@@ -312,6 +397,7 @@ fn proxy_user(options: &Options) -> User {
 
 /// What the injector (or a gateway's chart) sets and pilot-agent passes on to Envoy.
 fn environment(workload: &Workload, options: &Options) -> Vec<(&'static str, String)> {
+    let workload = options.claimed.as_deref().unwrap_or(workload);
     let Workload { name, namespace, pod, ipv4, ipv6, .. } = workload;
     let addresses: [IpAddr; 2] = [(*ipv4).into(), (*ipv6).into()];
     let labels = json!({

@@ -6,7 +6,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Write as _, stdin},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     thread,
 };
@@ -30,9 +30,9 @@ pub(crate) enum Part {
 #[derive(clap::Args)]
 pub(crate) struct Options {
     part: Part,
-    /// As Envoy has it; the observer reads it.
-    #[arg(long)]
-    service_node: String,
+    /// Configuration file, as Envoy has it; the observer reads it.
+    #[arg(short = 'c')]
+    _configuration: PathBuf,
 }
 
 /// Plays its part until its input ends.
@@ -94,9 +94,12 @@ impl StandIn {
             fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
         }
         fs::copy(std::env::current_exe()?, &program)?;
+        let configuration = program.with_file_name("envoy-rev.json");
+        let id = format!("{kind}~10.0.0.1~{workload}-0.default~default.svc.cluster.local");
+        fs::write(&configuration, format!(r#"{{"node":{{"id":"{id}"}}}}"#))?;
         let mut process = Command::new(&program)
-            .args(["vm-stand-in", part, "--service-node"])
-            .arg(format!("{kind}~10.0.0.1~{workload}-0.default~default.svc.cluster.local"))
+            .args(["vm-stand-in", part, "-c"])
+            .arg(&configuration)
             .env_clear()
             .envs(environment(workload, &format!("{workload}-0")))
             .stdin(Stdio::piped())

@@ -1,0 +1,479 @@
+//! Who is who: what makes a process a sidecar or a gateway, which of its sockets are legs whatever their ports, and whose name
+//! it gets.
+
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    apps::{
+        http,
+        raw::{Connection, DATA_WITH_THE_ACK, Server},
+        tcp,
+    },
+    cases,
+    envoy::GATEWAY_PLAIN,
+    mesh::{Family, Mesh, Protocol, Service, Workload},
+    net::finish,
+    observer::Observer,
+    pair::{Expected, PATIENCE, Pair},
+    redirect::Interception,
+    referee::Referee,
+    sidecar::{Kind, NodeId, Options, Ports, Sidecar},
+    tally::Tally,
+    tools,
+};
+
+const BOTH: [Family; 2] = [Family::V4, Family::V6];
+/// Where listeners are that are not at Istio's usual ports.
+const MOVED: Ports = Ports { outbound: 15101, inbound: 15106 };
+
+fn main() -> ExitCode {
+    cases::run(
+        "roles",
+        || Ok(()),
+        cases![
+            gateways_by_whatever_tells,
+            sidecars_by_whatever_tells,
+            a_waypoint_is_said_to_be_one,
+            contradictions_are_said,
+            moved_listeners,
+            moved_listeners_with_tproxy,
+            listeners_of_the_applications_own,
+            a_cgroup_shared_with_others,
+            executables_by_other_names,
+            moved_to_another_cgroup,
+            another_pods_name,
+            principals_are_of_connections_with_mutual_tls,
+        ],
+    )
+}
+
+/// A server with a sidecar, and proxies in front of it.
+struct Bed {
+    observer: Option<Observer>,
+    referees: Vec<Referee>,
+    sidecars: Vec<Sidecar>,
+    server: Arc<Workload>,
+    web: Service,
+    visitor: Arc<Workload>,
+    _application: Server,
+    mesh: Mesh,
+}
+
+impl Bed {
+    fn new() -> Result<Self> {
+        let mut mesh = Mesh::new()?;
+        let (server, visitor) = (mesh.workload("server")?, mesh.workload("visitor")?);
+        let web = mesh.service("web", 80, &server, 8080, Protocol::Http)?;
+        let _application = http::serve(&server, 8080)?;
+        let (sidecars, referees) = Default::default();
+        let mut bed = Self { observer: None, referees, sidecars, server, web, visitor, _application, mesh };
+        let server = Arc::clone(&bed.server);
+        bed.add(&server, Options::default())?;
+        Ok(bed)
+    }
+
+    fn start(&mut self, name: &str, options: Options) -> Result<Arc<Workload>> {
+        let workload = self.mesh.workload(name)?;
+        self.add(&workload, options)?;
+        Ok(workload)
+    }
+
+    fn add(&mut self, workload: &Arc<Workload>, options: Options) -> Result<()> {
+        let sidecar = Sidecar::start(&self.mesh, workload, options)?;
+        self.referees.push(Referee::new(&sidecar)?);
+        self.sidecars.push(sidecar);
+        Ok(())
+    }
+
+    fn observe(&mut self, sidecars: usize) -> Result<()> {
+        self.observer = Some(Observer::start(&self.mesh, sidecars, &[])?);
+        Ok(())
+    }
+
+    fn observer(&self) -> Result<&Observer> {
+        self.observer.as_ref().context("observed before")
+    }
+
+    /// Makes traffic and compares with what all logs have of it, so many lines each.
+    fn check(&mut self, lines: &[usize], traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
+        for referee in &mut self.referees {
+            referee.skip()?;
+        }
+        let before = self.observer()?.tally()?;
+        traffic(self).context("traffic")?;
+        let mut truth = Tally::default();
+        for (referee, count) in self.referees.iter_mut().zip(lines) {
+            let found = referee.settled(*count, PATIENCE)?;
+            referee.count(&found, &mut truth);
+        }
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let differences = truth.differences(&self.observer()?.tally()?.since(&before));
+            if differences.is_empty() {
+                return Ok(truth.to_string());
+            }
+            ensure!(Instant::now() < end, "the observer differs:\n      {}", differences.join("\n      "));
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A request through each gateway.
+    fn visit(&self, gateways: &[Arc<Workload>]) -> Result<()> {
+        for (gateway, family) in gateways.iter().flat_map(|gateway| BOTH.map(|family| (gateway, family))) {
+            let mut command = self.visitor.command("curl")?;
+            command.args(["-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "-H", "host: web"]);
+            let door = std::net::SocketAddr::new(gateway.ip(family), GATEWAY_PLAIN);
+            let code = finish(command.arg(format!("http://{door}/bytes/10")), "")?;
+            ensure!(code == "200", "{code} through {}", gateway.name);
+        }
+        Ok(())
+    }
+
+    /// A request of an application.
+    fn ask(&self, workload: &Workload) -> Result<()> {
+        for family in BOTH {
+            let mut command = workload.command("curl")?;
+            command.args(["-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}"]);
+            let code = finish(command.arg(self.web.url(family, "/bytes/10")), "")?;
+            ensure!(code == "200", "{code} for {}", workload.name);
+        }
+        Ok(())
+    }
+
+    /// What `observer check` says.
+    fn said(&self) -> Result<String> {
+        let mut command = Command::new(tools::observer()?);
+        finish(command.args(["check", "--sidecar-exe", &self.mesh.executable()]), "")
+    }
+}
+
+/// Proxies of a kind, each with one thing that says so: bootstrap, command line, pilot-agent, listeners.
+fn evidences(kind: Kind, role: &'static str, interception: Interception) -> [(&'static str, Options); 4] {
+    let plain = Options { kind, interception, ..Options::default() };
+    [
+        ("edge-a", plain.clone()),
+        ("edge-b", Options { node_id: NodeId::CommandLine, ..plain.clone() }),
+        ("edge-c", Options { node_id: NodeId::Nowhere, agent: Some(role), ..plain.clone() }),
+        ("edge-d", Options { node_id: NodeId::Nowhere, ..plain }),
+    ]
+}
+
+/// Gateways have a sidecar's environment.
+fn gateways_by_whatever_tells(_: &mut ()) -> Result<String> {
+    let mut bed = Bed::new()?;
+    let mut gateways = Vec::new();
+    for (name, options) in evidences(Kind::Gateway, "router", Interception::None) {
+        gateways.push(bed.start(name, options)?);
+    }
+    bed.observe(5)?;
+    let figures = bed.check(&[8, 2, 2, 2, 2], |bed| bed.visit(&gateways))?;
+    let said = bed.said()?;
+    for part in [
+        "Sidecars (1)",
+        "Gateways (4)",
+        "because: the node id of its bootstrap says router",
+        "because: its node type (--service-node) says router",
+        "because: pilot-agent's command line says router",
+        "listens on 8080 and 8443 and on neither 15001 nor 15006",
+    ] {
+        ensure!(said.contains(part), "{part:?} is not said:\n{said}");
+    }
+    // One that starts while it is observed listens only later.
+    bed.sidecars[4].kill()?;
+    bed.sidecars[4].start_again()?;
+    bed.observer.as_mut().context("observed before")?.wait_attached(5)?;
+    let gateway = [("role", "gateway")];
+    bed.observer()?.wait_own(PATIENCE, |page| page.sum("mesh_observer_sidecars", &gateway) == Some(4.0))?;
+    bed.check(&[2, 0, 0, 0, 2], |bed| bed.visit(&gateways[3..]))?;
+    Ok(figures)
+}
+
+fn sidecars_by_whatever_tells(_: &mut ()) -> Result<String> {
+    let mut bed = Bed::new()?;
+    let mut clients = Vec::new();
+    for (name, options) in evidences(Kind::Sidecar, "sidecar", Interception::Redirect) {
+        clients.push(bed.start(name, options)?);
+    }
+    bed.observe(5)?;
+    let figures = bed.check(&[8, 2, 2, 2, 2], |bed| clients.iter().try_for_each(|client| bed.ask(client)))?;
+    let said = bed.said()?;
+    for part in [
+        "Sidecars (5)",
+        "because: the node id of its bootstrap says sidecar",
+        "because: its node type (--service-node) says sidecar",
+        "because: pilot-agent's command line says sidecar",
+        "more of the injector's; listens on 15001 and 15006",
+    ] {
+        ensure!(said.contains(part), "{part:?} is not said:\n{said}");
+    }
+    Ok(figures)
+}
+
+fn a_waypoint_is_said_to_be_one(_: &mut ()) -> Result<String> {
+    let mut bed = Bed::new()?;
+    let options = Options { kind: Kind::Waypoint, interception: Interception::None, ..Options::default() };
+    bed.start("waypoint", options)?;
+    bed.observe(1)?;
+    let reason = "it is a waypoint: what it takes (HBONE, port 15008) and what it passes on is encrypted";
+    let said = bed.said()?;
+    ensure!(said.contains("Not observed (1)") && said.contains(reason), "{said}");
+    // Once a candidate is old enough to be judged.
+    let end = Instant::now() + PATIENCE;
+    while !bed.observer()?.log().contains(reason) {
+        ensure!(Instant::now() < end, "{}", bed.observer()?.log());
+        sleep(Duration::from_millis(100));
+    }
+    Ok("said in the log and by check".to_owned())
+}
+
+fn contradictions_are_said(_: &mut ()) -> Result<String> {
+    let mut bed = Bed::new()?;
+    let gateway = bed.start("edge", Options { agent: Some("sidecar"), ..Options::gateway() })?;
+    bed.observe(2)?;
+    let problem = "is taken for a gateway, although pilot-agent's command line says sidecar";
+    let said = bed.said()?;
+    ensure!(said.contains(problem), "{said}");
+    let end = Instant::now() + PATIENCE;
+    while !bed.observer()?.log().contains(problem) {
+        ensure!(Instant::now() < end, "{}", bed.observer()?.log());
+        sleep(Duration::from_millis(100));
+    }
+    bed.check(&[2, 2], |bed| bed.visit(&[gateway]))
+}
+
+fn moved_listeners(_: &mut ()) -> Result<String> {
+    moved(Interception::Redirect)
+}
+
+fn moved_listeners_with_tproxy(_: &mut ()) -> Result<String> {
+    moved(Interception::Tproxy)
+}
+
+/// `meshConfig.proxyListenPort` and `proxyInboundListenPort`.
+fn moved(interception: Interception) -> Result<String> {
+    let options = Options { ports: MOVED, interception, ..Options::default() };
+    let mut pair = Pair::with(options.clone(), options)?;
+    let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
+    let figures = pair.check(Expected::both(16), |pair| {
+        for family in BOTH {
+            let codes = pair.curl(&[&pair.url(family, "/{bytes/10,status/404,chunked/3000,vanish}")])?;
+            ensure!(codes == "200\n404\n200\n503", "{codes}");
+            ensure!(pair.curl(&[&pair.sniffed.url(family, "/bytes/2")])? == "200");
+            for bytes in [100, 3000] {
+                let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
+                connection.send(vec![5; bytes])?;
+                connection.receive(bytes)?;
+                connection.finish_sending()?;
+                connection.drain()?;
+            }
+            // What comes with the handshake is there before anybody has asked where it was going.
+            let mut connection =
+                Connection::open_with(&pair.client, pair.web.address(family), &[DATA_WITH_THE_ACK], None)?;
+            connection.send("GET /bytes/8 HTTP/1.1\r\nhost: web\r\n\r\n")?;
+            ensure!(connection.receive_response()?.status == 200);
+        }
+        Ok(())
+    })?;
+    drop(echo);
+    let Some(observer) = &pair.observer else { return Ok(figures) };
+    let page = observer.scrape()?;
+    let mutual = [("reporter", "destination"), ("connection_security_policy", "mutual_tls")];
+    let [mutual, all] = [&mutual[..], &mutual[..1]].map(|labels| page.sum("istio_requests_total", labels));
+    ensure!(mutual == all && all == Some(12.0), "{mutual:?} of {all:?} with mutual TLS");
+    let named = [("reporter", "source"), ("destination_service_name", "web")];
+    ensure!(page.sum("istio_requests_total", &named) == Some(10.0), "the original destinations are not known");
+    Ok(figures)
+}
+
+/// Listeners at loopback addresses, which nothing is redirected to: HTTP/1, HTTP/2 and TCP.
+fn listeners_of_the_applications_own(_: &mut ()) -> Result<String> {
+    let listeners = [(9080, "web"), (9081, "tcp"), (9083, "http2")];
+    let own_listeners = listeners.map(|(port, name)| (port, name.to_owned())).to_vec();
+    let mut pair = Pair::with(Options { own_listeners, ..Options::default() }, Options::default())?;
+    let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
+    let figures = pair.check(Expected { source: 14, destination: 12 }, |pair| {
+        for host in ["127.0.0.1", "[::1]"] {
+            let codes = pair.curl(&[&format!("http://{host}:9080/{{bytes/10,status/404,chunked/3000}}")])?;
+            ensure!(codes == "200\n404\n200", "{codes}");
+            let address: std::net::SocketAddr = format!("{host}:9081").parse()?;
+            let mut connection = Connection::open(&pair.client, address)?;
+            connection.send([7; 500])?;
+            connection.receive(500)?;
+            connection.finish_sending()?;
+            connection.drain()?;
+            let mut connection =
+                Connection::open_with(&pair.client, format!("{host}:9080").parse()?, &[DATA_WITH_THE_ACK], None)?;
+            connection.send("GET /bytes/8 HTTP/1.1\r\nhost: web\r\n\r\n")?;
+            ensure!(connection.receive_response()?.status == 200);
+            // Nothing listens behind it: Envoy itself answers, over HTTP/2.
+            ensure!(pair.curl(&["--http2-prior-knowledge", &format!("http://{host}:9083/")])? == "503");
+            // Beside them, what is redirected.
+            let family = if host.starts_with('[') { Family::V6 } else { Family::V4 };
+            ensure!(pair.curl(&[&pair.url(family, "/bytes/3")])? == "200");
+        }
+        Ok(())
+    })?;
+    drop(echo);
+    let Some(observer) = &pair.observer else { return Ok(figures) };
+    let page = observer.scrape()?;
+    let unknown = [("reporter", "source"), ("destination_service", "unknown"), ("source_principal", "unknown")];
+    ensure!(page.sum("istio_requests_total", &unknown) == Some(10.0), "who answers there is not known");
+    Ok(figures)
+}
+
+/// Another program in the sidecar's cgroup, which may accept connections too: those from the same pod that nobody says are the
+/// sidecar's are counted as lost, and what is redirected is exact.
+fn a_cgroup_shared_with_others(_: &mut ()) -> Result<String> {
+    let own_listeners = vec![(9080, "web".to_owned())];
+    let options = Options { own_listeners, ports: MOVED, ..Options::default() };
+    let mut pair = Pair::unobserved(options, Options::default())?;
+    let mut other = pair.sidecars[0].agent_command("sleep")?.arg("600").spawn().context("sleep")?;
+    pair.observe(2)?;
+    let lost = |pair: &Pair| -> Result<f64> {
+        let Some(observer) = &pair.observer else { return Ok(0.0) };
+        observer.own("mesh_observer_losses_total", &[("reason", "shared_cgroup")])
+    };
+    let figures = pair.check_with(
+        Expected { source: 6, destination: 6 },
+        |pair| {
+            for family in BOTH {
+                ensure!(pair.curl(&[&pair.url(family, "/{bytes/3,status/404}")])? == "200\n404");
+                let host = if family == Family::V6 { "[::1]" } else { "127.0.0.1" };
+                ensure!(pair.curl(&[&format!("http://{host}:9080/status/418")])? == "418");
+            }
+            Ok(())
+        },
+        // The log of the client's sidecar has those too.
+        &|truth| truth.requests.retain(|(leg, outcome), _| leg.reporter != "source" || outcome.code != "418"),
+    );
+    other.kill()?;
+    other.wait()?;
+    let lost = lost(&pair)?;
+    ensure!(pair.observer.is_none() || lost == 2.0, "{lost} connections lost to others in the cgroup");
+    figures
+}
+
+/// A symbolic link, a wrapper's name, a dynamic loader.
+fn executables_by_other_names(_: &mut ()) -> Result<String> {
+    let mut bed = Bed::new()?;
+    let name = bed.mesh.executable();
+    let program = bed.mesh.directory().join(&name);
+    let linked = bed.mesh.directory().join("linked");
+    fs::create_dir_all(&linked)?;
+    fs::hard_link(&program, linked.join("engine-1.40"))?;
+    symlink("engine-1.40", linked.join(&name))?;
+    let loader = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"].map(PathBuf::from);
+    let loader = loader.into_iter().find(|path| path.exists()).context("a dynamic loader")?;
+    let mut clients = Vec::new();
+    for (workload, options) in [
+        ("linked", Options { executable: Some(name.clone()), ..Options::default() }),
+        ("wrapped", Options { executable: Some(format!(".{name}-wrapped")), ..Options::default() }),
+        ("loaded", Options { loader: Some(loader), ..Options::default() }),
+    ] {
+        clients.push(bed.start(workload, options)?);
+    }
+    for (sidecar, expected) in bed.sidecars[1..].iter().zip(["engine-1.40", "-wrapped", "ld-linux"]) {
+        let executable = fs::read_link(format!("/proc/{}/exe", sidecar.pid()))?;
+        ensure!(executable.to_string_lossy().contains(expected), "{} is {executable:?}", sidecar.workload().name);
+    }
+    bed.observe(4)?;
+    bed.check(&[6, 2, 2, 2], |bed| clients.iter().try_for_each(|client| bed.ask(client)))
+}
+
+/// Sockets that were open before go on in the cgroup where they were made, those that they accept too: for longer than programs
+/// stay for a sidecar that has ended.
+fn moved_to_another_cgroup(_: &mut ()) -> Result<String> {
+    const LINGER: Duration = Duration::from_secs(75);
+    let mut pair = Pair::new()?;
+    let both = |pair: &Pair| -> Result<()> {
+        BOTH.iter().try_for_each(|family| {
+            ensure!(pair.curl(&[&pair.url(*family, "/bytes/10")])? == "200");
+            Ok(())
+        })
+    };
+    pair.check(Expected::both(2), both)?;
+    for sidecar in &mut pair.sidecars {
+        sidecar.move_to("elsewhere")?;
+    }
+    let Some(observer) = &pair.observer else { return Ok(String::new()) };
+    let moved = Instant::now();
+    while observer.log().matches("elsewhere, attached in").count() < 2 {
+        ensure!(moved.elapsed() < 3 * PATIENCE, "{}", observer.log());
+        sleep(Duration::from_millis(100));
+    }
+    let figures = pair.check(Expected::both(2), both)?;
+    sleep((LINGER + Duration::from_secs(15)).saturating_sub(moved.elapsed()));
+    // Connections between the sidecars may have been kept, those of applications are new.
+    pair.check(Expected::both(2), both)?;
+    Ok(figures)
+}
+
+/// Two pods by their cgroups, of which one says that it is the other.
+fn another_pods_name(_: &mut ()) -> Result<String> {
+    let mut bed = Bed::new()?;
+    let pod = |bed: &Bed, digit: char| -> io::Result<PathBuf> {
+        let [short, middle, long] = [8, 4, 12].map(|length| digit.to_string().repeat(length));
+        let uid = format!("{short}-{middle}-{middle}-{middle}-{long}");
+        let path = bed.mesh.cgroup().join(format!("kubepods/burstable/pod{uid}/{}", digit.to_string().repeat(64)));
+        fs::create_dir_all(&path)?;
+        Ok(path)
+    };
+    let cgroups = [pod(&bed, '1')?, pod(&bed, '2')?];
+    let [first, second] = cgroups;
+    let victim = bed.start("victim", Options { cgroup: Some(first), ..Options::default() })?;
+    bed.observe(2)?;
+    let claimed = Some(Arc::clone(&victim));
+    let impostor = bed.start("impostor", Options { cgroup: Some(second), claimed, ..Options::default() })?;
+    bed.observer.as_mut().context("observed before")?.wait_attached(3)?;
+    bed.ask(&victim)?;
+    bed.ask(&impostor)?;
+    let of = |name: &'static str| [("reporter", "source"), ("source_workload", name)];
+    let total = |page: &harness::exposition::Exposition, name| page.sum("istio_requests_total", &of(name));
+    let page = bed.observer()?.wait(PATIENCE, |page| total(page, "unknown") == Some(2.0))?;
+    ensure!(total(&page, "victim") == Some(2.0), "{:?} requests of the victim", total(&page, "victim"));
+    let problem = format!("says that it is in pod {}/{}", victim.namespace, victim.pod);
+    let said = bed.said()?;
+    ensure!(said.contains(&problem), "{said}");
+    Ok("2 requests each, under the victim's name and under none".to_owned())
+}
+
+/// At the source: of what is called by a service's name, not of what goes to a pod's address or to a port of no service.
+fn principals_are_of_connections_with_mutual_tls(_: &mut ()) -> Result<String> {
+    let options = Options { passthrough_http_ports: vec![8080, 7070], ..Options::default() };
+    let mut pair = Pair::with(options, Options::default())?;
+    let other = http::serve(&pair.server, 7070)?;
+    pair.check(Expected::both(6), |pair| {
+        for family in BOTH {
+            ensure!(pair.curl(&[&pair.url(family, "/bytes/1")])? == "200");
+            for port in [8080, 7070] {
+                let address = std::net::SocketAddr::new(pair.server.ip(family), port);
+                ensure!(pair.curl(&[&format!("http://{address}/bytes/2")])? == "200");
+            }
+        }
+        Ok(())
+    })?;
+    drop(other);
+    let Some(observer) = &pair.observer else { return Ok(String::new()) };
+    let page = observer.scrape()?;
+    let total = |labels: &[(&str, &str)]| page.sum("istio_requests_total", labels).unwrap_or(0.0);
+    let (client, server) = (pair.client.spiffe(), pair.server.spiffe());
+    for (labels, expected) in [
+        (
+            [("reporter", "source"), ("source_principal", client.as_str()), ("destination_principal", server.as_str())],
+            2.0,
+        ),
+        ([("reporter", "source"), ("source_principal", "unknown"), ("destination_principal", "unknown")], 4.0),
+    ] {
+        ensure!(total(&labels) == expected, "{} instead of {expected} with {labels:?}", total(&labels));
+    }
+    Ok("2 with principals, 4 without".to_owned())
+}
