@@ -88,7 +88,7 @@ fn check_says_so(pair: &mut Pair) -> Result<String> {
     let said = finish(Command::new(tools::observer()?).args(["check", "--sidecar-exe", &pair.mesh.executable()]), "")?;
     let note = "note  process ids are those of a nested pid namespace";
     ensure!(said.contains(note) && said.contains("works here"), "{said}");
-    let log = pair.observer.as_ref().map(|observer| observer.log()).unwrap_or_default();
-    ensure!(pair.observer.is_none() || log.contains("those of a nested pid namespace"), "{log}");
+    let log = pair.observer()?.log();
+    ensure!(log.contains("those of a nested pid namespace"), "{log}");
     Ok(note.to_owned())
 }

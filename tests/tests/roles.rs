@@ -29,6 +29,7 @@ use harness::{
     sidecar::{Kind, NodeId, Options, Ports, Sidecar},
     tally::Tally,
     tools,
+    wait::wait_until,
 };
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
@@ -115,15 +116,10 @@ impl Bed {
             let found = referee.settled(*count, PATIENCE)?;
             referee.count(&found, &mut truth);
         }
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let differences = truth.differences(&self.observer()?.tally()?.since(&before));
-            if differences.is_empty() {
-                return Ok(truth.to_string());
-            }
-            ensure!(Instant::now() < end, "the observer differs:\n      {}", differences.join("\n      "));
-            sleep(Duration::from_millis(50));
-        }
+        wait_until("the observer counts as the referee", PATIENCE, || {
+            Ok(truth.differences(&self.observer()?.tally()?.since(&before)).none()?)
+        })?;
+        Ok(truth.to_string())
     }
 
     /// A request through each gateway.
@@ -227,11 +223,11 @@ fn a_waypoint_is_said_to_be_one(_: &mut ()) -> Result<String> {
     let said = bed.said()?;
     ensure!(said.contains("Not observed (1)") && said.contains(reason), "{said}");
     // Once a candidate is old enough to be judged.
-    let end = Instant::now() + PATIENCE;
-    while !bed.observer()?.log().contains(reason) {
-        ensure!(Instant::now() < end, "{}", bed.observer()?.log());
-        sleep(Duration::from_millis(100));
-    }
+    wait_until("it is said in the log", PATIENCE, || {
+        let log = bed.observer()?.log();
+        ensure!(log.contains(reason), "{log}");
+        Ok(())
+    })?;
     Ok("said in the log and by check".to_owned())
 }
 
@@ -242,11 +238,11 @@ fn contradictions_are_said(_: &mut ()) -> Result<String> {
     let problem = "is taken for a gateway, although pilot-agent's command line says sidecar";
     let said = bed.said()?;
     ensure!(said.contains(problem), "{said}");
-    let end = Instant::now() + PATIENCE;
-    while !bed.observer()?.log().contains(problem) {
-        ensure!(Instant::now() < end, "{}", bed.observer()?.log());
-        sleep(Duration::from_millis(100));
-    }
+    wait_until("it is said in the log", PATIENCE, || {
+        let log = bed.observer()?.log();
+        ensure!(log.contains(problem), "{log}");
+        Ok(())
+    })?;
     bed.check(&[2, 2], |bed| bed.visit(&[gateway]))
 }
 
@@ -284,7 +280,7 @@ fn moved(interception: Interception) -> Result<String> {
         Ok(())
     })?;
     drop(echo);
-    let Some(observer) = &pair.observer else { return Ok(figures) };
+    let observer = pair.observer()?;
     let page = observer.scrape()?;
     let mutual = [("reporter", "destination"), ("connection_security_policy", "mutual_tls")];
     let [mutual, all] = [&mutual[..], &mutual[..1]].map(|labels| page.sum("istio_requests_total", labels));
@@ -300,7 +296,7 @@ fn listeners_of_the_applications_own(_: &mut ()) -> Result<String> {
     let own_listeners = listeners.map(|(port, name)| (port, name.to_owned())).to_vec();
     let mut pair = Pair::with(Options { own_listeners, ..Options::default() }, Options::default())?;
     let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected { source: 14, destination: 12 }, |pair| {
+    let figures = pair.check(Expected::both(14), |pair| {
         for host in ["127.0.0.1", "[::1]"] {
             let codes = pair.curl(&[&format!("http://{host}:9080/{{bytes/10,status/404,chunked/3000}}")])?;
             ensure!(codes == "200\n404\n200", "{codes}");
@@ -323,7 +319,7 @@ fn listeners_of_the_applications_own(_: &mut ()) -> Result<String> {
         Ok(())
     })?;
     drop(echo);
-    let Some(observer) = &pair.observer else { return Ok(figures) };
+    let observer = pair.observer()?;
     let page = observer.scrape()?;
     let unknown = [("reporter", "source"), ("destination_service", "unknown"), ("source_principal", "unknown")];
     ensure!(page.sum("istio_requests_total", &unknown) == Some(10.0), "who answers there is not known");
@@ -339,7 +335,7 @@ fn a_cgroup_shared_with_others(_: &mut ()) -> Result<String> {
     let mut other = pair.sidecars[0].agent_command("sleep")?.arg("600").spawn().context("sleep")?;
     pair.observe(2)?;
     let lost = |pair: &Pair| -> Result<f64> {
-        let Some(observer) = &pair.observer else { return Ok(0.0) };
+        let observer = pair.observer()?;
         observer.own("mesh_observer_losses_total", &[("reason", "shared_cgroup")])
     };
     let figures = pair.check_with(
@@ -358,7 +354,7 @@ fn a_cgroup_shared_with_others(_: &mut ()) -> Result<String> {
     other.kill()?;
     other.wait()?;
     let lost = lost(&pair)?;
-    ensure!(pair.observer.is_none() || lost == 2.0, "{lost} connections lost to others in the cgroup");
+    ensure!(lost == 2.0, "{lost} connections lost to others in the cgroup");
     figures
 }
 
@@ -404,12 +400,13 @@ fn moved_to_another_cgroup(_: &mut ()) -> Result<String> {
     for sidecar in &mut pair.sidecars {
         sidecar.move_to("elsewhere")?;
     }
-    let Some(observer) = &pair.observer else { return Ok(String::new()) };
+    let observer = pair.observer()?;
     let moved = Instant::now();
-    while observer.log().matches("elsewhere, attached in").count() < 2 {
-        ensure!(moved.elapsed() < 3 * PATIENCE, "{}", observer.log());
-        sleep(Duration::from_millis(100));
-    }
+    wait_until("it is attached where they are now", 3 * PATIENCE, || {
+        let log = observer.log();
+        ensure!(log.matches("elsewhere, attached in").count() == 2, "{log}");
+        Ok(())
+    })?;
     let figures = pair.check(Expected::both(2), both)?;
     sleep((LINGER + Duration::from_secs(15)).saturating_sub(moved.elapsed()));
     // Connections between the sidecars may have been kept, those of applications are new.
@@ -462,7 +459,7 @@ fn principals_are_of_connections_with_mutual_tls(_: &mut ()) -> Result<String> {
         Ok(())
     })?;
     drop(other);
-    let Some(observer) = &pair.observer else { return Ok(String::new()) };
+    let observer = pair.observer()?;
     let page = observer.scrape()?;
     let total = |labels: &[(&str, &str)]| page.sum("istio_requests_total", labels).unwrap_or(0.0);
     let (client, server) = (pair.client.spiffe(), pair.server.spiffe());

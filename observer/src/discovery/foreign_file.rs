@@ -84,7 +84,7 @@ fn read_now(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use std::{ffi::CString, fs, os::unix::fs::symlink};
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
 
@@ -119,9 +119,7 @@ mod tests {
     #[test]
     fn what_is_no_file_is_not_opened() {
         let root = tempfile::tempdir().unwrap();
-        let fifo = CString::new(root.path().join("fifo").to_str().unwrap()).unwrap();
-        // SAFETY: a string that ends.
-        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        rustix::fs::mknodat(CWD, root.path().join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
         fs::create_dir(root.path().join("directory")).unwrap();
         for name in ["fifo", "directory"] {
             assert_eq!(read_at(root.path(), name).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{name}");
