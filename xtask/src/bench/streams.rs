@@ -23,8 +23,8 @@ const CONNECTIONS: u32 = 1_000;
 const STREAMS: u32 = 100;
 /// grpc-go answers a call after this many milliseconds, which is longer than it takes to send them all.
 const HELD: &str = "delay-ms: 10000";
-/// Looks at the number of open calls, at most.
-const PATIENCE: u32 = 50;
+/// So many times [`QUIET`] without a further call, all are open that will be.
+const QUIET_LOOKS: u32 = 5;
 /// When nothing was counted for so long, nothing more comes.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -81,15 +81,15 @@ pub(super) fn asking(stage: &Stage) -> Result<Command> {
 
 /// Waits until the sidecar has all of them open, or no more come; says how many there are.
 pub(super) fn most_open(stage: &Stage, side: Side) -> Result<u64> {
-    let open = || stage.sidecar(side).stat(&format!("http.{}.downstream_rq_active", side.direction));
-    let mut most = open()?;
-    for _ in 0..PATIENCE {
-        sleep(Duration::from_millis(200));
-        let now = open()?;
-        if now >= u64::from(CONNECTIONS * STREAMS) || (now > 0 && now <= most) {
+    let (mut most, mut looks) = (0, 0);
+    while looks < QUIET_LOOKS {
+        sleep(QUIET);
+        let now = stage.sidecar(side).stat(&format!("http.{}.downstream_rq_active", side.direction))?;
+        if now >= u64::from(CONNECTIONS * STREAMS) {
             return Ok(now);
         }
-        most = now;
+        looks = if now > most { 0 } else { looks + 1 };
+        most = most.max(now);
     }
     Ok(most)
 }
