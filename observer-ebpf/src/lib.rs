@@ -33,6 +33,8 @@ pub const MEANING: u32 = 1;
 pub const IGNORED: u32 = u32::MAX;
 /// Port flag: traffic to this destination port is TCP whatever its first bytes say.
 pub const PORT_TCP: u32 = 1;
+/// Port flag: traffic to this destination port is HTTP whatever its first bytes say.
+pub const PORT_HTTP: u32 = 4;
 /// Port flag: never counted (Istio's own ports, and what the configuration adds).
 pub const PORT_EXCLUDED: u32 = 2;
 /// Slot that takes what the full series map refuses; its labels are lost, its totals are not.

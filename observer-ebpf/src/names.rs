@@ -6,7 +6,7 @@ pub const CONNECTIONS: &str = "CONNECTIONS";
 pub const PROCESSES: &str = "PROCESSES";
 /// cgroup id to [`crate::Cgroup`].
 pub const CGROUPS: &str = "CGROUPS";
-/// Port to the flags [`crate::PORT_TCP`] and [`crate::PORT_EXCLUDED`].
+/// Port to the flags [`crate::PORT_TCP`], [`crate::PORT_HTTP`] and [`crate::PORT_EXCLUDED`].
 pub const PORTS: &str = "PORTS";
 /// [`crate::SeriesKey`] to slot number.
 pub const SLOTS: &str = "SLOTS";
@@ -40,7 +40,7 @@ pub const CALLS: &str = "CALLS";
 pub const EARLY: &str = "EARLY";
 /// One for each processor: the [`crate::early::Greeting`] of the last packet for a listener.
 pub const GREETINGS: &str = "GREETINGS";
-/// Number to program: where packets of HTTP/2 are handed on to.
+/// Number to program: where packets of HTTP are handed on to.
 pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";
 /// Number to program: where connections that begin with the handshake's last packet are handed on to.
 pub const NEXT_EVENTS: &str = "NEXT_EVENTS";
@@ -75,10 +75,12 @@ pub const MAPS: [&str; 22] = [
 pub const ATTACHED: [&str; 6] =
     ["mesh_connect4", "mesh_connect6", "mesh_sock_ops", "mesh_getsockopt", "mesh_ingress", "mesh_egress"];
 /// Programs that others hand packets or events on to: the table, and in it, by their number.
-pub const HANDED: [(&str, [&str; 2]); 2] =
-    [(NEXT_PROGRAMS, ["mesh_ingress_h2", "mesh_egress_h2"]), (NEXT_EVENTS, ["mesh_greeting", "mesh_greeting_h2"])];
+pub const HANDED: [(&str, &[&str]); 2] = [
+    (NEXT_PROGRAMS, &["mesh_ingress_h2", "mesh_egress_h2", "mesh_request_h1", "mesh_response_h1"]),
+    (NEXT_EVENTS, &["mesh_greeting", "mesh_greeting_h2"]),
+];
 /// All programs.
-pub const PROGRAMS: [&str; 10] = [
+pub const PROGRAMS: [&str; 12] = [
     ATTACHED[0],
     ATTACHED[1],
     ATTACHED[2],
@@ -87,6 +89,8 @@ pub const PROGRAMS: [&str; 10] = [
     ATTACHED[5],
     HANDED[0].1[0],
     HANDED[0].1[1],
+    HANDED[0].1[2],
+    HANDED[0].1[3],
     HANDED[1].1[0],
     HANDED[1].1[1],
 ];

@@ -12,6 +12,7 @@ mod connect;
 mod context;
 mod early;
 mod handshake;
+mod http1;
 mod http2;
 mod maps;
 mod owner;

@@ -4,7 +4,7 @@
 //! They meet only in [`crate::shared`] words, and whichever finishes an exchange last counts it.
 
 use crate::{
-    Endpoint, GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_HTTP, STATUS_UNKNOWN,
+    Endpoint, GRPC_NONE, GRPC_UNKNOWN, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_HTTP, STATUS_UNKNOWN,
     health::Counter,
     http1::{self, Malformed, Opening},
     segment::{FIN, RST, Segment},
@@ -55,21 +55,29 @@ pub const OPENED: u32 = 1 << 5;
 pub const ANCHORED: u32 = 1 << 6;
 /// Flag: taken for a connection to the sidecar until it is seen who accepted it.
 pub const TENTATIVE: u32 = 1 << 7;
+/// Flag: the configuration says that the destination port is HTTP.
+pub const DECLARED_HTTP: u32 = 1 << 8;
+/// Flag: the sidecar has announced that it closes the connection: no further request is read.
+const CLOSING: u32 = 1 << 9;
+/// Flag: the client's first line is no request line, or not the first. A sidecar that speaks HTTP there refuses it.
+const DOUBTFUL: u32 = 1 << 10;
 /// Flag: the FIN of [`REQUEST`] was seen, and nothing in front of it is missing; that of [`RESPONSE`] is the next.
 pub const FIN_SEEN: u32 = 1 << 16;
 
 /// Bit of [`Exchange::state`]: the request is complete.
 pub const REQUEST_DONE: u32 = 1;
+/// Bit of [`Exchange::state`]: the response is complete and waits to be counted in [`Connection::finished`].
+const ANSWERED: u32 = 1 << 1;
 /// Bit of [`Exchange::state`]: counted.
 pub const FINISHED: u32 = 1 << 2;
 /// Bit of [`Exchange::state`]: a HEAD request.
 const IS_HEAD: u32 = 1 << 3;
 /// Bit of [`Exchange::state`]: a CONNECT request.
 const IS_CONNECT: u32 = 1 << 4;
-/// Bit of [`Exchange::state`]: a request with an Upgrade header.
+/// Bit of [`Exchange::state`]: a request to upgrade the connection.
 const IS_UPGRADE: u32 = 1 << 5;
-/// Bit of [`Exchange::state`]: the connection became a tunnel.
-const IS_TUNNEL: u32 = 1 << 6;
+/// Bit of [`Exchange::state`]: gRPC, by the request's content type.
+const IS_GRPC: u32 = 1 << 6;
 /// Position of the security in [`Exchange::state`].
 const SECURITY_SHIFT: u32 = 8;
 
@@ -83,8 +91,8 @@ pub struct Exchange {
     pub request_bytes: u64,
     /// Bits above; shared.
     pub state: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Sequence number of the request's first byte.
+    pub begin: u32,
 }
 
 /// One observed connection: the value of its socket's storage.
@@ -97,6 +105,8 @@ pub struct Connection {
     pub exchanges: [Exchange; EXCHANGES],
     /// First FIN or RST, nanoseconds of `CLOCK_MONOTONIC`.
     pub ended_ns: u64,
+    /// End of the last response, nanoseconds of `CLOCK_MONOTONIC`; written by the response direction.
+    pub answered_ns: u64,
     /// Number of the oldest unanswered exchange; written by the response direction.
     pub head: u32,
     /// Number of the next exchange; written by the request direction.
@@ -131,7 +141,7 @@ pub struct Connection {
     pub padding_end: u32,
 }
 
-const _: () = assert!(size_of::<Connection>() <= 2176);
+const _: () = assert!(size_of::<Connection>() <= 2240);
 const _: () = assert!(size_of::<Connection>().is_multiple_of(8));
 
 /// A request to count.
@@ -268,6 +278,25 @@ pub fn payload<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u
     wait_no_more(env, &mut c.streams[direction]);
 }
 
+/// Takes the payload of a connection that is TCP, whose bytes are counted only.
+#[inline(always)]
+pub fn pass_over<E: Env>(c: &mut Connection, env: &mut E, direction: usize, segment: &Segment) {
+    let s = &mut c.streams[direction];
+    if segment.length == 0 || !s.place(segment.seq, segment.offset, segment.length) {
+        return;
+    }
+    if s.gap() != 0 {
+        s.park(segment.seq, segment.end());
+        return;
+    }
+    s.advance(segment.end());
+    if s.waiting != 0 {
+        s.forget_passed();
+    }
+    record(c, env, direction);
+    wait_no_more(env, &mut c.streams[direction]);
+}
+
 /// Lets a segment wait for the bytes in front of it, with those of its bytes that will have to be read. One that cannot wait is as
 /// if it had not come: once TCP has accepted it, [`catch_up`] finds that it is missing.
 #[inline(never)]
@@ -343,26 +372,34 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
     if shared::load(&c.protocol) == UNDECIDED {
         decide_without_parsing(c, env, direction);
     }
-    match shared::load(&c.protocol) {
-        TCP if is_addressed(c) => transfer(c, env, direction),
-        UNDECIDED | HTTP1 => {
-            if !in_sync(c, env, direction, turned) {
-                return;
-            }
-            if !env.turns(c, direction) {
-                lose(c, env, Counter::SyncSteps);
-            }
-            if shared::load(&c.protocol) == TCP && is_addressed(c) {
-                transfer(c, env, direction);
-            }
+    let protocol = shared::load(&c.protocol);
+    if protocol == UNDECIDED || protocol == HTTP1 {
+        if direction == RESPONSE {
+            count_held(c);
         }
-        _ => {}
+        if in_sync(c, env, direction, turned) && !env.turns(c, direction) {
+            lose(c, env, Counter::SyncSteps);
+        }
+    }
+    record(c, env, direction);
+}
+
+/// Counts what the packet has ended or moved.
+#[inline(always)]
+fn record<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+    count_due(c, env, direction);
+    let protocol = shared::load(&c.protocol);
+    if protocol == TCP && is_addressed(c) {
+        transfer(c, env, direction);
+    } else if protocol == ENCRYPTED {
+        open(c, env);
     }
 }
 
 /// Takes one turn through the packet, and what of it was waited for; true if it was the last.
 #[inline(always)]
 pub fn turn<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
+    count_due(c, env, direction);
     step(c, env, direction) && (c.streams[direction].waiting == 0 || !rejoin(c, env, direction))
 }
 
@@ -372,11 +409,13 @@ fn step<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
     let s = &mut c.streams[direction];
     if s.skip > 0 {
         if s.pass() == Token::Empty {
-            suspended(c, env, direction);
             return true;
         }
         passed(c, env, direction);
         return false;
+    }
+    if direction == REQUEST && s.phase == http1::PREAMBLE {
+        return preamble(c, env);
     }
     if s.is_read() {
         match s.refill() {
@@ -392,7 +431,9 @@ fn step<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
                     return false;
                 }
                 s.facts |= http1::LONG;
-                return read(c, env, direction, at, length, false);
+                shared::store(&mut s.line_at, at);
+                shared::store(&mut s.line_length, length);
+                return read(c, env, direction);
             }
             _ => {
                 suspended(c, env, direction);
@@ -418,7 +459,9 @@ fn step<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
         return false;
     }
     let length = http1::trimmed(s, at, length);
-    read(c, env, direction, at, length, true)
+    shared::store(&mut s.line_at, at);
+    shared::store(&mut s.line_length, length);
+    read(c, env, direction)
 }
 
 /// Notes the end of `direction`, if the segment is one or the bytes have come that an earlier one waited for; says whether it has
@@ -428,10 +471,14 @@ pub fn reached_end<E: Env>(c: &mut Connection, env: &mut E, direction: usize, se
     let reset = segment.flags & RST != 0;
     let s = &mut c.streams[direction];
     let fin = segment.flags & FIN != 0 && s.fin(segment.end());
-    if !reset && !fin && !s.fin_is_due() {
+    let over = reset || fin || s.fin_is_due();
+    if over {
+        ending(c, env, direction, reset);
+    }
+    count_due(c, env, direction);
+    if !over {
         return false;
     }
-    ending(c, env, direction, reset);
     // An older connection lacks the state callback.
     c.flags & LATE != 0 && (reset || c.first_end != direction as u32 + 1)
 }
@@ -479,12 +526,7 @@ pub fn ended<E: Env>(c: &mut Connection, env: &mut E) -> bool {
         }
     }
     if shared::load(&c.protocol) == UNDECIDED {
-        if shared::load(&c.tail) != 0 {
-            is_http1(c, env);
-        } else if c.flags & LATE != 0 && c.streams[REQUEST].seen != 0 {
-            // Its client has said something that does not begin a message of HTTP.
-            is_tcp(c, env);
-        }
+        decide_at_the_end(c, env);
     }
     match shared::load(&c.protocol) {
         HTTP1 if shared::load(&c.sync) & 1 == 0 => leave_exchanges(c, env),
@@ -502,23 +544,44 @@ pub fn ended<E: Env>(c: &mut Connection, env: &mut E) -> bool {
     true
 }
 
-/// Makes the connection TCP, if nothing else was decided.
+/// Decides a connection that ends undecided: without a whole first line, where the port is not declared, Envoy looks no further.
 #[inline(never)]
-pub fn is_tcp<E: Env>(c: &mut Connection, env: &mut E) {
+fn decide_at_the_end<E: Env>(c: &mut Connection, env: &mut E) {
+    let tail = shared::load(&c.tail);
+    let complete = shared::load(&exchange(c, tail.wrapping_sub(1)).state) & REQUEST_DONE != 0;
+    let begun = c.streams[REQUEST].phase != http1::START || complete;
+    if tail != 0 && (c.flags & DECLARED_HTTP != 0 || (begun && c.flags & DOUBTFUL == 0)) {
+        is_http1(c, env);
+    } else if c.streams[REQUEST].seen | c.streams[RESPONSE].seen != 0 {
+        is_tcp(c, env);
+    }
+}
+
+/// Makes the connection TCP, if nothing else was decided.
+#[inline(always)]
+fn is_tcp<E: Env>(c: &mut Connection, env: &mut E) {
     if !shared::claim(&mut c.protocol, UNDECIDED, TCP) {
         return;
     }
     env.count(Counter::ConnectionTcp, 1);
-    if is_addressed(c) {
+}
+
+/// The connection is established, and its destination known with it.
+#[inline(always)]
+pub fn connected<E: Env>(c: &mut Connection, env: &mut E) {
+    if c.flags & DECLARED_TCP != 0 {
+        is_tcp(c, env);
         open(c, env);
     }
 }
 
-/// The connection's destination has become known, and with it whether its port is declared TCP.
+/// The connection's destination has become known, and with it what its port is declared as.
 #[inline(always)]
 pub fn addressed<E: Env>(c: &mut Connection, env: &mut E) {
     if c.flags & DECLARED_TCP != 0 {
         is_tcp(c, env);
+    } else if c.flags & DECLARED_HTTP != 0 && shared::load(&c.tail) != 0 {
+        is_http1(c, env);
     }
     if shared::load(&c.protocol) == TCP {
         transfer(c, env, REQUEST);
@@ -543,32 +606,45 @@ fn is_addressed(c: &Connection) -> bool {
 /// Decides what can be decided before the bytes are read.
 #[inline(never)]
 fn decide_without_parsing<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
-    let declared = c.flags & DECLARED_TCP != 0;
-    let server_first = direction == RESPONSE && c.flags & LATE == 0 && shared::load(&c.tail) == 0;
-    // A server that speaks first, or before a request line could be recognised, is no HTTP server, unless it is one of
-    // HTTP/2, which may send its settings before the client's preface has come, or the request did not come this way.
-    if declared || server_first {
-        match if declared { Opening::Other } else { server_opening(c, env) } {
+    let s = &mut c.streams[direction];
+    let first = s.seen == u64::from(s.end.wrapping_sub(s.offset));
+    if c.flags & DECLARED_TCP != 0 {
+        is_tcp(c, env);
+    } else if c.flags & LATE != 0 {
+        // Its first bytes are not these.
+    } else if direction == RESPONSE {
+        // Where the client's bytes leave it open, the server's decide: one of HTTP/2 may send its settings before the client's
+        // preface has come, one of HTTP/1 answers, and all else is TCP.
+        match server_opening(c, env) {
             Opening::Http2 => is_http2(c, env),
             Opening::Http1 => is_http1(c, env),
             Opening::Other => is_tcp(c, env),
         }
+    } else if c.flags & DOUBTFUL != 0 {
+        // A sidecar that speaks HTTP would have refused it.
+        if is_addressed(c) && c.flags & DECLARED_HTTP == 0 {
+            is_tcp(c, env);
+        }
+    } else if first && c.flags & GATEWAY != 0 {
+        s.phase = http1::PREAMBLE;
     }
 }
 
 /// Do a server's first bytes begin a SETTINGS frame on stream 0 (RFC 9113 section 3.4), or a status line?
 #[inline(always)]
 fn server_opening<E: Env>(c: &mut Connection, env: &mut E) -> Opening {
+    let doubtful = c.flags & DOUBTFUL != 0;
     let s = &mut c.streams[RESPONSE];
-    let (offset, length) = (s.offset, s.end.wrapping_sub(s.offset));
-    if s.seen != u64::from(length) || length < 9 || !env.load(s, offset, 9, 0) {
+    let (offset, left) = (s.offset, s.end.wrapping_sub(s.offset));
+    let length = if left < CARRY { left } else { CARRY };
+    if s.seen != u64::from(left) || length < 9 || !env.load(s, offset, length, 0) {
         return Opening::Other;
     }
     let word = s.word(0);
     let size = (word as u32).swap_bytes() >> 8;
     if size < 256 && size.is_multiple_of(6) && word >> 24 == 4 && s.byte(8) == 0 {
         Opening::Http2
-    } else if word << 8 == u64::from_le_bytes(*b"HTTP/1.\0") << 8 {
+    } else if word << 8 == u64::from_le_bytes(*b"HTTP/1.\0") << 8 && (!doubtful || http1::is_refusal(s)) {
         Opening::Http1
     } else {
         Opening::Other
@@ -682,12 +758,11 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
         if s.sync != sync {
             restart(s, sync);
         }
-        if direction == REQUEST && s.phase == http1::TUNNEL {
-            let asked = shared::load(&c.tail).wrapping_sub(1);
-            if shared::load(&exchange(c, asked).state) & FINISHED != 0 {
-                // The tunnel was refused; the connection goes on with HTTP.
-                restart(&mut c.streams[REQUEST], sync);
-            }
+        if direction == REQUEST {
+            go_on(c, sync);
+        } else if s.phase == http1::SPENT && shared::load(&c.head) != shared::load(&c.tail) {
+            // Something was asked since.
+            restart(s, sync);
         }
         return true;
     }
@@ -711,7 +786,10 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
         }
         return false;
     }
-    match http1::opening(s, 0, length) {
+    let line = http1::first_line(s, length);
+    let whole = line < length;
+    let line = http1::trimmed(s, 0, line);
+    match http1::opening(s, 0, line, whole) {
         Opening::Http1 => {
             is_http1(c, env);
             if shared::load(&c.protocol) != HTTP1 {
@@ -736,6 +814,22 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
     }
 }
 
+/// Where a request that only its answer ends was answered, the next packet begins another; but none is read any more once the
+/// connection is to be closed.
+#[inline(always)]
+fn go_on(c: &mut Connection, sync: u32) {
+    let phase = c.streams[REQUEST].phase;
+    let closing = shared::load(&c.flags) & CLOSING != 0;
+    let last = shared::load(&c.tail).wrapping_sub(1);
+    let answered = phase == http1::TUNNEL && shared::load(&exchange(c, last).state) & FINISHED != 0;
+    let s = &mut c.streams[REQUEST];
+    if closing && (phase == http1::START || answered) {
+        spend(s);
+    } else if answered {
+        restart(s, sync);
+    }
+}
+
 /// An older connection whose client does not begin a message where HTTP/1 would: HTTP/2 by the look of a frame, or TCP.
 #[inline(always)]
 fn late_and_no_http1<E: Env>(c: &mut Connection, env: &mut E) {
@@ -747,8 +841,6 @@ fn late_and_no_http1<E: Env>(c: &mut Connection, env: &mut E) {
         is_http2(c, env);
     } else if c.streams[RESPONSE].seen > 0 {
         is_tcp(c, env);
-        transfer(c, env, REQUEST);
-        transfer(c, env, RESPONSE);
     }
 }
 
@@ -764,6 +856,16 @@ fn restart(s: &mut Stream, sync: u32) {
     s.sync = sync;
 }
 
+/// Puts a stream behind the last message that is read.
+#[inline(always)]
+fn spend(s: &mut Stream) {
+    s.clear();
+    s.phase = http1::SPENT;
+    s.skip = u64::MAX;
+    s.message = 0;
+    s.facts = 0;
+}
+
 /// Gives up the position in the connection and counts what was open.
 #[inline(never)]
 fn lose<E: Env>(c: &mut Connection, env: &mut E, reason: Counter) {
@@ -772,44 +874,148 @@ fn lose<E: Env>(c: &mut Connection, env: &mut E, reason: Counter) {
     }
     env.count(reason, 1);
     let open = shared::load(&c.tail).wrapping_sub(shared::load(&c.head));
+    let last = shared::load(&c.head).wrapping_sub(1);
+    let held = shared::set(&mut exchange(c, last).state, FINISHED) & (ANSWERED | FINISHED) == ANSWERED;
+    let open = open.wrapping_add(u32::from(held));
     env.count(Counter::RequestLostSync, u64::from(open));
 }
 
-/// Reads a line (`whole`) or the head of one; true if the packet is not to be read further.
-#[inline(always)]
-fn read<E: Env>(c: &mut Connection, env: &mut E, direction: usize, at: u32, length: u32, whole: bool) -> bool {
+/// Reads a line, or the head of a long one; true if the packet is not to be read further.
+#[inline(never)]
+fn read<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
     let s = &mut c.streams[direction];
+    let (at, length) = (shared::load(&s.line_at), shared::load(&s.line_length));
+    let whole = s.facts & http1::LONG == 0;
     let phase = s.phase;
     let result = if phase == http1::START {
-        if length == 0 {
-            // Empty lines before a message (RFC 9112 section 2.2); the proxy's meter has their bytes with it.
-            return false;
+        if length == 0 && (direction == REQUEST || c.leg == SOURCE) {
+            return direction == REQUEST && passed_over(c, env);
         }
         return if direction == REQUEST {
             request_start(c, env, at, length, whole)
         } else {
             response_start(c, env, at, length)
         };
-    } else if phase == http1::HEADERS {
+    } else if phase == http1::HEADERS || phase == http1::TRAILERS {
         if length == 0 && whole {
+            if phase == http1::TRAILERS {
+                complete(c, env, direction);
+                return false;
+            }
             return if direction == REQUEST { request_headers(c, env) } else { response_headers(c, env) };
         }
-        http1::header_line(s, at, length, whole)
+        let facts = s.facts;
+        http1::header_line(s, at, length);
+        // Asked anew, so that both phases are one way for the verifier.
+        if shared::load(&s.phase) == http1::TRAILERS {
+            // Only a gRPC status is of interest there.
+            s.facts = facts;
+        }
+        Ok(())
     } else if phase == http1::CHUNK {
         let result = http1::chunk_line(s, at, length);
         if whole {
             http1::chunk_begins(s);
         }
         result
-    } else if phase == http1::TRAILERS {
-        if length == 0 && whole {
-            complete(c, env, direction);
+    } else if direction == REQUEST && phase == http1::PROXY_LINE {
+        if whole {
+            behind_preamble(s);
         }
         Ok(())
     } else {
         Err(Malformed)
     };
-    if result.is_err() { lost(c, env, Counter::SyncMalformed) } else { false }
+    if result.is_err() { broken(c, env, direction) } else { false }
+}
+
+/// An empty line is of no meaning before a request (RFC 9112 section 2.2), and the proxy's meter has its bytes with it; but no
+/// connection is recognised as HTTP that begins with one. True if the packet is not to be read further.
+#[inline(always)]
+fn passed_over<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+    if shared::load(&c.protocol) != UNDECIDED || c.flags & DECLARED_HTTP != 0 {
+        return false;
+    }
+    if c.leg == DESTINATION {
+        is_tcp(c, env);
+        return true;
+    }
+    shared::set(&mut c.flags, DOUBTFUL);
+    false
+}
+
+/// Looks for a PROXY protocol header, which a gateway may be told to expect in front of everything; true if the packet is read.
+#[inline(never)]
+fn preamble<E: Env>(c: &mut Connection, env: &mut E) -> bool {
+    let s = &mut c.streams[REQUEST];
+    match http1::preamble(s) {
+        http1::Preamble::Unknown => {}
+        http1::Preamble::Begun => {
+            if s.phase == http1::PROXY_BINARY && s.skip == 0 {
+                behind_preamble(s);
+            }
+            return false;
+        }
+    }
+    match s.supply() {
+        Token::Load(offset, length) => {
+            let at = s.have;
+            if !env.load(s, offset, length, at) {
+                return lost(c, env, Counter::SyncUnreadable);
+            }
+            c.streams[REQUEST].loaded(length);
+            false
+        }
+        _ => true,
+    }
+}
+
+/// What the connection is about begins here: the bytes so far are of no message.
+#[inline(always)]
+fn behind_preamble(s: &mut Stream) {
+    s.phase = http1::START;
+    s.reported = s.seen.wrapping_sub(to_come(s));
+    s.message = 0;
+}
+
+/// Bytes of the packet that are not read yet.
+#[inline(always)]
+fn to_come(s: &Stream) -> u64 {
+    u64::from(s.pending()) + u64::from(s.end.wrapping_sub(s.offset))
+}
+
+/// A message that Envoy refuses: of a request nothing more is read before its answer; an answer ends with it, and what the packet
+/// has behind it is Envoy's too. True if the packet is not to be read further.
+///
+/// Elsewhere it was Envoy that wrote it, so that the position is lost, or the connection is no HTTP.
+#[inline(never)]
+fn broken<E: Env>(c: &mut Connection, env: &mut E, direction: usize) -> bool {
+    let head = shared::load(&c.head);
+    if direction == REQUEST && c.leg == SOURCE {
+        let s = &mut c.streams[REQUEST];
+        s.phase = http1::TUNNEL;
+        s.skip = u64::MAX;
+        return false;
+    }
+    if direction == RESPONSE && c.leg == DESTINATION && head != shared::load(&c.tail) {
+        let s = &mut c.streams[RESPONSE];
+        let headless = s.phase == http1::START || s.phase == http1::HEADERS;
+        s.message += to_come(s);
+        if headless {
+            s.status = BAD_GATEWAY;
+        }
+        s.clear();
+        s.offset = s.end;
+        respond(c, env, if headless { PROXY } else { APPLICATION });
+        spend(&mut c.streams[RESPONSE]);
+        return true;
+    }
+    let first = direction == RESPONSE && head == 0 && c.flags & (LATE | DECLARED_HTTP) == 0;
+    if first && shared::claim(&mut c.protocol, HTTP1, TCP) {
+        env.count(Counter::ConnectionTcp, 1);
+        return true;
+    }
+    lost(c, env, Counter::SyncMalformed)
 }
 
 #[inline(always)]
@@ -821,13 +1027,16 @@ fn lost<E: Env>(c: &mut Connection, env: &mut E, reason: Counter) -> bool {
 /// Reads a status line; true if the packet is not to be read further.
 #[inline(never)]
 fn response_start<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32) -> bool {
-    if shared::load(&c.head) == shared::load(&c.tail) {
-        return lost(c, env, Counter::SyncUnasked);
-    }
     let s = &mut c.streams[RESPONSE];
-    s.facts |= http1::BEGUN;
-    s.phase = http1::HEADERS;
     let valid = http1::status_line(s, at, length).is_ok();
+    if shared::load(&c.head) == shared::load(&c.tail) {
+        if valid || c.leg != DESTINATION {
+            return lost(c, env, Counter::SyncUnasked);
+        }
+        // Envoy closes a connection on which something comes that it has not asked for.
+        spend(&mut c.streams[RESPONSE]);
+        return false;
+    }
     if shared::load(&c.protocol) == UNDECIDED {
         if !valid {
             is_tcp(c, env);
@@ -835,7 +1044,13 @@ fn response_start<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32)
         }
         is_http1(c, env);
     }
-    if valid { false } else { lost(c, env, Counter::SyncMalformed) }
+    if !valid {
+        return broken(c, env, RESPONSE);
+    }
+    let s = &mut c.streams[RESPONSE];
+    s.facts |= http1::BEGUN;
+    s.phase = http1::HEADERS;
+    false
 }
 
 /// Reads a request line; true if the packet is not to be read further.
@@ -843,8 +1058,8 @@ fn response_start<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32)
 fn request_start<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32, whole: bool) -> bool {
     let s = &mut c.streams[REQUEST];
     let facts = s.facts;
-    let valid = http1::request_line(s, at, length, whole).is_ok();
-    if c.protocol == UNDECIDED && !recognise(c, env, at, length, valid) {
+    http1::request_line(s, at, length, whole);
+    if shared::load(&c.protocol) == UNDECIDED && !recognise(c, env, at, length, whole) {
         return true;
     }
     let s = &mut c.streams[REQUEST];
@@ -856,7 +1071,7 @@ fn request_start<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32, 
     let s = &mut c.streams[REQUEST];
     s.facts |= read;
     s.phase = http1::HEADERS;
-    if valid { false } else { lost(c, env, Counter::SyncMalformed) }
+    false
 }
 
 /// Makes the connection HTTP/1, if nothing else was decided.
@@ -867,31 +1082,32 @@ fn is_http1<E: Env>(c: &mut Connection, env: &mut E) {
     }
 }
 
-/// Decides an undecided connection by the client's first bytes, which may or may not be a valid request line; false if
-/// it is not HTTP/1.
+/// Decides an undecided connection by the client's first line, or what there is of it; false if it is not HTTP/1.
 #[inline(never)]
-fn recognise<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32, valid: bool) -> bool {
-    match http1::opening(&c.streams[REQUEST], at, length) {
-        Opening::Http1 if valid => {
-            // Before the original destination is known its port may yet turn out to be declared TCP.
-            if is_addressed(c) {
-                is_http1(c, env);
-            }
-            true
-        }
-        Opening::Http2 => {
-            is_http2(c, env);
-            false
-        }
-        Opening::Http1 | Opening::Other => {
-            if c.flags & GATEWAY != 0 && c.streams[REQUEST].word(at) as u16 == 0x0316 {
-                is_encrypted(c, env);
-            } else {
-                is_tcp(c, env);
-            }
-            false
-        }
+fn recognise<E: Env>(c: &mut Connection, env: &mut E, at: u32, length: u32, whole: bool) -> bool {
+    let opening = http1::opening(&mut c.streams[REQUEST], at, length, whole);
+    let declared = c.flags & DECLARED_HTTP != 0;
+    if opening == Opening::Http2 {
+        is_http2(c, env);
+        return false;
     }
+    if declared || (opening == Opening::Http1 && c.flags & DOUBTFUL == 0) {
+        // Before the original destination is known its port may yet turn out to be declared TCP.
+        if is_addressed(c) && (declared || whole || length >= CARRY) {
+            is_http1(c, env);
+        }
+        return true;
+    }
+    if c.flags & GATEWAY != 0 && c.streams[REQUEST].word(at) as u16 == 0x0316 {
+        is_encrypted(c, env);
+        return false;
+    }
+    if c.leg == DESTINATION {
+        is_tcp(c, env);
+        return false;
+    }
+    shared::set(&mut c.flags, DOUBTFUL);
+    true
 }
 
 /// Opens an exchange for the request that begins here, unless that is done; false if there is no room.
@@ -907,10 +1123,13 @@ fn begin<E: Env>(c: &mut Connection, env: &mut E) -> bool {
     }
     let security = u32::from(env.security(c));
     let now = env.now();
-    c.streams[REQUEST].facts |= http1::BEGUN;
+    let s = &mut c.streams[REQUEST];
+    s.facts |= http1::BEGUN;
+    let begin = s.next.wrapping_sub(to_come(s) as u32).wrapping_sub(s.message as u32);
     let exchange = exchange(c, tail);
     exchange.start_ns = now;
     exchange.request_bytes = 0;
+    exchange.begin = begin;
     shared::store(&mut exchange.state, security << SECURITY_SHIFT);
     shared::store(&mut c.tail, tail.wrapping_add(1));
     true
@@ -920,22 +1139,24 @@ fn begin<E: Env>(c: &mut Connection, env: &mut E) -> bool {
 #[inline(never)]
 fn suspended<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     let s = &c.streams[direction];
-    if direction != REQUEST || s.phase != http1::START {
+    if s.phase != http1::START {
         return;
     }
-    let length = s.pending();
-    let first = s.byte(s.line);
-    if length == 0 || first == b'\r' {
-        return;
-    }
-    let at = s.line;
-    if c.protocol == UNDECIDED {
-        if http1::opening(&c.streams[REQUEST], at, length) == Opening::Http1 {
-            // Not certain yet, but what may become a request has begun now.
-            begin(c, env);
-        } else {
-            recognise(c, env, at, length, false);
+    let (at, length) = (s.line, s.pending());
+    if direction == RESPONSE {
+        // Of an answer Envoy wants the first byte to be right at once.
+        let odd = length != 0 && s.byte(at) != b'H' && c.leg == DESTINATION;
+        if odd && shared::load(&c.protocol) == HTTP1 {
+            broken(c, env, RESPONSE);
         }
+        return;
+    }
+    if length == 0 && s.message == 0 {
+        return;
+    }
+    // With its first byte, be it an empty line's, a request has begun for Envoy; so has what may become one.
+    let undecided = shared::load(&c.protocol) == UNDECIDED;
+    if undecided && length != 0 && !recognise(c, env, at, length, false) {
         return;
     }
     begin(c, env);
@@ -947,6 +1168,8 @@ fn request_headers<E: Env>(c: &mut Connection, env: &mut E) -> bool {
     let tail = c.tail;
     let s = &mut c.streams[REQUEST];
     let facts = s.facts;
+    let malformed = http1::is_malformed(s);
+    let upgrade = facts & (http1::UPGRADE | http1::SWITCH) == http1::UPGRADE | http1::SWITCH;
     let mut kind = 0;
     if facts & http1::HEAD != 0 {
         kind |= IS_HEAD;
@@ -954,23 +1177,28 @@ fn request_headers<E: Env>(c: &mut Connection, env: &mut E) -> bool {
     if facts & http1::CONNECT != 0 {
         kind |= IS_CONNECT;
     }
-    if facts & http1::UPGRADE != 0 {
+    if upgrade {
         kind |= IS_UPGRADE;
     }
-    let length = s.length;
-    if facts & http1::CHUNKED != 0 {
-        s.phase = http1::CHUNK;
-    } else if facts & http1::CODED != 0 {
-        return lost(c, env, Counter::SyncMalformed);
-    } else if facts & http1::LENGTH != 0 && length > 0 && facts & http1::CONNECT == 0 {
-        s.phase = http1::BODY;
-        s.skip = length;
-    } else {
-        shared::set(&mut exchange(c, tail.wrapping_sub(1)).state, kind);
-        request_complete(c);
-        return false;
+    if facts & http1::GRPC != 0 {
+        kind |= IS_GRPC;
     }
     shared::set(&mut exchange(c, tail.wrapping_sub(1)).state, kind);
+    let s = &mut c.streams[REQUEST];
+    if malformed {
+        return broken(c, env, REQUEST);
+    }
+    if upgrade || facts & http1::CONNECT != 0 {
+        s.phase = http1::TUNNEL;
+        s.skip = u64::MAX;
+    } else if facts & http1::CHUNKED != 0 {
+        s.phase = http1::CHUNK;
+    } else if facts & http1::LENGTH != 0 && s.length > 0 {
+        s.phase = http1::BODY;
+        s.skip = s.length;
+    } else {
+        request_complete(c);
+    }
     false
 }
 
@@ -982,20 +1210,25 @@ fn response_headers<E: Env>(c: &mut Connection, env: &mut E) -> bool {
     let s = &mut c.streams[RESPONSE];
     let facts = s.facts;
     let status = s.status;
-    let tunnel = (status == 101 && kind & IS_UPGRADE != 0) || (kind & IS_CONNECT != 0 && (200..300).contains(&status));
-    if tunnel {
+    let framed = facts & http1::CHUNKED != 0 || (facts & http1::LENGTH != 0 && s.length != 0);
+    let bodiless = status < 200 || status == 204;
+    if http1::is_malformed(s) || (bodiless && framed) {
+        return broken(c, env, RESPONSE);
+    }
+    let switched = facts & (http1::UPGRADE | http1::SWITCH) == http1::UPGRADE | http1::SWITCH;
+    let upgraded = status == 101 && switched && kind & IS_UPGRADE != 0;
+    if upgraded || (kind & IS_CONNECT != 0 && (200..300).contains(&status)) {
         s.phase = http1::TUNNEL;
         s.skip = u64::MAX;
-        shared::set(&mut exchange(c, head).state, IS_TUNNEL);
-    } else if status < 200 {
+    } else if status < 200 && status != 101 {
         // An interim response: the final one follows, and its bytes are added to these.
         s.phase = http1::START;
         s.facts = http1::BEGUN;
-    } else if kind & IS_HEAD != 0 || status == 204 || status == 304 {
+    } else if kind & IS_HEAD != 0 || bodiless || status == 304 {
         response_complete(c, env);
     } else if facts & http1::CHUNKED != 0 {
         s.phase = http1::CHUNK;
-    } else if facts & http1::LENGTH != 0 && facts & http1::CODED == 0 {
+    } else if facts & http1::LENGTH != 0 {
         if s.length == 0 {
             response_complete(c, env);
         } else {
@@ -1017,6 +1250,8 @@ fn passed<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
         s.phase = http1::CHUNK;
     } else if s.phase == http1::BODY {
         complete(c, env, direction);
+    } else if direction == REQUEST && s.phase == http1::PROXY_BINARY {
+        behind_preamble(s);
     }
 }
 
@@ -1028,113 +1263,221 @@ fn complete<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
 /// The request has ended.
 #[inline(never)]
 fn request_complete(c: &mut Connection) {
-    let tail = c.tail;
+    let number = c.tail.wrapping_sub(1);
+    let source = c.leg == SOURCE;
     let s = &mut c.streams[REQUEST];
-    let bytes = s.message;
-    s.message = 0;
-    s.facts = 0;
-    s.phase = http1::START;
-    let exchange = exchange(c, tail.wrapping_sub(1));
+    let mut bytes = s.message;
+    if source && http1::is_last(s.facts) {
+        // Nothing more is read, but what the proxy has read with it is in its meter.
+        bytes += to_come(s);
+        s.offset = s.end;
+        spend(s);
+    } else {
+        s.message = 0;
+        s.facts = 0;
+        s.phase = http1::START;
+    }
+    let exchange = exchange(c, number);
     exchange.request_bytes = bytes;
-    let state = shared::set(&mut exchange.state, REQUEST_DONE);
-    if state & (IS_CONNECT | IS_UPGRADE) != 0 && state & FINISHED == 0 {
-        let s = &mut c.streams[REQUEST];
-        s.phase = http1::TUNNEL;
-        s.skip = u64::MAX;
+    if shared::set(&mut exchange.state, REQUEST_DONE) & ANSWERED != 0 {
+        c.streams[REQUEST].due = number.wrapping_add(1);
     }
 }
 
-/// The response has ended.
+/// The response has ended. At the destination the bytes that come with its end and belong to nothing are in Envoy's meter too, and
+/// make it close the connection.
 #[inline(never)]
 fn response_complete<E: Env>(c: &mut Connection, env: &mut E) {
-    let head = c.head;
-    let now = env.now();
+    let open = shared::load(&c.tail).wrapping_sub(shared::load(&c.head));
+    let destination = c.leg == DESTINATION;
     let s = &mut c.streams[RESPONSE];
-    let (status, bytes) = (s.status, s.message);
+    let closing = !destination && s.facts & http1::CLOSE != 0;
+    let surplus = to_come(s);
+    if destination && surplus != 0 && open == 1 {
+        s.message += surplus;
+        s.offset = s.end;
+        respond(c, env, APPLICATION);
+        spend(&mut c.streams[RESPONSE]);
+        return;
+    }
+    if closing {
+        shared::set(&mut c.flags, CLOSING);
+    }
+    respond(c, env, APPLICATION);
+    let s = &mut c.streams[RESPONSE];
     s.message = 0;
     s.facts = 0;
     s.skip = 0;
     s.phase = http1::START;
-    shared::store(&mut c.head, head.wrapping_add(1));
-    // An answer may come before its request is complete; the proxy then counts what it has of it.
-    let sent = c.streams[REQUEST].message + unread(&c.streams[REQUEST]);
-    let exchange = exchange(c, head);
+}
+
+/// Whose word an answer is: the application's, or that of its proxy in its place.
+const APPLICATION: u32 = 0;
+const PROXY: u32 = 1;
+/// What Envoy answers for an application that does not.
+const UNAVAILABLE: u32 = 503;
+/// What it answers for one whose answer it refuses.
+const BAD_GATEWAY: u32 = 502;
+/// The status of gRPC with both.
+const GRPC_UNAVAILABLE: u32 = 14;
+
+/// The oldest open exchange is answered by what the response's stream holds. It is counted now, or with the request's end: an
+/// application may answer first and read on.
+#[inline(always)]
+fn respond<E: Env>(c: &mut Connection, env: &mut E, by: u32) {
+    let number = shared::load(&c.head);
+    let now = env.now();
+    let s = &c.streams[RESPONSE];
+    let given = Answer { status: s.status, by, early: false, bytes: s.message, at_ns: now };
+    write_down(c, number, &given, RESPONSE);
+    let reads_on = c.leg == DESTINATION && by == APPLICATION && c.streams[REQUEST].phase != http1::TUNNEL;
+    let state = shared::set(&mut exchange(c, number).state, if reads_on { ANSWERED } else { 0 });
+    if state & REQUEST_DONE != 0 || !reads_on {
+        settle(c, number);
+        c.streams[RESPONSE].due = number.wrapping_add(1);
+    }
+    shared::store(&mut c.head, number.wrapping_add(1));
+}
+
+/// Says how many bytes a request has that is not complete: what was sent of it. Where Envoy closes the connection, what was sent
+/// behind a complete one was read with it.
+#[inline(never)]
+fn settle(c: &mut Connection, number: u32) {
+    let s = &c.streams[REQUEST];
+    let sent = s.message + unread(s);
+    let next = s.next;
+    let behind = shared::load(&c.tail).wrapping_sub(number) > 1;
+    let closing = shared::load(&c.flags) & CLOSING != 0;
+    let exchange = exchange(c, number);
     if shared::load(&exchange.state) & REQUEST_DONE == 0 {
         exchange.request_bytes = sent;
+    } else if closing && behind {
+        exchange.request_bytes = u64::from(next.wrapping_sub(exchange.begin));
     }
-    finish(c, env, head, &Answer { status, early: false, bytes, at_ns: now });
+}
+
+/// The last answered exchange is to be counted, if it still waits for its request's end.
+#[inline(always)]
+fn count_held(c: &mut Connection) {
+    let last = shared::load(&c.head).wrapping_sub(1);
+    if shared::load(&exchange(c, last).state) & (ANSWERED | FINISHED) == ANSWERED {
+        settle(c, last);
+        c.streams[RESPONSE].due = last.wrapping_add(1);
+    }
+}
+
+/// Counts the exchange that a direction has ended, if there is one.
+#[inline(always)]
+fn count_due<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
+    let due = c.streams[direction].due;
+    if due != 0 {
+        c.streams[direction].due = 0;
+        count(c, env, due.wrapping_sub(1), RESPONSE);
+    }
 }
 
 /// How a request was answered.
 struct Answer {
     status: u32,
+    by: u32,
     early: bool,
     bytes: u64,
     at_ns: u64,
 }
 
-/// Counts an exchange once.
+/// Writes what is to be counted of an exchange to a direction's place.
 #[inline(never)]
-fn finish<E: Env>(c: &mut Connection, env: &mut E, number: u32, answer: &Answer) {
+fn write_down(c: &mut Connection, number: u32, answer: &Answer, direction: usize) {
     let exchange = exchange(c, number);
-    let state = shared::set(&mut exchange.state, FINISHED);
-    if state & FINISHED != 0 {
-        return;
-    }
+    let state = shared::load(&exchange.state);
+    // A request that was sent before the answer to the one before it is taken up with that.
     let start = exchange.start_ns;
+    let start = if start < c.answered_ns { c.answered_ns } else { start };
+    c.answered_ns = answer.at_ns;
+    let grpc = state & IS_GRPC != 0;
+    let mut status = answer.status;
+    let mut grpc_status = c.streams[RESPONSE].grpc_status;
+    c.streams[RESPONSE].grpc_status = 0;
+    if grpc && answer.by == PROXY {
+        status = 200;
+        grpc_status = GRPC_UNAVAILABLE + 1;
+    }
     let finished = Finished {
         duration_ns: answer.at_ns.saturating_sub(start),
-        bytes: [exchange.request_bytes, answer.bytes],
+        bytes: [0, answer.bytes],
         messages: [0; 2],
-        status: if answer.status < 1000 { answer.status as u16 } else { STATUS_UNKNOWN },
-        grpc_status: GRPC_NONE,
-        protocol: PROTOCOL_HTTP,
+        status: if status < 1000 { status as u16 } else { STATUS_UNKNOWN },
+        grpc_status: if !grpc || grpc_status == 0 {
+            GRPC_NONE
+        } else if grpc_status > u32::from(GRPC_UNKNOWN) {
+            GRPC_UNKNOWN
+        } else {
+            (grpc_status - 1) as u16
+        },
+        protocol: if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP },
         security: (state >> SECURITY_SHIFT) as u8,
         outcome: if answer.early { Counter::RequestEndedEarly } else { Counter::RequestOk } as u16,
     };
-    let direction = if answer.early { REQUEST } else { RESPONSE };
     Finished::put(&mut c.finished[direction], &finished);
-    env.finished(c, direction);
+}
+
+/// Counts an exchange once, as it stands in a direction's place.
+#[inline(never)]
+fn count<E: Env>(c: &mut Connection, env: &mut E, number: u32, direction: usize) {
+    let exchange = exchange(c, number);
+    let bytes = exchange.request_bytes;
+    if shared::set(&mut exchange.state, FINISHED) & FINISHED == 0 {
+        c.finished[direction].bytes[REQUEST] = bytes;
+        env.finished(c, direction);
+    }
 }
 
 /// The connection has ended: the exchange it was in is counted, those behind it never began for the proxy.
 #[inline(never)]
 fn leave_exchanges<E: Env>(c: &mut Connection, env: &mut E) {
+    count_held(c);
+    count_due(c, env, RESPONSE);
     let (head, tail) = (shared::load(&c.head), shared::load(&c.tail));
-    let at = ended_at(c, env);
-    let written = c.streams[REQUEST].message + unread(&c.streams[REQUEST]);
-    if tail != 0 {
-        let last = exchange(c, tail.wrapping_sub(1));
-        let state = shared::load(&last.state);
-        if state & (REQUEST_DONE | FINISHED) == 0 || state & IS_TUNNEL != 0 {
-            last.request_bytes += written;
-        }
-    }
     if head == tail {
         return;
     }
+    let open = tail.wrapping_sub(head);
+    if shared::load(&c.flags) & CLOSING != 0 {
+        env.count(Counter::RequestAbandoned, u64::from(open));
+        return;
+    }
+    let at = ended_at(c, env);
     let s = &c.streams[RESPONSE];
     let phase = s.phase;
-    let status = if s.facts & http1::FINAL != 0 && phase != http1::START {
-        s.status
-    } else if c.leg == DESTINATION && c.first_end == RESPONSE as u32 + 1 {
-        503
-    } else {
-        0
-    };
     let bytes = s.message + unread(s);
+    let ended_by_application = c.leg == DESTINATION && c.first_end == RESPONSE as u32 + 1;
+    let headless = phase == http1::START || (phase == http1::HEADERS && c.leg == DESTINATION);
+    let (status, by) = if s.facts & http1::FINAL != 0 && !headless {
+        (s.status, APPLICATION)
+    } else if !ended_by_application {
+        // Envoy has the code of what it has passed on, be it an interim one.
+        let interim = s.message != 0 && phase == http1::START && s.status < 200;
+        (if interim { s.status } else { 0 }, APPLICATION)
+    } else if phase == http1::HEADERS || s.pending() != 0 {
+        (BAD_GATEWAY, PROXY)
+    } else {
+        (UNAVAILABLE, PROXY)
+    };
     let early = phase != http1::UNTIL_CLOSE && phase != http1::TUNNEL;
-    finish(c, env, head, &Answer { status, early, bytes, at_ns: at });
-    let behind = tail.wrapping_sub(head).wrapping_sub(1);
-    if behind != 0 {
-        env.count(Counter::RequestAbandoned, u64::from(behind));
+    write_down(c, head, &Answer { status, by, early, bytes, at_ns: at }, REQUEST);
+    if open == 1 {
+        settle(c, head);
+    }
+    count(c, env, head, REQUEST);
+    if open > 1 {
+        env.count(Counter::RequestAbandoned, u64::from(open - 1));
     }
 }
 
 /// Bytes of an unfinished line, if a message has begun.
 #[inline(always)]
 fn unread(s: &Stream) -> u64 {
-    if s.facts & http1::BEGUN != 0 { u64::from(s.pending()) } else { 0 }
+    if s.facts & http1::BEGUN != 0 || s.phase == http1::START { u64::from(s.pending()) } else { 0 }
 }
 
 #[inline(always)]

@@ -49,10 +49,24 @@ pub struct Stream {
     pub message: u64,
     /// Body length announced by the message's header.
     pub length: u64,
+    /// The number read last.
+    pub number: u64,
     /// What the message's header said: bits of [`crate::http1`].
     pub facts: u32,
     /// Status of the response being read.
     pub status: u32,
+    /// gRPC status of the response being read plus one, 0 while there is none, `u32::MAX` for one that is no number.
+    pub grpc_status: u32,
+    /// What a search in the window has found.
+    pub found: u32,
+    /// The exchange that is to be counted, plus one, or 0.
+    pub due: u32,
+    /// Window index of the line being read.
+    pub line_at: u32,
+    /// Its length, without the end.
+    pub line_length: u32,
+    /// Zero.
+    pub padding: u32,
     /// The connection's sync count that this stream's phase belongs to.
     pub sync: u32,
     /// Packet offset of the next byte to load.

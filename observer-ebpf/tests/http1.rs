@@ -6,7 +6,7 @@ mod bed;
 use bed::{Wire, exchange};
 use observer_ebpf::{
     health::Counter,
-    socket::{DESTINATION, HTTP1, REQUEST, RESPONSE, SOURCE},
+    socket::{DECLARED_HTTP, DESTINATION, GATEWAY, HTTP1, REQUEST, RESPONSE, SOURCE, TCP},
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -56,7 +56,7 @@ fn oracle(bytes: &[u8], request: Option<&[u8]>) -> (usize, u16) {
         if bodiless {
             return (at, status);
         }
-        if field("transfer-encoding").is_some_and(|v| v.trim().ends_with("chunked")) {
+        if field("transfer-encoding").is_some_and(|v| v.trim().eq_ignore_ascii_case("chunked")) {
             loop {
                 let (line, size) = httparse::parse_chunk_size(&bytes[at..]).expect("valid chunk").unwrap();
                 at += line;
@@ -87,8 +87,8 @@ fn framing(allow_body: bool) -> impl Strategy<Value = Vec<u8>> {
             let coding = [
                 "Transfer-Encoding: chunked",
                 "transfer-encoding:chunked",
-                "Transfer-Encoding: gzip, chunked  ",
-                "Transfer-Encoding: gzip,chunked",
+                "Transfer-Encoding:\t Chunked  ",
+                "TRANSFER-ENCODING:  chunked",
             ][style];
             let mut text = format!("{coding}\r\n{}\r\n", if both { "X-Pad: 1\r\n" } else { "" }).into_bytes();
             for (data, extension, upper) in chunks {
@@ -140,7 +140,14 @@ fn pair() -> impl Strategy<Value = Pair> {
             request.extend(body);
             let mut response = format!("{interim}HTTP/1.1 {status} {reason}\r\n{head}").into_bytes();
             let bodiless = method == "HEAD" || status == 204 || status == 304;
-            let cut = if bodiless { reply.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4 } else { reply.len() };
+            let reply = if status == 204 { b"\r\n\r\n"[2..].to_vec() } else { reply };
+            let cut = if status == 204 {
+                2
+            } else if bodiless {
+                reply.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4
+            } else {
+                reply.len()
+            };
             response.extend(&reply[..cut]);
             Pair { request, response, status }
         },
@@ -176,6 +183,7 @@ fn check(pairs: &[Pair], depth: usize, request_cuts: &Cuts, response_cuts: &Cuts
     let requests: Vec<u8> = pairs.iter().flat_map(|p| p.request.clone()).collect();
     let responses: Vec<u8> = pairs.iter().flat_map(|p| p.response.clone()).collect();
     let mut wire = Wire::new(DESTINATION);
+    wire.c.flags |= DECLARED_HTTP;
     let (mut sent, mut answered) = (0, 0);
     for batch in pairs.chunks(depth) {
         let asked = sent + batch.iter().map(|p| p.request.len()).sum::<usize>();
@@ -235,6 +243,7 @@ proptest! {
         let requests: Vec<u8> = pairs.iter().flat_map(|p| p.request.clone()).collect();
         let responses: Vec<u8> = pairs.iter().flat_map(|p| p.response.clone()).collect();
         let mut wire = Wire::new(DESTINATION);
+        wire.c.flags |= DECLARED_HTTP;
         wire.bed.crowded = crowded;
         wire.deliver(REQUEST, &requests, 0, requests.len());
         let from = late.index(responses.len());
@@ -281,15 +290,8 @@ const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
 #[test]
 fn a_folded_header_is_one_header() {
     let request = b"POST / HTTP/1.1\r\nContent-Length:\r\n 5\r\n\r\nhello";
-    let response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip,\r\n\tchunked\r\n\r\n1\r\nx\r\n0\r\n\r\n";
+    let response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding:\r\n\tchunked\r\n\r\n1\r\nx\r\n0\r\n\r\n";
     assert_eq!(requests(&exchange(request, response)), [(200, request.len() as u64, response.len() as u64, false)]);
-}
-
-#[test]
-fn chunked_wins_over_content_length() {
-    let response = b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n";
-    let wire = exchange(&[GET, GET].concat(), &[&response[..], response].concat());
-    assert_eq!(requests(&wire), [(200, GET.len() as u64, response.len() as u64, false); 2]);
 }
 
 #[test]
@@ -304,7 +306,7 @@ fn a_body_until_close_ends_with_the_fin() {
 #[test]
 fn a_tunnel_is_one_request_until_the_close() {
     let request = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    let response = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n";
+    let response = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
     let mut wire = exchange(request, response);
     let both = [&request[..], b"client bytes"].concat();
     wire.deliver(REQUEST, &both, request.len(), both.len());
@@ -356,15 +358,46 @@ fn an_early_end_has_the_code_of_who_ended_it() {
 }
 
 #[test]
-fn an_answer_before_the_request_is_complete_counts_what_was_sent() {
+fn an_answer_before_the_request_is_complete_waits_for_its_end() {
     let request = b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabcdef";
     let response = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n";
+    let expected = |sent: usize| [(413, sent as u64, response.len() as u64, false)];
+    // The application reads on: the whole body is the request's.
     let mut wire = exchange(&request[..request.len() - 3], response);
-    let expected = [(413, request.len() as u64 - 3, response.len() as u64, false)];
-    assert_eq!(requests(&wire), expected);
+    assert_eq!(requests(&wire), []);
+    wire.deliver(REQUEST, request, request.len() - 3, request.len());
+    assert_eq!(requests(&wire), expected(request.len()));
+    let both = [&request[..], GET].concat();
+    wire.deliver(REQUEST, &both, request.len(), both.len());
+    let both = [&response[..], response].concat();
+    wire.deliver(RESPONSE, &both, response.len(), both.len());
+    assert_eq!(requests(&wire).len(), 2);
+    // The connection ends first: what was sent is.
+    let mut wire = exchange(&request[..request.len() - 3], response);
+    wire.end(RESPONSE, false);
+    wire.close();
+    assert_eq!(requests(&wire), expected(request.len() - 3));
+    // At the source Envoy closes the connection where it has not read the whole.
+    let response = b"HTTP/1.1 413 Too Large\r\nconnection: close\r\nContent-Length: 0\r\n\r\n";
+    let mut wire = Wire::new(SOURCE);
+    wire.deliver(REQUEST, request, 0, request.len() - 3);
+    wire.deliver(RESPONSE, response, 0, response.len());
     wire.deliver(REQUEST, request, request.len() - 3, request.len());
     wire.close();
-    assert_eq!(requests(&wire), expected);
+    assert_eq!(requests(&wire), [(413, request.len() as u64 - 3, response.len() as u64, false)]);
+}
+
+#[test]
+fn a_pipelined_request_begins_with_the_end_of_the_answer_before_it() {
+    let response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let mut wire = exchange(&[GET, GET, GET].concat(), b"");
+    let responses = [&response[..], response, response].concat();
+    for number in 0..3 {
+        wire.bed.clock += 1_000_000;
+        wire.deliver(RESPONSE, &responses, number * response.len(), (number + 1) * response.len());
+    }
+    let durations: Vec<u64> = wire.bed.finished.iter().map(|finished| finished.duration_ns / 1_000_000).collect();
+    assert_eq!(durations, [1, 1, 1]);
 }
 
 #[test]
@@ -379,21 +412,470 @@ fn segments_that_overtake_a_header_are_passed_over_once_it_came() {
     }
 }
 
+/// What Envoy's http_inspector takes for HTTP/1, and what for TCP.
+const FIRST_LINES: [(&[u8], bool); 52] = [
+    (b"GET / HTTP/1.1\r\n", true),
+    (b"QUERY /s HTTP/1.1\r\n", true),
+    (b"LIST / HTTP/1.1\r\n", true),
+    (b"get / HTTP/1.1\r\n", true),
+    (b"FOO-BAR / HTTP/1.1\r\n", true),
+    (b"M-SEARCH * HTTP/1.1\r\n", true),
+    (b"G!#$%&'*+-.^_`|~T / HTTP/1.1\r\n", true),
+    (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA / HTTP/1.1\r\n", true),
+    (b"GET / HTTP/2.0\r\n", true),
+    (b"GET / HTTP/1.2\r\n", true),
+    (b"GET / HTTP/0.9\r\n", true),
+    (b"GET / HTTP/1.0\r\n", true),
+    (b"GET /\r\n", true),
+    (b"GET /\n", true),
+    (b"USER /x\n", true),
+    (b"INFO http://x\n", true),
+    (b"PRI * HTTP/1.1\r\n", true),
+    (b"OPTIONS * HTTP/1.1\r\n", true),
+    (b"GET http://b/x HTTP/1.1\r\n", true),
+    (b"GET ftp://x HTTP/1.1\r\n", true),
+    (b"CONNECT a:443 HTTP/1.1\r\n", true),
+    (b"GET  /  HTTP/1.1\r\n", true),
+    (b"GET\t/\tHTTP/1.1\r\n", true),
+    (b"GET / \tHTTP/1.1\t\r\n", true),
+    (b"GET / HTTP/1.1 \r\n", true),
+    (b"GET / HTTP/1.1\n", true),
+    (b"GET /?q=\"<>\\^`{|} HTTP/1.1\r\n", true),
+    (b"\r\nGET / HTTP/1.1\r\n", false),
+    (b"\nGET / HTTP/1.1\r\n", false),
+    (b" GET / HTTP/1.1\r\n", false),
+    (b"GET /a b HTTP/1.1\r\n", false),
+    (b"GET / HTTP/1.1 x\r\n", false),
+    (b"GET / HTTP/1.10\r\n", false),
+    (b"GET / HTTP/11\r\n", false),
+    (b"GET / http/1.1\r\n", false),
+    (b"GET / HTTPS/1.1\r\n", false),
+    (b"GET foo HTTP/1.1\r\n", false),
+    (b"GET a:80 HTTP/1.1\r\n", false),
+    (b"GET 1http://x HTTP/1.1\r\n", false),
+    (b"GET ?x HTTP/1.1\r\n", false),
+    (b"G(T / HTTP/1.1\r\n", false),
+    (b"G@T / HTTP/1.1\r\n", false),
+    (b"HELO\r\n", false),
+    (b"STATUS\n", false),
+    (b"EHLO mail.example now\r\n", false),
+    (b"MAIL FROM:<a@b>\r\n", false),
+    (b"SET a b\r\n", false),
+    (b"OPTIONS rtsp://h/x RTSP/1.0\r\n", false),
+    (b"OPTIONS sip:u@h SIP/2.0\r\n", false),
+    (b"*1\r\n$4\r\nPING\r\n", false),
+    (b"\x16\x03\x01\x00\x05hello", false),
+    (b"\x01\x02\x03 what is this\r\n", false),
+];
+
 #[test]
-fn what_is_not_http_is_tcp_from_its_first_byte() {
-    for first in
-        [&b"\x16\x03\x01hello"[..], b"hello world\n", b"GET\n", b"GETX / HTTP/1.1\r\n\r\n", b"get / HTTP/1.1\r\n\r\n"]
-    {
-        let mut wire = exchange(first, b"answer");
+fn the_first_line_decides_as_envoy_decides() {
+    for (line, http) in FIRST_LINES {
+        // Cut in two, the same must come out.
+        for cut in [0, 1, 3, line.len() / 2, line.len() - 1] {
+            if cut > 3 && line.starts_with(b"PRI ") {
+                // As much of the preface is taken for the preface.
+                continue;
+            }
+            let mut wire = Wire::new(DESTINATION);
+            if cut != 0 {
+                wire.deliver(REQUEST, line, 0, cut);
+            }
+            wire.deliver(REQUEST, line, cut, line.len());
+            let expected = if http { HTTP1 } else { TCP };
+            assert_eq!(wire.c.protocol, expected, "\"{}\" cut at {cut}", line.escape_ascii());
+            wire.close();
+            if !http {
+                assert_eq!((wire.bed.opened, wire.bed.closed), (1, 1), "{}", line.escape_ascii());
+                assert_eq!(wire.bed.bytes, [line.len() as u64, 0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_first_line_is_judged_by_its_head() {
+    let long = [b"GET /".as_slice(), &[b'a'; 9_000], b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+    let response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let mut wire = Wire::new(DESTINATION);
+    for from in (0..long.len()).step_by(1_000) {
+        wire.deliver(REQUEST, &long, from, (from + 1_000).min(long.len()));
+    }
+    wire.deliver(RESPONSE, response, 0, response.len());
+    assert_eq!(requests(&wire), [(200, long.len() as u64, response.len() as u64, false)]);
+}
+
+#[test]
+fn where_the_client_leaves_it_open_the_server_decides() {
+    // Nothing decides: TCP, as soon as somebody says anything else, or in the end.
+    for first in [&b"G"[..], b"DELETE ", b"GET / HTTP/1.1", b"hello"] {
+        let mut wire = Wire::new(SOURCE);
+        wire.deliver(REQUEST, first, 0, first.len());
         wire.close();
-        assert_eq!((wire.bed.opened, wire.bed.closed), (1, 1), "{first:?}");
-        assert_eq!(wire.bed.bytes, [first.len() as u64, 6], "{first:?}");
+        assert_eq!((wire.bed.opened, wire.bed.closed), (1, 1), "{}", first.escape_ascii());
+        assert_eq!((wire.bed.bytes, wire.bed.finished.len()), ([first.len() as u64, 0], 0));
+        let mut wire = exchange(first, b"answer");
+        assert_eq!((wire.c.protocol, wire.bed.bytes[RESPONSE]), (TCP, 6), "{}", first.escape_ascii());
+        wire.close();
+        assert_eq!((wire.bed.opened, wire.bed.closed, wire.bed.bytes), (1, 1, [first.len() as u64, 6]));
     }
     let mut wire = Wire::new(SOURCE);
     wire.deliver(RESPONSE, b"220 mail\r\n", 0, 10);
     wire.deliver(REQUEST, b"GET / HTTP/1.1\r\n\r\n", 0, 18);
     wire.close();
     assert_eq!(wire.bed.bytes, [18, 10]);
+    // A request line, but the answer is none: so was the port.
+    let mut wire = Wire::new(SOURCE);
+    wire.deliver(REQUEST, GET, 0, GET.len());
+    wire.deliver(RESPONSE, b"ICY 200 OK\r\n\r\n", 0, 14);
+    wire.close();
+    assert_eq!((wire.bed.opened, wire.bed.closed, wire.bed.bytes), (1, 1, [GET.len() as u64, 14]));
+    assert_eq!(requests(&wire), []);
+}
+
+/// Envoy's own answer to what it could not read.
+const REFUSAL: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\nBad Request";
+
+#[test]
+fn a_malformed_request_ends_with_the_answer_that_refuses_it() {
+    for request in [
+        &b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello"[..],
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5, 5\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +5\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0x5\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5.0\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: \r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length : 5\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n 0\r\n\r\nhelloworld",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999999999999\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\r\nhello\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\nhello\n0\n\n",
+        b"LIST / HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx y: z\r\n\r\n",
+    ] {
+        for declared in [0, DECLARED_HTTP] {
+            let mut wire = Wire::new(SOURCE);
+            wire.c.flags |= declared;
+            wire.deliver(REQUEST, request, 0, request.len());
+            wire.deliver(RESPONSE, REFUSAL, 0, REFUSAL.len());
+            // What comes behind it nobody reads.
+            let more = [request, GET].concat();
+            wire.deliver(REQUEST, &more, request.len(), more.len());
+            wire.close();
+            let expected = [(400, request.len() as u64, REFUSAL.len() as u64, false)];
+            assert_eq!(requests(&wire), expected, "{}: {:?}", request.escape_ascii(), wire.bed.counts);
+            assert_eq!(wire.bed.count_of(Counter::SyncMalformed), 0);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_request_line_is_one_where_the_answer_says_so() {
+    for (first, declared) in [
+        (&b"hello world\r\n\r\n"[..], true),
+        (b"\x16\x03\x01\x00\x05hello", true),
+        (b"\x01\x02\x03 what\r\n\r\n", true),
+        (b"GET / http/1.1\r\nhost: a\r\n\r\n", true),
+        (b"\r\n\r\n\x01\r\n", true),
+        (b"hello world\r\n\r\n", false),
+        (b"\x01\x02\x03 what\r\n\r\n", false),
+    ] {
+        let mut wire = Wire::new(SOURCE);
+        if declared {
+            wire.c.flags |= DECLARED_HTTP;
+        }
+        wire.deliver(REQUEST, first, 0, first.len());
+        wire.deliver(RESPONSE, REFUSAL, 0, REFUSAL.len());
+        wire.close();
+        let expected = [(400, first.len() as u64, REFUSAL.len() as u64, false)];
+        assert_eq!(requests(&wire), expected, "{}: {:?}", first.escape_ascii(), wire.bed.counts);
+    }
+    // Another's refusal is TCP.
+    let other = b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\nConnection: close\r\n\r\n";
+    let mut wire = Wire::new(SOURCE);
+    wire.deliver(REQUEST, b"hello world\r\n\r\n", 0, 15);
+    wire.deliver(RESPONSE, other, 0, other.len());
+    wire.close();
+    assert_eq!((wire.bed.opened, wire.bed.bytes), (1, [15, other.len() as u64]));
+}
+
+#[test]
+fn a_malformed_answer_is_a_bad_gateway_with_all_its_bytes() {
+    for (answer, code) in ANSWERS {
+        let mut wire = exchange(GET, answer);
+        wire.end(RESPONSE, false);
+        wire.close();
+        let early = requests(&wire).first().is_some_and(|request| request.3);
+        let expected = [(*code, GET.len() as u64, answer.len() as u64, early)];
+        assert_eq!(requests(&wire), expected, "{}: {:?}", answer.escape_ascii(), wire.bed.counts);
+        // The next one is read as if nothing had been.
+        let mut wire = exchange(GET, answer);
+        if wire.bed.finished.len() == 1 {
+            let ok = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n";
+            let (asked, answered) = ([GET, GET].concat(), [answer, ok.as_slice()].concat());
+            wire.deliver(REQUEST, &asked, GET.len(), asked.len());
+            wire.deliver(RESPONSE, &answered, answer.len(), answered.len());
+            let expected = (201, GET.len() as u64, ok.len() as u64, false);
+            assert_eq!(requests(&wire).last(), Some(&expected), "{}: {:?}", answer.escape_ascii(), wire.bed.counts);
+        }
+    }
+}
+
+/// Answers of an application, and the code that Envoy's log has.
+const ANSWERS: &[(&[u8], u16)] = &[
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 502),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nhello", 502),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 502),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\nhello", 502),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: \r\n\r\nhello", 502),
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n", 502),
+    (b"HTTP/1.1 204 No\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 502),
+    (b"HTTP/1.1 204 No\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP/1.1 204 No\r\ncontent-length: 0\r\n\r\n", 204),
+    (b"HTTP/1.1 304 No\r\ncontent-length: 5\r\n\r\nhello", 304),
+    (b"HTTP/1.1 304 No\r\ntransfer-encoding: chunked\r\n\r\n", 304),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello", 502),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\nhello", 502),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: nine\r\n\r\n", 502),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5 \r\n\r\nhello", 200),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 00000000000000000000000005\r\n\r\nhello", 200),
+    (b"HTTP/1.1 200 OK\r\ncontent-length : 5\r\n\r\nhello", 502),
+    (b"ICY 200 OK\r\nx: y\r\n\r\nhello", 502),
+    (b"HTTP/2.0 200 OK\r\ncontent-length: 5\r\n\r\nhello", 200),
+    (b"HTTP/1.2 200 OK\r\ncontent-length: 5\r\n\r\nhello", 200),
+    (b"http/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP/1.10 200 OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP 200 OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP/1.1 20 OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP/1.1 099 OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP/1.1 2x0 OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP/1.1 200OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"HTTP/1.1 200\r\ncontent-length: 5\r\n\r\nhello", 200),
+    (b"HTTP/1.1  200  OK\r\ncontent-length: 5\r\n\r\nhello", 200),
+    (b"HTTP/1.1\t200\tOK\r\ncontent-length: 5\r\n\r\nhello", 200),
+    (b"HTTP/1.1 999 Odd\r\ncontent-length: 5\r\n\r\nhello", 999),
+    (b"\r\nHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b" HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", 502),
+    (b"\x15\x03\x03\x00\x02\x02\x28", 502),
+    (b"hello", 502),
+    (b"Hello\r\n\r\n", 502),
+    (b"{\"a\":1}", 502),
+    (b"\0\0\0\x04\0\0\0\0\0", 502),
+    (b"HTTP/1.1 101 S\r\n\r\n", 101),
+    (b"HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", 101),
+    (b"HTTP/1.1 101 S\r\ncontent-length: 3\r\n\r\nabc", 502),
+    (b"HTTP/1.1 100 C\r\ncontent-length: 3\r\n\r\n", 502),
+    (b"HTTP/1.1 100 C\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 200),
+    // Surplus bytes.
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello world", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nhello", 200),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 200),
+    // Cut off.
+    (b"", 503),
+    (b"H", 502),
+    (b"HTTP/1.1 200 OK\r\n", 502),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n", 502),
+    (b"HTTP/1.1 204 No\r\n", 502),
+    (b"HTTP/1.1 100 C\r\n\r\n", 503),
+    (b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 2", 502),
+    (b"HTTP/1.1 103 C\r\n\r\nHTTP/1.1 200 OK\r\nx: y", 502),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5", 200),
+    // Chunks.
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0000000000000005\r\nhello\r\n0\r\n\r\n", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n00000000000000000000000000005\r\nhello\r\n0\r\n\r\n", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5 ;a\r\nhello\r\n00\r\nx: y\r\n z\r\n\r\n", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel\r\n0\r\n\r\n", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\nhello", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n7FFFFFFFFFFFFFFF\r\nhello", 200),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5,\r\nhello\r\n0\r\n\r\n", 200),
+];
+
+#[test]
+fn a_request_that_closes_is_the_last_one() {
+    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    for (head, last) in [
+        ("HTTP/1.1\r\nconnection: close\r\n", true),
+        ("HTTP/1.1\r\nConnection: Close\r\n", true),
+        ("HTTP/1.1\r\nconnection: keep-alive, close\r\n", true),
+        ("HTTP/1.1\r\nconnection: close\r\nconnection: keep-alive\r\n", true),
+        ("HTTP/1.1\r\nconnection: foo,bar , close\r\n", true),
+        ("HTTP/1.0\r\n", true),
+        ("HTTP/1.1\r\nconnection: closed\r\n", false),
+        ("HTTP/1.1\r\nconnection: upgrade\r\n", false),
+        ("HTTP/1.0\r\nconnection: keep-alive\r\n", false),
+        ("HTTP/1.0\r\nconnection: Keep-Alive, Upgrade\r\n", false),
+    ] {
+        let first = format!("GET / {head}host: a\r\n\r\n");
+        let both = [first.as_bytes(), GET].concat();
+        let mut wire = Wire::new(SOURCE);
+        wire.deliver(REQUEST, &both, 0, both.len());
+        wire.deliver(RESPONSE, response, 0, response.len());
+        wire.close();
+        assert_eq!(requests(&wire), [(200, both.len() as u64, response.len() as u64, false)], "{head:?}");
+        assert_eq!(wire.bed.count_of(Counter::RequestAbandoned), u64::from(!last), "{head:?}");
+    }
+}
+
+#[test]
+fn only_a_true_upgrade_opens_a_tunnel() {
+    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    for (head, tunnel) in [
+        ("upgrade: h2c\r\n", false),
+        ("connection: upgrade\r\nupgrade: h2c\r\n", false),
+        ("connection: upgrade\r\nupgrade: H2C \r\n", false),
+        ("upgrade: websocket\r\n", false),
+        ("connection: upgrade\r\n", false),
+        ("connection: xupgrade\r\nupgrade: websocket\r\n", false),
+        ("connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n", true),
+        ("connection: upgrade\r\nupgrade: h2c, websocket\r\n", true),
+        ("connection: upgrade\r\nupgrade: TLS/1.2\r\n", true),
+    ] {
+        let first = format!("GET / HTTP/1.1\r\nhost: a\r\n{head}\r\n");
+        let both = [first.as_bytes(), GET].concat();
+        let mut wire = exchange(&both, &[&response[..], response].concat());
+        wire.end(RESPONSE, false);
+        wire.close();
+        let (all, size) = (both.len() as u64, response.len() as u64);
+        if tunnel {
+            assert_eq!(requests(&wire), [(200, all, 2 * size, false)], "{head:?}");
+        } else {
+            let expected = [(200, first.len() as u64, size, false), (200, GET.len() as u64, size, false)];
+            assert_eq!(requests(&wire), expected, "{head:?}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_leaves_after_an_interim_answer_has_its_code() {
+    let interim = b"HTTP/1.1 103 Early Hints\r\n\r\n";
+    let mut wire = Wire::new(SOURCE);
+    wire.deliver(REQUEST, GET, 0, GET.len());
+    wire.deliver(RESPONSE, interim, 0, interim.len());
+    wire.end(REQUEST, false);
+    wire.close();
+    assert_eq!(requests(&wire), [(103, GET.len() as u64, interim.len() as u64, true)]);
+}
+
+#[test]
+fn an_empty_line_begins_a_request() {
+    let mut wire = Wire::new(SOURCE);
+    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    wire.deliver(REQUEST, GET, 0, GET.len());
+    wire.deliver(RESPONSE, response, 0, response.len());
+    let more = [GET, b"\r\n"].concat();
+    wire.deliver(REQUEST, &more, GET.len(), more.len());
+    wire.end(REQUEST, false);
+    wire.close();
+    assert_eq!(requests(&wire), [(200, GET.len() as u64, response.len() as u64, false), (0, 2, 0, true)]);
+}
+
+#[test]
+fn a_proxy_protocol_header_is_of_no_request() {
+    let v1 = [
+        "PROXY TCP4 192.0.2.7 198.18.0.14 40000 80\r\n",
+        "PROXY TCP6 2001:db8::1 2001:db8::2 65535 65535\r\n",
+        "PROXY UNKNOWN\r\n",
+        "PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n",
+    ]
+    .map(|line| line.as_bytes().to_vec());
+    let v2 = |command: u8, family: u8, rest: &[u8]| {
+        let length = (rest.len() as u16).to_be_bytes();
+        [b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[0x20 | command, family], &length, rest].concat()
+    };
+    let v2 = [
+        v2(1, 0x11, &[10; 12]),
+        v2(1, 0x21, &[10; 36]),
+        v2(1, 0x31, &[10; 216]),
+        v2(0, 0, &[]),
+        v2(0, 0, &[10; 40]),
+        v2(1, 0x11, &[&[10; 12][..], &[3, 0, 4, 1, 2, 3, 4], &[10; 600]].concat()),
+    ];
+    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    for header in v1.iter().chain(&v2) {
+        let all = [header.as_slice(), GET].concat();
+        for cut in 0..all.len() {
+            let mut wire = Wire::new(SOURCE);
+            wire.c.flags |= GATEWAY;
+            if cut != 0 {
+                wire.deliver(REQUEST, &all, 0, cut);
+            }
+            wire.deliver(REQUEST, &all, cut, all.len());
+            wire.deliver(RESPONSE, response, 0, response.len());
+            let expected = [(200, GET.len() as u64, response.len() as u64, false)];
+            assert_eq!(requests(&wire), expected, "{} cut at {cut}: {:?}", header.escape_ascii(), wire.bed.counts);
+        }
+        // What begins as one, elsewhere and here.
+        let mut wire = Wire::new(SOURCE);
+        wire.c.flags |= GATEWAY;
+        let all = [header.as_slice(), b"\x16\x03\x01\x02\0\x01"].concat();
+        wire.deliver(REQUEST, &all, 0, all.len());
+        assert_eq!(wire.bed.count_of(Counter::ConnectionEncrypted), 1, "{}", header.escape_ascii());
+    }
+    let mut wire = Wire::new(SOURCE);
+    wire.c.flags |= GATEWAY;
+    let patch = b"PROXY / HTTP/1.1\r\nhost: a\r\n\r\n";
+    wire.deliver(REQUEST, &patch[..3], 0, 3);
+    assert_eq!(wire.c.tail, 0);
+}
+
+#[test]
+fn grpc_over_http1_is_grpc() {
+    use observer_ebpf::{GRPC_NONE, PROTOCOL_GRPC, PROTOCOL_HTTP};
+    let call = |kind: &str| {
+        format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: {kind}\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0")
+    };
+    let head = |status: &str| format!("HTTP/1.1 200 OK\r\nGrpc-Status: {status}\r\ncontent-length: 0\r\n\r\n");
+    let trailer = |status: &str| {
+        format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\ngrpc-status:{status}\r\nx: y\r\n\r\n")
+    };
+    for (kind, grpc) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc ", true),
+        ("application/grpc-web", false),
+        ("application/grpcx", false),
+        ("text/plain", false),
+        ("application/json; x=application/grpc", false),
+    ] {
+        for (answer, status) in [
+            (head("5"), 5),
+            (head("05"), 5),
+            (head(" 0 "), 0),
+            (head("9999"), 9999),
+            (head("40103"), 40103),
+            (trailer("7"), 7),
+            (trailer(" 16"), 16),
+            ("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_owned(), GRPC_NONE),
+        ] {
+            let wire = exchange(call(kind).as_bytes(), answer.as_bytes());
+            let [finished] = wire.bed.finished[..] else { panic!("{kind} {answer}: {:?}", wire.bed.counts) };
+            let protocol = if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP };
+            let status = if grpc { status } else { GRPC_NONE };
+            assert_eq!((finished.protocol, finished.grpc_status), (protocol, status), "{kind}: {answer}");
+        }
+    }
+    // An application that breaks the protocol, or leaves.
+    for answer in [&b"ICY\r\n\r\n"[..], b""] {
+        let mut wire = exchange(call("application/grpc").as_bytes(), answer);
+        wire.end(RESPONSE, false);
+        wire.close();
+        let finished = wire.bed.finished[0];
+        assert_eq!((finished.status, finished.grpc_status), (200, 14), "{}", answer.escape_ascii());
+    }
 }
 
 #[test]
@@ -442,13 +924,17 @@ fn a_large_body_costs_no_more_than_a_small_one() {
 
 #[test]
 fn sync_is_found_again_at_the_next_request() {
-    let mut wire = exchange(GET, b"HTTP/1.1 200 OK\r\nContent-Length: nine\r\n\r\n");
+    let mut wire = Wire::new(SOURCE);
+    let odd = b"HTTP/1.1 200 OK\r\nContent-Length: nine\r\n\r\n";
+    wire.c.flags |= DECLARED_HTTP;
+    wire.deliver(REQUEST, GET, 0, GET.len());
+    wire.deliver(RESPONSE, odd, 0, odd.len());
     assert_eq!(wire.bed.count_of(Counter::SyncMalformed), 1);
     assert_eq!(wire.bed.count_of(Counter::RequestLostSync), 1);
     let both = [GET, GET].concat();
     wire.deliver(REQUEST, &both, GET.len(), both.len());
     let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
-    let responses = [&b"HTTP/1.1 200 OK\r\nContent-Length: nine\r\n\r\n"[..], answer].concat();
-    wire.deliver(RESPONSE, &responses, responses.len() - answer.len(), responses.len());
+    let responses = [odd, &answer[..]].concat();
+    wire.deliver(RESPONSE, &responses, odd.len(), responses.len());
     assert_eq!(requests(&wire), [(404, GET.len() as u64, answer.len() as u64, false)]);
 }

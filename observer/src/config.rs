@@ -94,6 +94,8 @@ pub struct Config {
     pub max_open_calls: u32,
     /// Destination ports that are TCP whatever their bytes say.
     pub tcp_ports: Vec<u16>,
+    /// Destination ports that services declare as HTTP.
+    pub http_ports: Vec<u16>,
     /// Ports that are never counted.
     pub excluded_ports: Vec<u16>,
     /// Identity of sidecars without the injector's environment.
@@ -240,6 +242,7 @@ impl Config {
             max_series: file.max_series.unwrap_or(DEFAULT_MAX_SERIES),
             max_open_calls: file.max_open_calls.unwrap_or(DEFAULT_MAX_OPEN_CALLS),
             tcp_ports: file.tcp_ports,
+            http_ports: file.http_ports,
             excluded_ports: file.excluded_ports,
             sidecars: file.sidecars,
             peers: file.peers,
@@ -290,6 +293,7 @@ impl Config {
             max_series: self.max_series,
             max_open_calls: self.max_open_calls,
             tcp_ports: self.tcp_ports.clone(),
+            http_ports: self.http_ports.clone(),
             excluded_ports: self.excluded_ports.clone(),
         }
     }
@@ -338,6 +342,7 @@ struct Settings {
     max_series: Option<u32>,
     max_open_calls: Option<u32>,
     tcp_ports: Vec<u16>,
+    http_ports: Vec<u16>,
     excluded_ports: Vec<u16>,
     sidecars: Vec<SidecarRule>,
     peers: Peers,
@@ -358,11 +363,14 @@ impl Settings {
 
     fn check(file: File) -> Result<Self, Problem> {
         let mut tcp_ports: Vec<u16> = file.tcp_ports.into_iter().map(NonZeroU16::get).collect();
-        for port in tcp_ports_of(&file.service)? {
+        let declared = declared_ports(&file.service)?;
+        let of = |protocol| declared.iter().filter(move |(_, declared)| **declared == protocol).map(|(port, _)| *port);
+        for port in of(PortProtocol::Tcp) {
             if !tcp_ports.contains(&port) {
                 tcp_ports.push(port);
             }
         }
+        let http_ports = of(PortProtocol::Http).filter(|port| !tcp_ports.contains(port)).collect();
         Ok(Self {
             listen: file.listen.map(|Listen(address)| address),
             interval: file.interval.map(|Interval(interval)| interval),
@@ -387,6 +395,7 @@ impl Settings {
             max_series: file.max_series.map(|MaxSeries(number)| number),
             max_open_calls: file.max_open_calls.map(|MaxOpenCalls(number)| number),
             tcp_ports,
+            http_ports,
             excluded_ports: file.excluded_ports.into_iter().map(NonZeroU16::get).collect(),
             sidecars: file.sidecar.into_iter().map(sidecar).collect::<Result<_, _>>()?,
             peers: Peers {
@@ -605,24 +614,30 @@ bounded!(MaxOpenCalls(u32), 1, MOST_OPEN_CALLS);
 // One batch is at most half a mebibyte before it is compressed; more than a tebibyte is a slip.
 bounded!(QueueBytes(u64), 1_u64 << 20, 1_u64 << 40);
 
-/// Ports that services declare as TCP. The kernel programs know ports, not services, so that two services cannot disagree.
-fn tcp_ports_of(services: &[Spanned<Service>]) -> Result<Vec<u16>, Problem> {
+/// What services declare ports as. The kernel programs know ports, not services, so that two services cannot disagree; where one
+/// leaves it open, so is it for an HTTP port of another.
+fn declared_ports(services: &[Spanned<Service>]) -> Result<BTreeMap<u16, PortProtocol>, Problem> {
     let mut declared: BTreeMap<u16, (PortProtocol, &str)> = BTreeMap::new();
     for service in services.iter().map(Spanned::get_ref) {
-        for port in service.ports.iter().filter(|port| port.get_ref().protocol != PortProtocol::Auto) {
+        for port in &service.ports {
             let Port { port: number, target_port, protocol } = port.get_ref();
             for number in [Some(*number), *target_port].into_iter().flatten().map(NonZeroU16::get) {
                 match declared.entry(number) {
-                    Entry::Occupied(other) if other.get().0 != *protocol => {
-                        let problem = format!(
-                            "port {number} of {} is HTTP for one service and TCP for another ({}); the kernel side tells \
-                             ports apart, not services: write protocol = \"auto\" for both",
-                            service.host,
-                            other.get().1
-                        );
-                        return Err((port.span().start, problem));
-                    }
-                    Entry::Occupied(_) => {}
+                    Entry::Occupied(mut other) => match (other.get().0, *protocol) {
+                        (PortProtocol::Http, PortProtocol::Tcp) | (PortProtocol::Tcp, PortProtocol::Http) => {
+                            let problem = format!(
+                                "port {number} of {} is HTTP for one service and TCP for another ({}); the kernel side tells \
+                                 ports apart, not services: write protocol = \"auto\" for both",
+                                service.host,
+                                other.get().1
+                            );
+                            return Err((port.span().start, problem));
+                        }
+                        (PortProtocol::Http, PortProtocol::Auto) | (PortProtocol::Auto, PortProtocol::Tcp) => {
+                            other.insert((*protocol, &service.host));
+                        }
+                        _ => {}
+                    },
                     Entry::Vacant(free) => {
                         free.insert((*protocol, &service.host));
                     }
@@ -630,7 +645,7 @@ fn tcp_ports_of(services: &[Spanned<Service>]) -> Result<Vec<u16>, Problem> {
             }
         }
     }
-    Ok(declared.into_iter().filter(|(_, (protocol, _))| *protocol == PortProtocol::Tcp).map(|(port, _)| port).collect())
+    Ok(declared.into_iter().map(|(port, (protocol, _))| (port, protocol)).collect())
 }
 
 fn service(table: Spanned<Service>) -> Result<ServiceEntry, Problem> {

@@ -41,7 +41,7 @@ static EARLY: Array<Place, { PLACES as usize }> = Array::new();
 static GREETINGS: PerCpuArray<Greeting, 1> = PerCpuArray::new();
 /// Written by the user side before the programs are attached.
 #[btf_map]
-static NEXT_PROGRAMS: ProgramArray<2> = ProgramArray::new();
+static NEXT_PROGRAMS: ProgramArray<4> = ProgramArray::new();
 /// Written by the user side before the programs are attached.
 #[btf_map]
 static NEXT_EVENTS: ProgramArray<2> = ProgramArray::new();

@@ -128,12 +128,19 @@ pub(super) fn arrived(
     egress: bool,
     direction: usize,
 ) -> Option<Arrival> {
-    if egress {
-        // What a socket sends is serialised by its lock, and all in front of it has been sent.
-        return Some(Arrival(u64::from(segment.seq)));
+    // What a socket sends is serialised by its lock, and all in front of it has been sent.
+    let word = if egress { u64::from(segment.seq) } else { received(c, sk, segment, direction) };
+    if word & REFUSED != 0 {
+        return None;
     }
-    let word = received(c, sk, segment, direction);
-    (word & REFUSED == 0).then_some(Arrival(word))
+    // By storage: what is read there the verifier does not know, so that both ways are one from here on.
+    let s = &mut c.streams[direction];
+    // SAFETY: a reference is valid; volatile, so that the compiler does not hand the value on itself.
+    let word = unsafe {
+        core::ptr::write_volatile(&mut s.number, word);
+        core::ptr::read_volatile(&s.number)
+    };
+    Some(Arrival(word))
 }
 
 #[inline(never)]

@@ -10,7 +10,6 @@ use core::ffi::c_void;
 use observer_ebpf::{
     CGROUP_SHARED, Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY,
     health::Counter,
-    segment::Segment,
     shared,
     socket::{
         self, ANCHORED, Connection, DESTINATION, ENDED, GATEWAY, INBOUND, LATE, REQUEST, RESPONSE, SOURCE, TENTATIVE,
@@ -21,8 +20,8 @@ use observer_ebpf::{
 
 use super::{
     context::{local_of, read, remote_of},
-    http2, maps,
-    packet::{Arrival, Packet, arrived, enter, examine, leave, segment},
+    http1, http2, maps,
+    packet::{Packet, arrived, enter, examine, leave, segment},
     preexisting, record,
     sock_ops::disowned,
 };
@@ -31,8 +30,10 @@ use super::{
 #[cgroup_skb]
 #[inline(always)]
 pub(crate) fn mesh_ingress(ctx: SkBuffContext) -> i32 {
-    if packet(ctx.skb.skb, false) == Some(Next::Http2) {
-        http2::hand_over(&ctx, false);
+    match packet(ctx.skb.skb, false) {
+        Some(Next::Http1(direction)) => http1::hand_over(&ctx, direction),
+        Some(Next::Http2) => http2::hand_over(&ctx, false),
+        None => {}
     }
     1
 }
@@ -41,16 +42,17 @@ pub(crate) fn mesh_ingress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb]
 #[inline(always)]
 pub(crate) fn mesh_egress(ctx: SkBuffContext) -> i32 {
-    if packet(ctx.skb.skb, true) == Some(Next::Http2) {
-        http2::hand_over(&ctx, true);
+    match packet(ctx.skb.skb, true) {
+        Some(Next::Http1(direction)) => http1::hand_over(&ctx, direction),
+        Some(Next::Http2) => http2::hand_over(&ctx, true),
+        None => {}
     }
     1
 }
 
-/// What is left to do with a packet.
-#[derive(PartialEq, Eq)]
+/// The program that a packet is for. What is not known to be TCP yet may be HTTP/1.
 enum Next {
-    Nothing,
+    Http1(usize),
     Http2,
 }
 
@@ -92,10 +94,6 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
         return None;
     }
     let direction = if egress == (leg == DESTINATION) { REQUEST } else { RESPONSE };
-    let arrival = arrived(c, sk, &segment, egress, direction)?;
-    if c.flags & (ANCHORED | LATE) == 0 {
-        joined_late(c);
-    }
     if is_unaddressed {
         // Whoever answers has accepted it, and would have asked where it was going if it were redirected.
         if disowned(c) {
@@ -103,35 +101,24 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
         }
         dialled(c, skb);
     }
-    let next = if direction == REQUEST {
-        segment_of(c, skb, &segment, arrival, REQUEST)
-    } else {
-        segment_of(c, skb, &segment, arrival, RESPONSE)
-    };
+    if protocol == socket::HTTP2 {
+        return Some(Next::Http2);
+    }
+    if protocol != socket::TCP {
+        return Some(Next::Http1(direction));
+    }
+    let arrival = arrived(c, sk, &segment, egress, direction)?;
+    joined_late(c);
+    let mut env = Packet { skb };
+    socket::catch_up(c, &mut env, direction, arrival.accepted());
+    socket::pass_over(c, &mut env, direction, &segment);
+    if socket::reached_end(c, &mut env, direction, &segment) {
+        socket::ended(c, &mut env);
+    }
     if !egress {
         leave(&mut c.streams[direction]);
     }
-    Some(next)
-}
-
-#[inline(always)]
-fn segment_of(c: &mut Connection, skb: *mut __sk_buff, segment: &Segment, arrival: Arrival, direction: usize) -> Next {
-    // Another processor may have decided it while this one was about to enter.
-    if shared::load(&c.protocol) == socket::HTTP2 {
-        return Next::Http2;
-    }
-    let mut env = Packet { skb };
-    socket::catch_up(c, &mut env, direction, arrival.accepted());
-    if segment.length != 0 && !(arrival.is_closed() && socket::is_deaf(c, direction)) {
-        socket::payload(c, &mut env, direction, segment.seq, segment.offset, segment.length);
-        if shared::load(&c.protocol) == socket::HTTP2 {
-            return Next::Http2;
-        }
-    }
-    if socket::reached_end(c, &mut env, direction, segment) {
-        socket::ended(c, &mut env);
-    }
-    Next::Nothing
+    None
 }
 
 /// The opening of a peer's connection: only until it is clear what it came with.
@@ -205,9 +192,10 @@ unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
     i64::from(tls::turn(c, &mut Packet { skb: walk.skb }))
 }
 
+/// Notes a connection whose establishment was not seen, once.
 #[inline(always)]
-fn joined_late(c: &mut Connection) {
-    if shared::set(&mut c.flags, LATE) & LATE == 0 {
+pub(super) fn joined_late(c: &mut Connection) {
+    if c.flags & (ANCHORED | LATE) == 0 && shared::set(&mut c.flags, LATE) & LATE == 0 {
         shared::set(&mut c.sync, 1);
         maps::count(Counter::ConnectionLate as u32, 1);
     }

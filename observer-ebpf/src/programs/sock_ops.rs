@@ -7,14 +7,14 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use observer_ebpf::{
-    Endpoint, PORT_EXCLUDED, PORT_TCP,
+    Endpoint, PORT_EXCLUDED, PORT_HTTP, PORT_TCP,
     health::Counter,
     http2,
     segment::{CLOSE, Socket},
     shared,
     socket::{
-        self, ANCHORED, Connection, DECLARED_TCP, DESTINATION, Env, FIN_SEEN, INBOUND, LATE, REQUEST, RESPONSE, SOURCE,
-        TENTATIVE, UNDECIDED,
+        self, ANCHORED, Connection, DECLARED_HTTP, DECLARED_TCP, DESTINATION, Env, FIN_SEEN, INBOUND, LATE, REQUEST,
+        RESPONSE, SOURCE, TENTATIVE, UNDECIDED,
     },
     stream::{self, Stream},
 };
@@ -69,11 +69,20 @@ fn connected(ops: *mut bpf_sock_ops) -> Option<()> {
     c.destination = Endpoint { address: remote_of_event(ops), port, padding: 0 };
     anchor(c, read!(ops, snd_nxt), read!(ops, rcv_nxt));
     watch(ops);
-    if maps::port_flags(port) & PORT_TCP != 0 {
-        shared::set(&mut c.flags, DECLARED_TCP);
-        socket::is_tcp(c, &mut Event);
-    }
+    declared(c, port);
+    socket::connected(c, &mut Event);
     Some(())
+}
+
+/// Notes what the configuration says of the connection's destination port.
+#[inline(always)]
+pub(super) fn declared(c: &mut Connection, port: u16) {
+    let port = maps::port_flags(port);
+    if port & PORT_TCP != 0 {
+        shared::set(&mut c.flags, DECLARED_TCP);
+    } else if port & PORT_HTTP != 0 {
+        shared::set(&mut c.flags, DECLARED_HTTP);
+    }
 }
 
 #[inline(always)]

@@ -5,14 +5,14 @@
 
 use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
 use observer_ebpf::{
-    Cgroup, Endpoint, IGNORED, MODE_GATEWAY, PORT_TCP, shared,
-    socket::{self, Connection, DECLARED_TCP, INBOUND, REQUEST, SOURCE, UNDECIDED},
+    Cgroup, Endpoint, IGNORED, MODE_GATEWAY,
+    socket::{self, Connection, INBOUND, REQUEST, SOURCE, UNDECIDED},
 };
 
 use super::{
     context::{local_of, read},
     maps, owner, record,
-    sock_ops::{Event, has_usual_port},
+    sock_ops::{Event, declared, has_usual_port},
 };
 
 const SOL_IP: i32 = 0;
@@ -84,9 +84,7 @@ fn answered(ctx: &SockoptContext) -> Option<()> {
     if c.leg == INBOUND {
         record::list(c);
     } else if c.leg == SOURCE {
-        if maps::port_flags(port) & PORT_TCP != 0 {
-            shared::set(&mut c.flags, DECLARED_TCP);
-        }
+        declared(c, port);
         socket::addressed(c, &mut Event);
     }
     Some(())

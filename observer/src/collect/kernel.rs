@@ -27,7 +27,8 @@ use aya::{
 use aya_log::EbpfLogger;
 use observer_ebpf::{
     Block, CGROUP_BY_THREAD, CGROUP_SHARED, Cgroup, Histogram, IGNORED, INSERTED, MODE_GATEWAY, MODE_REDIRECT,
-    MODE_TPROXY, OVERFLOW_SLOT, PORT_EXCLUDED, PORT_TCP, Series, SeriesKey, health::Counter, latency::CELLS, names,
+    MODE_TPROXY, OVERFLOW_SLOT, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, Series, SeriesKey, health::Counter, latency::CELLS,
+    names,
 };
 
 use self::recycle::Tenants;
@@ -59,6 +60,8 @@ pub struct Options {
     pub max_open_calls: u32,
     /// Destination ports that are TCP, beside [`TCP_PORTS`].
     pub tcp_ports: Vec<u16>,
+    /// Destination ports that are HTTP.
+    pub http_ports: Vec<u16>,
     /// Ports that are never counted, beside [`EXCLUDED_PORTS`].
     pub excluded_ports: Vec<u16>,
 }
@@ -159,9 +162,10 @@ impl Kernel {
     /// Says which ports are special, and no longer what an earlier observer said.
     fn tell_ports(&mut self, options: &Options) -> Result<(), Error> {
         let tcp = TCP_PORTS.iter().chain(&options.tcp_ports).map(|&port| (port, PORT_TCP));
+        let http = options.http_ports.iter().map(|&port| (port, PORT_HTTP));
         let excluded = EXCLUDED_PORTS.iter().chain(&options.excluded_ports).map(|&port| (port, PORT_EXCLUDED));
         let mut flags = Table::<u32, u32>::new();
-        for (port, flag) in tcp.chain(excluded) {
+        for (port, flag) in tcp.chain(http).chain(excluded) {
             *flags.entry(port.into()).or_default() |= flag;
         }
         let wrong = |source| Error::map(names::PORTS, source);
