@@ -388,11 +388,8 @@ fn take<E: Env>(c: &mut Connection, env: &mut E, direction: usize, seq: u32, off
 #[inline(always)]
 fn record<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     count_due(c, env, direction);
-    let protocol = shared::load(&c.protocol);
-    if protocol == TCP && is_addressed(c) {
+    if shared::load(&c.protocol) == TCP && is_addressed(c) {
         transfer(c, env, direction);
-    } else if protocol == ENCRYPTED {
-        open(c, env);
     }
 }
 

@@ -15,6 +15,8 @@ use crate::{
 pub const GATEWAY_PLAIN: u16 = 8080;
 /// Port of the TLS door of a gateway.
 pub const GATEWAY_TLS: u16 = 8443;
+/// Port of the plaintext door of a gateway behind a balancer that writes PROXY protocol headers.
+pub const GATEWAY_PROXIED: u16 = 8081;
 /// Port of every proxy's own metrics, at `/stats/prometheus`.
 pub const METRICS: u16 = 15090;
 
@@ -43,7 +45,11 @@ pub fn bootstrap(workload: &Workload, services: &[Service], options: &Options, f
             [builder.outbound_clusters(), builder.inbound_clusters()].concat(),
         ),
         Kind::Gateway | Kind::Waypoint => (
-            vec![builder.gateway_listener(GATEWAY_PLAIN, false), builder.gateway_listener(GATEWAY_TLS, true)],
+            vec![
+                builder.gateway_listener(GATEWAY_PLAIN, false),
+                builder.gateway_listener(GATEWAY_TLS, true),
+                builder.proxied_listener(),
+            ],
             builder.outbound_clusters(),
         ),
     };
@@ -238,6 +244,15 @@ impl Builder<'_> {
             "additional_addresses": [{"address": socket("::", port)}],
             "filter_chains": [chain],
         })
+    }
+
+    fn proxied_listener(&self) -> Value {
+        let mut listener = self.gateway_listener(GATEWAY_PROXIED, false);
+        listener["listener_filters"] = json!([{
+            "name": "envoy.filters.listener.proxy_protocol",
+            "typed_config": typed("listener.proxy_protocol.v3.ProxyProtocol"),
+        }]);
+        listener
     }
 
     /// Envoy's own metrics for who asks from outside.

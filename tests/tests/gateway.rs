@@ -10,7 +10,7 @@ use harness::{
         raw::{Connection, DATA_WITH_THE_ACK, Server},
     },
     cases,
-    envoy::{GATEWAY_PLAIN, GATEWAY_TLS},
+    envoy::{GATEWAY_PLAIN, GATEWAY_PROXIED, GATEWAY_TLS},
     forge::{CLAIMS, Forger},
     link::Seen,
     mesh::{Family, Mesh, Protocol, Workload},
@@ -36,6 +36,8 @@ fn main() -> ExitCode {
             no_route,
             application_ends_without_a_word,
             client_ends_before_the_answer,
+            proxy_protocol,
+            requests_that_the_gateway_refuses,
             doors_with_the_handshake,
             segments_forged_by_a_client,
             segments_joined_on_arrival,
@@ -156,6 +158,63 @@ fn client_ends_before_the_answer(doors: &mut Doors) -> Result<String> {
             sleep(Duration::from_millis(150));
         }
         sleep(Duration::from_millis(600));
+        Ok(())
+    })
+}
+
+/// A balancer's header in front of everything, in one segment with the request or in several.
+fn proxy_protocol(doors: &mut Doors) -> Result<String> {
+    const GET: &[u8] = b"GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n";
+    let binary = |command: u8, family: u8, rest: &[u8]| {
+        let length = u16::try_from(rest.len()).expect("short").to_be_bytes();
+        [b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[0x20 | command, family], &length, rest].concat()
+    };
+    let address = [192, 0, 2, 7, 198, 18, 0, 14, 0x9c, 0x40, 0, 80];
+    let noop = [4, 0, 3, 1, 2, 3];
+    let headers = [
+        b"PROXY TCP4 192.0.2.7 198.18.0.14 40000 80\r\n".to_vec(),
+        b"PROXY TCP6 2001:db8::7 2001:db8::14 40000 80\r\n".to_vec(),
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        binary(1, 0x11, &address),
+        binary(1, 0x21, &[&[0x20; 32][..], &address[8..]].concat()),
+        binary(0, 0, &[]),
+        binary(1, 0x11, &[&address[..], &noop].concat()),
+    ];
+    let ways = [0, 1, 7, 14];
+    let count = headers.len() * ways.len() * 2;
+    doors.check([count, count], |doors| {
+        for (header, cut) in headers.iter().flat_map(|header| ways.map(|cut| (header, cut))) {
+            let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PROXIED, Family::V4))?;
+            let (first, second) = header.split_at(cut.min(header.len()));
+            match cut {
+                0 => connection.send([header, GET].concat())?,
+                // The request in a segment of its own.
+                1 => connection.send_pieces([header.as_slice(), GET], Duration::from_millis(20))?,
+                _ => connection.send_pieces([first, &[second, GET].concat()], Duration::from_millis(20))?,
+            }
+            ensure!(connection.receive_response()?.status == 200);
+            connection.send(GET)?;
+            ensure!(connection.receive_response()?.status == 200);
+        }
+        Ok(())
+    })
+}
+
+/// No inspector is at a gateway: whatever comes is HTTP, and refused.
+fn requests_that_the_gateway_refuses(doors: &mut Doors) -> Result<String> {
+    let requests = [
+        "LIST / HTTP/1.1\r\nhost: web\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: gzip\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: web\r\ncontent-length : 5\r\n\r\nhello",
+        "hello world\r\n\r\n",
+    ];
+    doors.check([requests.len(), 0], |doors| {
+        for request in requests {
+            let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PLAIN, Family::V4))?;
+            connection.send(request)?;
+            ensure!([400, 501].contains(&connection.receive_response()?.status));
+            connection.drain()?;
+        }
         Ok(())
     })
 }

@@ -189,6 +189,22 @@ impl Connection {
         Ok(buffer)
     }
 
+    /// What comes within `patience`, discarded; the number of bytes.
+    pub fn drain_for(&mut self, patience: Duration) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(patience))?;
+        let mut buffer = vec![0; 1 << 16];
+        let outcome = (&*self.stream).read(&mut buffer);
+        self.stream.set_read_timeout(Some(PATIENCE))?;
+        match outcome {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(0),
+            Ok(length) => {
+                self.received += length as u64;
+                Ok(length)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Exactly `length` bytes.
     pub fn receive(&mut self, length: usize) -> io::Result<Vec<u8>> {
         while self.pending.len() < length {
