@@ -373,7 +373,7 @@ fn default_executable_name(_: &mut ()) -> Result<String> {
 fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
     const CLIENTS: usize = 1000;
     const PLANES: usize = 5;
-    const SAMPLES: usize = 10_000;
+    const SAMPLES: usize = 11_000;
     /// Of the pages, as they are kept, five are read at once at most; the rest is what 64 connections have in hand.
     const MOST_BYTES: u64 = 48 << 20;
     let mesh = Mesh::new()?;
