@@ -1,13 +1,17 @@
-//! HPACK (RFC 7541), walked only as far as four fields need: `:status`, `grpc-status`, `content-type` and `:protocol`.
+//! HPACK (RFC 7541), walked only as far as five fields need: `:status`, `grpc-status`, `content-type`, `:protocol` and
+//! `:method`.
 //!
 //! The dynamic table is not kept. Every insertion is counted, and a ring holds what each of the last ones means here;
 //! an index is turned into the number of its insertion. Eviction needs no model: a valid encoder never names an evicted
 //! entry, and a table of 4,096 bytes holds at most 128 entries of 32 bytes or more, as many as the ring. An entry too
 //! large to be stored empties the table (section 4.4); counting it does no harm, since all before it are gone.
 //!
+//! Indices count back from the newest entry. So what was inserted since the walk began is known whatever was in the table
+//! before; only what reaches further back is not.
+//!
 //! Strings are compared as they are sent: a Huffman code (Appendix B) is as good as its text for that.
 
-use crate::{shared, stream::Stream};
+use crate::{GRPC_NONE, GRPC_UNKNOWN, shared, stream::Stream};
 
 /// Insertions remembered in the connection: all that a table of 4,096 bytes can hold.
 pub const RING: usize = 128;
@@ -26,6 +30,12 @@ pub const GRPC_STATUS: u32 = 2;
 pub const CONTENT_TYPE: u32 = 3;
 /// `:protocol`, which makes CONNECT an upgrade (RFC 8441); its value says nothing here.
 pub const PROTOCOL: u32 = 4;
+/// `grpc-status` with a value that an entry has no room for: the value is its index in [`Walk::large`].
+const LARGE: u32 = 5;
+/// `:method`; its value is 1 for POST, else 0.
+const METHOD: u32 = 6;
+/// A field that no message of HTTP/2 may have (section 8.2 of RFC 9113); its value says nothing here.
+const FORBIDDEN: u32 = 7;
 /// Position of the name in an entry of the ring; the value is below it.
 const NAME_SHIFT: u32 = 13;
 /// Value of an entry that was not understood.
@@ -68,15 +78,27 @@ pub const WIDE_MISSING: u32 = 3;
 const RUN: u32 = 8;
 /// Most bytes of a string that are looked at.
 const LOOK: u32 = 32;
+/// Most digits of a number, leading zeros and a sign included.
+const DIGITS: u32 = 16;
+/// Beside the number of digits: they have a sign.
+const SIGN: u32 = 32;
+/// Distinct values of [`Walk::large`]; the last one is not kept.
+const LARGES: usize = 8;
+/// Most changes of the table's size in one block (section 4.2).
+const SIZES: u32 = 2;
 
 /// Fact: an index could not be resolved.
 pub const UNSURE: u32 = 1;
 /// Fact: the block has `:protocol`.
 pub const EXTENDED: u32 = 2;
+/// Fact: the block has a `:method` that is not POST.
+pub const NO_POST: u32 = 4;
+/// Fact: the block has a field that it may not have.
+pub const REFUSED: u32 = 8;
 /// A value not found in the block.
 pub const NONE: u32 = u32::MAX;
 
-/// Insertions of an encoder with a large table.
+/// Insertions of an encoder with a large table that the ring has no more.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Wide {
@@ -112,16 +134,35 @@ pub struct Walk {
     pub wide: u32,
     /// `:status` of the block, or [`NONE`].
     pub status: u32,
-    /// `grpc-status` of the block, or [`NONE`].
-    pub grpc_status: u32,
+    /// Fields of the block.
+    pub fields: u32,
+    /// Changes of the table's size in the block, [`SIZES`] once none may come any more.
+    pub sizes: u32,
+    /// `grpc-status` of the block, [`GRPC_NONE`] or [`GRPC_UNKNOWN`].
+    pub grpc_status: u64,
     /// Is the block's `content-type` gRPC's? [`NONE`] if it has none.
     pub grpc: u32,
     /// Facts of the block.
     pub facts: u32,
     /// 1 if the table may hold more than was inserted so far.
     pub partial: u32,
-    /// What the string says; handed over by storage, since what the verifier does not know it does not follow.
+    /// The field's entry in the table, or what would be; handed over by storage, since what the verifier does not know it does
+    /// not follow.
+    pub entry: u32,
+    /// The entry of the ring whose place the last insertion took.
+    pub replaced: u32,
+    /// The oldest insertion that the larger rings have.
+    pub oldest: u32,
+    /// What the string says; handed over by storage too.
     pub read: u32,
+    /// Bits of a number's string that are not read.
+    pub bits: u32,
+    /// The number that a string is as far as read.
+    pub decimal: u64,
+    /// Statuses of gRPC from [`UNREADABLE`] on; those in use are never replaced, since entries name them.
+    pub large: [u32; LARGES],
+    /// How many of them are in use.
+    pub larges: u32,
     /// By the insertion's number modulo [`RING`].
     pub ring: [u16; RING],
 }
@@ -137,9 +178,11 @@ pub fn begin(w: &mut Walk) {
     w.shift = 0;
     w.rest = 0;
     w.status = NONE;
-    w.grpc_status = NONE;
+    w.grpc_status = GRPC_NONE;
     w.grpc = NONE;
     w.facts = 0;
+    w.fields = 0;
+    w.sizes = 0;
 }
 
 /// Begins a table that may hold what was not seen to be inserted.
@@ -147,6 +190,7 @@ pub fn begin(w: &mut Walk) {
 pub fn forget(w: &mut Walk) {
     w.partial = 1;
     w.inserted = 0;
+    w.oldest = 0;
 }
 
 /// Could a header block end here (section 4.3 of RFC 9113: it is one whole)?
@@ -174,8 +218,11 @@ pub fn indexed(w: &mut Walk, s: &mut Stream, left: &mut u32) {
         if !(0x81..0xff).contains(&byte) {
             return;
         }
-        let Some(entry) = entry(w, byte & 0x7f) else { return };
-        found(w, entry);
+        if !look_up(w, byte & 0x7f) {
+            return;
+        }
+        found(w);
+        w.sizes = SIZES;
         shared::store(&mut s.line, line.wrapping_add(1));
         shared::store(left, left_now.wrapping_sub(1));
         i += 1;
@@ -261,11 +308,12 @@ fn number(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed>
     if state == NAME_LENGTH {
         w.name = OTHER;
         w.state = VALUE_LENGTH;
-        let candidate = if w.huffman == 0 {
-            number == 7 || number == 9 || number == 11 || number == 12
-        } else {
-            number == 5 || number == 7 || number == 8 || number == 9
-        };
+        if number == 0 {
+            w.name = FORBIDDEN;
+            return Ok(());
+        }
+        // All names of interest are among these, and whatever is spelt out is looked at for what no name may have.
+        let candidate = if w.huffman == 0 { number <= LOOK } else { (5..=12).contains(&number) };
         if candidate {
             w.state = NAME;
         } else {
@@ -273,12 +321,12 @@ fn number(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed>
         }
         return Ok(());
     }
-    if w.name != OTHER && number != 0 {
+    if w.name != OTHER && w.name != FORBIDDEN && number != 0 {
         w.state = VALUE;
         return Ok(());
     }
     w.state = FIRST;
-    let sure = w.name == OTHER && w.facts & UNSURE == 0;
+    let sure = w.name == FORBIDDEN || (w.name == OTHER && w.facts & UNSURE == 0);
     value(w, if sure { 0 } else { UNREADABLE });
     pass(w, s, left, number);
     Ok(())
@@ -291,43 +339,61 @@ fn index(w: &mut Walk) -> Result<(), Malformed> {
     let form = w.form;
     w.state = FIRST;
     if form == SIZE {
+        if w.sizes == SIZES {
+            return Err(Malformed);
+        }
+        w.sizes += 1;
         if index > RING_BYTES && w.wide == WIDE_UNUSED {
             w.wide = WIDE_WANTED;
         }
         return Ok(());
     }
+    w.sizes = SIZES;
     if index == 0 {
         w.state = NAME_LENGTH;
         return if form == INDEXED { Err(Malformed) } else { Ok(()) };
     }
-    let Some(entry) = entry(w, index) else {
-        if index - 62 >= w.inserted && w.partial == 0 {
+    if !look_up(w, index) {
+        let back = index - 62;
+        if back >= w.inserted && w.partial == 0 {
             return Err(Malformed);
+        }
+        if w.partial != 0 && back >= RING as u32 && w.wide == WIDE_UNUSED {
+            // It was made larger before.
+            w.wide = WIDE_WANTED;
         }
         w.state = FAR;
         return Ok(());
-    };
-    resolve(w, entry);
+    }
+    resolve(w);
     Ok(())
 }
 
-/// Goes on behind the index of a field, knowing what the table has there.
+/// Goes on behind the index of a field, whose entry is known.
 #[inline(always)]
-pub fn resolve(w: &mut Walk, entry: u32) {
+fn resolve(w: &mut Walk) {
     if w.form == INDEXED {
         w.state = FIRST;
-        found(w, entry);
+        found(w);
     } else {
-        w.name = entry >> NAME_SHIFT;
+        let entry = shared::load(&w.entry);
+        let name = entry >> NAME_SHIFT;
+        if name == OTHER && entry != 0 {
+            // Itself inserted under a name that could not be resolved.
+            w.facts |= UNSURE;
+        }
+        w.name = if name == LARGE { GRPC_STATUS } else { name };
         w.state = VALUE_LENGTH;
     }
 }
 
-/// What the table has at an index (section 2.3.3, Appendix A); nothing if the ring does not reach so far.
-#[inline(always)]
-fn entry(w: &Walk, index: u32) -> Option<u32> {
+/// Finds what the table has at an index (section 2.3.3, Appendix A): [`Walk::entry`]. False if the ring does not reach so far.
+#[inline(never)]
+fn look_up(w: &mut Walk, index: u32) -> bool {
     if index < 62 {
-        return Some(match index {
+        w.entry = match index {
+            2 => METHOD << NAME_SHIFT,
+            3 => METHOD << NAME_SHIFT | 1,
             8 => STATUS << NAME_SHIFT | 200,
             9 => STATUS << NAME_SHIFT | 204,
             10 => STATUS << NAME_SHIFT | 206,
@@ -336,51 +402,73 @@ fn entry(w: &Walk, index: u32) -> Option<u32> {
             13 => STATUS << NAME_SHIFT | 404,
             14 => STATUS << NAME_SHIFT | 500,
             31 => CONTENT_TYPE << NAME_SHIFT,
+            // `transfer-encoding`.
+            57 => FORBIDDEN << NAME_SHIFT,
             _ => 0,
-        });
+        };
+        return true;
     }
     let back = index - 62;
     let inserted = shared::load(&w.inserted);
     if back >= inserted || back >= RING as u32 {
-        return None;
+        return false;
     }
     let number = inserted.wrapping_sub(1).wrapping_sub(back) as usize;
     // SAFETY: the ring's length is a power of two.
-    Some(u32::from(unsafe { *w.ring.get_unchecked(number & (RING - 1)) }))
+    w.entry = u32::from(unsafe { *w.ring.get_unchecked(number & (RING - 1)) });
+    true
 }
 
-/// What the larger ring has at the index that the ring did not reach; nothing if it does not reach so far either.
+/// Goes on behind the index of a field that the ring did not reach, knowing what the larger ring has there, if there is one and
+/// it does.
 #[inline(always)]
-#[must_use]
-pub fn far_entry(w: &Walk, wide: &Wide) -> Option<u32> {
+pub fn resolve_far(w: &mut Walk, wide: Option<&Wide>) {
     let back = w.number.wrapping_sub(62);
     let number = w.inserted.wrapping_sub(1).wrapping_sub(back) as usize;
-    // SAFETY: the ring's length is a power of two.
-    (back < WIDE as u32 && back < w.inserted)
-        .then(|| u32::from(unsafe { *wide.entries.get_unchecked(number & (WIDE - 1)) }))
-}
-
-/// Copies the last `count` insertions, at most [`RING`], into the larger ring.
-#[inline(always)]
-pub fn copy_to_wide(w: &Walk, wide: &mut Wide, count: u32) {
-    let mut back = 1;
-    while back <= count && back <= RING as u32 {
-        let number = w.inserted.wrapping_sub(back) as usize;
-        // SAFETY: both lengths are powers of two.
-        unsafe {
-            *wide.entries.get_unchecked_mut(number & (WIDE - 1)) = *w.ring.get_unchecked(number & (RING - 1));
+    match wide {
+        Some(wide) if back < WIDE as u32 && back < w.inserted && number as u32 >= w.oldest => {
+            // SAFETY: the ring's length is a power of two.
+            w.entry = u32::from(unsafe { *wide.entries.get_unchecked(number & (WIDE - 1)) });
         }
-        back += 1;
+        _ => {
+            w.facts |= UNSURE;
+            w.entry = 0;
+        }
     }
+    resolve(w);
 }
 
-/// Notes a whole field.
+/// Begins a larger ring. It has what the ring has no more: nothing yet.
 #[inline(always)]
-fn found(w: &mut Walk, entry: u32) {
+pub fn begin_wide(w: &mut Walk) {
+    w.oldest = w.inserted.saturating_sub(RING as u32);
+}
+
+/// Puts what the last insertion took the place of into the larger ring.
+#[inline(always)]
+pub fn keep_in_wide(w: &Walk, wide: &mut Wide) {
+    let number = w.inserted.wrapping_sub(1 + RING as u32) as usize;
+    // SAFETY: the ring's length is a power of two.
+    unsafe { *wide.entries.get_unchecked_mut(number & (WIDE - 1)) = w.replaced as u16 };
+}
+
+/// Notes a whole field: [`Walk::entry`].
+#[inline(never)]
+fn found(w: &mut Walk) {
+    let entry = shared::load(&w.entry);
     let value = entry & UNREADABLE;
+    w.fields = w.fields.wrapping_add(1);
     match entry >> NAME_SHIFT {
-        STATUS => w.status = value,
-        GRPC_STATUS => w.grpc_status = value,
+        STATUS => {
+            // The only one with a colon, and so the first (section 8.3 of RFC 9113).
+            w.facts |= if w.fields == 1 { 0 } else { REFUSED };
+            w.status = value;
+        }
+        FORBIDDEN => w.facts |= REFUSED,
+        GRPC_STATUS => w.grpc_status = if value == UNREADABLE { GRPC_UNKNOWN } else { u64::from(value) },
+        // SAFETY: the length is a power of two.
+        LARGE => w.grpc_status = u64::from(unsafe { *w.large.get_unchecked(value as usize & (LARGES - 1)) }),
+        METHOD => w.facts |= if value == 1 { 0 } else { NO_POST },
         PROTOCOL => w.facts |= EXTENDED,
         CONTENT_TYPE => w.grpc = u32::from(value == 1),
         // Inserted under a name that could not be resolved.
@@ -393,14 +481,20 @@ fn found(w: &mut Walk, entry: u32) {
 #[inline(always)]
 fn value(w: &mut Walk, value: u32) {
     let entry = w.name << NAME_SHIFT | value;
-    found(w, entry);
+    shared::store(&mut w.entry, entry);
+    found(w);
     if w.form != INSERTED {
         return;
     }
+    // What there was no room for is read once.
+    let once = entry == LARGE << NAME_SHIFT | (LARGES as u32 - 1);
+    let entry = if once { GRPC_STATUS << NAME_SHIFT | UNREADABLE } else { entry };
     let number = w.inserted as usize;
     w.inserted = w.inserted.wrapping_add(1);
     // SAFETY: the ring's length is a power of two.
-    unsafe { *w.ring.get_unchecked_mut(number & (RING - 1)) = entry as u16 };
+    let place = unsafe { w.ring.get_unchecked_mut(number & (RING - 1)) };
+    w.replaced = u32::from(*place);
+    *place = entry as u16;
 }
 
 /// Reads a string that is a name or a value to be known.
@@ -459,37 +553,108 @@ fn pass(w: &mut Walk, s: &mut Stream, left: &mut u32, length: u32) {
     w.rest = length.wrapping_sub(here);
 }
 
-/// Reads the collected string as a value of the field's name.
+/// Reads the collected string as a value of the field's name: what an entry of the ring has below its name.
 #[inline(never)]
 fn interpret(w: &mut Walk) {
-    w.read = if w.name == CONTENT_TYPE { content_type(w) } else { digits(w) };
+    if w.name == CONTENT_TYPE {
+        w.read = content_type(w);
+    } else if w.name == METHOD {
+        w.read = is_post(w);
+    } else if w.name == PROTOCOL {
+        w.read = 0;
+    } else {
+        number_of(w);
+        let (symbols, number) = (w.have, w.decimal);
+        let is_number = symbols & !SIGN != 0;
+        w.read = UNREADABLE;
+        if w.name == STATUS {
+            // Three digits (RFC 9113 section 8.3.2, RFC 9110 section 15).
+            if symbols == 3 && number < 1_000 {
+                w.read = number as u32;
+            }
+        } else if is_number && number < u64::from(UNREADABLE) {
+            w.read = number as u32;
+        } else if is_number && number <= u64::from(u32::MAX) {
+            w.name = LARGE;
+            w.read = keep_large(w, number as u32);
+        }
+    }
+}
+
+/// Where [`Walk::large`] has a value, which is put there if there is room; else in the last place, from where it is read once.
+#[inline(never)]
+fn keep_large(w: &mut Walk, value: u32) -> u32 {
+    let mut i = 0;
+    while i < LARGES - 1 && i < w.larges as usize {
+        if w.large[i] == value {
+            return i as u32;
+        }
+        i += 1;
+    }
+    w.large[i] = value;
+    if i < LARGES - 1 {
+        w.larges = i as u32 + 1;
+    }
+    i as u32
 }
 
 /// Which name the collected string is.
 #[inline(always)]
 fn name_of(w: &Walk) -> u32 {
-    let (first, second) = (w.text[0], w.text[1]);
+    let [first, second, third, fourth] = w.text;
     let (length, huffman) = (w.number, w.huffman);
-    let is = |head: u64, head_bytes: u32, tail: u64, tail_bytes: u32| {
-        (first ^ head) & ones(head_bytes) == 0 && (second ^ tail) & ones(tail_bytes) == 0
+    let is = |head: &[u8; 8], head_bytes: u32, tail: &[u8; 8], tail_bytes: u32| {
+        (first ^ word(head)) & ones(head_bytes) == 0 && (second ^ word(tail)) & ones(tail_bytes) == 0
     };
+    const NO: &[u8; 8] = &[0; 8];
     if huffman == 0 {
-        match length {
-            7 if is(word(b":status\0"), 7, 0, 0) => STATUS,
-            9 if is(word(b":protoco"), 8, word(b"l\0\0\0\0\0\0\0"), 1) => PROTOCOL,
-            11 if is(word(b"grpc-sta"), 8, word(b"tus\0\0\0\0\0"), 3) => GRPC_STATUS,
-            12 if is(word(b"content-"), 8, word(b"type\0\0\0\0"), 4) => CONTENT_TYPE,
-            _ => OTHER,
-        }
-    } else {
-        match length {
-            5 if is(word(b"\xb8\x84\x8d\x36\xa3\0\0\0"), 5, 0, 0) => STATUS,
-            7 if is(word(b"\xb9\x5d\x87\x49\xc8\x7a\x3f\0"), 7, 0, 0) => PROTOCOL,
-            8 if is(word(b"\x9a\xca\xc8\xb2\x12\x34\xda\x8f"), 8, 0, 0) => GRPC_STATUS,
-            9 if is(word(b"\x21\xea\x49\x6a\x4a\xc9\xf5\x59"), 8, 0x7f, 1) => CONTENT_TYPE,
-            _ => OTHER,
-        }
+        return match length {
+            7 if is(b":status\0", 7, NO, 0) => STATUS,
+            7 if is(b":method\0", 7, NO, 0) => METHOD,
+            9 if is(b":protoco", 8, b"l\0\0\0\0\0\0\0", 1) => PROTOCOL,
+            11 if is(b"grpc-sta", 8, b"tus\0\0\0\0\0", 3) => GRPC_STATUS,
+            12 if is(b"content-", 8, b"type\0\0\0\0", 4) => CONTENT_TYPE,
+            7 if is(b"upgrade\0", 7, NO, 0) => FORBIDDEN,
+            10 if is(b"connecti", 8, b"on\0\0\0\0\0\0", 2) => FORBIDDEN,
+            10 if is(b"keep-ali", 8, b"ve\0\0\0\0\0\0", 2) => FORBIDDEN,
+            16 if is(b"proxy-co", 8, b"nnection", 8) => FORBIDDEN,
+            17 if is(b"transfer", 8, b"-encodin", 8) => FORBIDDEN,
+            _ => {
+                let rest = |before: u32| ones(length.saturating_sub(before));
+                let bad = no_name(first) & rest(0)
+                    | no_name(second) & rest(8)
+                    | no_name(third) & rest(16)
+                    | no_name(fourth) & rest(24);
+                // Of names with a colon there are few, and these lengths have more.
+                let unknown = first as u8 == b':' && !matches!(length, 5 | 7 | 9 | 10);
+                if bad == 0 && !unknown { OTHER } else { FORBIDDEN }
+            }
+        };
     }
+    match length {
+        5 if is(b"\xb8\x84\x8d\x36\xa3\0\0\0", 5, NO, 0) => STATUS,
+        5 if is(b"\xb9\x49\x53\x39\xe4\0\0\0", 5, NO, 0) => METHOD,
+        7 if is(b"\xb9\x5d\x87\x49\xc8\x7a\x3f\0", 7, NO, 0) => PROTOCOL,
+        8 if is(b"\x9a\xca\xc8\xb2\x12\x34\xda\x8f", 8, NO, 0) => GRPC_STATUS,
+        9 if is(b"\x21\xea\x49\x6a\x4a\xc9\xf5\x59", 8, b"\x7f\0\0\0\0\0\0\0", 1) => CONTENT_TYPE,
+        5 if is(b"\xb6\xb9\xac\x1c\x85\0\0\0", 5, NO, 0) => FORBIDDEN,
+        7 if is(b"\x21\xea\xa8\xa4\x49\x8f\x57\0", 7, NO, 0) => FORBIDDEN,
+        8 if is(b"\xea\x52\xd6\xb0\xe8\x37\x72\xff", 8, NO, 0) => FORBIDDEN,
+        12 if is(b"\x4d\x83\xa9\x12\x96\xc5\x8b\x51", 8, b"\x0f\x21\xaa\x9b\0\0\0\0", 4) => FORBIDDEN,
+        12 if is(b"\xae\xc3\xf9\xf4\xb1\x0f\x55\x45", 8, b"\x22\x4c\x7a\xbf\0\0\0\0", 4) => FORBIDDEN,
+        _ => OTHER,
+    }
+}
+
+/// Has a word of a name a byte that no name may have: a capital letter, a space or a control character (section 8.2.1 of RFC 9113)?
+#[inline(always)]
+const fn no_name(word: u64) -> u64 {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES << 7;
+    let low = word & !HIGH;
+    let capital = (low + ONES * (0x80 - b'A' as u64)) & !(low + ONES * (0x7f - b'Z' as u64));
+    let small = !(low + ONES * (0x80 - 0x21));
+    (capital | small) & !word & HIGH
 }
 
 /// 1 if the collected string is `application/grpc`, alone or with a suffix behind `+`; else 0.
@@ -511,51 +676,78 @@ fn content_type(w: &Walk) -> u32 {
     u32::from(is)
 }
 
-/// The collected string as a number of one to five decimal digits below [`UNREADABLE`], or [`UNREADABLE`].
+/// 1 if the collected string is `POST`, else 0.
 #[inline(always)]
-fn digits(w: &Walk) -> u32 {
+fn is_post(w: &Walk) -> u32 {
+    let post = if w.huffman == 0 { *b"POST" } else { *b"\xd7\xab\x76\xff" };
+    u32::from(w.number == 4 && w.text[0] as u32 == u32::from_le_bytes(post))
+}
+
+/// Reads the collected string as a decimal number, which may have leading zeros and a plus sign: [`Walk::decimal`], and in
+/// [`Walk::have`] the number of its digits and [`SIGN`], 0 if it is none. The string is used up.
+/// Source: what envoy reads with, abseil `strings/numbers.cc`, `safe_parse_sign_and_base`.
+#[inline(always)]
+fn number_of(w: &mut Walk) {
     let length = w.number;
-    let text = w.text[0];
-    let mut value = 0;
-    if w.huffman == 0 {
-        if length == 0 || length > 4 {
-            return UNREADABLE;
-        }
-        let mut i = 0;
-        while i < 4 {
-            if i < length {
-                let digit = ((text >> (8 * i)) as u32 & 0xff).wrapping_sub(48);
-                if digit > 9 {
-                    return UNREADABLE;
-                }
-                value = value * 10 + digit;
-            }
-            i += 1;
-        }
-        return if value < UNREADABLE { value } else { UNREADABLE };
-    }
-    if length == 0 || length > 3 {
-        return UNREADABLE;
+    w.have = 0;
+    w.decimal = 0;
+    if length == 0 || length > DIGITS {
+        return;
     }
     // The bits from the top down; what follows the string is ones, as its padding is.
-    let mut bits = (text.swap_bytes() >> 32) as u32 | (u32::MAX >> (length * 8));
-    let mut used = 0;
+    let (first, second) = (w.text[0].swap_bytes(), w.text[1].swap_bytes());
+    w.text[0] = if length < 8 { first | (u64::MAX >> ((length * 8) & 63)) } else { first };
+    w.text[1] = if length <= 8 {
+        u64::MAX
+    } else if length < 16 {
+        second | (u64::MAX >> (((length - 8) * 8) & 63))
+    } else {
+        second
+    };
+    w.bits = length * 8;
+    // The padding may need a turn too.
     let mut i = 0;
-    while i < 4 {
-        let five = bits >> 27;
-        if five < 3 {
-            value = value * 10 + five;
-            bits = bits << 5 | 0x1f;
-            used += 5;
-        } else if five < 16 && bits >> 26 >= 0x19 {
-            value = value * 10 + (bits >> 26) - 0x16;
-            bits = bits << 6 | 0x3f;
-            used += 6;
-        }
+    while i <= DIGITS && shared::load(&w.bits) != 0 {
+        symbol(w);
         i += 1;
     }
-    let whole = used != 0 && bits == u32::MAX && used <= length * 8 && used + 7 >= length * 8;
-    if whole && value < UNREADABLE { value } else { UNREADABLE }
+}
+
+/// Takes the next symbol of a number off the collected string. All that it works on is in storage: what the verifier knows of
+/// one symbol would be followed through all after it.
+#[inline(never)]
+fn symbol(w: &mut Walk) {
+    let (top, bits) = (w.text[0], w.bits);
+    let (symbol, width) = if w.huffman == 0 {
+        (top >> 56, 8)
+    } else if top >> 56 == 0xff && bits < 8 {
+        w.bits = 0;
+        return;
+    } else if top >> 59 < 3 {
+        ((top >> 59) + 48, 5)
+    } else if top >> 58 >= 0x19 && top >> 58 < 0x20 {
+        ((top >> 58) + 0x1a, 6)
+    } else if top >> 53 == 0x7fb {
+        (43, 11)
+    } else {
+        (0, 6)
+    };
+    let digit = symbol.wrapping_sub(48);
+    let symbols = (w.have & !SIGN) + w.have / SIGN;
+    if width > bits || symbols == DIGITS || (digit > 9 && (symbol != 43 || symbols != 0)) {
+        w.have = 0;
+        w.bits = 0;
+        return;
+    }
+    if digit <= 9 {
+        w.decimal = w.decimal.wrapping_mul(10).wrapping_add(digit);
+        w.have += 1;
+    } else {
+        w.have = SIGN;
+    }
+    w.text[0] = top << width | w.text[1] >> (64 - width);
+    w.text[1] = w.text[1] << width | ((1 << width) - 1);
+    w.bits = bits - width;
 }
 
 /// The lowest `bytes` bytes of a word.

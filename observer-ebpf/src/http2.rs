@@ -5,17 +5,32 @@
 //! words are written by one direction only, or shared, and whichever ends it counts it. Only the request direction makes
 //! calls.
 
+use core::hint::black_box;
+
 use crate::{
-    GRPC_NONE, GRPC_UNKNOWN, PROTOCOL_GRPC, PROTOCOL_HTTP, STATUS_UNKNOWN,
+    GRPC_NONE, GRPC_UNKNOWN, IGNORED, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_UNKNOWN, STATUS_UNKNOWN,
     health::Counter,
-    hpack::{self, UNREADABLE, WIDE_MISSING, WIDE_UNUSED, WIDE_USED, WIDE_WANTED, Walk, Wide},
-    shared,
-    socket::{self, Connection, DESTINATION, Env, Finished, LATE, REQUEST, RESPONSE, SOURCE, ended_at},
+    hpack::{self, WIDE_MISSING, WIDE_UNUSED, WIDE_USED, WIDE_WANTED, Walk, Wide},
+    latency, shared,
+    socket::{self, Connection, DESTINATION, Env, Finished, LATE, REQUEST, RESPONSE, SOURCE},
     stream::{Stream, Token},
 };
 
-/// Calls that have room in the connection's own storage, by their id; further ones go to a map.
+/// Calls that have room in [`Http2`], by their id.
 pub const CALLS: usize = 32;
+/// Calls that have room in [`More`], by their id. With those in [`Http2`] they are as many as follow each other.
+pub const MORE: usize = 96;
+/// Calls of one connection that have room in the map. It bounds what one close can cost.
+pub const MAPPED: usize = 2_048;
+/// Slots that a call may have there.
+const PROBES: u32 = 4;
+/// Between them: odd, so that they are all slots, and far apart, so that calls in a row do not meet.
+const STRIDE: u32 = 1_265;
+/// [`Http2::tallies`]: that of the close, which may come while both directions are read.
+pub const CLOSE: usize = 2;
+/// Turns for one packet. One of 64 KiB that is full of the smallest answers needs some 16,000; what needs more than this is no
+/// traffic but an attack, whose position is lost.
+pub const TURNS: u32 = 1 << 15;
 /// Bytes of the connection preface (section 3.4).
 const PREFACE: u64 = 24;
 
@@ -31,8 +46,10 @@ const MESSAGES: u32 = 3;
 const GOAWAY_ID: u32 = 4;
 /// State: behind the payload.
 const END: u32 = 5;
-/// State: a call that has ended is to be counted.
+/// State: the frame has ended its call.
 const COUNT: u32 = 8;
+/// State: a call that has ended is to be tallied.
+const TALLY: u32 = 9;
 /// State: looking for a segment that begins with a frame.
 const LOST: u32 = 6;
 /// State: following frames from the begin of a segment, to be sure.
@@ -65,12 +82,18 @@ const BELIEVED: u32 = 1 << 14;
 /// Frames in a row that prove a position, unless a segment ends with the first of them.
 const PROOF: u32 = 3;
 
-/// [`Call::status`] of an answer whose status could not be read.
-const UNKNOWN: u32 = STATUS_UNKNOWN as u32 + 1;
+/// The part of [`Call::status`] that is the status plus one.
+const STATUS_MASK: u16 = (1 << 10) - 1;
+/// In the place of a status plus one: that of an answer whose status could not be read.
+const UNKNOWN: u16 = 1_001;
+/// Bit of [`Call::status`]: there is a gRPC status.
+const HAS_GRPC_STATUS: u16 = 1 << 10;
+/// Bit of [`Call::status`]: there is, or may be, one that could not be read.
+const LACKS_GRPC_STATUS: u16 = 1 << 11;
 /// In the place of a direction, plus one: what came in it was no HTTP/2.
 const BROKEN: u32 = 3;
 /// The status of gRPC that a proxy gives for an application that did not answer.
-const UNAVAILABLE: u32 = 14;
+const UNAVAILABLE: u64 = 14;
 
 /// Bit of [`Call::state`]: the request is complete.
 pub const REQUEST_DONE: u32 = 1;
@@ -80,12 +103,28 @@ pub const RESPONSE_DONE: u32 = 1 << 1;
 pub const FINISHED: u32 = 1 << 2;
 /// Bit of [`Call::state`]: gRPC, by the request's content type.
 pub const IS_GRPC: u32 = 1 << 3;
-/// Bit of [`Call::state`]: begun on a connection whose header tables are not known.
+/// Bit of [`Call::state`]: begun on a connection whose header tables are not known from their begin.
 const IS_BLIND: u32 = 1 << 4;
 /// Bit of [`Call::state`]: an upgrade by extended CONNECT, which the proxy's log has as one of HTTP/1.
 const IS_UPGRADE: u32 = 1 << 5;
+/// Bit of [`Call::state`]: the request's header block is read.
+const IS_ASKED: u32 = 1 << 6;
+/// Bit of [`Call::state`]: the request's content type could not be read.
+const MAY_BE_GRPC: u32 = 1 << 7;
 /// Position of the security in [`Call::state`].
 const SECURITY_SHIFT: u32 = 8;
+/// Bit of [`Call::state`]: gRPC, as only the answer said.
+const IS_LATE_GRPC: u32 = 1 << 10;
+/// Bit of [`Call::state`]: not gRPC, as only the answer said.
+const IS_NO_GRPC: u32 = 1 << 11;
+/// Bit of [`Call::state`]: begun where the position in the answers was not known, so that its answer may have begun unseen.
+const MAY_BE_ANSWERED: u32 = 1 << 12;
+/// Bit of [`Call::state`]: the proxy refuses a header block with so many fields, and resets the call.
+const IS_TOO_LONG: u32 = 1 << 13;
+
+/// Most fields that a proxy takes in a header block.
+/// Source: envoy `api/envoy/config/core/v3/protocol.proto`, `max_headers_count`.
+const MOST_FIELDS: u32 = 100;
 
 /// A stream of HTTP/2: one request and its response.
 #[repr(C)]
@@ -103,12 +142,12 @@ pub struct Call {
     pub messages: [u32; 2],
     /// Bytes to come of the current gRPC message, or its length as far as read, by direction.
     pub left: [u32; 2],
-    /// Bytes of the current message's prefix that are read, by direction; 0 in the message or before one.
-    pub prefix: [u32; 2],
-    /// Status plus one, 0 before the response's header; written by the response direction.
-    pub status: u32,
-    /// gRPC status plus one, 0 where there is none; written by the response direction.
+    /// gRPC status, if there is one; written by the response direction.
     pub grpc_status: u32,
+    /// Status plus one, 0 before the response's header, and bits above; written by the response direction.
+    pub status: u16,
+    /// Bytes of the current message's prefix that are read, by direction; 0 in the message or before one.
+    pub prefix: [u8; 2],
 }
 
 /// Which call of which connection: the key of the `CALLS` map.
@@ -117,10 +156,42 @@ pub struct Call {
 pub struct CallKey {
     /// The connection's cookie.
     pub cookie: u64,
-    /// Stream id.
-    pub id: u32,
-    /// Zero.
-    pub padding: u32,
+    /// The connection's sidecar, with which what it left behind is removed.
+    pub sidecar: u32,
+    /// The call's slot, below [`MAPPED`].
+    pub slot: u32,
+}
+
+/// Calls that [`Http2`] has no room for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct More {
+    /// Open calls, each where its id puts it.
+    pub calls: [Call; MORE],
+}
+
+/// Requests that ended alike and are counted together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Tally {
+    /// One of them.
+    pub finished: Finished,
+    /// The next one.
+    pub next: Finished,
+    /// The next one's call.
+    pub call: Call,
+    /// How many; 0 is none.
+    pub times: u32,
+    /// Not 0 if they are to be counted before anything else.
+    pub due: u32,
+    /// Cell and bucket of their durations.
+    pub like: u32,
+    /// Those of the next one's.
+    pub next_like: u32,
+    /// Sum of their durations, microseconds.
+    pub microseconds: u64,
+    /// Why they are ended, where that is not their own doing.
+    pub reaping: Reaping,
 }
 
 /// The frames of one direction.
@@ -151,7 +222,7 @@ pub struct Frames {
     pub abandoned: u32,
     /// Last stream id of GOAWAY plus one, until the calls above it are ended, or 0.
     pub going: u32,
-    /// The direction that gave `ended` up, plus one; 0 if it ended by itself.
+    /// The direction that gave the call up which the frame has ended, plus one; 0 if it ended by itself.
     pub ended_by: u32,
     /// 1 once this direction was begun to be read.
     pub begun: u32,
@@ -163,8 +234,6 @@ pub struct Frames {
     pub now_ns: u64,
     /// Header blocks.
     pub walk: Walk,
-    /// A call that has ended, to be counted.
-    pub ended: Call,
 }
 
 /// What a connection that speaks HTTP/2 needs beside its [`Connection`].
@@ -175,41 +244,61 @@ pub struct Http2 {
     pub frames: [Frames; 2],
     /// Open calls, each where its id puts it.
     pub calls: [Call; CALLS],
+    /// What is to be counted of each direction, and of the close.
+    pub tallies: [Tally; 3],
+    /// Slots of calls in the map, a bit each; shared.
+    pub slots: [u32; MAPPED / 32],
     /// Tells the connection's calls in the map from those of others.
     pub cookie: u64,
-    /// Open calls in the map; shared.
+    /// The sidecar that they are kept for.
+    pub sidecar: u32,
+    /// Open calls that are not in `calls`; shared.
     pub elsewhere: u32,
+    /// Those of them in the map; shared.
+    pub mapped: u32,
     /// Largest stream id that a client has begun.
     pub last: u32,
 }
 
-const _: () = assert!(size_of::<Call>() == 64);
+const _: () = assert!(size_of::<Call>() == 56);
 const _: () = assert!(size_of::<CallKey>() == 16);
-const _: () = assert!(size_of::<Http2>() <= 3328);
+const _: () = assert!(size_of::<Http2>() <= 3_952);
+const _: () = assert!(size_of::<More>() <= 5_376);
 
-/// What the calls of a connection need from where it runs, beside [`Env`].
-pub trait Calls: Env {
+/// Where ended requests are counted, beside [`Env`].
+pub trait Book: Env {
+    /// Counts what a tally has.
+    fn book(&mut self, c: &mut Connection, tally: &mut Tally);
+    /// As [`Env::count`], by the counter's number.
+    fn count_by_number(&mut self, counter: u32, by: u32);
+}
+
+/// What the calls of a connection need from where it runs.
+pub trait Calls: Book {
     /// Takes turns until one says that it was the last; false if there were too many.
     fn frame_turns(&mut self, c: &mut Connection, h: &mut Http2, direction: usize) -> bool;
+    /// The connection's [`More`]; if it has none it is made where `create` says so. Null if there is none.
+    fn more(&mut self, create: bool) -> *mut More;
     /// A call in the map, or null.
     fn call(&mut self, key: &CallKey) -> *mut Call;
     /// Puts a call in the map; false if there is no room.
     fn insert(&mut self, key: &CallKey, call: &Call) -> bool;
     /// Takes a call out of the map.
     fn remove(&mut self, key: &CallKey);
-    /// Calls [`reap`] with each of the connection's own calls above `above`, then with those in the map.
-    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping);
     /// Larger rings of both directions, made if there are none; null if there is no room.
     fn wide(&mut self, direction: usize) -> *mut Wide;
 }
 
 /// Why calls are ended that did not end by themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct Reaping {
     /// Only those with a larger id.
     pub above: u32,
-    /// They are counted under this reason and in no Istio family; as requests that ended early if there is none.
-    pub uncounted: Option<Counter>,
+    /// They are counted under this reason, a [`Counter`] plus one, and in no Istio family; as requests that ended early if it is 0.
+    pub uncounted: u32,
+    /// How many of those.
+    pub calls: u32,
     /// The direction that ended them, plus one, or 0.
     pub by: u32,
     /// When, nanoseconds of `CLOCK_MONOTONIC`.
@@ -264,13 +353,14 @@ pub fn payload<E: Calls>(
     socket::wait_no_more(env, &mut c.streams[direction]);
 }
 
-/// Goes on at `accepted`, the sequence number up to which TCP has taken everything, whatever was seen of it.
+/// Goes on at `accepted`, the sequence number up to which TCP has taken everything, whatever was seen of it. True if that costs the
+/// position: what is open is then to be settled before anything else is read, and the segment to be passed over.
 #[inline(never)]
-pub fn catch_up<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, accepted: u32) {
+pub fn catch_up<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, accepted: u32) -> bool {
     let s = &mut c.streams[direction];
     let missing = accepted.wrapping_sub(s.next);
     if s.anchored == 0 || (missing as i32) <= 0 {
-        return;
+        return false;
     }
     s.find_unseen(accepted);
     let unseen = s.gap();
@@ -279,13 +369,23 @@ pub fn catch_up<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direct
     }
     begin(c, h, direction);
     let s = &mut c.streams[direction];
-    if s.covers(missing) {
+    let covered = s.covers(missing);
+    let is_lost = !covered && h.frames[direction].state != LOST;
+    if covered {
         s.skip = s.skip.wrapping_sub(u64::from(missing));
-    } else {
+    } else if is_lost {
         lose(c, h, env, direction, Counter::SyncGap);
-        settle(c, h, env, direction, false);
     }
     c.streams[direction].advance(accepted);
+    is_lost
+}
+
+/// Books a segment as seen that is not read.
+#[inline(always)]
+pub fn pass_over(s: &mut Stream, seq: u32, offset: u32, length: u32) {
+    if s.place(seq, offset, length) && s.gap() == 0 {
+        s.advance(seq.wrapping_add(length));
+    }
 }
 
 /// Once in each direction, which alone may say where it is: is it read from the preface, or must its frames be found first?
@@ -340,6 +440,9 @@ fn lose<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     }
     f.state = LOST;
     f.failure = 0;
+    // Where the position was found anew it may have been wrong.
+    let broken = reason as u32 == Counter::SyncMalformed as u32 && f.walk.partial == 0;
+    f.abandoned = if broken { BROKEN } else { 1 };
     hpack::forget(&mut f.walk);
     f.block = 0;
     f.began_ns = 0;
@@ -347,7 +450,6 @@ fn lose<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     s.clear();
     s.skip = 0;
     s.forget_parked();
-    h.frames[direction].abandoned = if reason as u32 == Counter::SyncMalformed as u32 { BROKEN } else { 1 };
     env.count(reason, 1);
 }
 
@@ -361,11 +463,20 @@ fn fail(f: &mut Frames, reason: Counter) -> bool {
 /// Takes one turn through the packet; true if it was the last.
 #[inline(always)]
 pub fn turn<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
+    if shared::load(&h.tallies[direction].due) != 0 {
+        flush(c, env, &mut h.tallies[direction]);
+        return false;
+    }
     if !step(c, h, env, direction) {
         return false;
     }
     let (s, f) = (&mut c.streams[direction], &mut h.frames[direction]);
-    s.waiting == 0 || f.failure != 0 || !rejoin(s, f, env)
+    if s.waiting != 0 && f.failure == 0 && rejoin(s, f, env) {
+        return false;
+    }
+    let t = &mut h.tallies[direction];
+    t.due = t.times;
+    t.due == 0
 }
 
 /// Takes one step through the packet; true if there is nothing left to read.
@@ -386,11 +497,17 @@ fn step<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
         return messages(c, h, env, direction);
     }
     if state == COUNT {
-        let f = &mut h.frames[direction];
-        f.state = HEAD;
-        let finished = counted(c, &f.ended, f.ended_by != 0, f.ended_by, f.now_ns);
-        Finished::put(&mut c.finished[direction], &finished);
-        env.finished(c, direction);
+        call_ends(h, env, direction);
+        return false;
+    }
+    if state == TALLY {
+        h.frames[direction].state = HEAD;
+        let t = &mut h.tallies[direction];
+        let by = t.reaping.by;
+        conclude(c, t, by != 0);
+        if !tally(t) {
+            h.frames[direction].state = TALLY;
+        }
         return false;
     }
     let f = &h.frames[direction];
@@ -407,7 +524,7 @@ fn step<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
         return head(c, h, env, direction);
     }
     if state == PROVING {
-        return prove(c, h, direction);
+        return prove(c, h, env, direction);
     }
     let s = &mut c.streams[direction];
     let first = s.word(s.line);
@@ -497,8 +614,12 @@ fn header(s: &Stream) -> Header {
 fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
     let received = is_received(c, direction);
     let s = &mut c.streams[direction];
-    let Header { length, kind, flags, stream } = header(s);
+    let header = header(s);
     s.line = s.line.wrapping_add(HEAD_BYTES);
+    if received && is_refused(c, h, direction, &header) {
+        return fail(&mut h.frames[direction], Counter::SyncMalformed);
+    }
+    let Header { length, kind, flags, stream } = header;
     let f = &mut h.frames[direction];
     let began_ns = f.began_ns;
     f.began_ns = 0;
@@ -566,6 +687,47 @@ fn head<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usi
     false
 }
 
+/// Does the proxy end the connection that it receives this on, for the frame itself (sections 5.1 and 6)?
+#[inline(always)]
+fn is_refused(c: &Connection, h: &Http2, direction: usize, header: &Header) -> bool {
+    let &Header { length, kind, stream, .. } = header;
+    match kind {
+        SETTINGS => stream != 0 || !length.is_multiple_of(6),
+        PING => stream != 0 || length != 8,
+        WINDOW_UPDATE => length != 4,
+        PUSH_PROMISE => true,
+        // An answer to nothing, as far as it is known what was asked.
+        DATA | HEADERS if direction == RESPONSE && c.flags & LATE == 0 && h.frames[REQUEST].walk.partial == 0 => {
+            stream & 1 == 0 || stream > h.last
+        }
+        _ => false,
+    }
+}
+
+/// Does the proxy end the connection that it receives this on, for what it says of a call?
+#[inline(never)]
+fn is_bent(w: &Walk, call: &Call, direction: usize, kind: u32, flags: u32) -> bool {
+    if kind == DATA {
+        let unanswered = call.status & STATUS_MASK == 0 && shared::load(&call.state) & MAY_BE_ANSWERED == 0;
+        return direction == RESPONSE && unanswered;
+    }
+    if w.facts & hpack::REFUSED != 0 {
+        return true;
+    }
+    if direction == REQUEST {
+        return false;
+    }
+    let (ends, status) = (flags & END_STREAM != 0, w.status);
+    if call.status & STATUS_MASK != 0 {
+        // Trailers; those of an answer whose begin could not be read may be its begin.
+        return call.status & STATUS_MASK != UNKNOWN && (status != hpack::NONE || !ends);
+    }
+    if status == hpack::NONE {
+        return w.facts & hpack::UNSURE == 0 && shared::load(&call.state) & MAY_BE_ANSWERED == 0;
+    }
+    status == hpack::UNREADABLE || (ends && (100..200).contains(&status))
+}
+
 /// Behind head and prologue: the header block, or data without messages.
 #[inline(always)]
 fn begin_payload(h: &mut Http2, direction: usize) {
@@ -587,16 +749,24 @@ fn begin_payload(h: &mut Http2, direction: usize) {
 #[inline(always)]
 fn data_begins<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) {
     let stream = h.frames[direction].stream;
-    let mut state = 0;
-    with(h, env, stream, |call| state = shared::load(&call.state));
+    let mut grpc = false;
+    with(h, env, stream, |call| grpc = has_messages(call, direction));
     let f = &mut h.frames[direction];
-    if state & IS_GRPC != 0 {
+    if grpc {
         f.state = MESSAGES;
         return;
     }
     c.streams[direction].skip = u64::from(f.left);
     f.left = 0;
     f.state = END;
+}
+
+/// Is what comes in a direction of a call gRPC's messages, and known from the first on?
+#[inline(always)]
+fn has_messages(call: &Call, direction: usize) -> bool {
+    let state = shared::load(&call.state);
+    state & IS_GRPC != 0 && direction == REQUEST
+        || state & (IS_GRPC | IS_LATE_GRPC) != 0 && direction == RESPONSE && call.status & STATUS_MASK != 0
 }
 
 /// In the data of a call: the five bytes before each message of gRPC, and the messages passed over.
@@ -615,10 +785,10 @@ fn messages<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction:
     let call = unsafe { call.as_mut() };
     let mut used = left;
     if let Some(call) = call
-        && shared::load(&call.state) & IS_GRPC != 0
+        && has_messages(call, direction)
     {
         let message = call.left[direction];
-        let read = call.prefix[direction];
+        let read = u32::from(call.prefix[direction]);
         if read == 0 && message != 0 {
             used = if message < left { message } else { left };
             call.left[direction] = message.wrapping_sub(used);
@@ -638,7 +808,7 @@ fn messages<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction:
             } else {
                 let byte = u32::from(s.byte(s.line));
                 call.left[direction] = if read == 0 { 0 } else { message << 8 | byte };
-                call.prefix[direction] = if read == 4 { 0 } else { read + 1 };
+                call.prefix[direction] = if read == 4 { 0 } else { read as u8 + 1 };
                 s.line = s.line.wrapping_add(1);
                 used = 1;
             }
@@ -696,19 +866,14 @@ fn widen<E: Calls>(w: &mut Walk, env: &mut E, direction: usize) {
     if w.wide == WIDE_WANTED {
         w.wide = if rings.is_some() { WIDE_USED } else { WIDE_MISSING };
         env.count(Counter::LossTables, u64::from(rings.is_none()));
-        if let Some(rings) = rings {
-            hpack::copy_to_wide(w, rings, hpack::RING as u32);
+        hpack::begin_wide(w);
+        if w.state == hpack::FAR {
+            hpack::resolve_far(w, None);
         }
     } else if w.state == hpack::FAR {
-        match rings.and_then(|rings| hpack::far_entry(w, rings)) {
-            Some(entry) => hpack::resolve(w, entry),
-            None => {
-                w.facts |= hpack::UNSURE;
-                hpack::resolve(w, 0);
-            }
-        }
+        hpack::resolve_far(w, rings.as_deref());
     } else if let Some(rings) = rings {
-        hpack::copy_to_wide(w, rings, 1);
+        hpack::keep_in_wide(w, rings);
     }
 }
 
@@ -718,80 +883,113 @@ fn end<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usiz
     let f = &mut h.frames[direction];
     f.state = HEAD;
     let (kind, flags, stream, wire) = (f.kind, f.flags, f.stream, f.wire);
-    if wire != 0 {
-        with(h, env, stream, |call| call.bytes[direction] += wire);
-    }
-    let f = &mut h.frames[direction];
-    match kind {
-        DATA if flags & END_STREAM != 0 => side_ends(h, env, direction, stream),
-        HEADERS | PUSH_PROMISE | CONTINUATION if flags & END_HEADERS != 0 => {
-            f.block = 0;
-            if !hpack::is_whole(&f.walk) {
-                return fail(&mut h.frames[direction], Counter::SyncMalformed);
-            }
-            if flags & PROMISED == 0 {
-                block_ends(c, h, env, direction, stream);
-                if flags & END_STREAM != 0 {
-                    side_ends(h, env, direction, stream);
-                }
-            }
+    if kind == GOAWAY {
+        if direction == RESPONSE {
+            f.going = stream.wrapping_add(1);
         }
-        RST_STREAM => reset(c, h, env, direction, stream),
-        GOAWAY if direction == RESPONSE => f.going = stream.wrapping_add(1),
-        _ => {}
+        return false;
+    }
+    let mut block = matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) && flags & END_HEADERS != 0;
+    if block {
+        f.block = 0;
+        if !hpack::is_whole(&f.walk) {
+            return fail(f, Counter::SyncMalformed);
+        }
+        block = flags & PROMISED == 0;
+    }
+    let call = find(h, env, stream);
+    // SAFETY: `find` gives null or a call that lives as long as the program runs.
+    let Some(call) = (unsafe { call.as_mut() }) else { return false };
+    let received = is_received(c, direction);
+    let f = &mut h.frames[direction];
+    if received && (block || kind == DATA) && is_bent(&f.walk, call, direction, kind, flags) {
+        return fail(f, Counter::SyncMalformed);
+    }
+    if received && block && f.walk.fields > MOST_FIELDS {
+        // Envoy's meter does not have it, and has the reset instead.
+        shared::set(&mut call.state, IS_TOO_LONG);
+        if direction == RESPONSE && call.status & STATUS_MASK == 0 {
+            call.status |= 503 + 1;
+        }
+        return false;
+    }
+    call.bytes[direction] += wire;
+    if block {
+        if direction == REQUEST {
+            asked(&f.walk, call);
+        } else {
+            answered(&f.walk, call);
+        }
+    }
+    if kind == RST_STREAM {
+        // For the proxy a call has ended with its answer; what it receives of it later its meter does not have.
+        let state = shared::load(&call.state);
+        let answered = direction == RESPONSE && state & RESPONSE_DONE != 0;
+        if (received && !answered) || (!received && state & IS_TOO_LONG != 0) {
+            call.bytes[direction] += RESET_BYTES;
+        }
+        f.ended_by = direction as u32 + 1;
+        f.state = COUNT;
+    } else if flags & END_STREAM != 0 && (block || kind == DATA) {
+        // The second direction to end ends the call.
+        let (own, other) =
+            if direction == REQUEST { (REQUEST_DONE, RESPONSE_DONE) } else { (RESPONSE_DONE, REQUEST_DONE) };
+        if shared::set(&mut call.state, own) & other != 0 {
+            f.ended_by = 0;
+            f.state = COUNT;
+        }
     }
     false
 }
 
-/// A header block is read: what does it say of its call?
-#[inline(always)]
-fn block_ends<E: Calls>(c: &Connection, h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
-    let Walk { status, grpc_status, grpc, facts, .. } = h.frames[direction].walk;
-    let unsure = facts & hpack::UNSURE != 0;
-    // Where an answer may be joined within, its messages cannot be told.
-    let grpc = grpc == 1 && !is_lost(c, &h.frames[RESPONSE]);
-    with(h, env, stream, |call| {
-        if direction == REQUEST {
-            if grpc {
-                shared::set(&mut call.state, IS_GRPC);
-            }
-            if facts & hpack::EXTENDED != 0 {
-                shared::set(&mut call.state, IS_UPGRADE);
-            }
-            return;
-        }
-        if status != hpack::NONE && call.status == 0 {
-            let status = known(status);
-            // The others announce another block.
-            if status >= 200 || status == 101 {
-                call.status = status + 1;
-            }
-        } else if unsure && status == hpack::NONE && call.status == 0 {
-            call.status = UNKNOWN;
-        }
-        if grpc_status != hpack::NONE {
-            call.grpc_status = grpc_status + 1;
-        } else if unsure && call.grpc_status == 0 {
-            call.grpc_status = UNREADABLE + 1;
-        }
-    });
+/// Notes what a request's header block says; what trailers say is nothing to its kind.
+#[inline(never)]
+fn asked(w: &Walk, call: &mut Call) {
+    if shared::load(&call.state) & IS_ASKED != 0 {
+        return;
+    }
+    let mut bits = IS_ASKED;
+    if w.grpc == 1 {
+        bits |= IS_GRPC;
+    } else if w.grpc == hpack::NONE && w.facts & (hpack::UNSURE | hpack::NO_POST) == hpack::UNSURE {
+        bits |= MAY_BE_GRPC;
+    }
+    if w.facts & hpack::EXTENDED != 0 {
+        bits |= IS_UPGRADE;
+    }
+    shared::set(&mut call.state, bits);
 }
 
-/// A status as it is counted: one that cannot be is unknown.
-#[inline(always)]
-fn known(status: u32) -> u32 {
-    if !(100..=999).contains(&status) { u32::from(STATUS_UNKNOWN) } else { status }
-}
-
-/// One direction of a call has ended; the second one ends the call.
-#[inline(always)]
-fn side_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
-    let call = find(h, env, stream);
-    // SAFETY: `find` gives null or a call that lives as long as the program runs.
-    let Some(call) = (unsafe { call.as_mut() }) else { return };
-    let (own, other) = if direction == REQUEST { (REQUEST_DONE, RESPONSE_DONE) } else { (RESPONSE_DONE, REQUEST_DONE) };
-    if shared::set(&mut call.state, own) & other != 0 {
-        call_ends(h, env, direction, call, stream, 0);
+/// Notes what an answer's header block, interim, final or trailing, says.
+#[inline(never)]
+fn answered(w: &Walk, call: &mut Call) {
+    let unsure = w.facts & hpack::UNSURE != 0;
+    let (status, read) = (w.status, call.status & STATUS_MASK);
+    let mut next = call.status & !STATUS_MASK | read;
+    if status != hpack::NONE && (read == 0 || read == UNKNOWN) {
+        // Those announce another block.
+        if !(100..200).contains(&status) || status == 101 {
+            let known = status != hpack::UNREADABLE;
+            next = next & !STATUS_MASK | if known { status as u16 + 1 } else { UNKNOWN };
+        }
+    } else if unsure && status == hpack::NONE && read == 0 {
+        next |= UNKNOWN;
+    }
+    if w.grpc_status == GRPC_UNKNOWN {
+        next = next & !HAS_GRPC_STATUS | LACKS_GRPC_STATUS;
+    } else if w.grpc_status != GRPC_NONE {
+        call.grpc_status = w.grpc_status as u32;
+        next = next & !LACKS_GRPC_STATUS | HAS_GRPC_STATUS;
+    } else if unsure && next & HAS_GRPC_STATUS == 0 {
+        next |= LACKS_GRPC_STATUS;
+    }
+    call.status = next;
+    if shared::load(&call.state) & MAY_BE_GRPC != 0 {
+        if w.grpc == 1 || w.grpc_status != GRPC_NONE {
+            shared::set(&mut call.state, IS_LATE_GRPC);
+        } else if w.grpc == 0 {
+            shared::set(&mut call.state, IS_NO_GRPC);
+        }
     }
 }
 
@@ -801,57 +999,85 @@ fn is_received(c: &Connection, direction: usize) -> bool {
     (c.leg == SOURCE) == (direction == REQUEST)
 }
 
-/// One side has given a call up.
-#[inline(always)]
-fn reset<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, stream: u32) {
-    let call = find(h, env, stream);
-    // SAFETY: as above.
+/// Takes the call whose last frame is whole out of its place, unless the other direction has done so; it is tallied with the
+/// next turn.
+#[inline(never)]
+fn call_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize) {
+    let f = &mut h.frames[direction];
+    f.state = HEAD;
+    let (id, by, now_ns) = (f.stream, f.ended_by, f.now_ns);
+    let call = find(h, env, id);
+    // SAFETY: `find` gives null or a call that lives as long as the program runs.
     let Some(call) = (unsafe { call.as_mut() }) else { return };
-    // For the proxy a call has ended with its answer; what it receives of it later its meter does not have.
-    let answered = direction == RESPONSE && shared::load(&call.state) & RESPONSE_DONE != 0;
-    if is_received(c, direction) && !answered {
-        call.bytes[direction] += RESET_BYTES;
-    }
-    call_ends(h, env, direction, call, stream, direction as u32 + 1);
-}
-
-/// Takes a call out of its place, unless the other direction has done so; it is counted with the next turn.
-#[inline(always)]
-fn call_ends<E: Calls>(h: &mut Http2, env: &mut E, direction: usize, call: &mut Call, id: u32, by: u32) {
     if shared::set(&mut call.state, FINISHED) & FINISHED != 0 {
         return;
     }
-    let f = &mut h.frames[direction];
-    f.ended = *call;
-    f.ended_by = by;
-    f.state = COUNT;
+    let t = &mut h.tallies[direction];
+    t.call = *call;
+    t.reaping.by = by;
+    t.reaping.at_ns = now_ns;
+    h.frames[direction].state = TALLY;
     let place = own(h, id);
     if shared::load(&place.id) == id {
         shared::store(&mut place.id, 0);
+    } else {
+        release(h, env, id);
+    }
+}
+
+/// Takes a call out of where [`overflow`] has put it.
+#[inline(never)]
+fn release<E: Calls>(h: &mut Http2, env: &mut E, id: u32) {
+    shared::lower(&mut h.elsewhere);
+    // SAFETY: `more` gives null or calls that live as long as the socket.
+    if let Some(more) = unsafe { env.more(false).as_mut() }
+        && shared::load(&beyond(more, id).id) == id
+    {
+        shared::store(&mut beyond(more, id).id, 0);
         return;
     }
-    env.remove(&CallKey { cookie: h.cookie, id, padding: 0 });
-    shared::lower(&mut h.elsewhere);
+    let slot = slot_of(h, env, id);
+    if slot < MAPPED as u32 {
+        vacate(h, slot, |key| env.remove(key));
+    }
+}
+
+/// Takes a call out of the map: out of it first, so that a slot that is free has none.
+#[inline(always)]
+pub fn vacate(h: &mut Http2, slot: u32, remove: impl FnOnce(&CallKey)) {
+    remove(&CallKey { cookie: h.cookie, sidecar: h.sidecar, slot });
+    shared::clear(slot_word(h, slot), 1 << (slot & 31));
+    shared::lower(&mut h.mapped);
 }
 
 /// A call that has ended as it is counted: it ended by itself, or early, by the direction `by` less one.
 #[inline(always)]
 fn counted(c: &Connection, call: &Call, early: bool, by: u32, at_ns: u64) -> Finished {
-    let state = call.state;
-    let grpc = state & IS_GRPC != 0;
-    let (mut status, mut grpc_status) = (call.status, if grpc { call.grpc_status } else { 0 });
+    let (state, blind) = (call.state, call.state & IS_BLIND != 0);
+    let grpc = state & (IS_GRPC | IS_LATE_GRPC) != 0;
+    let mut protocol = if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP };
+    if state & (IS_GRPC | IS_LATE_GRPC | IS_NO_GRPC | MAY_BE_GRPC) == MAY_BE_GRPC {
+        protocol = PROTOCOL_UNKNOWN;
+    }
+    let mut status = call.status & STATUS_MASK;
+    let mut grpc_status = match call.status & (HAS_GRPC_STATUS | LACKS_GRPC_STATUS) {
+        HAS_GRPC_STATUS if grpc => u64::from(call.grpc_status),
+        LACKS_GRPC_STATUS if grpc => GRPC_UNKNOWN,
+        _ => GRPC_NONE,
+    };
     let mut outcome = if early { Counter::RequestEndedEarly } else { Counter::RequestOk };
-    if state & IS_BLIND != 0 {
+    let unanswered = status == 0 && c.leg == DESTINATION && (by == RESPONSE as u32 + 1 || by == BROKEN);
+    // What a proxy answers in place of an application depends on what it was asked.
+    if status == 0 && (state & MAY_BE_ANSWERED != 0 || unanswered && protocol == PROTOCOL_UNKNOWN) {
         status = UNKNOWN;
-        grpc_status = if grpc { UNREADABLE + 1 } else { 0 };
-        outcome = Counter::RequestLate;
-    } else if status == UNKNOWN || grpc_status == UNREADABLE + 1 {
-        outcome = Counter::RequestStatusUnknown;
-    } else if status == 0 && c.leg == DESTINATION && (by == RESPONSE as u32 + 1 || by == BROKEN) {
+    }
+    if status == UNKNOWN || grpc_status == GRPC_UNKNOWN || protocol == PROTOCOL_UNKNOWN {
+        outcome = if blind { Counter::RequestLate } else { Counter::RequestStatusUnknown };
+    } else if unanswered {
         // The application ended it without an answer, or broke the protocol, and its proxy answers in its place.
         let answered = if by == BROKEN { 502 } else { 503 };
         status = if grpc { 200 + 1 } else { answered + 1 };
-        grpc_status = if grpc { UNAVAILABLE + 1 } else { 0 };
+        grpc_status = if grpc { UNAVAILABLE } else { GRPC_NONE };
     } else if status == 200 + 1 && state & IS_UPGRADE != 0 {
         status = 101 + 1;
     }
@@ -859,16 +1085,72 @@ fn counted(c: &Connection, call: &Call, early: bool, by: u32, at_ns: u64) -> Fin
         duration_ns: at_ns.saturating_sub(call.start_ns),
         bytes: call.bytes,
         messages: call.messages,
-        status: if status == 0 { 0 } else { (status - 1) as u16 },
-        grpc_status: match grpc_status {
-            0 => GRPC_NONE,
-            status if status > UNREADABLE => GRPC_UNKNOWN,
-            status => (status - 1) as u16,
+        grpc_status,
+        status: match status {
+            0 => 0,
+            UNKNOWN => STATUS_UNKNOWN,
+            status => status - 1,
         },
-        protocol: if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP },
-        security: (state >> SECURITY_SHIFT) as u8,
+        protocol,
+        security: (state >> SECURITY_SHIFT) as u8 & 3,
         outcome: outcome as u16,
     }
+}
+
+/// Adds the next request to those that ended like it; false if those that are there are not like it, and are due first.
+#[inline(always)]
+fn tally(t: &mut Tally) -> bool {
+    if t.times != 0 && !is_alike(t) {
+        t.due = 1;
+        return false;
+    }
+    if t.times == 0 {
+        t.finished = t.next;
+        t.like = t.next_like;
+        t.microseconds = 0;
+    }
+    t.microseconds += t.next.duration_ns / 1_000;
+    t.times = t.times.wrapping_add(1);
+    true
+}
+
+/// Writes down what the next call is counted as.
+#[inline(never)]
+fn conclude(c: &Connection, t: &mut Tally, early: bool) {
+    let finished = counted(c, &t.call, early, t.reaping.by, t.reaping.at_ns);
+    Finished::put(&mut t.next, &finished);
+    let microseconds = t.next.duration_ns / 1_000;
+    let (block, cell) = latency::cell(microseconds);
+    t.next_like = block << 16 | cell << 8 | latency::bucket(microseconds / 1_000);
+}
+
+/// Counts what a tally has.
+#[inline(always)]
+pub fn flush<B: Book>(c: &mut Connection, env: &mut B, t: &mut Tally) {
+    if shared::load(&t.times) != 0 {
+        env.book(c, t);
+    }
+    t.times = 0;
+    t.due = 0;
+}
+
+/// Does the next request differ from those that are there in nothing but its duration, and in that by no cell and no bucket?
+///
+/// Differences are added up rather than compared, since each comparison would be a branch.
+#[inline(always)]
+fn is_alike(t: &Tally) -> bool {
+    let (a, b) = (&t.finished, &t.next);
+    let differences = (a.bytes[REQUEST] ^ b.bytes[REQUEST])
+        | (a.bytes[RESPONSE] ^ b.bytes[RESPONSE])
+        | (a.grpc_status ^ b.grpc_status)
+        | u64::from(a.messages[REQUEST] ^ b.messages[REQUEST])
+        | u64::from(a.messages[RESPONSE] ^ b.messages[RESPONSE])
+        | u64::from(a.status ^ b.status)
+        | u64::from(a.outcome ^ b.outcome)
+        | u64::from(a.protocol ^ b.protocol)
+        | u64::from(a.security ^ b.security)
+        | u64::from(t.like ^ t.next_like);
+    differences == 0
 }
 
 /// A client has begun a stream.
@@ -879,30 +1161,105 @@ fn call_begins<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, id: u32
         return;
     }
     let blind = h.frames[REQUEST].walk.partial | h.frames[RESPONSE].walk.partial | c.flags & LATE;
-    let security = u32::from(env.security(c)) << SECURITY_SHIFT;
+    let mut state = u32::from(env.security(c)) << SECURITY_SHIFT;
+    if blind != 0 {
+        state |= IS_BLIND;
+    }
+    if is_lost(c, &h.frames[RESPONSE]) {
+        state |= MAY_BE_ANSWERED;
+    }
     let call = Call {
         id,
-        state: security | if blind != 0 { IS_BLIND } else { 0 },
+        state,
         start_ns: if began_ns != 0 { began_ns } else { h.frames[REQUEST].now_ns },
         bytes: [0; 2],
         messages: [0; 2],
         left: [0; 2],
-        prefix: [0; 2],
-        status: 0,
         grpc_status: 0,
+        status: 0,
+        prefix: [0; 2],
     };
     let place = own(h, id);
     if shared::load(&place.id) == 0 {
-        *place = Call { id: 0, ..call };
-        shared::store(&mut place.id, id);
+        settle_in(place, &call);
         return;
     }
-    let key = CallKey { cookie: h.cookie, id, padding: 0 };
-    if env.insert(&key, &call) {
-        shared::bump(&mut h.elsewhere);
-    } else {
-        env.count(Counter::RequestNoRoom, 1);
+    overflow(c, h, env, &call);
+}
+
+/// Puts a call into a place that is free.
+#[inline(always)]
+fn settle_in(place: &mut Call, call: &Call) {
+    *place = Call { id: 0, ..*call };
+    shared::store(&mut place.id, call.id);
+}
+
+/// Puts a call where there is room once its place in [`Http2`] is taken.
+#[inline(never)]
+fn overflow<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, call: &Call) {
+    // SAFETY: `more` gives null or calls that live as long as the socket.
+    if let Some(more) = unsafe { env.more(true).as_mut() } {
+        let place = beyond(more, call.id);
+        if shared::load(&place.id) == 0 {
+            settle_in(place, call);
+            shared::bump(&mut h.elsewhere);
+            return;
+        }
     }
+    if h.sidecar == 0 {
+        h.sidecar = c.sidecar;
+    }
+    if h.sidecar == 0 || h.sidecar == IGNORED {
+        env.count(Counter::RequestUnattributed, 1);
+        return;
+    }
+    let mut probe = 0;
+    while probe < PROBES {
+        let slot = probed(call.id, probe);
+        let bit = 1 << (slot & 31);
+        if shared::load(slot_word(h, slot)) & bit == 0 {
+            if env.insert(&CallKey { cookie: h.cookie, sidecar: h.sidecar, slot }, call) {
+                shared::set(slot_word(h, slot), bit);
+                shared::bump(&mut h.mapped);
+                shared::bump(&mut h.elsewhere);
+                return;
+            }
+            break;
+        }
+        probe += 1;
+    }
+    env.count(Counter::RequestNoRoom, 1);
+}
+
+/// A slot of the map that a stream may have.
+#[inline(always)]
+fn probed(id: u32, probe: u32) -> u32 {
+    (id >> 1).wrapping_add(probe.wrapping_mul(STRIDE)) & (MAPPED as u32 - 1)
+}
+
+/// The word with a slot's bit.
+#[inline(always)]
+pub fn slot_word(h: &mut Http2, slot: u32) -> &mut u32 {
+    // SAFETY: the length is a power of two.
+    unsafe { h.slots.get_unchecked_mut((slot >> 5) as usize & (MAPPED / 32 - 1)) }
+}
+
+/// The slot of a stream's call in the map; [`MAPPED`] if it is not there.
+#[inline(never)]
+fn slot_of<E: Calls>(h: &mut Http2, env: &mut E, id: u32) -> u32 {
+    let mut probe = 0;
+    while probe < PROBES {
+        let slot = probed(id, probe);
+        if shared::load(slot_word(h, slot)) & 1 << (slot & 31) != 0 {
+            let call = env.call(&CallKey { cookie: h.cookie, sidecar: h.sidecar, slot });
+            // SAFETY: `call` gives null or a call that lives as long as the program runs.
+            if unsafe { call.as_ref() }.is_some_and(|call| shared::load(&call.id) == id) {
+                return slot;
+            }
+        }
+        probe += 1;
+    }
+    MAPPED as u32
 }
 
 /// The call of a stream, or null.
@@ -915,7 +1272,24 @@ fn find<E: Calls>(h: &mut Http2, env: &mut E, id: u32) -> *mut Call {
     if shared::load(&h.elsewhere) == 0 {
         return core::ptr::null_mut();
     }
-    env.call(&CallKey { cookie: h.cookie, id, padding: 0 })
+    find_elsewhere(h, env, id)
+}
+
+/// As [`find`], where it is not in [`Http2`].
+#[inline(never)]
+fn find_elsewhere<E: Calls>(h: &mut Http2, env: &mut E, id: u32) -> *mut Call {
+    // SAFETY: `more` gives null or calls that live as long as the socket.
+    if let Some(more) = unsafe { env.more(false).as_mut() } {
+        let place = beyond(more, id);
+        if shared::load(&place.id) == id && id != 0 {
+            return place;
+        }
+    }
+    if shared::load(&h.mapped) == 0 {
+        return core::ptr::null_mut();
+    }
+    let slot = slot_of(h, env, id);
+    env.call(&CallKey { cookie: h.cookie, sidecar: h.sidecar, slot })
 }
 
 /// Works on the call of a stream, if there is one.
@@ -935,53 +1309,85 @@ fn own(h: &mut Http2, id: u32) -> &mut Call {
     unsafe { h.calls.get_unchecked_mut((id >> 1) as usize & (CALLS - 1)) }
 }
 
-/// Ends one call for a reason that is not its own; its place is not freed. Called by [`Calls::each`].
+/// The place in [`More`] that an id has.
 #[inline(always)]
-pub fn reap<E: Calls>(c: &mut Connection, env: &mut E, call: &mut Call, reaping: &Reaping) -> bool {
+fn beyond(more: &mut More, id: u32) -> &mut Call {
+    // The verifier knows nothing of remainders, and the compiler not that it does not.
+    let index = black_box((id >> 1) as usize % MORE);
+    // SAFETY: checked just here.
+    unsafe { more.calls.get_unchecked_mut(if index < MORE { index } else { 0 }) }
+}
+
+/// Ends one call for a reason that is not its own; true if its place is to be freed, and [`reaped`] to be called then.
+#[inline(always)]
+pub fn reap(t: &mut Tally, call: &mut Call) -> bool {
     let id = shared::load(&call.id);
-    if id == 0 || id <= reaping.above {
+    if id == 0 || id <= t.reaping.above || shared::set(&mut call.state, FINISHED) & FINISHED != 0 {
         return false;
     }
-    if shared::set(&mut call.state, FINISHED) & FINISHED == 0 {
-        match reaping.uncounted {
-            Some(reason) => env.count(reason, 1),
-            None => {
-                let finished = counted(c, call, true, reaping.by, reaping.at_ns);
-                Finished::put(&mut c.finished[REQUEST], &finished);
-                env.finished(c, REQUEST);
-            }
-        }
+    if t.reaping.uncounted != 0 {
+        t.reaping.calls = t.reaping.calls.wrapping_add(1);
+    } else {
+        t.call = *call;
+        t.due = 1;
     }
     true
 }
 
-/// Ends the calls that what came in `direction` has left without an end of their own; `over` says that it has ended the
-/// connection.
-#[inline(never)]
-pub fn settle<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize, over: bool) {
-    let f = &mut h.frames[direction];
-    let (abandoned, going) = (f.abandoned, f.going);
-    if abandoned | going == 0 && !over {
+/// Tallies the call that was reaped, if it is to be counted.
+#[inline(always)]
+pub fn reaped<B: Book>(c: &mut Connection, env: &mut B, t: &mut Tally) {
+    if shared::load(&t.due) == 0 {
         return;
     }
-    f.abandoned = 0;
-    f.going = 0;
+    t.due = 0;
+    conclude(c, t, true);
+    if !tally(t) {
+        flush(c, env, t);
+        tally(t);
+    }
+}
+
+/// All calls are reaped.
+#[inline(always)]
+pub fn all_reaped<B: Book>(c: &mut Connection, env: &mut B, t: &mut Tally) {
+    if t.reaping.uncounted != 0 {
+        env.count_by_number(t.reaping.uncounted - 1, t.reaping.calls);
+    }
+    flush(c, env, t);
+}
+
+/// Has what came in `direction`, or the close ([`CLOSE`]), left calls without an end of their own? Then those are to be reaped for
+/// what the tally of that number says. `over` says that it has ended the connection.
+#[inline(always)]
+pub fn settle(c: &Connection, h: &mut Http2, direction: usize, over: bool, now_ns: impl FnOnce() -> u64) -> bool {
+    let (mut abandoned, mut going) = (0, 0);
+    if direction != CLOSE {
+        let f = &mut h.frames[direction];
+        (abandoned, going) = (f.abandoned, f.going);
+        f.abandoned = 0;
+        f.going = 0;
+    }
+    // The last stream of a graceful GOAWAY is beyond all of them.
+    if abandoned == 0 && !over && (going == 0 || going > h.last) {
+        return false;
+    }
     let lost = abandoned != 0 || is_lost(c, &h.frames[REQUEST]) || is_lost(c, &h.frames[RESPONSE]);
-    // The proxy gives calls to an application up that breaks the protocol.
-    let broken = abandoned == BROKEN && direction == RESPONSE && c.leg == DESTINATION;
-    let uncounted = if broken {
-        None
-    } else if lost {
-        Some(Counter::RequestLostSync)
-    } else if c.leg == SOURCE && !over {
-        // What a proxy refuses by GOAWAY never began for it.
-        Some(Counter::RequestAbandoned)
-    } else {
-        None
-    };
-    let reaping = Reaping {
+    // The proxy ends the connection of a peer that breaks the protocol, and with it what is open there.
+    let broken = abandoned == BROKEN && is_received(c, direction);
+    h.tallies[direction].reaping = Reaping {
         above: if over || abandoned != 0 { 0 } else { going.wrapping_sub(1) },
-        uncounted,
+        uncounted: if broken {
+            0
+        } else if lost {
+            Counter::RequestLostSync as u32 + 1
+        } else if c.leg == SOURCE && !over {
+            // What a proxy refuses by GOAWAY never began for it.
+            Counter::RequestAbandoned as u32 + 1
+        } else {
+            0
+        },
+        calls: 0,
         by: if broken {
             BROKEN
         } else if over {
@@ -989,15 +1395,15 @@ pub fn settle<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, directio
         } else {
             RESPONSE as u32 + 1
         },
-        at_ns: if over { ended_at(c, env) } else { env.now() },
+        at_ns: if over && c.ended_ns != 0 { c.ended_ns } else { now_ns() },
     };
-    env.each(c, h, &reaping);
+    true
 }
 
-/// Follows frames from the begin of a segment: enough of them in a row, or one that ends with the segment, prove that the
-/// segment began with a frame, and reading begins there.
-#[inline(always)]
-fn prove(c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
+/// Follows frames from the begin of a segment, to prove that it began with one, where reading then begins: enough of them in
+/// a row, one that ends with the segment, two of the same stream, or an answer to a call that is open.
+#[inline(never)]
+fn prove<E: Calls>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: usize) -> bool {
     let s = &mut c.streams[direction];
     let header = header(s);
     let f = &mut h.frames[direction];
@@ -1009,8 +1415,14 @@ fn prove(c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
     f.proven += 1;
     s.line = s.line.wrapping_add(HEAD_BYTES);
     let inside = u64::from(s.pending()) + u64::from(s.end.wrapping_sub(s.offset));
-    let exact = inside == u64::from(header.length);
-    if exact || f.proven == PROOF {
+    let same = f.proven > 1 && header.stream != 0 && header.stream == f.stream;
+    f.stream = header.stream;
+    let mut proven = inside == u64::from(header.length) || f.proven == PROOF || same;
+    if !proven && direction == RESPONSE && header.kind == HEADERS {
+        proven = !find(h, env, header.stream).is_null();
+    }
+    let (s, f) = (&mut c.streams[direction], &mut h.frames[direction]);
+    if proven {
         f.state = HEAD;
         s.offset = f.proof;
         s.clear();

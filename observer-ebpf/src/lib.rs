@@ -51,10 +51,10 @@ pub const INSERTED: u32 = 3;
 pub const WITHOUT_PORT: u32 = 4;
 /// Status of a request whose status could not be read.
 pub const STATUS_UNKNOWN: u16 = u16::MAX;
-/// gRPC status of a request that has none.
-pub const GRPC_NONE: u16 = u16::MAX;
+/// gRPC status of a request that has none; outside of the 32 bits that one has.
+pub const GRPC_NONE: u64 = u64::MAX;
 /// gRPC status of a request whose gRPC status could not be read.
-pub const GRPC_UNKNOWN: u16 = u16::MAX - 1;
+pub const GRPC_UNKNOWN: u64 = u64::MAX - 1;
 
 /// [`SeriesKey::leg`]: `reporter="source"`.
 pub const LEG_SOURCE: u8 = 1;
@@ -69,6 +69,8 @@ pub const PROTOCOL_HTTP: u8 = 2;
 pub const PROTOCOL_GRPC: u8 = 3;
 /// [`SeriesKey::protocol`]: encrypted connections at a gateway's door; only opened, closed and bytes are in use.
 pub const PROTOCOL_ENCRYPTED: u8 = 4;
+/// [`SeriesKey::protocol`]: HTTP or gRPC, it is not known which; the histograms of the series are in use.
+pub const PROTOCOL_UNKNOWN: u8 = 5;
 
 /// [`SeriesKey::security`]: not known, and always at the source.
 pub const SECURITY_UNKNOWN: u8 = 0;
@@ -97,10 +99,10 @@ pub struct SeriesKey {
     pub sidecar: u32,
     /// Original destination at the source leg, the application's address at the destination leg.
     pub destination: Endpoint,
+    /// gRPC status of 32 bits, [`GRPC_NONE`] or [`GRPC_UNKNOWN`].
+    pub grpc_status: u64,
     /// HTTP status 100 to 999, 0 if there was none, or [`STATUS_UNKNOWN`].
     pub status: u16,
-    /// gRPC status, [`GRPC_NONE`] or [`GRPC_UNKNOWN`].
-    pub grpc_status: u16,
     /// [`LEG_SOURCE`] or [`LEG_DESTINATION`].
     pub leg: u8,
     /// One of the `PROTOCOL_` constants.
@@ -108,7 +110,7 @@ pub struct SeriesKey {
     /// One of the `SECURITY_` constants.
     pub security: u8,
     /// Zero.
-    pub padding: u8,
+    pub padding: [u8; 3],
 }
 
 /// One histogram of a series.
@@ -214,7 +216,7 @@ pub struct Door {
 }
 
 const _: () = assert!(size_of::<Endpoint>() == 20);
-const _: () = assert!(size_of::<SeriesKey>() == 32);
+const _: () = assert!(size_of::<SeriesKey>() == 40);
 const _: () = assert!(size_of::<Histogram>() == 312);
 const _: () = assert!(size_of::<Block>() == 128);
 const _: () = assert!(size_of::<Series>() == 984);
@@ -234,4 +236,8 @@ mod pod {
     unsafe impl aya::Pod for super::InboundKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Door {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::http2::CallKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::http2::Call {}
 }

@@ -34,7 +34,9 @@ pub const HTTP2: &str = "HTTP2";
 pub const WIDE: &str = "WIDE";
 /// Socket storage: nothing but that it was decided not to observe the socket.
 pub const UNOBSERVED: &str = "UNOBSERVED";
-/// [`crate::http2::CallKey`] to [`crate::http2::Call`]: open calls that the connection's storage has no room for.
+/// Socket storage: one [`crate::http2::More`] for each connection with more calls open than [`HTTP2`] has room for.
+pub const MORE: &str = "MORE";
+/// [`crate::http2::CallKey`] to [`crate::http2::Call`]: open calls that no storage has room for.
 pub const CALLS: &str = "CALLS";
 /// Number to [`crate::early::Place`]: bytes that came before the bytes in front of them.
 pub const EARLY: &str = "EARLY";
@@ -46,7 +48,7 @@ pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";
 pub const NEXT_EVENTS: &str = "NEXT_EVENTS";
 
 /// All maps.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 23] = [
     CONNECTIONS,
     PROCESSES,
     CGROUPS,
@@ -64,6 +66,7 @@ pub const MAPS: [&str; 22] = [
     HTTP2,
     WIDE,
     UNOBSERVED,
+    MORE,
     CALLS,
     EARLY,
     GREETINGS,

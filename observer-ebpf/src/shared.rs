@@ -113,8 +113,14 @@ pub fn add(word: &mut u64, by: u64) {
 /// Adds one.
 #[inline(always)]
 pub fn bump(word: &mut u32) {
+    raise(word, 1);
+}
+
+/// As [`add`], to a word of 32 bits.
+#[inline(always)]
+pub fn raise(word: &mut u32, by: u32) {
     // SAFETY: as above.
-    unsafe { imp::add32(word, 1) }
+    unsafe { imp::add32(word, by) }
 }
 
 /// Takes one away.

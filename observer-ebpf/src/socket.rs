@@ -154,11 +154,11 @@ pub struct Finished {
     pub bytes: [u64; 2],
     /// gRPC messages by direction.
     pub messages: [u32; 2],
+    /// gRPC status of 32 bits, [`crate::GRPC_NONE`] or [`crate::GRPC_UNKNOWN`].
+    pub grpc_status: u64,
     /// HTTP status, 0, or [`STATUS_UNKNOWN`].
     pub status: u16,
-    /// gRPC status, [`crate::GRPC_NONE`] or [`crate::GRPC_UNKNOWN`].
-    pub grpc_status: u16,
-    /// [`crate::PROTOCOL_HTTP`] or [`crate::PROTOCOL_GRPC`].
+    /// [`crate::PROTOCOL_HTTP`], [`crate::PROTOCOL_GRPC`] or [`crate::PROTOCOL_UNKNOWN`].
     pub protocol: u8,
     /// One of the `SECURITY_` constants.
     pub security: u8,
@@ -1406,10 +1406,10 @@ fn write_down(c: &mut Connection, number: u32, answer: &Answer, direction: usize
         status: if status < 1000 { status as u16 } else { STATUS_UNKNOWN },
         grpc_status: if !grpc || grpc_status == 0 {
             GRPC_NONE
-        } else if grpc_status > u32::from(GRPC_UNKNOWN) {
+        } else if grpc_status == u32::MAX {
             GRPC_UNKNOWN
         } else {
-            (grpc_status - 1) as u16
+            u64::from(grpc_status - 1)
         },
         protocol: if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP },
         security: (state >> SECURITY_SHIFT) as u8,

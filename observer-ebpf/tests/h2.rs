@@ -16,7 +16,7 @@ use observer_ebpf::{
 use proptest::{collection::vec, prelude::*};
 
 /// What is compared: status, gRPC status, protocol, bytes, messages.
-type Outcome = (u16, u16, u8, [u64; 2], [u32; 2]);
+type Outcome = (u16, u64, u8, [u64; 2], [u32; 2]);
 
 fn outcome(f: &Finished) -> Outcome {
     assert_eq!(f.outcome, Counter::RequestOk as u16);
@@ -46,7 +46,7 @@ fn check(exchanges: &[Exchange], setup: &Setup, cuts: &[usize]) {
         let bytes = meters[id];
         let messages = [REQUEST, RESPONSE].map(|direction| exchange.bodies[direction].len() as u32);
         match exchange.grpc {
-            Some(grpc) => (exchange.status, grpc, PROTOCOL_GRPC, bytes, messages),
+            Some(grpc) => (exchange.status, grpc.into(), PROTOCOL_GRPC, bytes, messages),
             None => (exchange.status, GRPC_NONE, PROTOCOL_HTTP, bytes, [0; 2]),
         }
     };

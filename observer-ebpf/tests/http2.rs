@@ -14,8 +14,9 @@ use bed::{
 };
 use httlib_hpack::Encoder;
 use observer_ebpf::{
-    GRPC_NONE, GRPC_UNKNOWN, PROTOCOL_GRPC, PROTOCOL_HTTP, STATUS_UNKNOWN,
+    GRPC_NONE, GRPC_UNKNOWN, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_UNKNOWN, STATUS_UNKNOWN,
     health::Counter,
+    http2::{CALLS, MAPPED, MORE, settle},
     socket::{DESTINATION, Finished, REQUEST, RESPONSE, SOURCE},
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
@@ -107,7 +108,7 @@ impl Talk {
         self.sent[direction] = to;
     }
 
-    fn finished(&self) -> Vec<(u16, u16, Counter)> {
+    fn finished(&self) -> Vec<(u16, u64, Counter)> {
         let outcome = |f: &Finished| *Counter::ALL.iter().find(|c| **c as u16 == f.outcome).expect("a counter");
         self.wire.bed.finished.iter().map(|f| (f.status, f.grpc_status, outcome(f))).collect()
     }
@@ -133,7 +134,7 @@ enum End {
 /// One call, before it is written.
 #[derive(Clone, Debug)]
 struct Plan {
-    grpc: Option<u16>,
+    grpc: Option<u32>,
     status: u16,
     interim: usize,
     bodies: [Vec<usize>; 2],
@@ -152,6 +153,12 @@ fn shape() -> impl Strategy<Value = Shape> {
         .prop_map(|(padding, priority, fragments)| Shape { padding, priority, fragments })
 }
 
+/// Mostly one that is known to everybody, else one of the application's own.
+fn grpc_status() -> impl Strategy<Value = u32> {
+    let odd = prop::sample::select(vec![8_190, 8_191, 40_103, 65_534, 65_535, 1 << 31, u32::MAX - 1, u32::MAX]);
+    prop_oneof![6 => 0..17u32, 1 => odd]
+}
+
 fn plan() -> impl Strategy<Value = Plan> {
     let status = prop_oneof![Just(200u16), Just(204), Just(404), 200..1000u16];
     let end = prop_oneof![8 => Just(End::Normal), 1 => Just(End::ResetByClient), 1 => Just(End::ResetByServer)];
@@ -160,7 +167,7 @@ fn plan() -> impl Strategy<Value = Plan> {
     let flags = (any::<bool>(), any::<bool>(), prop_oneof![Just(0), Just(Encoder::NEVER_INDEXED), Just(BEST)])
         .prop_map(|(name, value, form)| u8::from(name) | u8::from(value) << 1 | form);
     (
-        (prop::option::of(0..17u16), status, 0..3usize, body(), body(), vec(field, 0..5)),
+        (prop::option::of(grpc_status()), status, 0..3usize, body(), body(), vec(field, 0..5)),
         (shape(), any::<bool>(), any::<bool>(), end, any::<Index>(), flags),
     )
         .prop_map(
@@ -242,7 +249,7 @@ impl Plan {
 #[derive(Debug, PartialEq, Eq)]
 struct Expected {
     status: u16,
-    grpc_status: u16,
+    grpc_status: u64,
     protocol: u8,
     bytes: [u64; 2],
     messages: [u32; 2],
@@ -269,7 +276,7 @@ struct Progress {
     left_to_reset: usize,
     reset: Option<usize>,
     status: u16,
-    grpc_status: u16,
+    grpc_status: u64,
     done: [bool; 2],
     sent: [usize; 2],
     bytes: [u64; 2],
@@ -379,9 +386,9 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expe
                 let fields: Vec<(&str, &str)> = fields.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
                 let block = writer.block(direction, &fields);
                 writer.write(direction, &headers(id, flags, &block, &call.plan.shape));
-                let value = |name| fields.iter().find(|f| f.0 == name).map(|f| f.1.parse().expect("a number"));
+                let value = |name| fields.iter().find(|f| f.0 == name).map(|f| f.1.parse::<u64>().expect("a number"));
                 if direction == RESPONSE {
-                    call.status = value(":status").filter(|s| *s >= 200).unwrap_or(call.status);
+                    call.status = value(":status").filter(|s| *s >= 200).map_or(call.status, |s| s as u16);
                     call.grpc_status = value("grpc-status").unwrap_or(call.grpc_status);
                 }
                 call.done[direction] = flags & END_STREAM != 0;
@@ -514,6 +521,41 @@ proptest! {
         }
     }
 
+    /// What is known of a call on a connection joined at any point is right, and what is not known is said to be so.
+    #[test]
+    fn a_connection_joined_anywhere_claims_nothing_that_is_wrong(
+        plans in vec(plan(), 1..12), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in [cuts(), cuts()],
+        source in any::<bool>(), joined in any::<Index>(),
+    ) {
+        let leg = if source { SOURCE } else { DESTINATION };
+        let (writer, expected, turns) = write(&plans, &order, leg);
+        let mut wire = Wire::late(leg);
+        let mut sent = [0; 2];
+        let join = joined.index(turns.len());
+        for (number, (direction, to)) in turns.into_iter().enumerate() {
+            if number >= join {
+                deliver(&mut wire, direction, &writer.streams[direction], sent[direction], to, &cuts[direction]);
+            }
+            sent[direction] = to;
+        }
+        wire.close();
+        // Binary bytes that are taken for HTTP/1 are another matter.
+        prop_assume!(wire.bed.count_of(Counter::ConnectionHttp1) == 0);
+        prop_assert_eq!(wire.open(), 0);
+        let late = Counter::RequestLate as u16;
+        for f in &wire.bed.finished {
+            // A position found inside a call, or given up there, leaves its bytes short and its end open.
+            let fits = |e: &&Expected| {
+                (f.status == STATUS_UNKNOWN || f.status == e.status || f.outcome == Counter::RequestEndedEarly as u16)
+                    && (f.outcome == late || f.protocol == e.protocol)
+                    && (f.grpc_status == GRPC_UNKNOWN || f.grpc_status == e.grpc_status || f.outcome != Counter::RequestOk as u16)
+            };
+            prop_assert!(expected.iter().any(|e| fits(&e)), "{f:?} of {expected:?}");
+            let known = f.status != STATUS_UNKNOWN && f.grpc_status != GRPC_UNKNOWN && f.protocol != PROTOCOL_UNKNOWN;
+            prop_assert_eq!(known, f.outcome != late, "{:?}", f);
+        }
+    }
+
     #[test]
     fn any_bytes_end_without_panic_or_endless_loop(
         requests in vec(any::<u8>(), 0..2_000), responses in vec(any::<u8>(), 0..2_000), cuts in cuts(),
@@ -602,10 +644,13 @@ fn frames_that_overtake_the_preface_wait_for_it() {
 #[test]
 fn without_room_frames_that_overtake_the_preface_cost_the_position_once() {
     let mut talk = overtaken(true);
+    // What shows the loss is passed over.
+    talk.writer.write(REQUEST, &frame(PING, 0, 0, &[7; 8]));
+    talk.flush();
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, END_STREAM, "418");
     talk.flush();
-    assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)]);
+    assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)]);
     assert_eq!(talk.count_of(Counter::SyncGap), 1);
 }
 
@@ -639,10 +684,86 @@ fn three_hundred_calls_are_open_at_once() {
     }
 }
 
+/// The close counts each of them once, but those that are alike together.
+#[test]
+fn a_close_with_thousands_of_open_calls_is_bounded_and_counts_each() {
+    for narrow in [false, true] {
+        let mut talk = Talk::new(DESTINATION);
+        talk.wire.bed.narrow = narrow;
+        let most = CALLS + if narrow { 0 } else { MORE } + MAPPED;
+        for number in 0..most as u32 + 500 {
+            talk.writer.ask(number * 2 + 1, END_STREAM);
+        }
+        talk.flush();
+        assert_eq!(talk.wire.open(), most);
+        assert_eq!(talk.count_of(Counter::RequestNoRoom), 500);
+        talk.wire.end(RESPONSE, true);
+        talk.wire.close();
+        assert_eq!(talk.wire.open(), 0);
+        assert_eq!(talk.finished(), vec![(503, GRPC_NONE, Counter::RequestEndedEarly); most]);
+        // They differ in their first bytes only.
+        assert!(talk.wire.bed.booked < 100, "counted {} times", talk.wire.bed.booked);
+    }
+}
+
+/// However long some are open and however many come and go meanwhile.
+#[test]
+fn calls_that_stay_open_take_the_room_of_no_others() {
+    let mut talk = Talk::new(SOURCE);
+    let stay = 400;
+    for number in 0..stay {
+        talk.writer.ask(number * 2 + 1, END_STREAM);
+    }
+    talk.flush();
+    for number in stay..stay + 5_000 {
+        talk.writer.ask(number * 2 + 1, END_STREAM);
+        talk.writer.answer(number * 2 + 1, END_STREAM, "299");
+        talk.flush();
+        assert_eq!(talk.wire.open(), stay as usize);
+    }
+    for number in (0..stay).rev() {
+        talk.writer.answer(number * 2 + 1, END_STREAM, "299");
+    }
+    talk.flush();
+    assert_eq!(talk.finished(), vec![(299, GRPC_NONE, Counter::RequestOk); stay as usize + 5_000]);
+    assert_eq!(talk.wire.open(), 0);
+}
+
+#[test]
+fn a_graceful_goaway_touches_no_call() {
+    let mut talk = Talk::new(DESTINATION);
+    talk.writer.ask(1, END_STREAM);
+    talk.writer.ask(3, END_STREAM);
+    talk.flush();
+    for last in [0x7fff_ffff, 3] {
+        talk.wire.h.frames[RESPONSE].going = last + 1;
+        assert!(!settle(&talk.wire.c, &mut talk.wire.h, RESPONSE, false, || 0));
+    }
+    talk.wire.h.frames[RESPONSE].going = 2;
+    assert!(settle(&talk.wire.c, &mut talk.wire.h, RESPONSE, false, || 0));
+}
+
+#[test]
+fn answers_that_are_alike_are_counted_together_and_others_apart() {
+    let mut talk = Talk::new(SOURCE);
+    for id in [1, 3, 5, 7, 9] {
+        talk.writer.ask(id, END_STREAM);
+    }
+    talk.flush();
+    let booked = talk.wire.bed.booked;
+    for (id, status) in [(1, "299"), (3, "299"), (5, "298"), (7, "299"), (9, "299")] {
+        talk.writer.answer(id, END_STREAM, status);
+    }
+    talk.flush();
+    assert_eq!(talk.finished(), [299, 299, 298, 299, 299].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
+    // The first two differ by how the status is sent.
+    assert_eq!(talk.wire.bed.booked - booked, 4);
+}
+
 #[test]
 fn a_call_without_room_is_counted_as_such() {
     let mut talk = Talk::new(SOURCE);
-    talk.wire.bed.refused = vec![65];
+    (talk.wire.bed.refused, talk.wire.bed.narrow) = (vec![65], true);
     for id in [1, 65, 67] {
         talk.writer.ask(id, END_STREAM);
     }
@@ -865,6 +986,7 @@ fn bytes_missing_elsewhere_cost_the_position_once_and_the_open_calls() {
     talk.writer.ask(67, END_STREAM);
     talk.writer.answer(67, END_STREAM, "299");
     talk.flush();
+    // The same status, but from the table of before.
     let expected = [(299, GRPC_NONE, Counter::RequestOk), (STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)];
     assert_eq!(talk.finished(), expected);
     talk.wire.close();
@@ -872,7 +994,7 @@ fn bytes_missing_elsewhere_cost_the_position_once_and_the_open_calls() {
 }
 
 #[test]
-fn an_older_connection_is_found_at_a_frame_and_counted_without_status() {
+fn an_older_connection_is_found_at_a_frame_and_counted_without_a_status_from_before() {
     for base in [u32::MAX - 700, 12, 1 << 31, 3_000_000_000] {
         let mut talk = Talk::new(SOURCE);
         talk.wire = Wire::late(SOURCE);
@@ -918,7 +1040,7 @@ fn an_older_connection_is_not_found_inside_a_frame() {
     talk.writer.ask(3, END_STREAM);
     talk.writer.answer(3, END_STREAM, "299");
     talk.flush();
-    assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)]);
+    assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk)]);
 }
 
 #[test]
@@ -946,13 +1068,14 @@ fn an_older_connection_that_is_in_the_middle_of_data_is_known_by_its_server() {
         talk.flush();
         assert_eq!(talk.count_of(Counter::ConnectionTcp), 0);
         assert_eq!(talk.count_of(Counter::ConnectionHttp2), 1);
-        assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)]);
+        assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk)]);
     }
 }
 
-/// A content type of before is not known by its index; one of after is, at the first call and at all others.
+/// A content type of before is not known by its index; one of after is, at the first call and at all others. Either way the
+/// answer's gRPC status tells.
 #[test]
-fn a_call_on_an_older_connection_is_told_from_others_where_its_content_type_is_sent_anew() {
+fn a_call_on_an_older_connection_is_told_from_others() {
     let mut talk = Talk::new(SOURCE);
     talk.writer.call(1);
     talk.wire = Wire::late(SOURCE);
@@ -971,12 +1094,12 @@ fn a_call_on_an_older_connection_is_told_from_others_where_its_content_type_is_s
         exchange(id, content_type);
     }
     exchange(9, "application/grpc");
-    let late = |grpc_status| (STATUS_UNKNOWN, grpc_status, Counter::RequestLate);
-    assert_eq!(talk.finished(), [GRPC_NONE, GRPC_UNKNOWN, GRPC_UNKNOWN, GRPC_NONE].map(late));
+    assert_eq!(talk.finished(), [(200, 5, Counter::RequestOk); 4]);
     let finished = &talk.wire.bed.finished;
     let kinds: Vec<_> = finished.iter().map(|call| (call.protocol, call.messages)).collect();
-    let (http, grpc) = ((PROTOCOL_HTTP, [0, 0]), (PROTOCOL_GRPC, [1, 2]));
-    assert_eq!(kinds, [http, grpc, grpc, http]);
+    // Where only the answer says it, and behind the messages, they are not counted.
+    let (late, known) = ((PROTOCOL_GRPC, [0, 0]), (PROTOCOL_GRPC, [1, 2]));
+    assert_eq!(kinds, [late, known, known, late]);
 }
 
 #[test]
@@ -988,7 +1111,7 @@ fn an_older_connection_may_yet_have_its_preface_to_come() {
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, END_STREAM, "299");
     talk.flush();
-    assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)]);
+    assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk)]);
 }
 
 #[test]
@@ -1023,7 +1146,7 @@ fn what_is_no_http2_costs_the_position_once() {
         talk.writer.ask(5, END_STREAM);
         talk.writer.answer(5, END_STREAM, "299");
         talk.flush();
-        assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)], "{what}");
+        assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk)], "{what}");
     }
 }
 
@@ -1045,6 +1168,138 @@ fn calls_to_an_application_that_breaks_the_protocol_are_answered_by_its_proxy() 
     assert_eq!(talk.wire.open(), 0);
 }
 
+/// Answers that a proxy takes for a broken connection: it answers in the application's place, and with none of its bytes.
+#[test]
+fn answers_that_are_refused_are_502() {
+    type Fields = &'static [(&'static str, &'static str)];
+    let refused: [(&str, Fields); 15] = [
+        ("connection", &[(":status", "200"), ("connection", "close")]),
+        ("keep-alive", &[(":status", "200"), ("keep-alive", "timeout=5")]),
+        ("proxy-connection", &[(":status", "200"), ("proxy-connection", "close")]),
+        ("transfer-encoding", &[(":status", "200"), ("transfer-encoding", "chunked")]),
+        ("upgrade", &[(":status", "200"), ("upgrade", "h2c")]),
+        ("no name", &[(":status", "200"), ("", "v")]),
+        ("no status", &[("x-a", "v")]),
+        ("nothing", &[]),
+        ("two statuses", &[(":status", "200"), (":status", "404")]),
+        ("status behind a field", &[("x-a", "v"), (":status", "200")]),
+        ("a short status", &[(":status", "20")]),
+        ("a long status", &[(":status", "2000")]),
+        ("an empty status", &[(":status", "")]),
+        ("a signed status", &[(":status", "+20")]),
+        ("an interim answer that ends", &[(":status", "103")]),
+    ];
+    for (what, fields) in refused {
+        for flags in [0, BEST, BEST | HUFFMAN] {
+            let mut talk = Talk::new(DESTINATION);
+            talk.writer.flags = flags;
+            talk.writer.ask(1, END_STREAM);
+            talk.writer.ask(3, END_STREAM);
+            talk.writer.headers(RESPONSE, 1, END_STREAM, fields);
+            talk.flush();
+            assert_eq!(talk.finished(), [(502, GRPC_NONE, Counter::RequestEndedEarly); 2], "{what}");
+            assert!(talk.wire.bed.finished.iter().all(|finished| finished.bytes[RESPONSE] == 0));
+        }
+    }
+    for name in [":foo", "X-Upper", "x-uppeR", "x y", "x\t", "a-long-name-that-is-spelt-ouT"] {
+        let mut talk = Talk::new(DESTINATION);
+        talk.writer.flags = 0;
+        talk.writer.ask(1, END_STREAM);
+        talk.writer.headers(RESPONSE, 1, END_STREAM, &[(":status", "200"), (name, "v")]);
+        talk.flush();
+        assert_eq!(talk.finished(), [(502, GRPC_NONE, Counter::RequestEndedEarly)], "{name}");
+    }
+    let ok = headers(1, END_STREAM, &[0x88], &Shape::default());
+    for (what, frames) in [
+        ("data first", data(1, END_STREAM, b"x", &Shape::default())),
+        ("an even stream", headers(2, END_STREAM, &[0x88], &Shape::default())),
+        ("a stream that nobody has begun", headers(3, END_STREAM, &[0x88], &Shape::default())),
+        ("settings of five bytes", frame(SETTINGS, 0, 0, &[0; 5])),
+        ("a ping of seven bytes", frame(PING, 0, 0, &[0; 7])),
+        ("a ping on a stream", frame(PING, 0, 1, &[0; 8])),
+        ("a promise", promise(1, 2, &[0x82], &Shape::default())),
+        ("a size behind a field", headers(1, END_STREAM, &[0x88, 0x20], &Shape::default())),
+        ("three sizes", headers(1, END_STREAM, &[0x20, 0x20, 0x20, 0x88], &Shape::default())),
+    ] {
+        let mut talk = Talk::new(DESTINATION);
+        talk.writer.ask(1, END_STREAM);
+        talk.flush();
+        talk.writer.write(RESPONSE, &[frames, ok.clone()].concat());
+        talk.flush();
+        assert_eq!(talk.finished(), [(502, GRPC_NONE, Counter::RequestEndedEarly)], "{what}");
+    }
+}
+
+/// What is wrong with trailers comes too late for another code.
+#[test]
+fn trailers_that_are_refused_end_the_call_early() {
+    for (flags, fields) in [(END_STREAM, [(":status", "200")]), (0, [("x-sum", "0")])] {
+        let mut talk = Talk::new(DESTINATION);
+        talk.writer.ask(1, END_STREAM);
+        talk.writer.answer(1, 0, "299");
+        talk.flush();
+        let answer = meter(&talk.writer.streams[RESPONSE], false)[&1];
+        talk.writer.headers(RESPONSE, 1, flags, &fields);
+        talk.flush();
+        assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestEndedEarly)]);
+        assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], answer);
+    }
+}
+
+/// The proxy resets the call, and its meter has the reset instead of the fields.
+#[test]
+fn more_fields_than_a_proxy_takes() {
+    let fields = |first: (&'static str, &'static str), number| {
+        let more: Vec<(String, String)> = (1..number).map(|field| (format!("x-{field}"), "v".to_owned())).collect();
+        let mut all = vec![(first.0.to_owned(), first.1.to_owned())];
+        all.extend(more);
+        all
+    };
+    for (leg, number, status) in
+        [(DESTINATION, 100, 200), (DESTINATION, 101, 503), (SOURCE, 100, 299), (SOURCE, 101, 0)]
+    {
+        let mut talk = Talk::new(leg);
+        let first = if leg == SOURCE { (":method", "GET") } else { (":status", "200") };
+        let all = fields(first, number);
+        let all: Vec<(&str, &str)> = all.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let (by, given) = if leg == SOURCE {
+            talk.writer.headers(REQUEST, 1, END_STREAM, &all);
+            (RESPONSE, REQUEST)
+        } else {
+            talk.writer.ask(1, END_STREAM);
+            talk.flush();
+            talk.writer.headers(RESPONSE, 1, END_STREAM, &all);
+            (REQUEST, RESPONSE)
+        };
+        talk.flush();
+        if number > 100 {
+            talk.writer.write(by, &reset(1));
+        } else if leg == SOURCE {
+            talk.writer.answer(1, END_STREAM, "299");
+        }
+        talk.flush();
+        assert_eq!(talk.finished().iter().map(|call| call.0).collect::<Vec<_>>(), [status], "{number} fields");
+        assert_eq!(talk.wire.bed.finished[0].bytes[given] == 0, number > 100);
+        let asked = if leg == SOURCE { 0 } else { meter(&talk.writer.streams[REQUEST], true)[&1] };
+        assert!(number == 100 || talk.wire.bed.finished[0].bytes[by] == asked + 13);
+    }
+}
+
+/// A client that breaks the protocol has its connection ended, and its calls have no code.
+#[test]
+fn requests_that_are_refused_have_no_code() {
+    for fields in
+        [[(":method", "GET"), ("connection", "close")], [(":method", "GET"), ("transfer-encoding", "chunked")]]
+    {
+        let mut talk = Talk::new(SOURCE);
+        talk.writer.ask(1, END_STREAM);
+        talk.writer.headers(REQUEST, 3, END_STREAM, &fields);
+        talk.flush();
+        assert_eq!(talk.finished(), [(0, GRPC_NONE, Counter::RequestEndedEarly); 2]);
+        assert_eq!(talk.wire.bed.finished[1].bytes, [0, 0]);
+    }
+}
+
 #[test]
 fn an_extended_connect_that_is_granted_is_an_upgrade() {
     for flags in [BEST, BEST | HUFFMAN] {
@@ -1063,7 +1318,7 @@ fn an_extended_connect_that_is_granted_is_an_upgrade() {
 
 #[test]
 fn a_status_that_cannot_be_read_is_unknown() {
-    for junk in ["", "2", "42", "099", "20o", "1000", "99999", "two hundred"] {
+    for junk in ["", "2", "42", "0099", "20o", "1000", "99999", "two hundred"] {
         for flags in [BEST, BEST | HUFFMAN] {
             let mut talk = Talk::new(SOURCE);
             talk.writer.flags = flags;
@@ -1079,7 +1334,7 @@ fn a_status_that_cannot_be_read_is_unknown() {
 
 #[test]
 fn a_grpc_status_that_cannot_be_read_is_unknown() {
-    for junk in ["", "-1", "1e3", "123456", "ok"] {
+    for junk in ["", "-1", "+", "1e3", "++5", "4294967296", "ok"] {
         let mut talk = Talk::new(SOURCE);
         talk.writer.call(1);
         talk.writer.write(REQUEST, &data(1, END_STREAM, b"", &Shape::default()));
@@ -1087,6 +1342,56 @@ fn a_grpc_status_that_cannot_be_read_is_unknown() {
         talk.flush();
         assert_eq!(talk.finished(), [(200, GRPC_UNKNOWN, Counter::RequestStatusUnknown)], "{junk:?}");
     }
+}
+
+/// Numbers of 32 bits as they are read by a proxy, in headers and from the header table.
+#[test]
+fn a_grpc_status_is_any_number_of_32_bits() {
+    for (text, number) in [
+        ("17", 17),
+        ("8190", 8_190),
+        ("8191", 8_191),
+        ("9999", 9_999),
+        ("10000", 10_000),
+        ("40103", 40_103),
+        ("65534", 65_534),
+        ("65535", 65_535),
+        ("4294967294", 4_294_967_294),
+        ("4294967295", 4_294_967_295),
+        ("+5", 5),
+        ("005", 5),
+        ("0000000000000005", 5),
+    ] {
+        for flags in [0, BEST, BEST | HUFFMAN] {
+            let mut talk = Talk::new(SOURCE);
+            talk.writer.flags = flags;
+            for id in [1, 3] {
+                talk.writer.call(id);
+                talk.writer.write(REQUEST, &data(id, END_STREAM, b"", &Shape::default()));
+                talk.writer.headers(RESPONSE, id, END_STREAM, &[(":status", "200"), ("grpc-status", text)]);
+            }
+            talk.flush();
+            assert_eq!(talk.finished(), [(200, number, Counter::RequestOk); 2], "{text}");
+        }
+    }
+}
+
+/// Of those too large for the header table's entries only some are remembered; the others are exact where they are spelt out.
+#[test]
+fn more_large_grpc_statuses_than_are_remembered() {
+    let mut talk = Talk::new(SOURCE);
+    let statuses: Vec<u64> = (0..12).map(|number| 100_000 + number).collect();
+    for (call, status) in statuses.iter().chain(&statuses).enumerate() {
+        let id = call as u32 * 2 + 1;
+        talk.writer.call(id);
+        talk.writer.write(REQUEST, &data(id, END_STREAM, b"", &Shape::default()));
+        talk.writer.headers(RESPONSE, id, END_STREAM, &[(":status", "200"), ("grpc-status", &status.to_string())]);
+    }
+    talk.flush();
+    let finished: Vec<u64> = talk.finished().iter().map(|call| call.1).collect();
+    assert_eq!(finished[..12], statuses);
+    assert_eq!(finished[12..19], statuses[..7]);
+    assert_eq!(finished[19..], [GRPC_UNKNOWN; 5]);
 }
 
 #[test]

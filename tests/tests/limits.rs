@@ -88,7 +88,7 @@ fn more_series_than_there_is_room_for(_: &mut ()) -> Result<String> {
 
 /// Each call is counted once: in Istio's families, or as one that there was no room for.
 fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
-    const CALLS: u64 = 100;
+    const CALLS: u64 = 300;
     tools::require("h2load")?;
     let pair = Pair::unobserved(Options::default(), Options::default())?;
     let configuration = format!("max_open_calls = 8\n{}", pair.mesh.observer_tables());

@@ -15,13 +15,13 @@ use observer_ebpf::{
     early::{Greeting, Place},
     health::Counter,
     hpack::Wide,
-    http2::{Call, CallKey, Http2},
+    http2::{Call, CallKey, Http2, More},
     names,
     socket::Connection,
 };
 
 /// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
-const HELPERS: [(u32, &str); 19] = [
+const HELPERS: [(u32, &str); 18] = [
     (1, "map_lookup_elem: every map but the arrays, whose look-up is inlined"),
     (2, "map_update_elem: a new series, a new inbound port"),
     (3, "map_delete_elem: a call that has ended"),
@@ -39,7 +39,6 @@ const HELPERS: [(u32, &str); 19] = [
     (88, "map_pop_elem: a free slot, block or door"),
     (96, "tcp_sock: what TCP has accepted, and whether it will take a segment"),
     (107, "sk_storage_get: the connection"),
-    (164, "for_each_map_elem: the calls of a connection that has ended"),
     (181, "loop: turns through a packet"),
 ];
 
@@ -149,6 +148,7 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
         (names::HTTP2, 4, size_of::<Http2>()),
         (names::WIDE, 4, 2 * size_of::<Wide>()),
         (names::UNOBSERVED, 4, 4),
+        (names::MORE, 4, size_of::<More>()),
         (names::CALLS, size_of::<CallKey>(), size_of::<Call>()),
         (names::EARLY, 4, size_of::<Place>()),
         (names::GREETINGS, 4, size_of::<Greeting>()),

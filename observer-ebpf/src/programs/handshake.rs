@@ -15,7 +15,7 @@ use observer_ebpf::{
     early::{GREETED_NS, GREETINGS, Greeting},
     health::Counter,
     hpack::Wide,
-    http2::{self, Call, CallKey, Calls, Http2, Reaping},
+    http2::{self, Book, Call, CallKey, Calls, Http2, More, Tally},
     segment::{RST, SYN, Segment},
     shared,
     socket::{self, Connection, Env, INBOUND, REQUEST, SOURCE, UNDECIDED},
@@ -25,7 +25,7 @@ use observer_ebpf::{
 
 use super::{
     early,
-    http2::each,
+    http2::settle,
     maps,
     packet::{TURNS, enter, leave, segment},
     record,
@@ -161,7 +161,7 @@ fn greeted_h2(ops: *mut bpf_sock_ops) -> Option<()> {
     let mut env = Kept { ops, greeting };
     if entered(c) {
         http2::payload(c, h, &mut env, REQUEST, greeting.seq, 0, greeting.length);
-        http2::settle(c, h, &mut env, REQUEST, false);
+        settle(c, h, sk, REQUEST, false);
         leave(&mut c.streams[REQUEST]);
     }
     done(c.streams[REQUEST].ticket, greeting);
@@ -270,13 +270,28 @@ impl Env for Kept {
     }
 }
 
+impl Book for Kept {
+    #[inline(always)]
+    fn book(&mut self, c: &mut Connection, tally: &mut Tally) {
+        record::tallied(c, tally);
+    }
+    #[inline(always)]
+    fn count_by_number(&mut self, counter: u32, by: u32) {
+        maps::count(counter, by.into());
+    }
+}
+
 impl Calls for Kept {
     #[inline(always)]
     fn frame_turns(&mut self, c: &mut Connection, h: &mut Http2, _: usize) -> bool {
         let mut walk = Walk { c, h, kept: self, last: 0 };
         // SAFETY: the callback gets back the pointer given here.
-        unsafe { bpf_loop(TURNS, frame_turn as *mut c_void, (&raw mut walk).cast(), 0) };
+        unsafe { bpf_loop(http2::TURNS, frame_turn as *mut c_void, (&raw mut walk).cast(), 0) };
         walk.last != 0
+    }
+    #[inline(always)]
+    fn more(&mut self, create: bool) -> *mut More {
+        socket_of(self.ops).map_or(core::ptr::null_mut(), |sk| maps::more(sk, create))
     }
     #[inline(always)]
     fn call(&mut self, key: &CallKey) -> *mut Call {
@@ -289,10 +304,6 @@ impl Calls for Kept {
     #[inline(always)]
     fn remove(&mut self, key: &CallKey) {
         maps::remove_call(key);
-    }
-    #[inline(always)]
-    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
-        each(c, h, reaping);
     }
     #[inline(always)]
     fn wide(&mut self, direction: usize) -> *mut Wide {

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_for_each_map_elem, bpf_get_socket_cookie, bpf_loop},
+    helpers::generated::{bpf_get_socket_cookie, bpf_loop},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -11,16 +11,17 @@ use core::ffi::c_void;
 use observer_ebpf::{
     health::Counter,
     hpack::Wide,
-    http2::{self, CALLS, Call, CallKey, Calls, Http2, Reaping},
+    http2::{self, Book, CALLS, CLOSE, Call, CallKey, Calls, Http2, MAPPED, MORE, More, Tally},
     segment::Segment,
     shared,
     socket::{self, Connection, DESTINATION, REQUEST, RESPONSE},
 };
 
 use super::{
-    context::read,
+    context::{opaque, read},
     maps,
-    packet::{Arrival, Packet, TURNS, arrived, leave, segment},
+    packet::{Arrival, Packet, arrived, leave, segment},
+    record,
     sock_ops::Event,
 };
 
@@ -63,9 +64,9 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<()> {
     let direction = if egress == (c.leg == DESTINATION) { REQUEST } else { RESPONSE };
     let arrival = arrived(c, sk, &segment, egress, direction)?;
     if direction == REQUEST {
-        segment_of(c, h, skb, &segment, arrival, REQUEST);
+        segment_of(c, h, (skb, sk), &segment, arrival, REQUEST);
     } else {
-        segment_of(c, h, skb, &segment, arrival, RESPONSE);
+        segment_of(c, h, (skb, sk), &segment, arrival, RESPONSE);
     }
     if !egress {
         leave(&mut c.streams[direction]);
@@ -85,18 +86,19 @@ fn begun(skb: *mut __sk_buff, sk: *mut bpf_sock) -> Option<&'static mut Http2> {
 fn segment_of(
     c: &mut Connection,
     h: &mut Http2,
-    skb: *mut __sk_buff,
+    (skb, sk): (*mut __sk_buff, *mut bpf_sock),
     segment: &Segment,
     arrival: Arrival,
     direction: usize,
 ) {
     let mut env = Packet { skb };
-    http2::catch_up(c, h, &mut env, direction, arrival.accepted());
-    if segment.length != 0 && !arrival.is_closed() {
+    if http2::catch_up(c, h, &mut env, direction, arrival.accepted()) {
+        http2::pass_over(&mut c.streams[direction], segment.seq, segment.offset, segment.length);
+    } else if segment.length != 0 && !arrival.is_closed() {
         http2::payload(c, h, &mut env, direction, segment.seq, segment.offset, segment.length);
     }
     let over = socket::reached_end(c, &mut env, direction, segment) && socket::ended(c, &mut env);
-    http2::settle(c, h, &mut env, direction, over);
+    settle(c, h, sk, direction, over);
 }
 
 /// What the loops' callbacks work on.
@@ -123,14 +125,30 @@ unsafe extern "C" fn response_turn(_: u32, walk: *mut Walk) -> i64 {
     i64::from(last)
 }
 
+impl Book for Packet {
+    #[inline(always)]
+    fn book(&mut self, c: &mut Connection, tally: &mut Tally) {
+        record::tallied(c, tally);
+    }
+    #[inline(always)]
+    fn count_by_number(&mut self, counter: u32, by: u32) {
+        maps::count(counter, by.into());
+    }
+}
+
 impl Calls for Packet {
     #[inline(always)]
     fn frame_turns(&mut self, c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
         let mut walk = Walk { c, h, skb: self.skb, last: 0 };
         let callback = if direction == REQUEST { request_turn as *mut c_void } else { response_turn as *mut c_void };
         // SAFETY: the callback gets back the pointer given here.
-        unsafe { bpf_loop(TURNS, callback, (&raw mut walk).cast(), 0) };
+        unsafe { bpf_loop(http2::TURNS, callback, (&raw mut walk).cast(), 0) };
         walk.last != 0
+    }
+    #[inline(always)]
+    fn more(&mut self, create: bool) -> *mut More {
+        let sk = read!(self.skb, __bindgen_anon_2.sk);
+        if sk.is_null() { core::ptr::null_mut() } else { maps::more(sk, create) }
     }
     #[inline(always)]
     fn call(&mut self, key: &CallKey) -> *mut Call {
@@ -145,83 +163,105 @@ impl Calls for Packet {
         maps::remove_call(key);
     }
     #[inline(always)]
-    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
-        each(c, h, reaping);
-    }
-    #[inline(always)]
     fn wide(&mut self, direction: usize) -> *mut Wide {
         let sk = read!(self.skb, __bindgen_anon_2.sk);
         if sk.is_null() { core::ptr::null_mut() } else { maps::wide(sk, direction) }
     }
 }
 
-/// At the close there is no packet, but there are calls.
-impl Calls for Event {
+impl Book for Event {
     #[inline(always)]
-    fn frame_turns(&mut self, _: &mut Connection, _: &mut Http2, _: usize) -> bool {
-        false
+    fn book(&mut self, c: &mut Connection, tally: &mut Tally) {
+        record::tallied(c, tally);
     }
     #[inline(always)]
-    fn call(&mut self, key: &CallKey) -> *mut Call {
-        maps::call(key)
-    }
-    #[inline(always)]
-    fn insert(&mut self, _: &CallKey, _: &Call) -> bool {
-        false
-    }
-    #[inline(always)]
-    fn remove(&mut self, key: &CallKey) {
-        maps::remove_call(key);
-    }
-    #[inline(always)]
-    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
-        each(c, h, reaping);
-    }
-    #[inline(always)]
-    fn wide(&mut self, _: usize) -> *mut Wide {
-        core::ptr::null_mut()
+    fn count_by_number(&mut self, counter: u32, by: u32) {
+        maps::count(counter, by.into());
     }
 }
 
-/// What the callbacks over calls work on.
+/// Counts what is left open by what came in a direction.
+#[inline(never)]
+pub(super) fn settle(c: &mut Connection, h: &mut Http2, sk: *mut bpf_sock, direction: usize, over: bool) {
+    if http2::settle(c, h, direction, over, record::now) {
+        let t = &raw mut h.tallies[direction];
+        each(c, h, sk, t);
+    }
+}
+
+/// Counts what is open on a connection that has closed.
+#[inline(never)]
+pub(super) fn closed(c: &mut Connection, sk: *mut bpf_sock) {
+    let Some(h) = maps::http2(sk) else { return };
+    settle(c, h, sk, CLOSE, true);
+}
+
+/// What the callback over calls works on.
 struct Walker {
     c: *mut Connection,
     h: *mut Http2,
-    reaping: Reaping,
+    t: *mut Tally,
+    more: *mut More,
 }
 
+/// Reaps the connection's calls, wherever they are, and counts them.
 #[inline(never)]
-pub(super) fn each(c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
-    let elsewhere = shared::load(&h.elsewhere) != 0;
-    let mut walker = Walker { c, h, reaping: *reaping };
-    // SAFETY: the callbacks get back the pointer given here.
-    unsafe {
-        bpf_loop(CALLS as u32, own_call as *mut c_void, (&raw mut walker).cast(), 0);
-        if elsewhere {
-            bpf_for_each_map_elem(maps::calls(), map_call as *mut c_void, (&raw mut walker).cast(), 0);
-        }
-    }
-}
-
-unsafe extern "C" fn own_call(number: u32, walker: *mut Walker) -> i64 {
-    // SAFETY: the pointer that `each` gave; the connection outlives the program. The index is masked.
-    let (c, call, reaping) = unsafe {
-        let h = &mut *(*walker).h;
-        (&mut *(*walker).c, h.calls.get_unchecked_mut(number as usize & (CALLS - 1)), &(*walker).reaping)
+fn each(c: &mut Connection, h: &mut Http2, sk: *mut bpf_sock, t: *mut Tally) {
+    let (elsewhere, mapped) = (shared::load(&h.elsewhere) != 0, shared::load(&h.mapped) != 0);
+    let more = if elsewhere { maps::more(sk, false) } else { core::ptr::null_mut() };
+    let calls = if mapped {
+        CALLS + MORE + MAPPED
+    } else if elsewhere {
+        CALLS + MORE
+    } else {
+        CALLS
     };
-    if http2::reap(c, &mut Event, call, reaping) {
-        shared::store(&mut call.id, 0);
+    let mut walker = Walker { c, h, t, more };
+    // SAFETY: the callback gets back the pointer given here, and what it points to outlives the program.
+    unsafe {
+        bpf_loop(calls as u32, reap as *mut c_void, (&raw mut walker).cast(), 0);
+        http2::all_reaped(&mut *walker.c, &mut Event, &mut *walker.t);
     }
-    0
 }
 
-unsafe extern "C" fn map_call(_: *mut c_void, key: *const CallKey, call: *mut Call, walker: *mut Walker) -> i64 {
-    // SAFETY: as above; the kernel gives a key and its value.
-    let (c, h, key, call, reaping) =
-        unsafe { (&mut *(*walker).c, &mut *(*walker).h, &*key, &mut *call, &(*walker).reaping) };
-    if key.cookie == h.cookie && http2::reap(c, &mut Event, call, reaping) {
-        maps::remove_call(key);
+unsafe extern "C" fn reap(number: u32, walker: *mut Walker) -> i64 {
+    // SAFETY: the pointer that `each` gave; the connection outlives the program. Every index is masked or checked.
+    let (c, h, t, more) = unsafe { (&mut *(*walker).c, &mut *(*walker).h, &mut *(*walker).t, (*walker).more.as_mut()) };
+    let mut index = number;
+    if index < CALLS as u32 {
+        // SAFETY: as above.
+        let call = unsafe { h.calls.get_unchecked_mut(index as usize & (CALLS - 1)) };
+        if !http2::reap(t, call) {
+            return 0;
+        }
+        shared::store(&mut call.id, 0);
+    } else if index < (CALLS + MORE) as u32 {
+        index = opaque(index - CALLS as u32);
+        let Some(more) = more else { return 0 };
+        if index >= MORE as u32 {
+            return 0;
+        }
+        // SAFETY: as above.
+        let call = unsafe { more.calls.get_unchecked_mut(index as usize) };
+        if !http2::reap(t, call) {
+            return 0;
+        }
+        shared::store(&mut call.id, 0);
+        shared::lower(&mut h.elsewhere);
+    } else {
+        let slot = index - (CALLS + MORE) as u32;
+        if shared::load(http2::slot_word(h, slot)) & 1 << (slot & 31) == 0 {
+            return 0;
+        }
+        // SAFETY: a call in the map outlives the program.
+        let call = unsafe { maps::call(&CallKey { cookie: h.cookie, sidecar: h.sidecar, slot }).as_mut() };
+        let Some(call) = call else { return 0 };
+        if !http2::reap(t, call) {
+            return 0;
+        }
+        http2::vacate(h, slot, maps::remove_call);
         shared::lower(&mut h.elsewhere);
     }
+    http2::reaped(c, &mut Event, t);
     0
 }

@@ -13,7 +13,7 @@ use observer_ebpf::{
     early::{Greeting, PLACES, Place},
     health::Counter,
     hpack::Wide,
-    http2::{Call, CallKey, Http2},
+    http2::{Call, CallKey, Http2, More},
     shared,
     socket::Connection,
 };
@@ -30,7 +30,10 @@ static WIDE: SkStorage<[Wide; 2]> = SkStorage::new();
 /// Programs only. Freed with the socket; sockets that are older than the programs and that nothing is counted of have one.
 #[btf_map]
 static UNOBSERVED: SkStorage<u32> = SkStorage::new();
-/// Programs only: calls that the connection's storage has no room for.
+/// Programs only. Freed with the socket; only connections with many open calls have one.
+#[btf_map]
+static MORE: SkStorage<More> = SkStorage::new();
+/// Programs insert and remove calls that no storage has room for; the user side removes what outlived its sidecar.
 #[btf_map]
 static CALLS: HashMap<CallKey, Call, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 /// Programs only.
@@ -134,6 +137,13 @@ pub(super) fn new_http2(sk: *mut bpf_sock) -> Option<&'static mut Http2> {
     http2
 }
 
+/// The calls that a connection's HTTP/2 part has no room for; null if there are none, and if they are to be made and there is no
+/// room.
+#[inline(always)]
+pub(super) fn more(sk: *mut bpf_sock, create: bool) -> *mut More {
+    storage(&raw const MORE, sk, if create { CREATE } else { 0 }).cast()
+}
+
 /// The larger header table of a direction, made if there is none; null if there is no room.
 #[inline(always)]
 pub(super) fn wide(sk: *mut bpf_sock, direction: usize) -> *mut Wide {
@@ -176,12 +186,6 @@ pub(super) fn insert_call(key: &CallKey, call: &Call) -> bool {
 pub(super) fn remove_call(key: &CallKey) {
     // Nobody else removes it; if it is gone all the same, nothing is left to do.
     let _ = CALLS.remove(key);
-}
-
-/// The map of calls, for a walk over all of them.
-#[inline(always)]
-pub(super) fn calls() -> *mut c_void {
-    (&raw const CALLS).cast_mut().cast()
 }
 
 /// A place for bytes that came early.

@@ -2,9 +2,10 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_ebpf::{
-    DURATION, Door, GRPC_NONE, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST_BYTES,
-    RESPONSE_BYTES, SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN, Series, SeriesKey,
+    DURATION, Door, GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_TCP,
+    REQUEST_BYTES, RESPONSE_BYTES, SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN, Series, SeriesKey,
     health::Counter,
+    http2::Tally,
     latency, shared,
     socket::{Connection, DESTINATION, ENCRYPTED, Finished, LATE, LISTED, REQUEST, RESPONSE},
 };
@@ -19,25 +20,42 @@ pub(super) fn now() -> u64 {
 }
 
 /// Counts the request in the connection's place for a direction.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn finished(c: &mut Connection, direction: usize) {
-    let Finished { duration_ns, bytes, messages, status, grpc_status, protocol, security, outcome, .. } =
-        c.finished[direction & 1];
+    let finished = &raw const c.finished[direction & 1];
+    // SAFETY: it is in the connection, which outlives the program.
+    let microseconds = unsafe { (*finished).duration_ns } / 1_000;
+    requests(c, finished, 1, microseconds);
+}
+
+/// Counts the requests of HTTP/2 that ended alike.
+#[inline(always)]
+pub(super) fn tallied(c: &mut Connection, tally: &Tally) {
+    requests(c, &raw const tally.finished, tally.times, tally.microseconds);
+}
+
+/// Counts as many `times` a request like this; `microseconds` is the sum of their durations.
+#[inline(never)]
+fn requests(c: &mut Connection, finished: *const Finished, times: u32, microseconds: u64) {
+    // SAFETY: it is in a socket's storage, which outlives the program.
+    let finished = unsafe { &*finished };
+    let &Finished { ref bytes, ref messages, status, grpc_status, protocol, security, .. } = finished;
+    let by = u64::from(times);
     let Some(series) = series(c, &Labels { protocol, security, status, grpc_status }) else {
-        maps::count(Counter::RequestUnattributed as u32, 1);
+        maps::count(Counter::RequestUnattributed as u32, by);
         return;
     };
-    let microseconds = duration_ns / 1_000;
-    observe(&mut series.histograms[DURATION], microseconds, microseconds / 1_000);
-    observe(&mut series.histograms[REQUEST_BYTES], bytes[REQUEST], bytes[REQUEST]);
-    observe(&mut series.histograms[RESPONSE_BYTES], bytes[RESPONSE], bytes[RESPONSE]);
+    let one = finished.duration_ns / 1_000;
+    observe(&mut series.histograms[DURATION], one, one / 1_000, times, microseconds);
+    observe(&mut series.histograms[REQUEST_BYTES], bytes[REQUEST], bytes[REQUEST], times, bytes[REQUEST] * by);
+    observe(&mut series.histograms[RESPONSE_BYTES], bytes[RESPONSE], bytes[RESPONSE], times, bytes[RESPONSE] * by);
     if messages[REQUEST] != 0 {
-        shared::add(&mut series.messages[REQUEST], u64::from(messages[REQUEST]));
+        shared::add(&mut series.messages[REQUEST], u64::from(messages[REQUEST]) * by);
     }
     if messages[RESPONSE] != 0 {
-        shared::add(&mut series.messages[RESPONSE], u64::from(messages[RESPONSE]));
+        shared::add(&mut series.messages[RESPONSE], u64::from(messages[RESPONSE]) * by);
     }
-    maps::count(u32::from(outcome), 1);
+    maps::count(u32::from(finished.outcome), by);
 }
 
 /// Adds to a connection's TCP counters.
@@ -178,15 +196,19 @@ struct Labels {
     protocol: u8,
     security: u8,
     status: u16,
-    grpc_status: u16,
+    grpc_status: u64,
 }
 
 impl Labels {
-    /// The same in 32 bits, never 0: what is cached is compared by it.
+    /// The same in 32 bits, and never 0: what is cached is compared by it; 0 for what does not fit.
     #[inline(always)]
     fn short(&self) -> u32 {
         let status = if self.status > 999 { 1_000 } else { u32::from(self.status) };
-        u32::from(self.protocol) << 28 | u32::from(self.security) << 26 | status << 16 | u32::from(self.grpc_status)
+        // None is 0xffff, unknown 0xfffe.
+        let grpc_status = self.grpc_status as u32 & 0xffff;
+        let fits = self.grpc_status < 0xfffe || self.grpc_status >= GRPC_UNKNOWN;
+        let short = u32::from(self.protocol) << 28 | u32::from(self.security) << 26 | status << 16 | grpc_status;
+        if fits { short } else { 0 }
     }
 }
 
@@ -202,18 +224,18 @@ fn series(c: &mut Connection, labels: &Labels) -> Option<&'static mut Series> {
     let short = u64::from(labels.short()) << 32;
     // SAFETY: a reference is valid; volatile, since the other direction may be writing.
     let cached = unsafe { core::ptr::read_volatile(&c.cached) };
-    if cached >> 32 << 32 == short {
+    if cached >> 32 << 32 == short && short != 0 {
         return maps::series(cached as u32);
     }
     let key = SeriesKey {
         sidecar: c.sidecar,
         destination: c.destination,
-        status: labels.status,
         grpc_status: labels.grpc_status,
+        status: labels.status,
         leg: c.leg as u8,
         protocol: labels.protocol,
         security: labels.security,
-        padding: 0,
+        padding: [0; 3],
     };
     let slot = maps::slot_of(&key);
     // SAFETY: as above.
@@ -221,15 +243,16 @@ fn series(c: &mut Connection, labels: &Labels) -> Option<&'static mut Series> {
     maps::series(slot)
 }
 
-/// Puts `value` (microseconds or bytes) into a histogram; `exposed` is the same in whole milliseconds or bytes.
+/// Puts `value` (microseconds or bytes) into a histogram so many `times`; `exposed` is the same in whole milliseconds or
+/// bytes, `sum` what it adds to the sum of the values.
 #[inline(never)]
-fn observe(histogram: &mut Histogram, value: u64, exposed: u64) {
+fn observe(histogram: &mut Histogram, value: u64, exposed: u64, times: u32, sum: u64) {
     let bucket = opaque(latency::bucket(exposed)) as usize;
     if bucket < latency::BUCKETS {
         // SAFETY: checked just here.
-        shared::add(unsafe { histogram.buckets.get_unchecked_mut(bucket) }, 1);
+        shared::add(unsafe { histogram.buckets.get_unchecked_mut(bucket) }, u64::from(times));
     }
-    shared::add(&mut histogram.sum, value);
+    shared::add(&mut histogram.sum, sum);
     let (block, cell) = latency::cell(value);
     let (block, cell) = (opaque(block) as usize, opaque(cell) as usize);
     if block < latency::BLOCKS && cell < latency::CELLS {
@@ -237,7 +260,7 @@ fn observe(histogram: &mut Histogram, value: u64, exposed: u64) {
         let word = unsafe { histogram.blocks.get_unchecked_mut(block) };
         if let Some(block) = maps::block(word) {
             // SAFETY: as above.
-            shared::bump(unsafe { block.cells.get_unchecked_mut(cell) });
+            shared::raise(unsafe { block.cells.get_unchecked_mut(cell) }, times);
         }
     }
 }

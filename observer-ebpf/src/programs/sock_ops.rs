@@ -9,7 +9,6 @@ use aya_ebpf::{
 use observer_ebpf::{
     Endpoint, PORT_EXCLUDED, PORT_HTTP, PORT_TCP,
     health::Counter,
-    http2,
     segment::{CLOSE, Socket},
     shared,
     socket::{
@@ -21,7 +20,7 @@ use observer_ebpf::{
 
 use super::{
     context::{read, remote_of_event},
-    early, handshake, maps, record,
+    early, handshake, http2, maps, record,
 };
 
 const ACTIVE_ESTABLISHED: u32 = 4;
@@ -130,10 +129,8 @@ fn closed(ops: *mut bpf_sock_ops) -> Option<()> {
     if !socket::ended(c, &mut Event) {
         return None;
     }
-    if protocol == socket::HTTP2
-        && let Some(h) = maps::http2(sk)
-    {
-        http2::settle(c, h, &mut Event, REQUEST, true);
+    if protocol == socket::HTTP2 {
+        http2::closed(c, sk);
     }
     if c.flags & LATE == 0 && c.flags & ANCHORED != 0 && protocol != socket::ENCRYPTED {
         audit(c.streams[direction].seen, received, 1, c.streams[1 - direction].seen, acknowledged);

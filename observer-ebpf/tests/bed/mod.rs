@@ -11,7 +11,7 @@ use observer_ebpf::{
     early::Places,
     health::Counter,
     hpack::{WIDE, Wide},
-    http2::{self, Call, CallKey, Calls, Http2, Reaping},
+    http2::{self, Book, CLOSE, Call, CallKey, Calls, Http2, MAPPED, More, Tally},
     shared,
     socket::{self, ANCHORED, Connection, DESTINATION, ENDED, Env, Finished, HTTP2, LATE, REQUEST, RESPONSE},
     stream::Stream,
@@ -32,9 +32,13 @@ pub(crate) struct Bed {
     pub(crate) calls: HashMap<CallKey, Box<Call>>,
     /// Calls for which that map has no room, by their stream.
     pub(crate) refused: Vec<u32>,
+    /// Calls beyond those of the connection's own, once there are some.
+    pub(crate) more: Option<Box<More>>,
+    /// How often requests were counted, one or some at a time.
+    pub(crate) booked: u64,
     /// Both directions' larger rings, once they are wanted.
     pub(crate) wide: Option<Box<[Wide; 2]>>,
-    /// There is no room for larger rings.
+    /// There is no room for larger rings and further calls.
     pub(crate) narrow: bool,
     /// The places for early segments.
     pub(crate) places: Places,
@@ -107,6 +111,25 @@ impl Env for Bed {
     }
 }
 
+impl Book for Bed {
+    fn book(&mut self, _: &mut Connection, tally: &mut Tally) {
+        // Each as if it had ended alone, but for what is not known any more: its own duration.
+        assert_ne!(tally.times, 0);
+        let each = u64::from(tally.times);
+        let rest = tally.microseconds % each;
+        for number in 0..each {
+            let microseconds = tally.microseconds / each + u64::from(number < rest);
+            self.finished.push(Finished { duration_ns: microseconds * 1_000, ..tally.finished });
+        }
+        self.booked += 1;
+    }
+    fn count_by_number(&mut self, counter: u32, by: u32) {
+        if by > 0 {
+            self.counts.push((Counter::ALL[counter as usize], by.into()));
+        }
+    }
+}
+
 impl Calls for Bed {
     fn frame_turns(&mut self, c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
         for _ in 0..1 << 17 {
@@ -117,11 +140,18 @@ impl Calls for Bed {
         }
         false
     }
+    fn more(&mut self, create: bool) -> *mut More {
+        if self.more.is_none() && create && !self.narrow {
+            // SAFETY: integers only; zero is how the kernel hands a new storage out.
+            self.more = Some(Box::new(unsafe { std::mem::zeroed() }));
+        }
+        self.more.as_deref_mut().map_or(null_mut(), |more| &raw mut *more)
+    }
     fn call(&mut self, key: &CallKey) -> *mut Call {
         self.calls.get_mut(key).map_or(null_mut(), |call| &raw mut **call)
     }
     fn insert(&mut self, key: &CallKey, call: &Call) -> bool {
-        let room = !self.refused.contains(&key.id);
+        let room = !self.refused.contains(&call.id);
         if room {
             self.calls.insert(*key, Box::new(*call));
         }
@@ -130,28 +160,47 @@ impl Calls for Bed {
     fn remove(&mut self, key: &CallKey) {
         self.calls.remove(key);
     }
-    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
-        for call in &mut h.calls {
-            if http2::reap(c, self, call, reaping) {
-                shared::store(&mut call.id, 0);
-            }
-        }
-        let mut calls = std::mem::take(&mut self.calls);
-        calls.retain(|key, call| {
-            let over = key.cookie == h.cookie && http2::reap(c, self, call, reaping);
-            if over {
-                shared::lower(&mut h.elsewhere);
-            }
-            !over
-        });
-        self.calls = calls;
-    }
     fn wide(&mut self, direction: usize) -> *mut Wide {
         if self.narrow {
             return null_mut();
         }
         &raw mut self.wide.get_or_insert_with(|| Box::new([Wide { entries: [0; WIDE] }; 2]))[direction]
     }
+}
+
+/// Reaps the connection's calls, as the programs do.
+fn each(c: &mut Connection, h: &mut Http2, bed: &mut Bed, number: usize) {
+    let mut t = h.tallies[number];
+    for call in &mut h.calls {
+        if http2::reap(&mut t, call) {
+            shared::store(&mut call.id, 0);
+            http2::reaped(c, bed, &mut t);
+        }
+    }
+    if let Some(mut more) = bed.more.take() {
+        for call in &mut more.calls {
+            if http2::reap(&mut t, call) {
+                shared::store(&mut call.id, 0);
+                shared::lower(&mut h.elsewhere);
+                http2::reaped(c, bed, &mut t);
+            }
+        }
+        bed.more = Some(more);
+    }
+    for slot in 0..MAPPED as u32 {
+        if *http2::slot_word(h, slot) & 1 << (slot % 32) == 0 {
+            continue;
+        }
+        let call = bed.call(&CallKey { cookie: h.cookie, sidecar: h.sidecar, slot });
+        // SAFETY: a bit says that there is a call, and it is boxed.
+        if http2::reap(&mut t, unsafe { &mut *call }) {
+            http2::vacate(h, slot, |key| bed.remove(key));
+            shared::lower(&mut h.elsewhere);
+            http2::reaped(c, bed, &mut t);
+        }
+    }
+    http2::all_reaped(c, bed, &mut t);
+    h.tallies[number] = t;
 }
 
 /// A connection and both its byte streams' starting sequence numbers, close to the wrap.
@@ -221,14 +270,18 @@ impl Wire {
         self.bed.packet.extend_from_slice(&stream[from..to]);
         let seq = self.base[direction].wrapping_add(from as u32);
         let length = (to - from) as u32;
-        self.catch_up(direction);
+        let lost = self.catch_up(direction);
         self.receivers[direction].take(from, to);
+        if lost {
+            http2::pass_over(&mut self.c.streams[direction], seq, 52, length);
+            return;
+        }
         if self.c.protocol != HTTP2 {
             socket::payload(&mut self.c, &mut self.bed, direction, seq, 52, length);
         }
         if self.c.protocol == HTTP2 {
             http2::payload(&mut self.c, &mut self.h, &mut self.bed, direction, seq, 52, length);
-            http2::settle(&mut self.c, &mut self.h, &mut self.bed, direction, false);
+            self.settle(direction, false);
         }
     }
 
@@ -237,15 +290,19 @@ impl Wire {
         self.receivers[direction].take(from, to);
     }
 
-    /// Goes on at what TCP has taken, as every further packet does first.
-    pub(crate) fn catch_up(&mut self, direction: usize) {
-        let Some(accepted) = self.receivers[direction].accepted else { return };
+    /// Goes on at what TCP has taken, as every further packet does first; true if that costs the position.
+    pub(crate) fn catch_up(&mut self, direction: usize) -> bool {
+        let Some(accepted) = self.receivers[direction].accepted else { return false };
         let accepted = self.base[direction].wrapping_add(accepted as u32);
-        if self.c.protocol == HTTP2 {
-            http2::catch_up(&mut self.c, &mut self.h, &mut self.bed, direction, accepted);
-        } else {
+        if self.c.protocol != HTTP2 {
             socket::catch_up(&mut self.c, &mut self.bed, direction, accepted);
+            return false;
         }
+        let lost = http2::catch_up(&mut self.c, &mut self.h, &mut self.bed, direction, accepted);
+        if lost {
+            self.settle(direction, false);
+        }
+        lost
     }
 
     /// A FIN or RST of a direction.
@@ -263,14 +320,25 @@ impl Wire {
             self.catch_up(RESPONSE);
         }
         if socket::ended(&mut self.c, &mut self.bed) && self.c.protocol == HTTP2 {
-            http2::settle(&mut self.c, &mut self.h, &mut self.bed, REQUEST, true);
+            self.settle(CLOSE, true);
+        }
+    }
+
+    fn settle(&mut self, direction: usize, over: bool) {
+        let Self { c, h, bed, .. } = self;
+        if http2::settle(c, h, direction, over, || bed.now()) {
+            each(c, h, bed, direction);
         }
     }
 
     /// Calls of HTTP/2 that are open.
     pub(crate) fn open(&self) -> usize {
-        assert_eq!(self.h.elsewhere as usize, self.bed.calls.len(), "calls in the map");
-        self.h.calls.iter().filter(|call| call.id != 0).count() + self.bed.calls.len()
+        let open = |calls: &[Call]| calls.iter().filter(|call| call.id != 0).count();
+        let elsewhere = self.bed.more.as_ref().map_or(0, |more| open(&more.calls)) + self.bed.calls.len();
+        assert_eq!(self.h.mapped as usize, self.bed.calls.len(), "calls in the map");
+        assert_eq!(self.h.slots.iter().map(|word| word.count_ones()).sum::<u32>(), self.h.mapped);
+        assert_eq!(self.h.elsewhere as usize, elsewhere);
+        open(&self.h.calls) + elsewhere
     }
 }
 

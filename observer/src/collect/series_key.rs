@@ -2,17 +2,48 @@
 
 use std::net::Ipv6Addr;
 
-use observer_ebpf::{Endpoint, SeriesKey};
+use observer_ebpf::{Endpoint, GRPC_NONE, GRPC_UNKNOWN, SeriesKey};
 use serde::{Deserialize, Serialize};
 
 /// Sidecar, address, port, status, gRPC status, leg, protocol, security.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RememberedKey(u32, Ipv6Addr, u16, u16, u16, u8, u8, u8);
+pub struct RememberedKey(u32, Ipv6Addr, u16, u16, RememberedStatus, u8, u8, u8);
+
+/// A status of gRPC as it is remembered. Earlier builds gave it 16 bits, of which the two largest values are none and unknown;
+/// statuses that are these numbers are written beyond 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RememberedStatus(u64);
+
+const NONE: u64 = u16::MAX as u64;
+const UNKNOWN: u64 = NONE - 1;
+const BEYOND: u64 = 1 << 32;
+
+impl From<u64> for RememberedStatus {
+    fn from(status: u64) -> Self {
+        Self(match status {
+            GRPC_NONE => NONE,
+            GRPC_UNKNOWN => UNKNOWN,
+            UNKNOWN | NONE => BEYOND + status,
+            status => status,
+        })
+    }
+}
+
+impl From<RememberedStatus> for u64 {
+    fn from(RememberedStatus(status): RememberedStatus) -> Self {
+        match status {
+            NONE => GRPC_NONE,
+            UNKNOWN => GRPC_UNKNOWN,
+            status => status % BEYOND,
+        }
+    }
+}
 
 impl From<SeriesKey> for RememberedKey {
     fn from(key: SeriesKey) -> Self {
         let SeriesKey { sidecar, destination, status, grpc_status, leg, protocol, security, padding: _ } = key;
-        Self(sidecar, destination.address.into(), destination.port, status, grpc_status, leg, protocol, security)
+        Self(sidecar, destination.address.into(), destination.port, status, grpc_status.into(), leg, protocol, security)
     }
 }
 
@@ -20,7 +51,8 @@ impl From<RememberedKey> for SeriesKey {
     fn from(key: RememberedKey) -> Self {
         let RememberedKey(sidecar, address, port, status, grpc_status, leg, protocol, security) = key;
         let destination = Endpoint { address: address.octets(), port, padding: 0 };
-        Self { sidecar, destination, status, grpc_status, leg, protocol, security, padding: 0 }
+        let grpc_status = grpc_status.into();
+        Self { sidecar, destination, status, grpc_status, leg, protocol, security, padding: [0; 3] }
     }
 }
 
@@ -39,9 +71,21 @@ mod tests {
             leg: 4,
             protocol: 5,
             security: 6,
-            padding: 0,
+            padding: [0; 3],
         };
-        let text = serde_json::to_string(&RememberedKey::from(key)).unwrap();
-        assert_eq!(SeriesKey::from(serde_json::from_str::<RememberedKey>(&text).unwrap()), key);
+        let statuses = [0, 3, 16, 65_533, 65_534, 65_535, 65_536, u32::MAX.into(), GRPC_NONE, GRPC_UNKNOWN];
+        for key in statuses.map(|grpc_status| SeriesKey { grpc_status, ..key }) {
+            let text = serde_json::to_string(&RememberedKey::from(key)).unwrap();
+            assert_eq!(SeriesKey::from(serde_json::from_str::<RememberedKey>(&text).unwrap()), key);
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_build_remembered_means_the_same() {
+        for (written, status) in
+            [("0", 0), ("16", 16), ("65533", 65_533), ("65534", GRPC_UNKNOWN), ("65535", GRPC_NONE)]
+        {
+            assert_eq!(u64::from(serde_json::from_str::<RememberedStatus>(written).unwrap()), status);
+        }
     }
 }

@@ -20,8 +20,8 @@ use std::{
 };
 
 use observer_ebpf::{
-    GRPC_NONE, GRPC_UNKNOWN, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, SECURITY_MUTUAL_TLS,
-    SECURITY_NONE, STATUS_UNKNOWN, SeriesKey,
+    GRPC_NONE, GRPC_UNKNOWN, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, PROTOCOL_UNKNOWN,
+    SECURITY_MUTUAL_TLS, SECURITY_NONE, STATUS_UNKNOWN, SeriesKey,
 };
 
 use serde::{Deserialize, Serialize};
@@ -194,7 +194,7 @@ pub struct MeshLabels {
     /// [`STATUS_UNKNOWN`] where it could not be read.
     response_code: u16,
     /// [`GRPC_NONE`] where there is none, [`GRPC_UNKNOWN`] where it could not be read.
-    grpc_status: u16,
+    grpc_status: u64,
     reporter: Reporter,
     protocol: Protocol,
     security: Security,
@@ -250,7 +250,9 @@ impl MeshLabels {
     /// Shows `each` the value of the label at `index` of [`HTTP`].
     fn with<R>(&self, index: usize, each: impl FnOnce(&str) -> R) -> R {
         match index {
-            RESPONSE_CODE if self.response_code != STATUS_UNKNOWN => each(Digits::new(self.response_code).text()),
+            RESPONSE_CODE if self.response_code != STATUS_UNKNOWN => {
+                each(Digits::new(self.response_code.into()).text())
+            }
             GRPC_STATUS if self.grpc_status < GRPC_UNKNOWN => each(Digits::new(self.grpc_status).text()),
             _ => each(self.text(index)),
         }
@@ -349,15 +351,15 @@ impl Hash for Projection {
     }
 }
 
-/// A `u16` in decimal without an allocation.
+/// A number in decimal without an allocation.
 struct Digits {
-    bytes: [u8; 5],
+    bytes: [u8; 20],
     start: usize,
 }
 
 impl Digits {
-    fn new(mut number: u16) -> Self {
-        let mut digits = Self { bytes: [b'0'; 5], start: 5 };
+    fn new(mut number: u64) -> Self {
+        let mut digits = Self { bytes: [b'0'; 20], start: 20 };
         loop {
             digits.start -= 1;
             digits.bytes[digits.start] = b'0' + (number % 10) as u8;
@@ -726,6 +728,7 @@ fn protocol(key: &SeriesKey) -> Protocol {
     match key.protocol {
         PROTOCOL_TCP => Protocol::Tcp,
         PROTOCOL_GRPC => Protocol::Grpc,
+        PROTOCOL_UNKNOWN => Protocol::Unknown,
         _ => Protocol::Http,
     }
 }
@@ -953,7 +956,7 @@ mod tests {
 
     #[test]
     fn numbers_are_printed_as_they_are() {
-        for number in [0, 7, 10, 200, 999, 65_534] {
+        for number in [0, 7, 10, 200, 999, 65_534, u32::MAX.into(), u64::MAX] {
             assert_eq!(Digits::new(number).text(), number.to_string());
         }
     }

@@ -3,8 +3,9 @@
 use std::ptr::null_mut;
 
 use observer_ebpf::{
+    health::Counter,
     hpack::{WIDE, Wide},
-    http2::{self, Call, CallKey, Calls, Http2, Reaping},
+    http2::{self, Book, Call, CallKey, Calls, Http2, MAPPED, More, Tally},
     shared,
     socket::Connection,
 };
@@ -14,12 +15,31 @@ use crate::{Packet, TURNS};
 /// Calls that have room in the map; few, so that it is filled.
 const ROOM: usize = 8;
 
+impl Book for Packet {
+    fn book(&mut self, _: &mut Connection, tally: &mut Tally) {
+        assert!(tally.times > 0, "nothing is counted");
+        self.finished.extend((0..tally.times).map(|_| tally.finished));
+    }
+
+    fn count_by_number(&mut self, counter: u32, by: u32) {
+        self.counts.push((Counter::ALL[counter as usize], by.into()));
+    }
+}
+
 impl Calls for Packet {
     fn frame_turns(&mut self, c: &mut Connection, h: &mut Http2, direction: usize) -> bool {
         (0..TURNS).any(|_| {
             self.turns += 1;
             http2::turn(c, h, self, direction)
         })
+    }
+
+    fn more(&mut self, create: bool) -> *mut More {
+        if self.more.is_none() && create {
+            // SAFETY: integers only, for which all zero is valid.
+            self.more = Some(Box::new(unsafe { std::mem::zeroed() }));
+        }
+        self.more.as_deref_mut().map_or(null_mut(), |more| &raw mut *more)
     }
 
     fn call(&mut self, key: &CallKey) -> *mut Call {
@@ -38,24 +58,42 @@ impl Calls for Packet {
         assert!(self.calls.remove(key).is_some(), "a call is removed that is not there");
     }
 
-    fn each(&mut self, c: &mut Connection, h: &mut Http2, reaping: &Reaping) {
-        for call in &mut h.calls {
-            if http2::reap(c, self, call, reaping) {
-                shared::store(&mut call.id, 0);
-            }
-        }
-        let mut calls = std::mem::take(&mut self.calls);
-        calls.retain(|_, call| {
-            let over = http2::reap(c, self, call, reaping);
-            if over {
-                shared::lower(&mut h.elsewhere);
-            }
-            !over
-        });
-        self.calls = calls;
-    }
-
     fn wide(&mut self, direction: usize) -> *mut Wide {
         &raw mut self.wide.get_or_insert_with(|| Box::new([Wide { entries: [0; WIDE] }; 2]))[direction]
     }
+}
+
+/// Reaps the connection's calls, as the programs do.
+pub fn each(c: &mut Connection, h: &mut Http2, packet: &mut Packet, number: usize) {
+    let mut t = h.tallies[number];
+    for call in &mut h.calls {
+        if http2::reap(&mut t, call) {
+            shared::store(&mut call.id, 0);
+            http2::reaped(c, packet, &mut t);
+        }
+    }
+    if let Some(mut more) = packet.more.take() {
+        for call in &mut more.calls {
+            if http2::reap(&mut t, call) {
+                shared::store(&mut call.id, 0);
+                shared::lower(&mut h.elsewhere);
+                http2::reaped(c, packet, &mut t);
+            }
+        }
+        packet.more = Some(more);
+    }
+    for slot in 0..MAPPED as u32 {
+        if *http2::slot_word(h, slot) & 1 << (slot % 32) == 0 {
+            continue;
+        }
+        let call = packet.call(&CallKey { cookie: h.cookie, sidecar: h.sidecar, slot });
+        // SAFETY: a bit says that there is a call, and it is boxed.
+        if http2::reap(&mut t, unsafe { &mut *call }) {
+            http2::vacate(h, slot, |key| packet.remove(key));
+            shared::lower(&mut h.elsewhere);
+            http2::reaped(c, packet, &mut t);
+        }
+    }
+    http2::all_reaped(c, packet, &mut t);
+    h.tallies[number] = t;
 }

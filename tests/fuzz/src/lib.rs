@@ -2,13 +2,15 @@
 
 mod calls;
 
+pub use calls::each;
+
 use std::collections::HashMap;
 
 use observer_ebpf::{
     early::Places,
     health::Counter,
     hpack::Wide,
-    http2::{Call, CallKey},
+    http2::{Call, CallKey, More},
     socket::{self, Connection, Env, Finished},
     stream::{FILL, Stream, WINDOW},
 };
@@ -45,6 +47,8 @@ pub struct Packet {
     pub counts: Vec<(Counter, u64)>,
     /// Calls of HTTP/2 that have no room in the connection, each in a place of its own.
     pub calls: HashMap<CallKey, Box<Call>>,
+    /// Calls beyond those of the connection's own, once there are some.
+    pub more: Option<Box<More>>,
     /// Rings for larger header tables, once they are wanted.
     pub wide: Option<Box<[Wide; 2]>>,
     /// Bytes that came early.

@@ -5,12 +5,12 @@
 //! packet is read, every packet ends, no call stays open, and nothing is counted that was not there.
 #![no_main]
 
-use fuzz::{Packet, connection};
+use fuzz::{Packet, connection, each};
 use libfuzzer_sys::fuzz_target;
 use observer_ebpf::{
     STATUS_UNKNOWN,
     health::Counter,
-    http2::{self, Http2},
+    http2::{self, CLOSE, Http2},
     socket::{self, Connection, HTTP2, LATE, REQUEST, RESPONSE},
 };
 
@@ -72,7 +72,9 @@ impl Wire {
         if c.protocol == HTTP2 {
             let before = packet.turns;
             http2::payload(c, h, packet, direction, seq, OFFSET, length);
-            http2::settle(c, h, packet, direction, false);
+            if http2::settle(c, h, direction, false, || 0) {
+                each(c, h, packet, direction);
+            }
             let turns = packet.turns - before;
             assert!(turns <= 20 * u64::from(length) + 100, "{turns} turns for {length} bytes");
         }
@@ -87,7 +89,10 @@ impl Wire {
 
     fn close(&mut self) {
         if socket::ended(&mut self.c, &mut self.packet) && self.c.protocol == HTTP2 {
-            http2::settle(&mut self.c, &mut self.h, &mut self.packet, REQUEST, true);
+            let Self { c, h, packet, .. } = self;
+            if http2::settle(c, h, CLOSE, true, || 0) {
+                each(c, h, packet, CLOSE);
+            }
         }
     }
 }
@@ -125,7 +130,10 @@ fuzz_target!(|input: &[u8]| {
 fn judge(wire: &Wire) {
     let Wire { c: _, h, packet, seen, .. } = wire;
     assert!(h.calls.iter().all(|call| call.id == 0), "a call stays open");
-    assert!(packet.calls.is_empty() && h.elsewhere == 0, "a call stays in the map");
+    let further = packet.more.iter().flat_map(|more| &more.calls);
+    assert!(further.into_iter().all(|call| call.id == 0), "a further call stays open");
+    assert!(packet.calls.is_empty() && h.elsewhere == 0 && h.mapped == 0, "a call stays in the map");
+    assert!(h.slots.iter().all(|&word| word == 0), "a slot stays taken");
     let count = |wanted| packet.counts.iter().filter(|(counter, _)| *counter == wanted).map(|(_, by)| by).sum::<u64>();
     let uncounted = [Counter::RequestLostSync, Counter::RequestAbandoned, Counter::RequestNoRoom].map(count);
     let finished = packet.finished.len() as u64;

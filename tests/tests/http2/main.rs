@@ -4,6 +4,7 @@ mod answers;
 mod clients;
 mod ends;
 mod hyper;
+mod refused;
 mod requests;
 
 use std::{fs, io, process::ExitCode, thread::sleep, time::Duration};
@@ -24,7 +25,7 @@ use harness::{
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 fn main() -> ExitCode {
-    use self::{answers::*, clients::*, ends::*, hyper::*, requests::*};
+    use self::{answers::*, clients::*, ends::*, hyper::*, refused::*, requests::*};
     cases::run(
         "http2",
         Pair::new,
@@ -83,6 +84,8 @@ fn main() -> ExitCode {
             client_goes_away,
             client_ends_before_the_answer,
             client_resets_the_connection,
+            many_open_calls_end_at_once,
+            application_answers_and_reads_on,
             application_resets_the_stream_before_its_answer,
             application_resets_the_stream_inside_its_answer,
             application_refuses_the_stream,
@@ -97,6 +100,8 @@ fn main() -> ExitCode {
             hyper_header_tables,
             hyper_grpc_statuses,
             header_block_that_cannot_be_decoded,
+            answers_that_are_refused,
+            requests_that_are_refused,
             joined_late,
         ],
     )

@@ -14,6 +14,7 @@ use std::{
 use aya::maps::{Array, HashMap, Stack};
 use observer_ebpf::{
     Block, Door, Histogram, InboundKey, Series, SeriesKey,
+    http2::{Call, CallKey},
     latency::{BLOCKS, BUCKETS, CELLS},
     names,
 };
@@ -121,6 +122,7 @@ impl Kernel {
             slot.map_or(Ok(()), |slot| self.free_series(key, slot))?;
         }
         self.free_doors(&departed)?;
+        self.free_calls(&departed)?;
         Ok(gone.len())
     }
 
@@ -152,6 +154,15 @@ impl Kernel {
             self.free(names::FREE_DOORS, name - 1)?;
         }
         Ok(())
+    }
+
+    /// Calls that were open when programs were detached from their sockets.
+    fn free_calls(&mut self, departed: &BTreeSet<SidecarId>) -> Result<(), Error> {
+        let error = |source| Error::map(names::CALLS, source);
+        let mut calls: HashMap<_, CallKey, Call> = self.map_mut(names::CALLS)?;
+        let all: Vec<CallKey> = calls.keys().collect::<Result<_, _>>().map_err(error)?;
+        let gone = all.iter().filter(|key| departed.contains(&key.sidecar));
+        gone.into_iter().try_for_each(|key| calls.remove(key)).map_err(error)
     }
 
     fn free(&mut self, stack: &'static str, number: u32) -> Result<(), Error> {

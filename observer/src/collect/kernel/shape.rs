@@ -3,12 +3,16 @@
 use std::{collections::BTreeMap, mem::offset_of};
 
 use observer_ebpf::{
-    Endpoint, Histogram, Series, SeriesKey,
+    Endpoint, GRPC_NONE, GRPC_UNKNOWN, Histogram, Series, SeriesKey,
     health::Counter,
     latency::{self, BUCKETS},
 };
 use serde::{Deserialize, Serialize};
 
+/// Name of the gRPC status of 64 bits; as `grpc_status`, layouts of earlier builds have one of 16, whose largest value is none.
+const GRPC_STATUS: &str = "grpc_status_64";
+/// A gRPC status of 16 bits that is not known.
+const SHORT_UNKNOWN: u16 = u16::MAX - 1;
 const HISTOGRAMS: usize = 3;
 /// Figures of one histogram.
 const HISTOGRAM: usize = BUCKETS + 1;
@@ -60,7 +64,7 @@ impl Default for Shape {
                 ("address", destination + offset_of!(Endpoint, address)),
                 ("port", destination + offset_of!(Endpoint, port)),
                 ("status", offset_of!(SeriesKey, status)),
-                ("grpc_status", offset_of!(SeriesKey, grpc_status)),
+                (GRPC_STATUS, offset_of!(SeriesKey, grpc_status)),
                 ("leg", offset_of!(SeriesKey, leg)),
                 ("protocol", offset_of!(SeriesKey, protocol)),
                 ("security", offset_of!(SeriesKey, security)),
@@ -93,11 +97,18 @@ impl Shape {
             sidecar: u32::from_ne_bytes(at("sidecar", 4)?.try_into().ok()?),
             destination: Endpoint { address: at("address", 16)?.try_into().ok()?, port: short("port")?, padding: 0 },
             status: short("status")?,
-            grpc_status: short("grpc_status")?,
+            grpc_status: match at(GRPC_STATUS, 8) {
+                Some(bytes) => u64::from_ne_bytes(bytes.try_into().ok()?),
+                None => match short("grpc_status")? {
+                    u16::MAX => GRPC_NONE,
+                    SHORT_UNKNOWN => GRPC_UNKNOWN,
+                    status => status.into(),
+                },
+            },
             leg: byte("leg")?,
             protocol: byte("protocol")?,
             security: byte("security")?,
-            padding: 0,
+            padding: [0; 3],
         })
     }
 
@@ -154,8 +165,9 @@ mod tests {
         put(0, &key.sidecar.to_ne_bytes());
         put(4, &destination.address);
         put(20, &destination.port.to_ne_bytes());
-        put(24, &key.status.to_ne_bytes());
-        put(28, &[key.leg]);
+        put(24, &key.grpc_status.to_ne_bytes());
+        put(32, &key.status.to_ne_bytes());
+        put(34, &[key.leg]);
         assert_eq!(Shape::default().key(&bytes), Some(key));
         let figures = Shape::default().figures(&series());
         let word = |offset: usize| offset as u64 / 8 + 1;
@@ -167,6 +179,18 @@ mod tests {
         }
         let counts = COUNTS.map(|(_, at)| word(at));
         assert_eq!(figures[HISTOGRAMS * HISTOGRAM..], counts);
+    }
+
+    #[test]
+    fn a_short_grpc_status_of_an_earlier_build_means_the_same() {
+        let mut shape = Shape::default();
+        let at = shape.key.remove(GRPC_STATUS).expect("it is there");
+        shape.key.insert("grpc_status".to_owned(), at);
+        for (short, status) in [(0, 0), (16, 16), (u16::MAX, GRPC_NONE), (SHORT_UNKNOWN, GRPC_UNKNOWN)] {
+            let mut bytes = [0; size_of::<SeriesKey>()];
+            bytes[at..at + 2].copy_from_slice(&short.to_ne_bytes());
+            assert_eq!(shape.key(&bytes).map(|key| key.grpc_status), Some(status));
+        }
     }
 
     #[test]

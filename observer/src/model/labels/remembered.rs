@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{MeshLabels, Party, Protocol, Reporter, Security, Service};
+use crate::collect::series_key::RememberedStatus;
 
 /// The strings that label sets share.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -22,7 +23,7 @@ pub struct Table {
 pub struct RememberedLabels {
     parties: [usize; 2],
     service: usize,
-    codes: [u16; 2],
+    codes: (u16, RememberedStatus),
     reporter: Reporter,
     protocol: Protocol,
     security: Security,
@@ -36,7 +37,7 @@ impl Table {
         RememberedLabels {
             parties: [party(self, &labels.source), party(self, &labels.destination)],
             service: place(&mut self.services, &mut self.known_services, &labels.service),
-            codes: [labels.response_code, labels.grpc_status],
+            codes: (labels.response_code, labels.grpc_status.into()),
             reporter: labels.reporter,
             protocol: labels.protocol,
             security: labels.security,
@@ -52,8 +53,8 @@ impl Table {
             source: self.parties.get(source)?.clone(),
             destination: self.parties.get(destination)?.clone(),
             service: self.services.get(remembered.service)?.clone(),
-            response_code: remembered.codes[0],
-            grpc_status: remembered.codes[1],
+            response_code: remembered.codes.0,
+            grpc_status: remembered.codes.1.into(),
             reporter: remembered.reporter,
             protocol: remembered.protocol,
             security: remembered.security,
