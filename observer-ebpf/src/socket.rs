@@ -1153,6 +1153,8 @@ fn suspended<E: Env>(c: &mut Connection, env: &mut E, direction: usize) {
     }
     // With its first byte, be it an empty line's, a request has begun for Envoy; so has what may become one.
     let undecided = shared::load(&c.protocol) == UNDECIDED;
+    // A longer line is read as one. The verifier is to know, so that it sees no more of the judgement than this needs.
+    let length = if length < CARRY { length } else { CARRY - 1 };
     if undecided && length != 0 && !recognise(c, env, at, length, false) {
         return;
     }
