@@ -21,13 +21,14 @@ use observer_ebpf::{
 };
 
 /// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
-const HELPERS: [(u32, &str); 18] = [
+const HELPERS: [(u32, &str); 19] = [
     (1, "map_lookup_elem: every map but the arrays, whose look-up is inlined"),
     (2, "map_update_elem: a new series, a new inbound port"),
     (3, "map_delete_elem: a call that has ended"),
     (5, "ktime_get_ns: begin and end of a request"),
     (12, "tail_call: packets of HTTP/2 go on in a program of their own"),
     (14, "get_current_pid_tgid: which process connects, and which accepted"),
+    (16, "get_current_comm: whose thread it is, where process ids are those of another namespace"),
     (26, "skb_load_bytes: header bytes of a packet"),
     (46, "get_socket_cookie: tells a connection's calls in the map from others'"),
     (59, "sock_ops_cb_flags_set: ask for the close"),
