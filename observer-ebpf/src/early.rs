@@ -8,7 +8,7 @@ use crate::{shared, stream::FILL};
 /// Number of places.
 pub const PLACES: u32 = 16;
 /// Sequence numbers a place is for, from the first byte that was missing when it was taken.
-pub const SPAN: u32 = 1 << 18;
+pub const SPAN: u32 = 1 << 20;
 /// Longest segment that is kept, bytes.
 pub const SEGMENT: u32 = 1 << 16;
 /// Bytes of a place: the last segment may begin at the span's end.

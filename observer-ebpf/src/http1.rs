@@ -209,6 +209,38 @@ fn is_version(word: u64) -> bool {
     others && digits >> 40 & 0xff < 10 && digits >> 56 < 10
 }
 
+/// Found by [`look_for_request`]: an unfinished line, which may yet become a request line.
+const FOUND_UNFINISHED: u32 = 0;
+/// Found by [`look_for_request`]: a request line.
+pub const FOUND_REQUEST: u32 = 1;
+/// Found by [`look_for_request`]: the HTTP/2 preface.
+pub const FOUND_PREFACE: u32 = 2;
+/// Found by [`look_for_request`]: neither.
+pub const FOUND_OTHER: u32 = 3;
+
+/// Looks whether a request begins with the `length` bytes in the window, in the midst of a connection: only a whole line with its
+/// version is believed, or one so long that its method and target were looked at. Leaves what it finds in [`Stream::found`], so
+/// that the verifier does not follow how it was found.
+#[inline(never)]
+pub fn look_for_request(s: &mut Stream, length: u32) {
+    let line = first_line(s, length);
+    let whole = line < length;
+    let line = trimmed(s, 0, line);
+    let found = match opening(s, 0, line, whole) {
+        Opening::Http1 if !whole && length < CARRY => FOUND_UNFINISHED,
+        Opening::Http1 if !whole || has_version(s, line) => FOUND_REQUEST,
+        Opening::Http2 => FOUND_PREFACE,
+        Opening::Http1 | Opening::Other => FOUND_OTHER,
+    };
+    shared::store(&mut s.found, found);
+}
+
+/// Does the line of `length` bytes at the window's start end in the version of HTTP/1.0 or 1.1?
+#[inline(always)]
+fn has_version(s: &Stream, length: u32) -> bool {
+    length > 8 && s.word(length.wrapping_sub(8)) | (1 << 56) == text(b"HTTP/1.1")
+}
+
 /// What the first bytes of a gateway's connection say of a PROXY protocol header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preamble {
@@ -247,8 +279,7 @@ pub fn preamble(s: &mut Stream) -> Preamble {
 
 /// Length of the first line in the window, `length` if it is not whole.
 #[inline(never)]
-#[must_use]
-pub fn first_line(s: &mut Stream, length: u32) -> u32 {
+fn first_line(s: &mut Stream, length: u32) -> u32 {
     shared::store(&mut s.found, length);
     let mut i = 0;
     while i < CARRY / 8 {

@@ -783,11 +783,9 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
         }
         return false;
     }
-    let line = http1::first_line(s, length);
-    let whole = line < length;
-    let line = http1::trimmed(s, 0, line);
-    match http1::opening(s, 0, line, whole) {
-        Opening::Http1 => {
+    http1::look_for_request(s, length);
+    match shared::load(&s.found) {
+        http1::FOUND_REQUEST => {
             is_http1(c, env);
             if shared::load(&c.protocol) != HTTP1 {
                 return false;
@@ -798,16 +796,17 @@ fn in_sync<E: Env>(c: &mut Connection, env: &mut E, direction: usize, turned: bo
             shared::store(&mut c.sync, sync.wrapping_add(1));
             true
         }
-        Opening::Http2 => {
+        http1::FOUND_PREFACE => {
             is_http2(c, env);
             false
         }
-        Opening::Other => {
+        http1::FOUND_OTHER => {
             if c.protocol == UNDECIDED {
                 late_and_no_http1(c, env);
             }
             false
         }
+        _ => false,
     }
 }
 

@@ -106,7 +106,7 @@ fn forged() -> impl Strategy<Value = Forged> {
     prop_oneof![
         (0..250_000u32).prop_map(Forged::BehindTheWindow),
         far.clone().prop_map(Forged::FarAhead),
-        (0..10_000u32).prop_map(Forged::Old),
+        (1..10_000u32).prop_map(Forged::Old),
         far.clone().prop_map(Forged::AcknowledgesTheFuture),
         far.clone().prop_map(Forged::AcknowledgesThePast),
         Just(Forged::Unacknowledged),

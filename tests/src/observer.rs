@@ -20,8 +20,8 @@ use crate::{
     wait::wait_until,
 };
 
-/// Longest that the observer may take to be ready, or to end. On a busy machine the verifier alone takes many seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest that the observer may take to be ready, or to end. In an emulated machine the verifier alone takes a minute.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A running `observer run`; killed when dropped without [`Observer::stop`].
 #[derive(Debug)]
