@@ -179,7 +179,7 @@ fn gateways_by_whatever_tells(_: &mut ()) -> Result<String> {
         "because: the node id of its bootstrap says router",
         "because: its node type (--service-node) says router",
         "because: pilot-agent's command line says router",
-        "listens on 8080 and 8443 and on neither 15001 nor 15006",
+        "listens on 8080 and 8081 and 8443 and on neither 15001 nor 15006",
     ] {
         ensure!(said.contains(part), "{part:?} is not said:\n{said}");
     }
