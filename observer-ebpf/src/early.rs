@@ -108,7 +108,7 @@ pub fn number(ticket: u32) -> u32 {
 
 #[cfg(not(target_arch = "bpf"))]
 mod host {
-    use super::{BYTES, FILL, HELD_NS, PLACES, Place, SEGMENT, SPAN, number};
+    use super::{HELD_NS, PLACES, Place, SEGMENT, SPAN, number};
 
     /// All places where no map has them: a kernel's stand-in for tests.
     #[derive(Debug, Default)]
@@ -117,9 +117,13 @@ mod host {
     impl Places {
         /// Takes any free place and returns its ticket; 0 if there is none.
         pub fn take(&mut self, now_ns: u64) -> u32 {
-            // What was never kept shows if it is read.
-            let fresh =
-                || Box::new(Place { ticket: 0, padding: 0, until_ns: 0, bytes: [0xdd; (BYTES + FILL) as usize] });
+            let fresh = || {
+                // SAFETY: integers only. It is never on the stack, which it is too large for.
+                let mut place = unsafe { Box::<Place>::new_zeroed().assume_init() };
+                // What was never kept shows if it is read.
+                place.bytes.fill(0xdd);
+                place
+            };
             let mut tickets = (0..PLACES).zip(&mut self.0).map(|(number, place)| {
                 let place = place.get_or_insert_with(fresh);
                 place.take(number, now_ns, now_ns + HELD_NS)
