@@ -96,13 +96,14 @@ pub(super) fn connection(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
     unsafe { storage(&raw const CONNECTIONS, sk, 0).cast::<Connection>().as_mut() }
 }
 
-/// The socket's storage, made if it has none.
+/// The socket's storage, made if it has none. Where there is no room, that is counted once, if there is room to remember it.
 #[inline(always)]
 pub(super) fn new_connection(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
     // SAFETY: as above.
     let connection = unsafe { storage(&raw const CONNECTIONS, sk, CREATE).cast::<Connection>().as_mut() };
     if connection.is_none() {
         count(Counter::LossStorage as u32, 1);
+        leave_unobserved(sk);
     }
     connection
 }
