@@ -194,19 +194,30 @@ impl ProcFiles {
         if found.is_empty() {
             return Ok(Sockets { listeners: found, own: true });
         }
-        let own = match fs::read_dir(self.path(pid, "fd")) {
-            Ok(descriptors) => {
-                let sockets: BTreeSet<u64> = descriptors
-                    .flatten()
-                    .filter_map(|descriptor| bracketed(&fs::read_link(descriptor.path()).ok()?, "socket:"))
-                    .collect();
-                found.retain(|listener| sockets.contains(&listener.inode));
-                true
-            }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
-            Err(error) => return Err(error),
+        let own = self.open_sockets(pid)?;
+        if let Some(own) = &own {
+            found.retain(|listener| own.contains(&listener.inode));
+        }
+        Ok(Sockets { listeners: found, own: own.is_some() })
+    }
+
+    /// The inodes of the process's open sockets; `None` if they may not be read: the list of its files, or where each leads.
+    fn open_sockets(&self, pid: u32) -> io::Result<Option<BTreeSet<u64>>> {
+        let refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        let descriptors = match fs::read_dir(self.path(pid, "fd")) {
+            Err(error) if refused(&error) => return Ok(None),
+            descriptors => descriptors?,
         };
-        Ok(Sockets { listeners: found, own })
+        let mut sockets = BTreeSet::new();
+        for descriptor in descriptors.flatten() {
+            match fs::read_link(descriptor.path()) {
+                Ok(link) => sockets.extend(bracketed(&link, "socket:")),
+                Err(error) if refused(&error) => return Ok(None),
+                // It has been closed since.
+                Err(_) => {}
+            }
+        }
+        Ok(Some(sockets))
     }
 
     /// The mounts that this process itself sees.
