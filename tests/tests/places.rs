@@ -259,7 +259,7 @@ fn wrong_usage() -> Result<()> {
         ("run --emit kafka:x", "cannot emit to \"kafka:x\"", "wavefront+file:PATH"),
         ("run --interval 10", "\"10\" is no duration", "as in 10s"),
         ("run --interval 2h", "2h is not", "between 100ms and 1h"),
-        ("run --listen 9469", "'9469' for '--listen <ADDR:PORT>'", "'--help'"),
+        ("run --listen 94690", "'94690' for '--listen <ADDR:PORT>'", "as in 127.0.0.1:9469"),
         ("run --log loud", "'loud' for '--log <LEVEL>'", "error, warn, info, debug, trace"),
         ("run --no-such-option", "'--no-such-option'", "'--help'"),
         ("observe", "unrecognized subcommand 'observe'", "'--help'"),
@@ -281,8 +281,12 @@ fn help_names_commands_units_and_defaults() -> Result<()> {
     help.is(
         0,
         &[
-            "--listen <ADDR:PORT> Where to serve /metrics, /healthz and /readyz [default: 127.0.0.1:9469]",
-            "--interval <DURATION> Time between two reports to the emitters, 100ms to 1h, as in 500ms, 10s, 1m [default: 10s]",
+            "--listen <ADDR:PORT> Where to serve /metrics, /healthz and /readyz: an address or name and a port, a port alone \
+             (on 127.0.0.1), or :PORT (on every IPv4 address) [default: 127.0.0.1:9469]",
+            "--interval <DURATION> Time between two reports to the emitters, and the time that their percentiles are over, \
+             100ms to 1h, as in 500ms, 10s, 1m; to Wavefront 1s at least [default: 10s]",
+            "--scrape-interval <DURATION> Time between two scrapes of each metrics page of the control plane, 100ms to 1h \
+             [default: 10s]",
             "wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE (the service itself) or wavefront+file:PATH",
             "--sidecar-exe <NAME> Executable name of sidecars; may be repeated [default: envoy]",
             "--proc-root <PATH> The host's proc file system [default: /proc]",
