@@ -7,7 +7,7 @@ use harness::{
     apps::grpc::Implementation::{self, Go, Java, Python},
     cases,
     mesh::Family,
-    pair::{Expected, Pair, with_late_window_updates},
+    pair::{Expected, Pair, however_late, with_late_window_updates},
     tally::{Messages, Tally},
 };
 
@@ -169,6 +169,10 @@ fn call(pair: &mut Pair, client: Implementation, family: Family, scenario: &str,
     }
     if ends == Ends::ServedMuch {
         with_late_window_updates(&mut truth);
+    }
+    if client == Java {
+        // A starting Java keeps the processors from Envoy, for longer than its threads are seen to wait.
+        however_late(&mut truth);
     }
     let messages = Messages { requests: told.sent, responses: told.received };
     truth.messages = [pair.source(), pair.destination()].map(|leg| (leg, messages.clone())).into();
