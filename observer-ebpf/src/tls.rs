@@ -27,14 +27,14 @@ pub const STEPS: u32 = 256;
 const ALPN: u64 = 16;
 
 /// Takes a segment of a peer's connection, of which TCP has taken everything up to `accepted`; `turns` takes turns until one says
-/// that it was the last. Leaves its finding in [`Connection::opening`].
+/// that it was the last, and returns false if [`STEPS`] were not enough. Leaves its finding in [`Connection::opening`].
 #[inline(always)]
 pub fn payload<E: Env>(
     c: &mut Connection,
     env: &mut E,
     accepted: u32,
     segment: &Segment,
-    turns: impl FnOnce(&mut Connection, &mut E),
+    turns: impl FnOnce(&mut Connection, &mut E) -> bool,
 ) {
     let &Segment { seq, offset, length, .. } = segment;
     let s = &mut c.streams[REQUEST];
@@ -46,7 +46,10 @@ pub fn payload<E: Env>(
             socket::wait(env, s, seq, offset, length);
         } else {
             s.advance(seq.wrapping_add(length));
-            turns(c, env);
+            if !turns(c, env) {
+                // More extensions than any client of a mesh sends.
+                found(c, SECURITY_UNKNOWN);
+            }
         }
     }
     let s = &mut c.streams[REQUEST];

@@ -140,7 +140,8 @@ fn opening(c: &mut Connection, kept: &mut Kept, greeting: &Greeting) {
     tls::payload(c, kept, accepted, &segment, |c, kept| {
         let mut walk = Walk { c, h: core::ptr::null_mut(), kept, last: 0 };
         // SAFETY: the callback gets back the pointer given here.
-        unsafe { bpf_loop(tls::STEPS, hello as *mut c_void, (&raw mut walk).cast(), 0) };
+        let steps = unsafe { bpf_loop(tls::STEPS, hello as *mut c_void, (&raw mut walk).cast(), 0) };
+        steps < i64::from(tls::STEPS)
     });
 }
 

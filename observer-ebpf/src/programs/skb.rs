@@ -151,7 +151,8 @@ fn opening(c: &mut Connection, skb: *mut __sk_buff, sk: *mut bpf_sock, egress: b
         tls::payload(c, &mut Packet { skb }, accepted, &segment, |c, _| {
             let mut walk = Walk { c, skb };
             // SAFETY: the callback gets back the pointer given here.
-            unsafe { bpf_loop(tls::STEPS, hello as *mut c_void, (&raw mut walk).cast(), 0) };
+            let steps = unsafe { bpf_loop(tls::STEPS, hello as *mut c_void, (&raw mut walk).cast(), 0) };
+            steps < i64::from(tls::STEPS)
         });
     }
     leave(&mut c.streams[REQUEST]);
