@@ -33,9 +33,9 @@ pub enum Group {
     Connections,
     /// `mesh_observer_requests_total{outcome}`: requests by what became of them.
     Requests,
-    /// `mesh_observer_lost_sync_total{reason}`: times a connection's position in its protocol was lost.
+    /// `mesh_observer_parser_desyncs_total{reason}`: times a connection's position in its protocol was lost.
     LostSync,
-    /// `mesh_observer_losses_total{reason}`: what could not be counted.
+    /// `mesh_observer_uncounted_total{reason}`: what could not be counted.
     Losses,
     /// `mesh_observer_audit_bytes_total{kind}`, `mesh_observer_audit_connections_total` and
     /// `mesh_observer_audit_empty_connections_total`: the check at close.
@@ -55,20 +55,20 @@ counters! {
     /// protocol is therefore unknown.
     ConnectionSilent = "silent" in Connections,
     /// Connection that was open before the programs were attached.
-    ConnectionLate = "joined_late" in Connections,
+    ConnectionLate = "preexisting" in Connections,
     /// Request seen from its first to its last byte.
     RequestOk = "ok" in Requests,
     /// Request whose connection ended before the exchange did.
     RequestEndedEarly = "ended_early" in Requests,
     /// Request of a connection that was open before the programs were attached, or whose header table was lost: its status is
     /// unknown.
-    RequestLate = "joined_late" in Requests,
+    RequestLate = "preexisting" in Requests,
     /// Request whose status, or gRPC status, could not be resolved in the header table.
     RequestStatusUnknown = "unknown_status" in Requests,
     /// Request for which the map of open HTTP/2 streams had no room: counted here, in no Istio family.
-    RequestNoRoom = "no_room" in Requests,
+    RequestNoRoom = "stream_map_full" in Requests,
     /// Request that was open when the connection's sync was lost: counted here, in no Istio family.
-    RequestLostSync = "lost_sync" in Requests,
+    RequestLostSync = "desync" in Requests,
     /// Request pipelined behind one that ended early, or refused by GOAWAY, which the proxy never began: in no Istio family.
     RequestAbandoned = "abandoned" in Requests,
     /// Request of a process that was not known as a sidecar when it ended: counted here, in no Istio family.
@@ -78,13 +78,13 @@ counters! {
     /// A message that is not HTTP/1 where one was due.
     SyncMalformed = "malformed" in LostSync,
     /// More pipelined requests than the connection's storage holds.
-    SyncPipeline = "pipeline" in LostSync,
+    SyncPipeline = "pipeline_full" in LostSync,
     /// A response without a request.
-    SyncUnasked = "unasked_response" in LostSync,
+    SyncUnasked = "unexpected_response" in LostSync,
     /// A packet too rich in messages to be read within the step limit.
-    SyncSteps = "steps" in LostSync,
+    SyncSteps = "iteration_limit" in LostSync,
     /// Two processors met in one direction of one connection, and one gave up waiting.
-    SyncContended = "contended" in LostSync,
+    SyncContended = "lock_contended" in LostSync,
     /// A packet whose bytes the kernel would not give.
     SyncUnreadable = "unreadable" in LostSync,
     /// No storage for a socket (option memory or the observer's memory limit).
@@ -92,13 +92,13 @@ counters! {
     /// Series map full: counted in the overflow series, labels lost.
     LossSeries = "series_full" in Losses,
     /// Cell blocks used up: percentiles lose this value, counts and buckets do not.
-    LossBlocks = "blocks_full" in Losses,
+    LossBlocks = "bucket_pages_full" in Losses,
     /// No storage for a header table larger than 4,096 bytes: some statuses are unknown.
     LossTables = "header_table" in Losses,
     /// Segments that came before others of their connection, when there was no room to keep their bytes.
-    LossEarly = "early" in Losses,
+    LossEarly = "out_of_order_buffer_full" in Losses,
     /// HTTP/2 packet that the programs could not hand on: not read.
-    LossHandOver = "hand_over" in Losses,
+    LossHandOver = "tail_call_failed" in Losses,
     /// Packet that is not TCP over IPv4 or IPv6 as expected (extension headers).
     LossHeaders = "headers" in Losses,
     /// Inbound listener table full: `connection_security_policy` of some requests is unknown.

@@ -175,7 +175,7 @@ impl Observer {
     pub fn health(&self) -> Result<String> {
         let exposition = self.own_families()?;
         let mut said = Vec::new();
-        for family in ["connections", "requests", "lost_sync", "losses", "audit_bytes"] {
+        for family in ["connections", "requests", "parser_desyncs", "uncounted", "audit_bytes"] {
             let name = format!("mesh_observer_{family}_total");
             for sample in exposition.samples(&name).filter(|sample| sample.value != 0.0) {
                 said.push(format!("{family} {:?} {}", sample.labels, sample.value));

@@ -185,7 +185,7 @@ fn proxies_pages_are_read_when_asked_for(pair: &mut Pair) -> Result<String> {
         ensure!(truth > 0.0 && found == Some(truth), "{ours}: {found:?} instead of {truth}");
     }
     // Neither what a page says of requests counts, nor the scrape itself.
-    ensure!(page.sum("mesh_observer_control_plane_families_left_out", &[]).is_some_and(|families| families >= 1.0));
+    ensure!(page.sum("mesh_observer_control_plane_families_conflicting", &[]).is_some_and(|families| families >= 1.0));
     let tally = observer.tally()?;
     ensure!(tally == Tally::default(), "counted without any traffic: {tally}");
     observer.stop()?;

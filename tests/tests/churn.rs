@@ -235,7 +235,7 @@ impl Stage {
         })?;
         let health = observer.health()?;
         ensure!(
-            !health.contains("losses") && !health.contains("lost_sync") && !health.contains("unattributed"),
+            !health.contains("uncounted") && !health.contains("desync") && !health.contains("unattributed"),
             "{health}"
         );
         Ok(())

@@ -26,7 +26,7 @@ fn every_known_figure_of_every_version_is_exposed() -> Result<()> {
     let planes = planes(&Capture::all()?)?;
     let stage = Stage::start("all", planes.values())?;
     let exposition = stage.wait_for(UP, planes.len())?;
-    ensure!(exposition.sum("mesh_observer_control_plane_families_left_out", &[]) == Some(0.0), "families are left out");
+    ensure!(exposition.sum("mesh_observer_control_plane_families_conflicting", &[]) == Some(0.0), "families are left out");
     check_expected(&planes, &exposition)?;
     check_coverage(&planes, &exposition)?;
     for (format, accept) in [("text", "text/plain"), ("openmetrics", "application/openmetrics-text;version=1.0.0")] {
@@ -120,7 +120,7 @@ fn an_unsound_page_spoils_nothing_else() -> Result<()> {
     }
     ensure!(exposition.sum("mixed_count", &[]) == Some(2.0) && exposition.sum("other", &[]) == Some(1.0));
     ensure!(exposition.samples("whole").any(|sample| sample.value.is_nan()), "a gauge may be no number");
-    ensure!(exposition.sum("mesh_observer_control_plane_families_left_out", &[]) == Some(1.0));
+    ensure!(exposition.sum("mesh_observer_control_plane_families_conflicting", &[]) == Some(1.0));
     for (format, accept) in [("text", "text/plain"), ("openmetrics", "application/openmetrics-text;version=1.0.0")] {
         check_form(&stage, format, accept, 10_000)?;
     }

@@ -30,7 +30,7 @@ fn a_pipe_that_nobody_reads_does_not_keep_it_from_ending() -> Result<()> {
     let (full, _reader) = stage.full_pipe()?;
     let mut observer = stage.observe(&["--interval", "1s", "--emit", &format!("wavefront+file:{}", full.display())])?;
     observer.wait_own(PATIENCE, |page| {
-        page.sum("mesh_observer_emitter_queue_reports", &[]).is_some_and(|waiting| waiting > 0.0)
+        page.sum("mesh_observer_emitter_queued_pushes", &[]).is_some_and(|waiting| waiting > 0.0)
     })?;
     let asked = Instant::now();
     signal(&observer, libc::SIGTERM);

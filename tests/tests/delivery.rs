@@ -25,7 +25,7 @@ const PAGE: &str = "1.25.3/16-one-left";
 const KNOWN: &str = "\"pilot.services.value\" 16 ";
 const ERRORS: &str = "mesh_observer_emitter_errors_total";
 const DROPPED: &str = "mesh_observer_emitter_points_dropped_total";
-const REPORTS_DROPPED: &str = "mesh_observer_emitter_reports_dropped_total";
+const REPORTS_DROPPED: &str = "mesh_observer_emitter_pushes_dropped_total";
 const SENT: &str = "mesh_observer_emitter_points_sent_total";
 const ON_DISK: &str = "mesh_observer_emitter_disk_points";
 

@@ -28,7 +28,7 @@ use harness::{
 const PATIENCE: Duration = Duration::from_secs(30);
 const WEB: u16 = 8080;
 const ECHO: u16 = 9000;
-const LOSSES: &str = "mesh_observer_losses_total";
+const LOSSES: &str = "mesh_observer_uncounted_total";
 
 fn main() -> ExitCode {
     if let Some(code) = played() {
@@ -100,7 +100,7 @@ fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
     let said = finish(&mut command, "")?;
     ensure!(said.contains(&format!("{CALLS} succeeded")), "{said}");
     let no_room =
-        |page: &Exposition| page.sum("mesh_observer_requests_total", &[("outcome", "no_room")]).unwrap_or(0.0);
+        |page: &Exposition| page.sum("mesh_observer_requests_total", &[("outcome", "stream_map_full")]).unwrap_or(0.0);
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
     let page = observer.wait(PATIENCE, |page| {
         tally(page).is_ok_and(|seen| {
@@ -110,9 +110,9 @@ fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
     })?;
     let lost = no_room(&page);
     ensure!(lost >= 1.0, "there was room for all of them");
-    ensure!(page.sum("mesh_observer_lost_sync_total", &[]) == Some(0.0), "{}", observer.health()?);
-    observer.wait_own(PATIENCE, |_| observer.log().contains("no_room"))?;
-    said_once(&observer, "raise max_open_calls", "no_room")?;
+    ensure!(page.sum("mesh_observer_parser_desyncs_total", &[]) == Some(0.0), "{}", observer.health()?);
+    observer.wait_own(PATIENCE, |_| observer.log().contains("stream_map_full"))?;
+    said_once(&observer, "raise max_open_calls", "stream_map_full")?;
     observer.stop()?;
     Ok(format!("no room for {lost} of {CALLS}"))
 }

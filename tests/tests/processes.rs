@@ -136,7 +136,7 @@ fn figures_lie_between_two_direct_reads(fixture: &mut Fixture) -> Result<String>
     }
     let page = fixture.observer.scrape()?;
     let of = |name: &str| page.sum(name, &[("collector", "procfs")]).with_context(|| format!("no {name}"));
-    let cost = of("mesh_observer_collector_seconds_total")? / of("mesh_observer_collector_runs_total")?;
+    let cost = of("mesh_observer_collector_duration_seconds_total")? / of("mesh_observer_collector_runs_total")?;
     Ok(format!("{ROUNDS} rounds; {}; {:.0} µs to read both", said.join("; "), cost * 1e6))
 }
 

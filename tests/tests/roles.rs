@@ -336,7 +336,7 @@ fn a_cgroup_shared_with_others(_: &mut ()) -> Result<String> {
     pair.observe(2)?;
     let lost = |pair: &Pair| -> Result<f64> {
         let observer = pair.observer()?;
-        observer.own("mesh_observer_losses_total", &[("reason", "shared_cgroup")])
+        observer.own("mesh_observer_uncounted_total", &[("reason", "shared_cgroup")])
     };
     let figures = pair.check_with(
         Expected { source: 6, destination: 6 },

@@ -13,7 +13,7 @@ use super::{
     context::read,
     http2, maps,
     packet::{Arrival, Packet, arrived, leave, segment},
-    skb::joined_late,
+    skb::preexisting,
 };
 
 /// Where the program for a direction is in the table, behind those for HTTP/2.
@@ -50,7 +50,7 @@ fn packet(ctx: &SkBuffContext, direction: usize) -> Option<()> {
     let c = maps::connection(sk)?;
     let segment = segment(skb)?;
     let arrival = arrived(c, sk, &segment, is_sent(c, direction), direction)?;
-    joined_late(c);
+    preexisting(c);
     // Another processor may have decided it while this one was about to enter.
     if shared::load(&c.protocol) != HTTP2 {
         segment_of(c, skb, &segment, arrival, direction);

@@ -203,7 +203,7 @@ pub(super) fn hand_over(ctx: &SkBuffContext, number: u32) {
     unsafe { NEXT_PROGRAMS.tail_call(ctx, number) }
 }
 
-/// As [`hand_over`], for a connection's event.
+/// As [`tail_call_failed`], for a connection's event.
 #[inline(always)]
 pub(super) fn hand_over_event(ctx: &SockOpsContext, number: u32) {
     // SAFETY: nothing here waits to be dropped.

@@ -108,7 +108,7 @@ fn packet(skb: *mut __sk_buff, egress: bool) -> Option<Next> {
         return Some(Next::Http1(direction));
     }
     let arrival = arrived(c, sk, &segment, egress, direction)?;
-    joined_late(c);
+    preexisting(c);
     let mut env = Packet { skb };
     socket::catch_up(c, &mut env, direction, arrival.accepted());
     socket::pass_over(c, &mut env, direction, &segment);
@@ -195,7 +195,7 @@ unsafe extern "C" fn hello(_: u32, walk: *mut Walk) -> i64 {
 
 /// Notes a connection whose establishment was not seen, once.
 #[inline(always)]
-pub(super) fn joined_late(c: &mut Connection) {
+pub(super) fn preexisting(c: &mut Connection) {
     if c.flags & (ANCHORED | LATE) == 0 && shared::set(&mut c.flags, LATE) & LATE == 0 {
         shared::set(&mut c.sync, 1);
         maps::count(Counter::ConnectionLate as u32, 1);

@@ -412,12 +412,12 @@ families! {
         "Observed connections by what became of their parsing.";
     PARSED_REQUESTS = "mesh.observer.requests.total.value", "mesh_observer_requests_total",
         Counter, "requests", &["outcome"], Observer, Own,
-        "Observed requests by what became of them; ok, ended_early, joined_late and unknown_status are in Istio's families.";
-    LOST_SYNC = "mesh.observer.lost.sync.total.value", "mesh_observer_lost_sync_total",
-        Counter, "times", &["reason"], Observer, Own,
+        "Observed requests by what became of them; ok, ended_early, preexisting and unknown_status are in Istio's families.";
+    LOST_SYNC = "mesh.observer.parser.desyncs.total.value", "mesh_observer_parser_desyncs_total",
+        Counter, "", &["reason"], Observer, Own,
         "Times a connection's position in its protocol was lost.";
-    LOSSES = "mesh.observer.losses.total.value", "mesh_observer_losses_total",
-        Counter, "times", &["reason"], Observer, Own,
+    LOSSES = "mesh.observer.uncounted.total.value", "mesh_observer_uncounted_total",
+        Counter, "", &["reason"], Observer, Own,
         "What the kernel programs could not count as they should.";
     AUDIT_CONNECTIONS = "mesh.observer.audit.connections.total.value", "mesh_observer_audit_connections_total",
         Counter, "connections", &[], Observer, Own,
@@ -435,7 +435,7 @@ families! {
         Gauge, "series", &[], Observer, Own,
         "Most series the kernel map holds.";
     SERIES_OVERFLOWED = "mesh.observer.series.overflowed.total.value", "mesh_observer_series_overflowed_total",
-        Counter, "times", &[], Observer, Own,
+        Counter, "", &[], Observer, Own,
         "Times a figure went to the overflow series because the map was full: its labels are lost, its total is not.";
     SERIES_EXPOSED = "mesh.observer.series.exposed.value", "mesh_observer_series_exposed",
         Gauge, "series", &[], Observer, Own,
@@ -443,19 +443,19 @@ families! {
     SERIES_RETIRED = "mesh.observer.series.retired.total.value", "mesh_observer_series_retired_total",
         Counter, "series", &[], Observer, Own,
         "Label sets no longer exposed: idle, and their sidecars gone.";
-    FIGURE_RESETS = "mesh.observer.figure.resets.total.value", "mesh_observer_figure_resets_total",
-        Counter, "times", &[], Observer, Own,
+    FIGURE_RESETS = "mesh.observer.counter.resets.total.value", "mesh_observer_counter_resets_total",
+        Counter, "", &[], Observer, Own,
         "Times a kernel figure went back, so that counting went on from its new value.";
     COLLECTOR_RUNS = "mesh.observer.collector.runs.total.value", "mesh_observer_collector_runs_total",
         Counter, "runs", &["collector", "outcome"], Observer, Own,
         "Rounds of each collector by outcome.";
-    COLLECTOR_SECONDS = "mesh.observer.collector.seconds.total.value", "mesh_observer_collector_seconds_total",
+    COLLECTOR_SECONDS = "mesh.observer.collector.duration.seconds.total.value", "mesh_observer_collector_duration_seconds_total",
         Counter, "seconds", &["collector"], Observer, Own,
         "Time spent in each collector.";
-    TICK_LATENESS = "mesh.observer.tick.lateness.seconds.*.value", "mesh_observer_tick_lateness_seconds",
+    TICK_LATENESS = "mesh.observer.collection.delay.seconds.*.value", "mesh_observer_collection_delay_seconds",
         Histogram, "seconds", &[], Observer, Own,
         "How long after its time each reporting interval ended: the kernel's figures are read then.";
-    EMITTER_QUEUE = "mesh.observer.emitter.queue.reports.value", "mesh_observer_emitter_queue_reports",
+    EMITTER_QUEUE = "mesh.observer.emitter.queued.pushes.value", "mesh_observer_emitter_queued_pushes",
         Gauge, "reports", &["emitter"], Observer, Own,
         "Reports that wait to be sent.";
     EMITTER_SENT = "mesh.observer.emitter.points.sent.total.value", "mesh_observer_emitter_points_sent_total",
@@ -468,8 +468,8 @@ families! {
     EMITTER_DROPPED = "mesh.observer.emitter.points.dropped.total.value", "mesh_observer_emitter_points_dropped_total",
         Counter, "points", &["emitter", "reason"], Observer, Own,
         "Points dropped: refused, not taken in time, or without room to wait.";
-    EMITTER_REPORTS_DROPPED = "mesh.observer.emitter.reports.dropped.total.value",
-        "mesh_observer_emitter_reports_dropped_total",
+    EMITTER_REPORTS_DROPPED = "mesh.observer.emitter.pushes.dropped.total.value",
+        "mesh_observer_emitter_pushes_dropped_total",
         Counter, "reports", &["emitter", "reason"], Observer, Own,
         "Reports dropped unsent, oldest first.";
     EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
@@ -488,7 +488,7 @@ families! {
     SCRAPES = "mesh.observer.scrapes.total.value", "mesh_observer_scrapes_total",
         Counter, "scrapes", &["outcome"], Observer, Own,
         "Requests for the metrics page by outcome.";
-    SCRAPE_SECONDS = "mesh.observer.scrape.seconds.total.value", "mesh_observer_scrape_seconds_total",
+    SCRAPE_SECONDS = "mesh.observer.scrape.duration.seconds.total.value", "mesh_observer_scrape_duration_seconds_total",
         Counter, "seconds", &[], Observer, Own,
         "Time spent in producing metrics pages.";
     SCRAPE_REFUSED = "mesh.observer.scrape.connections.refused.total.value",
@@ -502,8 +502,8 @@ families! {
         "mesh_observer_control_plane_scrapes_total",
         Counter, "scrapes", &["instance", "app", "outcome", "scraper_node"], Observer, Own,
         "Scrapes of control-plane pages: ok, or why there were no figures.";
-    CONTROL_PLANE_SCRAPE_SECONDS = "mesh.observer.control.plane.scrape.seconds.value",
-        "mesh_observer_control_plane_scrape_seconds",
+    CONTROL_PLANE_SCRAPE_SECONDS = "mesh.observer.control.plane.scrape.duration.seconds.value",
+        "mesh_observer_control_plane_scrape_duration_seconds",
         Gauge, "seconds", &["instance", "app", "scraper_node"], Observer, Own,
         "How long the last scrape of this control-plane page took.";
     CONTROL_PLANE_SAMPLES = "mesh.observer.control.plane.samples.value", "mesh_observer_control_plane_samples",
@@ -513,12 +513,12 @@ families! {
         "mesh_observer_control_plane_lines_skipped_total",
         Counter, "lines", &["instance", "app", "reason", "scraper_node"], Observer, Own,
         "Lines of control-plane pages that could not be read, or said again what was said.";
-    CONTROL_PLANE_LEFT_OUT = "mesh.observer.control.plane.families.left.out.value",
-        "mesh_observer_control_plane_families_left_out",
+    CONTROL_PLANE_LEFT_OUT = "mesh.observer.control.plane.families.conflicting.value",
+        "mesh_observer_control_plane_families_conflicting",
         Gauge, "families", &[], Observer, Own,
         "Families of control-plane pages that are not exposed: of another type elsewhere, or counted by the observer.";
-    PROCESS_DIFFERENCE = "mesh.observer.process.difference.value", "mesh_observer_process_difference",
-        Gauge, "", &["instance", "figure"], Observer, Own,
+    PROCESS_DIFFERENCE = "mesh.observer.process.metric.drift.value", "mesh_observer_process_metric_drift",
+        Gauge, "", &["instance", "metric"], Observer, Own,
         "What a control plane says of its own process, less what procfs says now, which is exposed.";
     GATEWAY_ENCRYPTED = "mesh.observer.gateway.encrypted.connections.total.value",
         "mesh_observer_gateway_encrypted_connections_total",

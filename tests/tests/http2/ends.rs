@@ -265,7 +265,7 @@ pub(super) fn application_ends_without_a_word(pair: &mut Pair) -> Result<String>
 
 /// Connections that are older than the observer. What is said anew is exact: codes of the static table, spelt out, or put into the
 /// table since; a code of before that is only named by the table is unknown.
-pub(super) fn joined_late(pair: &mut Pair) -> Result<String> {
+pub(super) fn preexisting(pair: &mut Pair) -> Result<String> {
     let answers = |number: u32| match number % 5 {
         0 => Block::status(418),
         1 => Block::default().indexed(8),

@@ -102,7 +102,7 @@ fn main() -> ExitCode {
             header_block_that_cannot_be_decoded,
             answers_that_are_refused,
             requests_that_are_refused,
-            joined_late,
+            preexisting,
         ],
     )
 }

@@ -71,8 +71,8 @@ impl Pinned {
     }
 
     /// Connections whose beginning was not seen.
-    fn joined_late(&self) -> Result<f64> {
-        self.observer()?.own("mesh_observer_connections_total", &[("outcome", "joined_late")])
+    fn preexisting(&self) -> Result<f64> {
+        self.observer()?.own("mesh_observer_connections_total", &[("outcome", "preexisting")])
     }
 }
 

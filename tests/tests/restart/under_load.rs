@@ -49,7 +49,7 @@ fn restarted(
 ) -> Result<String> {
     let count = env::var(RESTARTS).ok().and_then(|number| number.parse().ok()).unwrap_or(default);
     pinned.observe()?;
-    let (before, late) = (pinned.pair.begin()?, pinned.joined_late()?);
+    let (before, late) = (pinned.pair.begin()?, pinned.preexisting()?);
     let mut load = Load::start(&pinned.pair, vec![http1(&pinned.pair), http2(&pinned.pair)])?;
     for (number, build) in (0..).zip(builds.iter().cycle().take(count)) {
         wait_for_requests(pinned)?;
@@ -63,7 +63,7 @@ fn restarted(
     load.end()?;
     let (truth, _) = pinned.pair.truth_of_any()?;
     let said = pinned.pair.agree(&before, &truth)?;
-    let late = pinned.joined_late()? - late;
+    let late = pinned.preexisting()? - late;
     ensure!(late == 0.0, "{late} connections joined late");
     Ok(format!("{count} restarts, difference 0: {said}"))
 }
@@ -71,7 +71,7 @@ fn restarted(
 /// Maps of another size are another layout: what was counted in the old ones goes on, and what cannot is said.
 pub(super) fn laid_out_otherwise(pinned: &mut Pinned) -> Result<String> {
     pinned.observe()?;
-    let (before, late) = (pinned.pair.begin()?, pinned.joined_late()?);
+    let (before, late) = (pinned.pair.begin()?, pinned.preexisting()?);
     let load = Load::start(&pinned.pair, vec![http1(&pinned.pair)])?;
     for settings in ["max_series = 500", ""] {
         wait_for_requests(pinned)?;
@@ -84,7 +84,7 @@ pub(super) fn laid_out_otherwise(pinned: &mut Pinned) -> Result<String> {
     }
     load.end()?;
     let (truth, _) = pinned.pair.truth_of_any()?;
-    let late = pinned.joined_late()? - late;
+    let late = pinned.preexisting()? - late;
     let seen = pinned.observer()?.tally()?.since(&before);
     let (mut all, mut missing) = (0, 0);
     for leg in [pinned.pair.source(), pinned.pair.destination()] {

@@ -20,7 +20,7 @@ const HANGING: usize = 3;
 const INTERVAL: &str = "100ms";
 const WINDOW: Duration = Duration::from_secs(20);
 const WINDOWS: usize = 4;
-const TICKS: &str = "mesh_observer_tick_lateness_seconds_bucket";
+const TICKS: &str = "mesh_observer_collection_delay_seconds_bucket";
 const SCRAPES: &str = "mesh_observer_control_plane_scrapes_total";
 
 /// 99th percentile of the delays that the observer counts itself; beside it that of an observer without pages.

@@ -211,7 +211,7 @@ impl Stage {
         let Some(observer) = &self.observer else { return Ok(Recognised::default()) };
         let scrape = observer.scrape()?;
         let requests = |labels| scrape.sum("istio_requests_total", labels).unwrap_or(0.0);
-        let lost = scrape.sum("mesh_observer_requests_total", &[("outcome", "lost_sync")]).unwrap_or(0.0);
+        let lost = scrape.sum("mesh_observer_requests_total", &[("outcome", "desync")]).unwrap_or(0.0);
         Ok(Recognised { counted: requests(&[]) + lost, answered: requests(&self.spoken.answered()) })
     }
 

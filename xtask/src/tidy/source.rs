@@ -387,7 +387,7 @@ mod tests {
         let bad = "const A: &str = \"istio_requests_total\";";
         assert_eq!(found("observer/src/emit/prometheus.rs", bad).len(), 1);
         assert_eq!(found("observer/src/app.rs", "fn f() { g!(x, \"istio.request.bytes\"); }").len(), 1);
-        assert_eq!(found("observer/src/app.rs", "const A: &str = \"the mesh_observer_losses_total family\";").len(), 1);
+        assert_eq!(found("observer/src/app.rs", "const A: &str = \"the mesh_observer_uncounted_total family\";").len(), 1);
         assert!(found(CATALOGUE, bad).is_empty());
         assert!(found("tests/src/referee.rs", bad).is_empty());
         assert!(
