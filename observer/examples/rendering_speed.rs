@@ -28,7 +28,7 @@ use observer::{
     },
     model::{Inputs, Model, Own, Snapshot, labels::Peers},
 };
-use observer_ebpf::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, SeriesKey};
+use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, SeriesKey};
 
 const SIDECARS: u32 = 100;
 const FIRST_STATUS: u16 = 200;

@@ -10,7 +10,7 @@ pub mod series_key;
 
 use std::time::{Duration, SystemTime};
 
-use observer_ebpf::{SeriesKey, health::Counter, latency::BUCKETS};
+use observer_common::{SeriesKey, health::Counter, latency::BUCKETS};
 
 use crate::discovery::ProcessId;
 
@@ -97,7 +97,7 @@ pub struct HistogramReading {
 /// One program's account.
 #[derive(Clone, Debug)]
 pub struct ProgramReading {
-    /// Name, one of `observer_ebpf::names::PROGRAMS`.
+    /// Name, one of `observer_common::names::PROGRAMS`.
     pub name: &'static str,
     /// Cgroups it is attached to.
     pub links: u64,

@@ -1,6 +1,6 @@
 //! Limits that the kernel programs have run into: each is told once, with the remedy. The counters go on telling how often.
 
-use observer_ebpf::health::{Counter, Group};
+use observer_common::health::{Counter, Group};
 
 use crate::model::catalogue;
 

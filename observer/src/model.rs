@@ -23,11 +23,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer_ebpf::{
-    DURATION, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST_BYTES, RESPONSE_BYTES, SeriesKey,
+use observer_common::{
+    DURATION, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST, REQUEST_BYTES, RESPONSE, RESPONSE_BYTES, SeriesKey,
     health::{self, Group},
     latency::BUCKETS,
-    socket::{REQUEST, RESPONSE},
 };
 
 use self::{
@@ -823,7 +822,7 @@ mod tests {
         fixture::{at, http, key, peers, reading, sidecar, sidecars, snapshots},
         *,
     };
-    use observer_ebpf::{LEG_SOURCE, PROTOCOL_HTTP};
+    use observer_common::{LEG_SOURCE, PROTOCOL_HTTP};
 
     struct Bench {
         model: Model,

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use observer::model::catalogue;
-use observer_ebpf::health::{Counter, Group};
+use observer_common::health::{Counter, Group};
 
 const PAGE: &str = include_str!("../../TROUBLESHOOTING.md");
 

@@ -26,7 +26,10 @@ fn every_known_figure_of_every_version_is_exposed() -> Result<()> {
     let planes = planes(&Capture::all()?)?;
     let stage = Stage::start("all", planes.values())?;
     let exposition = stage.wait_for(UP, planes.len())?;
-    ensure!(exposition.sum("mesh_observer_control_plane_families_conflicting", &[]) == Some(0.0), "families are left out");
+    ensure!(
+        exposition.sum("mesh_observer_control_plane_families_conflicting", &[]) == Some(0.0),
+        "families are left out"
+    );
     check_expected(&planes, &exposition)?;
     check_coverage(&planes, &exposition)?;
     for (format, accept) in [("text", "text/plain"), ("openmetrics", "application/openmetrics-text;version=1.0.0")] {

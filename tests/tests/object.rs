@@ -10,13 +10,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya_obj::{Map, Object, ProgramSection};
 use harness::tools;
-use observer_ebpf::{
-    Block, Cgroup, Door, InboundKey, Series, SeriesKey,
+use observer_common::{Block, Cgroup, Door, InboundKey, Series, SeriesKey, health::Counter, names};
+use observer_proto::{
     early::{Greeting, Place},
-    health::Counter,
     hpack::Wide,
     http2::{Call, CallKey, Http2, More},
-    names,
     socket::Connection,
 };
 
@@ -122,15 +120,15 @@ fn no_atomic_with_a_used_result_is_relaxed() -> Result<()> {
     }
     ensure!(fetching > 0, "no fetching operation at all");
 
-    let source = fs::read_to_string(tools::repository().join("observer-ebpf/src/shared.rs"))?;
+    let source = fs::read_to_string(tools::repository().join("observer-ebpf/proto/src/shared.rs"))?;
     for function in source.split("\n    #[inline(always)]\n    pub(super) unsafe fn ").skip(1) {
         let (signature, body) = function.split_once('{').context("function")?;
         let returns = signature.contains("->");
         let relaxed = body.contains("AtomicOrdering::Relaxed");
         ensure!(!(returns && relaxed), "`{}` returns what a relaxed operation gave", signature.trim());
     }
-    let folder = tools::repository().join("observer-ebpf/src");
-    for entry in fs::read_dir(&folder)?.chain(fs::read_dir(folder.join("programs"))?) {
+    let kernel = tools::repository().join("observer-ebpf");
+    for entry in fs::read_dir(kernel.join("proto/src"))?.chain(fs::read_dir(kernel.join("src/programs"))?) {
         let path = entry?.path();
         if path.is_file() && !path.ends_with("shared.rs") {
             let text = fs::read_to_string(&path)?;

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::{cgroup, tools};
-use observer_ebpf::names;
+use observer_common::names;
 use serde_json::Value;
 
 const COULD_NOT_RUN: i32 = 1;

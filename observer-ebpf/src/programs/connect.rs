@@ -3,10 +3,8 @@
 //! Only here does a program run in the task that opens the socket.
 
 use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
-use observer_ebpf::{
-    IGNORED, PORT_EXCLUDED,
-    socket::{self, DESTINATION},
-};
+use observer_common::{IGNORED, PORT_EXCLUDED};
+use observer_proto::socket::{self, DESTINATION};
 
 use super::{
     context::{dialled, local_of, read},

@@ -5,7 +5,7 @@
 //! keep it from that.
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops};
-use observer_ebpf::socket;
+use observer_proto::socket;
 
 const AF_INET: u32 = 2;
 

@@ -5,9 +5,9 @@ use aya_ebpf::{
     helpers::generated::{bpf_loop, bpf_skb_load_bytes},
 };
 use core::ffi::c_void;
-use observer_ebpf::{
+use observer_common::health::Counter;
+use observer_proto::{
     early::{self, HELD_NS, PLACES, SEGMENT, SPAN},
-    health::Counter,
     stream::{FILL, Stream},
 };
 

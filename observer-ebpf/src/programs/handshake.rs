@@ -11,9 +11,9 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use core::ffi::c_void;
-use observer_ebpf::{
+use observer_common::health::Counter;
+use observer_proto::{
     early::{GREETED_NS, GREETINGS, Greeting},
-    health::Counter,
     hpack::Wide,
     http2::{self, Book, Call, CallKey, Calls, Http2, More, Tally},
     segment::{RST, SYN, Segment},

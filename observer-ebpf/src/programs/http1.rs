@@ -2,8 +2,8 @@
 //! program, whichever hook sees it.
 
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
-use observer_ebpf::{
-    health::Counter,
+use observer_common::health::Counter;
+use observer_proto::{
     segment::Segment,
     shared,
     socket::{self, Connection, DESTINATION, HTTP2, REQUEST, RESPONSE},

@@ -8,8 +8,8 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use core::ffi::c_void;
-use observer_ebpf::{
-    health::Counter,
+use observer_common::health::Counter;
+use observer_proto::{
     hpack::Wide,
     http2::{self, Book, CALLS, CLOSE, Call, CallKey, Calls, Http2, MAPPED, MORE, More, Tally},
     segment::Segment,

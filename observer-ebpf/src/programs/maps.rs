@@ -8,10 +8,12 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockOpsContext},
 };
 use core::ffi::c_void;
-use observer_ebpf::{
+use observer_common::{
     Block, Cgroup, Door, INSERTED, InboundKey, NEXT_BLOCK, NEXT_DOOR, NEXT_SLOT, Series, SeriesKey, WITHOUT_PORT,
-    early::{Greeting, PLACES, Place},
     health::Counter,
+};
+use observer_proto::{
+    early::{Greeting, PLACES, Place},
     hpack::Wide,
     http2::{Call, CallKey, Http2, More},
     shared,
@@ -217,7 +219,7 @@ pub(super) fn greeting() -> Option<&'static mut Greeting> {
     GREETINGS.get_ptr_mut(0).map(|greeting| unsafe { &mut *greeting })
 }
 
-/// Sidecar id of a process, [`observer_ebpf::IGNORED`], or 0 if it is not known.
+/// Sidecar id of a process, [`observer_common::IGNORED`], or 0 if it is not known.
 #[inline(always)]
 pub(super) fn sidecar_of(process: u32) -> u32 {
     // SAFETY: values are words that the user side replaces whole.
@@ -260,7 +262,7 @@ pub(super) fn slot_of(key: &SeriesKey) -> u32 {
             Some(next) => next.wrapping_add(1),
             None => {
                 count(Counter::LossSeries as u32, 1);
-                return observer_ebpf::OVERFLOW_SLOT;
+                return observer_common::OVERFLOW_SLOT;
             }
         },
     };
@@ -278,7 +280,7 @@ pub(super) fn slot_of(key: &SeriesKey) -> u32 {
         return *slot;
     }
     count(Counter::LossSeries as u32, 1);
-    observer_ebpf::OVERFLOW_SLOT
+    observer_common::OVERFLOW_SLOT
 }
 
 /// The next number of a kind that was never used, if it `exists`.

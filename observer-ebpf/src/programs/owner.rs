@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_comm,
     generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
 };
-use observer_ebpf::{CGROUP_BY_THREAD, Cgroup, IGNORED};
+use observer_common::{CGROUP_BY_THREAD, Cgroup, IGNORED};
 
 use super::maps;
 

@@ -5,9 +5,9 @@ use aya_ebpf::{
     helpers::generated::{bpf_loop, bpf_skb_load_bytes, bpf_tcp_sock},
 };
 use core::ffi::c_void;
-use observer_ebpf::{
+use observer_common::health::Counter;
+use observer_proto::{
     early::HELD_NS,
-    health::Counter,
     segment::{Segment, Socket},
     shared,
     socket::{self, Connection, Env, REQUEST, RESPONSE},

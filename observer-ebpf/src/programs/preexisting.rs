@@ -8,8 +8,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_loop, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_cgroup_id},
 };
 use core::ffi::c_void;
-use observer_ebpf::{
-    CGROUP_SHARED, Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY, PORT_EXCLUDED, SECURITY_UNKNOWN,
+use observer_common::{CGROUP_SHARED, Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY, PORT_EXCLUDED, SECURITY_UNKNOWN};
+use observer_proto::{
     segment::{ESTABLISHED, LISTEN, SYN_RECV},
     shared,
     socket::{self, ANCHORED, Connection, DESTINATION, GATEWAY, IGNORED, INBOUND, LATE, SOURCE},

@@ -1,12 +1,14 @@
 //! Where finished exchanges and TCP bytes go: from a connection to its series.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use observer_ebpf::{
+use observer_common::{
     DURATION, Door, GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_TCP,
     REQUEST_BYTES, RESPONSE_BYTES, SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN, Series, SeriesKey,
-    health::Counter,
+    health::Counter, latency,
+};
+use observer_proto::{
     http2::Tally,
-    latency, shared,
+    shared,
     socket::{Connection, DESTINATION, ENCRYPTED, Finished, LATE, LISTED, REQUEST, RESPONSE},
 };
 

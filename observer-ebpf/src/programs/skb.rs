@@ -7,9 +7,8 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use core::ffi::c_void;
-use observer_ebpf::{
-    CGROUP_SHARED, Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY,
-    health::Counter,
+use observer_common::{CGROUP_SHARED, Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY, health::Counter};
+use observer_proto::{
     shared,
     socket::{
         self, ANCHORED, Connection, DESTINATION, ENDED, GATEWAY, INBOUND, LATE, REQUEST, RESPONSE, SOURCE, TENTATIVE,

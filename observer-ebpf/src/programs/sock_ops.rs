@@ -6,9 +6,8 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use observer_ebpf::{
-    Endpoint, PORT_EXCLUDED, PORT_HTTP, PORT_TCP,
-    health::Counter,
+use observer_common::{Endpoint, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, health::Counter};
+use observer_proto::{
     segment::{CLOSE, Socket},
     shared,
     socket::{

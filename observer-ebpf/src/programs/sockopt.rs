@@ -4,10 +4,8 @@
 //! Source: envoy `source/extensions/filters/listener/original_dst/original_dst.cc`.
 
 use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
-use observer_ebpf::{
-    Cgroup, Endpoint, IGNORED, MODE_GATEWAY,
-    socket::{self, Connection, INBOUND, REQUEST, SOURCE, UNDECIDED},
-};
+use observer_common::{Cgroup, Endpoint, IGNORED, MODE_GATEWAY};
+use observer_proto::socket::{self, Connection, INBOUND, REQUEST, SOURCE, UNDECIDED};
 
 use super::{
     context::{local_of, read},

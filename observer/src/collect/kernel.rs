@@ -25,7 +25,7 @@ use aya::{
     maps::{Array, HashMap, MapData, ProgramArray},
 };
 use aya_log::EbpfLogger;
-use observer_ebpf::{
+use observer_common::{
     Block, CGROUP_BY_THREAD, CGROUP_SHARED, Cgroup, Histogram, IGNORED, INSERTED, MODE_GATEWAY, MODE_REDIRECT,
     MODE_TPROXY, OVERFLOW_SLOT, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, Series, SeriesKey, health::Counter, latency::CELLS,
     names,
@@ -75,7 +75,7 @@ impl Options {
 /// One program and whether this kernel takes it.
 #[derive(Clone, Debug)]
 pub struct ProgramProbe {
-    /// Name, one of `observer_ebpf::names::PROGRAMS`.
+    /// Name, one of `observer_common::names::PROGRAMS`.
     pub name: &'static str,
     /// Instructions the verifier went through, of the million it allows; or why it refused.
     pub result: Result<u32, String>,

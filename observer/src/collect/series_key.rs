@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use observer_ebpf::{Endpoint, GRPC_NONE, GRPC_UNKNOWN, SeriesKey};
+use observer_common::{Endpoint, GRPC_NONE, GRPC_UNKNOWN, SeriesKey};
 use serde::{Deserialize, Serialize};
 
 /// Sidecar, address, port, status, gRPC status, leg, protocol, security.

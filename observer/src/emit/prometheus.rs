@@ -413,7 +413,7 @@ mod tests {
         discovery::{Role, Workload},
         model::{Inputs, Model, Own, fixture, labels::Peers},
     };
-    use observer_ebpf::{LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
+    use observer_common::{LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
     use proptest::prelude::*;
     use std::{io::Read, time::Duration};
 

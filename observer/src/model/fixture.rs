@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer_ebpf::{
+use observer_common::{
     Endpoint, GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_ENCRYPTED, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_TCP,
     SECURITY_MUTUAL_TLS, SeriesKey,
     health::Counter,

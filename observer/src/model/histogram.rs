@@ -1,7 +1,7 @@
 //! Histograms: Istio's exposed buckets, kept sparse, and percentiles over the reporting interval.
 
 use hdrhistogram::Histogram;
-use observer_ebpf::{
+use observer_common::{
     DURATION,
     latency::{self, BLOCKS, BUCKETS, CELLS},
 };
@@ -84,7 +84,7 @@ impl HttpFigures {
         self.sums[histogram]
     }
 
-    /// gRPC messages of a direction (`observer_ebpf::socket::{REQUEST, RESPONSE}`).
+    /// gRPC messages of a direction (`observer_proto::socket::{REQUEST, RESPONSE}`).
     #[must_use]
     pub fn messages(&self, direction: usize) -> u64 {
         self.messages[direction]
@@ -298,7 +298,7 @@ fn middle(block: u32, cell: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use observer_ebpf::SeriesKey;
+    use observer_common::SeriesKey;
     use proptest::prelude::*;
 
     fn dense() -> impl Strategy<Value = [[u64; BUCKETS]; 3]> {

@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-use observer_ebpf::{
+use observer_common::{
     GRPC_NONE, GRPC_UNKNOWN, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, PROTOCOL_UNKNOWN,
     SECURITY_MUTUAL_TLS, SECURITY_NONE, STATUS_UNKNOWN, SeriesKey,
 };
@@ -741,7 +741,7 @@ fn first<'a>(labels: &'a BTreeMap<String, String>, names: &[&str]) -> Option<&'a
 mod tests {
     use super::*;
     use crate::model::fixture::{self, key};
-    use observer_ebpf::{PROTOCOL_HTTP, SECURITY_UNKNOWN};
+    use observer_common::{PROTOCOL_HTTP, SECURITY_UNKNOWN};
 
     fn directory() -> Directory {
         Directory::new(fixture::sidecars().iter(), &fixture::peers())

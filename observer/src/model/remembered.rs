@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use observer_ebpf::SeriesKey;
+use observer_common::SeriesKey;
 use serde::{Deserialize, Serialize};
 
 use super::{

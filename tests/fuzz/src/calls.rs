@@ -2,8 +2,8 @@
 
 use std::ptr::null_mut;
 
-use observer_ebpf::{
-    health::Counter,
+use observer_common::health::Counter;
+use observer_proto::{
     hpack::{WIDE, Wide},
     http2::{self, Book, Call, CallKey, Calls, Http2, MAPPED, More, Tally},
     shared,

@@ -6,9 +6,9 @@ pub use calls::each;
 
 use std::collections::HashMap;
 
-use observer_ebpf::{
+use observer_common::health::Counter;
+use observer_proto::{
     early::Places,
-    health::Counter,
     hpack::Wide,
     http2::{Call, CallKey, More},
     socket::{self, Connection, Env, Finished},

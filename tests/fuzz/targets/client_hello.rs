@@ -6,8 +6,8 @@
 
 use fuzz::{Packet, connection};
 use libfuzzer_sys::fuzz_target;
-use observer_ebpf::{
-    SECURITY_UNKNOWN,
+use observer_common::SECURITY_UNKNOWN;
+use observer_proto::{
     segment::{ACK, Segment},
     socket::{INBOUND, REQUEST},
     tls,

@@ -6,7 +6,7 @@
 
 use fuzz::{Packet, connection};
 use libfuzzer_sys::fuzz_target;
-use observer_ebpf::socket::{self, REQUEST, RESPONSE};
+use observer_proto::socket::{self, REQUEST, RESPONSE};
 
 /// Payload begins behind headers.
 const OFFSET: u32 = 40;

@@ -7,9 +7,8 @@
 
 use fuzz::{Packet, connection, each};
 use libfuzzer_sys::fuzz_target;
-use observer_ebpf::{
-    STATUS_UNKNOWN,
-    health::Counter,
+use observer_common::{STATUS_UNKNOWN, health::Counter};
+use observer_proto::{
     http2::{self, CLOSE, Http2},
     socket::{self, Connection, HTTP2, LATE, REQUEST, RESPONSE},
 };

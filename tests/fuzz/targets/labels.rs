@@ -30,7 +30,7 @@ use observer::{
     },
     model::{Inputs, Model, Own, Snapshot, labels::Peers},
 };
-use observer_ebpf::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP, SeriesKey};
+use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP, SeriesKey};
 
 /// Something that is written of a snapshot, and how it is read.
 #[derive(Clone, Copy)]

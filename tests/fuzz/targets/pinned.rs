@@ -31,7 +31,7 @@ use observer::{
     memory::Memory,
     model::{Inputs, Model, Own, cardinality::DEFAULT_RETENTION},
 };
-use observer_ebpf::health::Counter;
+use observer_common::health::Counter;
 
 /// Longest description of a type, with room for what was begun when the limit was reached.
 const LONGEST: usize = 96 << 10;
@@ -118,7 +118,7 @@ fn memory(bytes: &[u8]) {
 }
 
 fn expose(mut model: Model, at: SystemTime) {
-    let series = [SeriesReading::empty(observer_ebpf::SeriesKey::default())];
+    let series = [SeriesReading::empty(observer_common::SeriesKey::default())];
     let kernel = KernelReading { series: series.into(), ..KernelReading::default() };
     let reading = Reading {
         at,

@@ -7,7 +7,7 @@
 
 use fuzz::{Packet, connection};
 use libfuzzer_sys::fuzz_target;
-use observer_ebpf::{
+use observer_proto::{
     segment::{ACK, ESTABLISHED, Segment, Socket},
     socket::{self, ENDED, HTTP2, REQUEST, RESPONSE, SOURCE},
     stream::ANCHORED,

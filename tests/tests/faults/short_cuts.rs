@@ -42,7 +42,8 @@ pub(super) fn redirected_by_a_sockmap(pair: &mut Pair) -> Result<String> {
 
 /// Answers without a request.
 pub(super) fn requests_redirected_by_a_sockmap(pair: &mut Pair) -> Result<String> {
-    const UNASKED: (&str, &[(&str, &str)]) = ("mesh_observer_parser_desyncs_total", &[("reason", "unexpected_response")]);
+    const UNASKED: (&str, &[(&str, &str)]) =
+        ("mesh_observer_parser_desyncs_total", &[("reason", "unexpected_response")]);
     let before = said(pair, UNASKED)?;
     let source = pair.source();
     let traffic = |pair: &Pair| {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use harness::tools;
-use observer_ebpf::early::HELD_NS;
+use observer_proto::early::HELD_NS;
 
 /// Writes it into `directory`.
 pub(super) fn other_build(directory: &Path) -> Result<PathBuf> {

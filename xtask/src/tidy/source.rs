@@ -29,13 +29,13 @@ const PURE: [&str; 24] = [
     "observer/src/emit/wavefront/glob.rs",
     "observer/src/emit/wavefront/line.rs",
     "observer/src/emit/wavefront/report.rs",
-    "observer-ebpf/src/http1.rs",
-    "observer-ebpf/src/stream.rs",
-    "observer-ebpf/src/latency.rs",
-    "observer-ebpf/src/socket.rs",
-    "observer-ebpf/src/tls.rs",
-    "observer-ebpf/src/health.rs",
-    "observer-ebpf/src/names.rs",
+    "observer-ebpf/proto/src/http1.rs",
+    "observer-ebpf/proto/src/stream.rs",
+    "observer-ebpf/common/src/latency.rs",
+    "observer-ebpf/proto/src/socket.rs",
+    "observer-ebpf/proto/src/tls.rs",
+    "observer-ebpf/common/src/health.rs",
+    "observer-ebpf/common/src/names.rs",
 ];
 /// Paths that pure code may not use: these and everything below them.
 const IMPURE: [&str; 19] = [
@@ -62,9 +62,9 @@ const IMPURE: [&str; 19] = [
 /// Only a marker for memory layouts.
 const HARMLESS: &str = "aya::Pod";
 const CATALOGUE: &str = "observer/src/model/catalogue.rs";
-const KERNEL_NAMES: &str = "observer-ebpf/src/names.rs";
+const KERNEL_NAMES: &str = "observer-ebpf/common/src/names.rs";
 /// Where names are watched: the product. What looks at it from outside names what it expects to see.
-const NAMED: [&str; 2] = ["observer/src/", "observer-ebpf/src/"];
+const NAMED: [&str; 2] = ["observer/src/", "observer-ebpf/"];
 const METRIC_PREFIXES: [&str; 3] = ["istio_", "istio.", "mesh_observer_"];
 /// Istio's site and the executable of citadel begin so and are no metrics.
 const NO_METRICS: [&str; 2] = ["istio.io", "istio_ca"];
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn pure_code_reads_no_clock() {
-        let file = "observer-ebpf/src/http1.rs";
+        let file = "observer-ebpf/proto/src/http1.rs";
         assert_eq!(found(file, "fn f() { let t = std::time::Instant::now(); }").len(), 1);
         assert_eq!(found(file, "use std::time::SystemTime;\nfn f() { SystemTime::now(); }")[0].0, 3);
         assert_eq!(found(file, "fn f(t: Instant) { t.elapsed(); }").len(), 1);
@@ -387,7 +387,10 @@ mod tests {
         let bad = "const A: &str = \"istio_requests_total\";";
         assert_eq!(found("observer/src/emit/prometheus.rs", bad).len(), 1);
         assert_eq!(found("observer/src/app.rs", "fn f() { g!(x, \"istio.request.bytes\"); }").len(), 1);
-        assert_eq!(found("observer/src/app.rs", "const A: &str = \"the mesh_observer_uncounted_total family\";").len(), 1);
+        assert_eq!(
+            found("observer/src/app.rs", "const A: &str = \"the mesh_observer_uncounted_total family\";").len(),
+            1
+        );
         assert!(found(CATALOGUE, bad).is_empty());
         assert!(found("tests/src/referee.rs", bad).is_empty());
         assert!(

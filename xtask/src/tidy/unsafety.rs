@@ -10,7 +10,7 @@ use syn::{
 use super::Finding;
 
 /// The product's files that have any, or a folder if it ends in a slash. Tests and tasks may have it anywhere.
-pub(super) const UNSAFE: [&str; 16] = [
+pub(super) const UNSAFE: [&str; 17] = [
     "observer/src/app.rs",
     "observer/src/collect/control_plane.rs",
     "observer/src/collect/kernel/sys.rs",
@@ -19,16 +19,17 @@ pub(super) const UNSAFE: [&str; 16] = [
     "observer/src/discovery/watch.rs",
     "observer/src/environment.rs",
     "observer/src/main.rs",
-    "observer-ebpf/src/early.rs",
-    "observer-ebpf/src/hpack.rs",
-    "observer-ebpf/src/http2.rs",
-    "observer-ebpf/src/lib.rs",
+    "observer-ebpf/proto/src/early.rs",
+    "observer-ebpf/proto/src/hpack.rs",
+    "observer-ebpf/proto/src/http2.rs",
+    "observer-ebpf/common/src/lib.rs",
+    "observer-ebpf/proto/src/lib.rs",
     "observer-ebpf/src/programs/",
-    "observer-ebpf/src/shared.rs",
-    "observer-ebpf/src/socket.rs",
-    "observer-ebpf/src/stream.rs",
+    "observer-ebpf/proto/src/shared.rs",
+    "observer-ebpf/proto/src/socket.rs",
+    "observer-ebpf/proto/src/stream.rs",
 ];
-const PRODUCT: [&str; 2] = ["observer/src/", "observer-ebpf/src/"];
+const PRODUCT: [&str; 2] = ["observer/src/", "observer-ebpf/"];
 /// Lines between the reason and what it is for: the rest of the comment, and the beginning of the statement.
 const NEAR: usize = 12;
 
@@ -124,7 +125,7 @@ mod tests {
 
     #[test]
     fn says_why() {
-        let file = "observer-ebpf/src/shared.rs";
+        let file = "observer-ebpf/proto/src/shared.rs";
         assert_eq!(found(file, "fn f() {\n    unsafe { g() }\n}\n"), [2]);
         assert_eq!(found(file, "// SAFETY: of something else.\n\nunsafe impl Send for X {}\n"), [3]);
         assert_eq!(found(file, "m!(\n    unsafe { g() }\n);\nm!(unsafe impl Sync for X {});\n"), [2, 4]);

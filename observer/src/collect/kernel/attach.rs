@@ -13,7 +13,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::{Object, generated::bpf_attach_type};
-use observer_ebpf::names;
+use observer_common::names;
 
 use super::{Error, layout::Layout, sys};
 

@@ -6,7 +6,7 @@ use aya::{
     Pod,
     maps::{Array, Map, MapData},
 };
-use observer_ebpf::{Block, Series};
+use observer_common::{Block, Series};
 
 use super::{Error, sys};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya_obj::{Map, Object};
-use observer_ebpf::{MEANING, latency, names};
+use observer_common::{MEANING, latency, names};
 use serde::Serialize;
 
 use super::{btf::Types, shape::counter_names};

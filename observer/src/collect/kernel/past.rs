@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use observer_ebpf::{OVERFLOW_SLOT, SeriesKey, health::Counter, names};
+use observer_common::{OVERFLOW_SLOT, SeriesKey, health::Counter, names};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -107,7 +107,7 @@ impl Past {
 
 #[cfg(test)]
 mod tests {
-    use observer_ebpf::latency::BUCKETS;
+    use observer_common::latency::BUCKETS;
 
     use super::*;
 

@@ -12,12 +12,12 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Stack};
-use observer_ebpf::{
+use observer_common::{
     Block, Door, Histogram, InboundKey, Series, SeriesKey,
-    http2::{Call, CallKey},
     latency::{BLOCKS, BUCKETS, CELLS},
     names,
 };
+use observer_proto::http2::{Call, CallKey};
 
 use super::{Error, Kernel};
 use crate::discovery::SidecarId;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::maps::HashMap;
-use observer_ebpf::{Cgroup, names};
+use observer_common::{Cgroup, names};
 use serde::{Deserialize, Serialize};
 
 use super::{

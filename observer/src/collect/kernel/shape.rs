@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, mem::offset_of};
 
-use observer_ebpf::{
+use observer_common::{
     Endpoint, GRPC_NONE, GRPC_UNKNOWN, Histogram, Series, SeriesKey,
     health::Counter,
     latency::{self, BUCKETS},

@@ -7,10 +7,8 @@ use std::{
     vec,
 };
 
-use observer_ebpf::{
-    DURATION, REQUEST_BYTES, RESPONSE_BYTES,
-    socket::{REQUEST, RESPONSE},
-};
+use observer_common::{DURATION, REQUEST_BYTES, RESPONSE_BYTES};
+use observer_proto::socket::{REQUEST, RESPONSE};
 
 use super::{
     Names, Options,

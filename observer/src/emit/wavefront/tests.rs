@@ -9,7 +9,7 @@ use crate::{
 };
 use decoder::{Decoded, Point, decode};
 use line::{Number, Tags};
-use observer_ebpf::{DURATION, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
+use observer_common::{DURATION, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
 use proptest::prelude::*;
 use std::{collections::HashSet, time::Duration};
 

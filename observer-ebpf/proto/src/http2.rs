@@ -7,11 +7,14 @@
 
 use core::hint::black_box;
 
+use observer_common::{
+    GRPC_NONE, GRPC_UNKNOWN, IGNORED, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_UNKNOWN, STATUS_UNKNOWN, health::Counter,
+    latency,
+};
+
 use crate::{
-    GRPC_NONE, GRPC_UNKNOWN, IGNORED, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_UNKNOWN, STATUS_UNKNOWN,
-    health::Counter,
     hpack::{self, WIDE_MISSING, WIDE_UNUSED, WIDE_USED, WIDE_WANTED, Walk, Wide},
-    latency, shared,
+    shared,
     socket::{self, Connection, DESTINATION, Env, Finished, LATE, REQUEST, RESPONSE, SOURCE},
     stream::{Stream, Token},
 };

@@ -108,6 +108,10 @@ pub fn number(ticket: u32) -> u32 {
 
 #[cfg(not(target_arch = "bpf"))]
 mod host {
+    extern crate alloc;
+
+    use alloc::boxed::Box;
+
     use super::{HELD_NS, PLACES, Place, SEGMENT, SPAN, number};
 
     /// All places where no map has them: a kernel's stand-in for tests.

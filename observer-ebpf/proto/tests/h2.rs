@@ -8,11 +8,8 @@ use bed::{
     frames::meter_both,
     library::{Exchange, Setup, record},
 };
-use observer_ebpf::{
-    GRPC_NONE, PROTOCOL_GRPC, PROTOCOL_HTTP,
-    health::Counter,
-    socket::{DESTINATION, Finished, REQUEST, RESPONSE},
-};
+use observer_common::{GRPC_NONE, PROTOCOL_GRPC, PROTOCOL_HTTP, health::Counter};
+use observer_proto::socket::{DESTINATION, Finished, REQUEST, RESPONSE};
 use proptest::{collection::vec, prelude::*};
 
 /// What is compared: status, gRPC status, protocol, bytes, messages.

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use h2::{RecvStream, client, server};
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
-use observer_ebpf::socket::{REQUEST, RESPONSE};
+use observer_proto::socket::{REQUEST, RESPONSE};
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex},
     task::{LocalSet, spawn_local},

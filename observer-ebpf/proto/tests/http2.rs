@@ -13,9 +13,10 @@ use bed::{
     },
 };
 use httlib_hpack::Encoder;
-use observer_ebpf::{
-    GRPC_NONE, GRPC_UNKNOWN, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_UNKNOWN, STATUS_UNKNOWN,
-    health::Counter,
+use observer_common::{
+    GRPC_NONE, GRPC_UNKNOWN, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_UNKNOWN, STATUS_UNKNOWN, health::Counter,
+};
+use observer_proto::{
     http2::{CALLS, MAPPED, MORE, settle},
     socket::{DESTINATION, Finished, REQUEST, RESPONSE, SOURCE},
 };

@@ -6,10 +6,9 @@ pub(crate) mod library;
 
 use std::{collections::HashMap, ptr::null_mut};
 
-use observer_ebpf::{
-    SECURITY_NONE,
+use observer_common::{SECURITY_NONE, health::Counter};
+use observer_proto::{
     early::Places,
-    health::Counter,
     hpack::{WIDE, Wide},
     http2::{self, Book, CLOSE, Call, CallKey, Calls, Http2, MAPPED, More, Tally},
     shared,

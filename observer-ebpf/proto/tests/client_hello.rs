@@ -3,8 +3,8 @@
 mod bed;
 
 use bed::Wire;
-use observer_ebpf::{
-    SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN,
+use observer_common::{SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN};
+use observer_proto::{
     segment::{ACK, Segment},
     socket::{INBOUND, REQUEST},
     tls,

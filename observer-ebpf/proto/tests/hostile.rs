@@ -3,8 +3,8 @@
 mod bed;
 
 use bed::Wire;
-use observer_ebpf::{
-    health::Counter,
+use observer_common::health::Counter;
+use observer_proto::{
     segment::{ACK, ESTABLISHED, FIN, RST, SYN, Segment, Socket},
     socket::{self, REQUEST, RESPONSE, SOURCE},
 };
@@ -187,7 +187,7 @@ fn a_segment_is_taken_or_refused_as_tcp_does() {
 /// The bytes in front of a FIN come behind it.
 #[test]
 fn a_fin_ends_an_answer_at_its_place() {
-    let mut wire = Wire::new(observer_ebpf::socket::DESTINATION);
+    let mut wire = Wire::new(observer_proto::socket::DESTINATION);
     wire.deliver(REQUEST, GET, 0, GET.len());
     let answer = b"HTTP/1.0 200 OK\r\n\r\nsome bytes";
     wire.deliver(RESPONSE, answer, 0, 24);

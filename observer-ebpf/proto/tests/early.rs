@@ -1,6 +1,6 @@
 //! The places for bytes that came early: whose they are, and what they keep.
 
-use observer_ebpf::early::{HELD_NS, PLACES, Places, SEGMENT, SPAN};
+use observer_proto::early::{HELD_NS, PLACES, Places, SEGMENT, SPAN};
 
 #[test]
 fn each_place_is_one_holders_until_it_is_given_back() {

@@ -1,6 +1,6 @@
 //! Names of maps and programs, so that the loader, the object tests and the programs cannot disagree.
 
-/// Socket storage: one [`crate::socket::Connection`] per observed socket.
+/// Socket storage: one `observer_proto::socket::Connection` per observed socket.
 pub const CONNECTIONS: &str = "CONNECTIONS";
 /// Process (thread-group id) to sidecar id or [`crate::IGNORED`].
 pub const PROCESSES: &str = "PROCESSES";
@@ -28,19 +28,19 @@ pub const HEALTH: &str = "HEALTH";
 pub const INBOUND: &str = "INBOUND";
 /// Number to [`crate::Door`]: what is open on the inbound listener, by kind of encryption.
 pub const DOORS: &str = "DOORS";
-/// Socket storage: one [`crate::http2::Http2`] for each connection that speaks HTTP/2.
+/// Socket storage: one `observer_proto::http2::Http2` for each connection that speaks HTTP/2.
 pub const HTTP2: &str = "HTTP2";
 /// Socket storage: larger header tables, by direction, for connections that announced them.
 pub const WIDE: &str = "WIDE";
 /// Socket storage: nothing but that it was decided not to observe the socket.
 pub const UNOBSERVED: &str = "UNOBSERVED";
-/// Socket storage: one [`crate::http2::More`] for each connection with more calls open than [`HTTP2`] has room for.
+/// Socket storage: one `observer_proto::http2::More` for each connection with more calls open than [`HTTP2`] has room for.
 pub const MORE: &str = "MORE";
-/// [`crate::http2::CallKey`] to [`crate::http2::Call`]: open calls that no storage has room for.
+/// `observer_proto::http2::CallKey` to `observer_proto::http2::Call`: open calls that no storage has room for.
 pub const CALLS: &str = "CALLS";
-/// Number to [`crate::early::Place`]: bytes that came before the bytes in front of them.
+/// Number to `observer_proto::early::Place`: bytes that came before the bytes in front of them.
 pub const EARLY: &str = "EARLY";
-/// One for each processor: the [`crate::early::Greeting`] of the last packet for a listener.
+/// One for each processor: the `observer_proto::early::Greeting` of the last packet for a listener.
 pub const GREETINGS: &str = "GREETINGS";
 /// Number to program: where packets of HTTP are handed on to.
 pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";

@@ -4,10 +4,8 @@
 mod bed;
 
 use bed::{Wire, exchange};
-use observer_ebpf::{
-    health::Counter,
-    socket::{DECLARED_HTTP, DESTINATION, GATEWAY, HTTP1, REQUEST, RESPONSE, SOURCE, TCP},
-};
+use observer_common::health::Counter;
+use observer_proto::socket::{DECLARED_HTTP, DESTINATION, GATEWAY, HTTP1, REQUEST, RESPONSE, SOURCE, TCP};
 use proptest::{collection::vec, prelude::*};
 
 /// One request and its response as text, with what an independent reading makes of them.
@@ -834,7 +832,7 @@ fn a_proxy_protocol_header_is_of_no_request() {
 
 #[test]
 fn grpc_over_http1_is_grpc() {
-    use observer_ebpf::{GRPC_NONE, PROTOCOL_GRPC, PROTOCOL_HTTP};
+    use observer_common::{GRPC_NONE, PROTOCOL_GRPC, PROTOCOL_HTTP};
     let call = |kind: &str| {
         format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: {kind}\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0")
     };
@@ -911,7 +909,7 @@ fn a_large_body_costs_no_more_than_a_small_one() {
         while left > 0 {
             let part = left.min(65_000) as usize;
             wire.bed.packet = body[..part].to_vec();
-            observer_ebpf::socket::payload(&mut wire.c, &mut wire.bed, RESPONSE, seq, 0, part as u32);
+            observer_proto::socket::payload(&mut wire.c, &mut wire.bed, RESPONSE, seq, 0, part as u32);
             seq = seq.wrapping_add(part as u32);
             left -= part as u64;
             packets += 1;

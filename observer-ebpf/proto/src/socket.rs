@@ -3,19 +3,19 @@
 //! The request direction writes an exchange, the response direction answers it; each may run on a processor of its own.
 //! They meet only in [`crate::shared`] words, and whichever finishes an exchange last counts it.
 
-use crate::{
+use observer_common::{
     Endpoint, GRPC_NONE, GRPC_UNKNOWN, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_HTTP, STATUS_UNKNOWN,
     health::Counter,
+};
+
+use crate::{
     http1::{self, Malformed, Opening},
     segment::{FIN, RST, Segment},
     shared,
     stream::{CARRY, Stream, Token},
 };
 
-/// Direction client to server: index into [`Connection::streams`].
-pub const REQUEST: usize = 0;
-/// Direction server to client: index into [`Connection::streams`].
-pub const RESPONSE: usize = 1;
+pub use observer_common::{REQUEST, RESPONSE};
 /// Exchanges that can be open at once: requests pipelined behind each other.
 pub const EXCHANGES: usize = 32;
 
@@ -154,11 +154,11 @@ pub struct Finished {
     pub bytes: [u64; 2],
     /// gRPC messages by direction.
     pub messages: [u32; 2],
-    /// gRPC status of 32 bits, [`crate::GRPC_NONE`] or [`crate::GRPC_UNKNOWN`].
+    /// gRPC status of 32 bits, [`observer_common::GRPC_NONE`] or [`observer_common::GRPC_UNKNOWN`].
     pub grpc_status: u64,
     /// HTTP status, 0, or [`STATUS_UNKNOWN`].
     pub status: u16,
-    /// [`crate::PROTOCOL_HTTP`], [`crate::PROTOCOL_GRPC`] or [`crate::PROTOCOL_UNKNOWN`].
+    /// [`observer_common::PROTOCOL_HTTP`], [`observer_common::PROTOCOL_GRPC`] or [`observer_common::PROTOCOL_UNKNOWN`].
     pub protocol: u8,
     /// One of the `SECURITY_` constants.
     pub security: u8,

@@ -1,27 +1,13 @@
-//! What the kernel side and the user side of mesh observer agree on, and the parsers that run in the kernel.
+//! What the kernel side and userspace agree on: layouts of the maps, their names, histogram buckets, counters.
 //!
 //! Layout rules: `repr(C)`, explicit padding, no `bool`, no data-carrying enum. Addresses are IPv6 in network byte
 //! order, IPv4 mapped (`::ffff:a.b.c.d`); ports and all other integers are in host byte order. Times are nanoseconds of
 //! `CLOCK_MONOTONIC`, durations microseconds, sizes bytes. Counters only ever grow; the user side takes differences.
-#![cfg_attr(target_arch = "bpf", no_std)]
-#![cfg_attr(
-    target_arch = "bpf",
-    feature(asm_experimental_arch, core_intrinsics),
-    allow(internal_features, reason = "see shared.rs")
-)]
+#![no_std]
 
-pub mod early;
 pub mod health;
-pub mod hpack;
-pub mod http1;
-pub mod http2;
 pub mod latency;
 pub mod names;
-pub mod segment;
-pub mod shared;
-pub mod socket;
-pub mod stream;
-pub mod tls;
 
 use latency::{BLOCKS, BUCKETS, CELLS};
 
@@ -78,6 +64,11 @@ pub const SECURITY_UNKNOWN: u8 = 0;
 pub const SECURITY_NONE: u8 = 1;
 /// [`SeriesKey::security`]: the peer came with Istio's mutual TLS.
 pub const SECURITY_MUTUAL_TLS: u8 = 2;
+
+/// Direction client to server: index of what a connection or a series has twice.
+pub const REQUEST: usize = 0;
+/// Direction server to client: index of what a connection or a series has twice.
+pub const RESPONSE: usize = 1;
 
 /// An address and port.
 #[repr(C)]
@@ -222,7 +213,7 @@ const _: () = assert!(size_of::<Block>() == 128);
 const _: () = assert!(size_of::<Series>() == 984);
 const _: () = assert!(size_of::<Cgroup>() == 48);
 
-#[cfg(not(target_arch = "bpf"))]
+#[cfg(feature = "aya")]
 mod pod {
     // SAFETY: `repr(C)`, `Copy`, no padding bytes (asserted above), every bit pattern valid.
     unsafe impl aya::Pod for super::SeriesKey {}
@@ -236,8 +227,4 @@ mod pod {
     unsafe impl aya::Pod for super::InboundKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Door {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::http2::CallKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::http2::Call {}
 }

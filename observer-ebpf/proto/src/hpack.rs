@@ -11,7 +11,9 @@
 //!
 //! Strings are compared as they are sent: a Huffman code (Appendix B) is as good as its text for that.
 
-use crate::{GRPC_NONE, GRPC_UNKNOWN, shared, stream::Stream};
+use observer_common::{GRPC_NONE, GRPC_UNKNOWN};
+
+use crate::{shared, stream::Stream};
 
 /// Insertions remembered in the connection: all that a table of 4,096 bytes can hold.
 pub const RING: usize = 128;

@@ -2,8 +2,9 @@
 //! RFC 7301): a peer with Istio's mutual TLS offers names that begin with `istio`.
 //! Source: istio `pilot/pkg/networking/util/util.go`, the ALPN lists for mesh traffic.
 
+use observer_common::{SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN};
+
 use crate::{
-    SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN,
     segment::Segment,
     socket::{self, Connection, Env, REQUEST},
     stream::Stream,

@@ -8,9 +8,8 @@ use bed::{
     frames::{END_STREAM, PREFACE, SETTINGS, Shape, frame, headers},
 };
 use httlib_hpack::Encoder;
-use observer_ebpf::{
-    GRPC_NONE, GRPC_UNKNOWN,
-    health::Counter,
+use observer_common::{GRPC_NONE, GRPC_UNKNOWN, health::Counter};
+use observer_proto::{
     hpack::{EXTENDED, NO_POST, NONE, REFUSED, RING, UNREADABLE, UNSURE, WIDE_MISSING, WIDE_UNUSED, WIDE_USED, forget},
     socket::{DESTINATION, REQUEST, RESPONSE, SOURCE},
 };
