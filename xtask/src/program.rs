@@ -1,4 +1,5 @@
-//! Programs on the test mesh that are packages of their own below `tests/`: demo, soak, benchmarks, first process of a machine.
+//! Programs on the test mesh that are packages of their own below `tests/`: demo, soak, benchmarks, first process of a
+//! machine.
 
 use std::{env, ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
@@ -29,7 +30,8 @@ pub(crate) struct Arguments {
 }
 
 impl Program {
-    /// Installs what it needs, builds it and the observer, and replaces this process with it, so that it receives signals itself.
+    /// Installs what it needs, builds it and the observer, and replaces this process with it, so that it receives
+    /// signals itself.
     pub(crate) fn become_it(&self, arguments: &Arguments) -> Result<()> {
         let arguments = &arguments.arguments;
         let asks_for_help = arguments.iter().any(|argument| ["-h", "--help"].contains(&argument.as_str()));

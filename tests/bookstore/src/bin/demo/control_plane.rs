@@ -1,4 +1,4 @@
-//! The demo's control plane: the last page of a real istiod, served again.
+//! The demo's control plane: a recording of a real istiod.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use harness::{
     replay::{Capture, Replay, documented, fixtures},
 };
 
-/// Three proxies were connected to it, certificates signed and configurations refused.
+/// A recording with three connected proxies, signed certificates and refused configurations.
 const PAGE: &str = "1.25.3/16-one-left";
 
-/// Serves the page until the demo ends.
+/// Serves the recording until the demo ends.
 pub(crate) struct ControlPlane {
     replay: Replay,
     served: Exposition,
@@ -30,12 +30,12 @@ impl ControlPlane {
         Ok(Self { replay: Replay::start(&Capture::named(PAGE)?)?, served, documented: documented()? })
     }
 
-    /// For `--control-plane`.
+    /// Returns the URL for `--control-plane`.
     pub(crate) fn url(&self) -> String {
         self.replay.url()
     }
 
-    /// Waits until the observer exposes every sample as it was served, or until `end`; says what differs.
+    /// Waits until the observer exposes every sample as it was served, or until `end`; returns the differences.
     pub(crate) fn settled(&self, observer: &Observer, end: Instant) -> Result<(Exposition, Vec<String>)> {
         loop {
             let observed = observer.scrape()?;
@@ -65,7 +65,7 @@ impl ControlPlane {
         observed.samples(&sample.name).find(is_same).map(|found| found.value)
     }
 
-    /// What of the documented families was served beside what the observer exposes, added up over labels.
+    /// Compares the documented families as served with those that the observer exposes, summed over labels.
     pub(crate) fn summary(&self, observed: &Exposition) -> String {
         let mut text = format!("{:<53} {:>16} {:>16}\n", "CONTROL PLANE", "SERVED", "OBSERVER");
         let instance = self.replay.instance();
