@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn what_is_told_is_on_the_page() {
         for (counter, text) in Counter::ALL.iter().filter_map(|&counter| Some((counter, remedy(counter)?))) {
-            let page = include_str!("../../TROUBLESHOOTING.md");
+            let page = include_str!("../../docs/troubleshooting.md");
             let line = page.lines().find(|line| line.starts_with(&format!("| `{}` | ", counter.label())));
             assert!(line.is_some(), "{counter:?} has no line: {text}");
             assert!(exposed(counter).ends_with(&format!("=\"{}\"}}", counter.label())));

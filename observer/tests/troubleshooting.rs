@@ -1,11 +1,11 @@
-//! TROUBLESHOOTING.md has everything that can go wrong: every reason that is counted and every error that can be said.
+//! Checks that docs/troubleshooting.md lists every reason label and every error message.
 
 use std::{fs, path::Path};
 
 use observer::model::catalogue;
 use observer_common::health::{Counter, Group};
 
-const PAGE: &str = include_str!("../../TROUBLESHOOTING.md");
+const PAGE: &str = include_str!("../../docs/troubleshooting.md");
 
 /// A family of one of these labels says why something is missing.
 const REASONS: [&str; 3] = ["reason", "kind", "outcome"];

@@ -1,4 +1,4 @@
-//! ARCHITECTURE.md says of everything that can go wrong what happens then, and which test shows it: each test must be there.
+//! Checks that every test named in docs/guarantees.md exists.
 
 use proc_macro2::TokenTree;
 use syn::{
@@ -8,9 +8,8 @@ use syn::{
 
 use super::Finding;
 
-/// Where the promises stand.
-const PAGE: &str = "ARCHITECTURE.md";
-const HEADING: &str = "## What can go wrong, and what happens then";
+const PAGE: &str = "docs/guarantees.md";
+const HEADING: &str = "# Guarantees";
 const SUITES: &str = "tests/tests/";
 /// What comes before a command that is no suite's case.
 const COMMAND: &str = "cargo xtask ";
