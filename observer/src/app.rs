@@ -25,7 +25,7 @@ use crate::{
     cli::RunArgs,
     collect::{
         Outcome, Reading,
-        control_plane::{ControlPlane, Target},
+        control_plane::{ControlPlane, ScrapeTarget, targets},
         kernel::{Kernel, Store},
         own, procfs,
     },
@@ -33,7 +33,7 @@ use crate::{
     confinement,
     discovery::{
         Change, ProcessId, Role, Sidecar, component::Component, proc_files::ProcFiles, registry::Registry,
-        target::targets, watch::Watcher,
+        watch::Watcher,
     },
     emit::Emitter,
     limits::Limits,
@@ -192,7 +192,7 @@ struct State {
     proc_root: PathBuf,
     control_plane: ControlPlane,
     /// Pages that the configuration names.
-    named_pages: Vec<Target>,
+    named_pages: Vec<ScrapeTarget>,
     scrape_proxies: bool,
     model: Model,
     lateness: Lateness,
@@ -340,7 +340,6 @@ impl State {
         let named = &self.named_pages;
         let found = targets(&self.components, &self.running, self.scrape_proxies)
             .into_iter()
-            .filter_map(Target::found)
             .filter(|found| !named.iter().any(|named| named.is_same_page(found)));
         if let Err(error) = self.control_plane.set(named.iter().cloned().chain(found)) {
             tracing::error!("metrics pages cannot be read: {:#}", anyhow::Error::from(error));

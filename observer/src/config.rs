@@ -271,9 +271,9 @@ impl Config {
     }
 
     /// The metrics pages that were named.
-    pub fn control_plane(&self) -> impl Iterator<Item = control_plane::Target> + use<'_> {
+    pub fn control_plane(&self) -> impl Iterator<Item = control_plane::ScrapeTarget> + use<'_> {
         let node = app::node_name();
-        self.control_plane.iter().cloned().map(move |url| control_plane::Target::named(url, &node))
+        self.control_plane.iter().cloned().map(move |url| control_plane::ScrapeTarget::named(url, &node))
     }
 
     /// How the control plane is scraped.

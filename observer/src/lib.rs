@@ -17,9 +17,10 @@ pub mod environment;
 pub mod limits;
 pub mod live;
 pub mod memory;
-pub mod model;
 pub mod privileges;
 pub mod readiness;
 pub mod serve;
 pub mod snapshot;
 pub mod telemetry;
+
+pub use observer_model as model;

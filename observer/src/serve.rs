@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod negotiation;
 mod patient;
 mod readings;
 
@@ -51,15 +52,13 @@ use tokio::{
 
 pub use self::readings::{Bounds, FRESH};
 use self::{
+    negotiation::Gzip,
     patient::{Answering, Deadline, Exchange, Patient},
     readings::{Reading, Readings},
 };
-use crate::{
-    emit::{
-        prometheus::{Format, Gzip, Page, accepts_gzip},
-        selection::Selection,
-    },
-    model::{ScrapeFigures, Snapshot},
+use crate::model::{
+    ScrapeFigures, Snapshot,
+    encode::{prometheus::Page, selection::Selection},
 };
 
 /// Bytes of a request's headers, and their number.
@@ -313,7 +312,7 @@ impl<S: Source> Site<S> {
             with(text(StatusCode::PAYLOAD_TOO_LARGE, "no request body is taken\n"), header::CONNECTION, "close")
         } else {
             match path {
-                "/metrics" => self.metrics(request.headers(), Selection::of_query(request.uri().query())),
+                "/metrics" => self.metrics(request.headers(), negotiation::selection(request.uri().query())),
                 "/healthz" => text(StatusCode::OK, "ok\n"),
                 "/readyz" => self.ready(),
                 _ => index(),
@@ -330,14 +329,14 @@ impl<S: Source> Site<S> {
         let Reading { snapshot, revoked } = self.readings.lock().unwrap_or_else(PoisonError::into_inner).read();
         self.statistics.served.fetch_add(1, Relaxed);
         self.statistics.spent(began);
-        let format = Format::negotiate(joined(headers, &header::ACCEPT).as_deref());
+        let format = negotiation::format(joined(headers, &header::ACCEPT).as_deref());
         let page = Page::of(snapshot, format, selection);
         let statistics = self.statistics.clone();
         let pieces = |pieces| {
             let (pieces, statistics, revoked) = (Some(pieces), Some(statistics), Some(revoked));
             Response::new(Pieces { pieces, statistics, revoked, answering: None })
         };
-        let response = if accepts_gzip(joined(headers, &header::ACCEPT_ENCODING).as_deref()) {
+        let response = if negotiation::accepts_gzip(joined(headers, &header::ACCEPT_ENCODING).as_deref()) {
             with(pieces(Box::new(Gzip::new(page))), header::CONTENT_ENCODING, "gzip")
         } else {
             pieces(Box::new(page))
@@ -431,7 +430,7 @@ impl Body for Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::fixture;
+    use crate::model::{encode::prometheus::Format, fixture};
     use std::{io::Read, sync::atomic::AtomicUsize};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

@@ -12,7 +12,6 @@ use serde_json::{Map, Value as Json, json};
 use crate::{
     app,
     cli::SnapshotFormat,
-    collect::control_plane::Suffix,
     config::Config,
     emit::{
         Encoder,
@@ -23,6 +22,7 @@ use crate::{
         Point, Snapshot, Value,
         control_plane::ScrapedLine,
         histogram::{LE, QUANTILES},
+        page::Suffix,
     },
 };
 

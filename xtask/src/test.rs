@@ -35,7 +35,7 @@ pub(crate) struct Options {
 }
 
 /// Packages whose tests need neither root nor the kernel object.
-const HOST: [&str; 4] = ["observer-common", "observer-proto", "observer", "xtask"];
+const HOST: [&str; 5] = ["observer-common", "observer-proto", "observer-model", "observer", "xtask"];
 
 /// Package of the privileged and end-to-end tests.
 const END_TO_END: &str = "harness";

@@ -2,12 +2,12 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
     str::FromStr,
-    sync::Arc,
 };
 
-use super::{ProcessId, Workload, container::Container, proc_files::Sockets};
+pub use observer_model::identity::{Component, InsideOnly, Page};
+
+use super::proc_files::Sockets;
 
 /// Port of the control plane's metrics page [istio `pkg/config/constants`, Helm charts from 1.1 on].
 pub const MONITORING_PORT: u16 = 15014;
@@ -59,71 +59,6 @@ impl FromStr for ComponentRule {
             return Err(wrong());
         }
         Ok(Self { executable: executable.to_owned(), port })
-    }
-}
-
-/// A process of the control plane, or another whose metrics page is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Component {
-    /// Which process.
-    pub process: ProcessId,
-    /// `istiod`, `galley`, …
-    pub app: String,
-    /// cgroup v2 directory, absolute, as mounted here; `None` if it cannot be seen from here.
-    pub cgroup: Option<PathBuf>,
-    /// The container it is in, as far as its cgroup tells.
-    pub container: Container,
-    /// Pod, namespace and the like, as far as its environment tells.
-    pub workload: Arc<Workload>,
-    /// Where its metrics page is, or why that is not known.
-    pub page: Result<Page, String>,
-}
-
-impl Component {
-    /// Why its page is not known.
-    #[must_use]
-    pub fn problem(&self) -> Option<String> {
-        self.page.as_ref().err().map(|reason| format!("its metrics page is not known: {reason}"))
-    }
-}
-
-/// Where a metrics page is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
-    /// Names the instance: an address that only it has, wherever it has one.
-    pub instance: SocketAddr,
-    /// Where to connect to, from here or from inside its network namespace.
-    pub address: SocketAddr,
-    /// Set if that works only from inside its network namespace.
-    pub inside_only: Option<InsideOnly>,
-    /// Where to connect to from inside its network namespace; `None` if the observer is in the same one.
-    pub inside: Option<SocketAddr>,
-    /// How it was found, for `observer check`.
-    pub evidence: String,
-    /// Whether its port is only taken for it because there is no other yet.
-    pub is_guess: bool,
-}
-
-/// Why a page can be read only from inside its process's network namespace, which is not the observer's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum InsideOnly {
-    /// It listens on loopback.
-    Loopback,
-    /// It refuses everybody else (`METRICS_LOCALHOST_ACCESS_ONLY`).
-    Refusing,
-    /// The namespace has no other address.
-    NoAddress,
-}
-
-impl InsideOnly {
-    /// The reason, for people.
-    #[must_use]
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Loopback => "it listens on loopback only",
-            Self::Refusing => "METRICS_LOCALHOST_ACCESS_ONLY makes it refuse all but local callers",
-            Self::NoAddress => "no address of its network namespace is known but loopback",
-        }
     }
 }
 

@@ -10,11 +10,12 @@ use std::{
 use flate2::write::MultiGzDecoder;
 use reqwest::{Response, StatusCode, header};
 
-use super::page::{Builder, Page, TooMuch};
-use crate::{
-    client::causes,
-    collect::exposition::{Format, Parser, Reason},
+use observer_model::{
+    exposition::{Format, Parser, Reason},
+    page::{self, Builder, Page, TooMuch},
 };
+
+use crate::client::causes;
 
 /// Largest page, decompressed.
 const BODY_BYTES: usize = 32 * 1024 * 1024;
@@ -71,7 +72,7 @@ pub enum ScrapeError {
     #[error("the page is larger than {} MiB", BODY_BYTES / 1024 / 1024)]
     TooLarge,
     /// More samples than are kept.
-    #[error("the page has more than {} samples", super::page::SAMPLES)]
+    #[error("the page has more than {} samples", page::SAMPLES)]
     TooManySamples,
     /// The page was cut.
     #[error("the page does not end as it should: it was cut")]

@@ -10,15 +10,14 @@ use reqwest::{Body, Client, Response, header};
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
 use super::{
-    Options, Target,
+    Inside, Options, ScrapeTarget,
     fetch::{ACCEPT, ScrapeError, failed, read},
-    page::Page,
 };
 use crate::{
     client::{self, ClientError, USER_AGENT},
     collect::inside,
-    discovery::target::Inside,
 };
+use observer_model::page::Page;
 
 /// Scrapes one target.
 pub(super) struct Scraper {
@@ -29,7 +28,7 @@ pub(super) struct Scraper {
 
 impl Scraper {
     /// `limit` is the longest that one scrape takes.
-    pub(super) fn new(target: &Target, options: &Options, limit: Duration) -> Result<Self, ClientError> {
+    pub(super) fn new(target: &ScrapeTarget, options: &Options, limit: Duration) -> Result<Self, ClientError> {
         let https = target.url.0.scheme() == "https";
         let client = client::direct(https, options.ca_file.as_deref(), limit)?;
         Ok(Self { client, proc_root: options.proc_root.clone(), limit })
@@ -37,7 +36,7 @@ impl Scraper {
 
     /// Fetches and reads the page. From inside its network namespace it is asked for only where its own address does not
     /// let us in.
-    pub(super) async fn page(&self, target: &Target) -> Result<Arc<Page>, ScrapeError> {
+    pub(super) async fn page(&self, target: &ScrapeTarget) -> Result<Arc<Page>, ScrapeError> {
         let asked = async {
             let Some(inside) = &target.inside else { return self.ask_here(target).await };
             let why = match inside.only {
@@ -52,15 +51,15 @@ impl Scraper {
         timeout(self.limit, asked).await.unwrap_or(Err(ScrapeError::Timeout(self.limit)))
     }
 
-    async fn ask_here(&self, target: &Target) -> Result<Arc<Page>, ScrapeError> {
+    async fn ask_here(&self, target: &ScrapeTarget) -> Result<Arc<Page>, ScrapeError> {
         let request = self.client.get(target.url.0.clone());
         let request = request.header(header::ACCEPT, ACCEPT).header(header::ACCEPT_ENCODING, "gzip");
         let response = request.send().await.map_err(|error| failed(&error, self.limit))?;
-        read(response, target.labels(), self.limit).await
+        read(response, target.instance.labels(), self.limit).await
     }
 
     /// `why` says why not from here.
-    async fn ask_inside(&self, target: &Target, inside: &Inside, why: &str) -> Result<Arc<Page>, ScrapeError> {
+    async fn ask_inside(&self, target: &ScrapeTarget, inside: &Inside, why: &str) -> Result<Arc<Page>, ScrapeError> {
         let connected = inside::connect(&self.proc_root, inside.process, inside.address, self.limit).await;
         let stream = connected.map_err(|error| {
             let said = format!("{why}; {error}");
@@ -72,14 +71,15 @@ impl Scraper {
         })?;
         let mut connection = JoinSet::new();
         let response = ask(stream, target, inside, &mut connection).await;
-        read(response.map_err(|error| ScrapeError::Broken(error.to_string()))?, target.labels(), self.limit).await
+        read(response.map_err(|error| ScrapeError::Broken(error.to_string()))?, target.instance.labels(), self.limit)
+            .await
     }
 }
 
 /// Asks for the page through a connection that is open; it is served by `connection` until that is dropped.
 async fn ask(
     stream: TcpStream,
-    target: &Target,
+    target: &ScrapeTarget,
     inside: &Inside,
     connection: &mut JoinSet<hyper::Result<()>>,
 ) -> Result<Response, anyhow::Error> {

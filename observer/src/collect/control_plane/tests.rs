@@ -1,7 +1,7 @@
 //! Scrapes of a server that does whatever a metrics port might do.
 
 use super::*;
-use crate::discovery::{ProcessId, component::InsideOnly};
+use crate::discovery::{InsideOnly, ProcessId};
 use flate2::{Compression, write::GzEncoder};
 use std::{
     io::{Read as _, Write as _},
@@ -75,7 +75,7 @@ async fn scraped_from(url: &PageUrl, ca_file: Option<&Path>) -> Result<Arc<Page>
 }
 
 async fn scraped_within(url: &PageUrl, ca_file: Option<&Path>, limit: Duration) -> Result<Arc<Page>, ScrapeError> {
-    let target = Target::named(url.clone(), "node-1");
+    let target = ScrapeTarget::named(url.clone(), "node-1");
     Scraper::new(&target, &options(limit, ca_file), limit).unwrap().page(&target).await
 }
 
@@ -154,9 +154,9 @@ async fn another_way_is_tried_where_the_door_is_shut_and_only_there() {
     // This process did not start with the machine, so the number is another process's.
     let process = ProcessId { pid: std::process::id(), start_time: 0 };
     let by = async |act: Act, only| {
-        let target = Target::named(server(act).await, "node-1");
-        let inside = Some(Inside { process, address: target.instance.parse().unwrap(), only });
-        let target = Target { inside, ..target };
+        let target = ScrapeTarget::named(server(act).await, "node-1");
+        let inside = Some(Inside { process, address: target.instance.instance.parse().unwrap(), only });
+        let target = ScrapeTarget { inside, ..target };
         let scraper = Scraper::new(&target, &options(LIMIT, None), LIMIT).unwrap();
         scraper.page(&target).await.map(|page| page.samples).map_err(|error| (error.kind(), error.to_string()))
     };
@@ -176,7 +176,7 @@ async fn answers_without_end_are_left() {
     assert_eq!(error(line).await, "too_large");
     let lines = Act::Repeat(answer("", b"a 1\n"), b"# a comment\n".repeat(5000));
     assert_eq!(error(lines).await, "too_large");
-    let samples: String = (0..=page::SAMPLES).map(|number| format!("family_{number} 1\n")).collect();
+    let samples: String = (0..=observer_model::page::SAMPLES).map(|number| format!("family_{number} 1\n")).collect();
     assert_eq!(error(Act::Send(answer("", samples.as_bytes()))).await, "too_many_samples");
     // Twice as much as is read of any page, in 64 KiB: what comes behind, 10 GB or more, is never asked for.
     let bomb = gzip(&vec![b'\n'; 64 << 20]);
@@ -227,15 +227,15 @@ async fn certificates_are_checked() {
 
 #[tokio::test]
 async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
-    let good = Target::named(server(Act::Send(answer("", b"a 1\nb x\n"))).await, "node-1");
-    let hanging = Target::named(server(Act::Hang).await, "node-1");
+    let good = ScrapeTarget::named(server(Act::Send(answer("", b"a 1\nb x\n"))).await, "node-1");
+    let hanging = ScrapeTarget::named(server(Act::Hang).await, "node-1");
     let mut targets = ControlPlane::new(options(Duration::from_millis(50), None));
     targets.set([good.clone(), hanging.clone()]).unwrap();
-    let of = |targets: &ControlPlane, target: &Target| {
+    let of = |targets: &ControlPlane, target: &ScrapeTarget| {
         let began = Instant::now();
         let mut readings = targets.read();
         assert!(began.elapsed() < Duration::from_millis(20));
-        readings.retain(|reading| *reading.target == *target);
+        readings.retain(|reading| reading.instance == target.instance);
         readings.pop()
     };
     while of(&targets, &good).unwrap().page.is_none() {
@@ -249,13 +249,13 @@ async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
     assert!(reading.scrapes["ok"] >= 2 && reading.skipped["value"] == reading.scrapes["ok"], "what was known is kept");
     // Its process is another now, as after a restart.
     let process = ProcessId { pid: std::process::id(), start_time: 0 };
-    let inside = Some(Inside { process, address: good.instance.parse().unwrap(), only: None });
+    let inside = Some(Inside { process, address: good.instance.instance.parse().unwrap(), only: None });
     let before = of(&targets, &good).unwrap().scrapes["ok"];
-    let again = Target { inside, ..good.clone() };
+    let again = ScrapeTarget { inside, ..good.clone() };
     targets.set([again.clone()]).unwrap();
-    assert!(of(&targets, &good).is_none() && of(&targets, &again).unwrap().scrapes["ok"] >= before);
+    assert!(of(&targets, &again).unwrap().scrapes["ok"] >= before, "it is the same instance");
     let missing = ControlPlane::new(options(LIMIT, Some(Path::new("/nonexistent"))))
-        .set([Target::named("https://127.0.0.1:1".parse().unwrap(), "node-1")]);
+        .set([ScrapeTarget::named("https://127.0.0.1:1".parse().unwrap(), "node-1")]);
     assert!(missing.unwrap_err().to_string().contains("/nonexistent"));
 }
 
@@ -263,8 +263,8 @@ async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
 fn addresses_show_no_credentials() {
     let url: PageUrl = "http://user:secret@[::1]:15014?token=secret".parse().unwrap();
     assert_eq!((format!("{url}"), format!("{url:?}")), ("http://[::1]:15014/metrics".to_owned(), url.to_string()));
-    let target = Target::named(url, "node-1");
-    assert_eq!((target.instance.as_str(), target.app.as_str()), ("[::1]:15014", "istiod"));
+    let target = ScrapeTarget::named(url, "node-1");
+    assert_eq!((target.instance.instance.as_str(), target.instance.app.as_str()), ("[::1]:15014", "istiod"));
     assert!(!format!("{target:?}").contains("secret"));
     for wrong in ["ftp://secret@a/", "secret", "http://secret:secret:secret@", "http://"] {
         let error = wrong.parse::<PageUrl>().unwrap_err();

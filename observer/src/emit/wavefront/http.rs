@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     client::{self, ClientError, causes},
-    emit::{Batch, Failure, Form, Sending, Transport, target::shown},
+    emit::{Batch, Failure, Form, Sending, Transport, gzip, target::shown},
 };
 
 /// Posts lines, compressed.
@@ -71,7 +71,7 @@ impl HttpSink {
         request = request
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_ENCODING, "gzip")
-            .body(batch.compressed());
+            .body(gzip(batch));
         let response = request.send().await.map_err(|error| unreachable(&self.url, &error))?;
         judge(response.status(), response.headers(), batch.form, SystemTime::now(), &shown(&self.url))
     }

@@ -3,8 +3,6 @@
 
 use std::borrow::Cow;
 
-use reqwest::Url;
-
 /// A choice of families.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
@@ -14,13 +12,6 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The choice that a query makes, its percent signs resolved.
-    #[must_use]
-    pub fn of_query(query: Option<&str>) -> Self {
-        let query = query.map(|query| Url::parse(&format!("http://observer/?{query}")));
-        query.and_then(Result::ok).map(|url| Self::of(url.query_pairs())).unwrap_or_default()
-    }
-
     /// The choice that the parameters of a query make; other parameters choose nothing.
     #[must_use]
     pub fn of<'a>(parameters: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>) -> Self {

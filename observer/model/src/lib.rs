@@ -1,21 +1,28 @@
-//! Reading + previous Reading + identity -> Snapshot. Pure: no I/O, no clock.
+//! Reading + previous Reading + identity -> Snapshot -> text. Pure: no I/O, no clock.
 //!
 //! [`Model::update`] takes what was read and yields an immutable [`Snapshot`]: families of points, as they are exposed.
 //! Scrapes and reports may interleave: only a round that closes an interval touches the percentiles.
+
+#![forbid(unsafe_code)]
 
 pub mod cardinality;
 pub mod catalogue;
 pub mod control_plane;
 pub mod counter;
+pub mod encode;
+pub mod exposition;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
 pub mod histogram;
+pub mod identity;
 pub mod labels;
 pub mod lateness;
 pub mod live;
+pub mod page;
 mod process;
+pub mod reading;
 pub mod remembered;
-
-#[cfg(test)]
-pub(crate) mod fixture;
+pub mod series_key;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -39,8 +46,8 @@ use self::{
     lateness::Lateness,
 };
 use crate::{
-    collect::{KernelReading, ProgramReading, Reading, SeriesReading},
-    discovery::{Role, Sidecar, SidecarId, component::Component},
+    identity::{Component, Role, Sidecar, SidecarId},
+    reading::{KernelReading, ProgramReading, Reading, SeriesReading},
 };
 
 /// What one round knows.

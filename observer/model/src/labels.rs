@@ -26,7 +26,7 @@ use observer_common::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::discovery::{Role, Sidecar, SidecarId, Workload};
+use crate::identity::{Role, Sidecar, SidecarId, Workload};
 
 /// Labels of the HTTP families, in Istio's order.
 pub const HTTP: [&str; 25] = [
@@ -740,7 +740,7 @@ fn first<'a>(labels: &'a BTreeMap<String, String>, names: &[&str]) -> Option<&'a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::fixture::{self, key};
+    use crate::fixture::{self, key};
     use observer_common::{PROTOCOL_HTTP, SECURITY_UNKNOWN};
 
     fn directory() -> Directory {

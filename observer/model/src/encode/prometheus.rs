@@ -9,24 +9,20 @@
 
 use std::{
     fmt::Write as _,
-    io::Write as _,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
-use flate2::{Compression, write::GzEncoder};
-
 use super::selection::Selection;
 use crate::{
-    collect::{control_plane::escape as escape_label, exposition},
-    model::{
-        Labels, Point, Snapshot, Value,
-        catalogue::{Family, Kind},
-        control_plane::{ScrapedFamily, ScrapedLine},
-        histogram::LE,
-    },
+    Labels, Point, Snapshot, Value,
+    catalogue::{Family, Kind},
+    control_plane::{ScrapedFamily, ScrapedLine},
+    exposition,
+    histogram::LE,
+    page::escape as escape_label,
 };
+use bytes::Bytes;
 
 /// Largest piece of a page, in bytes.
 pub const CHUNK: usize = 64 * 1024;
@@ -41,24 +37,6 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that an `Accept` header asks for; text 0.0.4 without one, or if it names neither.
-    #[must_use]
-    pub fn negotiate(accept: Option<&str>) -> Self {
-        let mut best = (0.0, Self::Text);
-        for (range, parameters, quality) in preferences(accept.unwrap_or_default()) {
-            let version = parameters.iter().find_map(|(name, value)| (*name == "version").then_some(*value));
-            let format = match (range.as_str(), version) {
-                ("application/openmetrics-text", None | Some("1.0.0")) => Self::OpenMetrics,
-                ("text/plain", None | Some("0.0.4")) | ("text/*" | "*/*", _) => Self::Text,
-                _ => continue,
-            };
-            if quality > best.0 {
-                best = (quality, format);
-            }
-        }
-        best.1
-    }
-
     /// The `Content-Type` of a page.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
@@ -67,36 +45,6 @@ impl Format {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
-}
-
-/// Whether an `Accept-Encoding` header prefers gzip to none. Without a word, no compression is as welcome as `*`, or else less
-/// than whatever is named [RFC 9110, section 12.5.3].
-#[must_use]
-pub fn accepts_gzip(accept_encoding: Option<&str>) -> bool {
-    let (mut gzip, mut identity, mut any) = (None, None, None);
-    for (coding, _, quality) in preferences(accept_encoding.unwrap_or_default()) {
-        match coding.as_str() {
-            "gzip" | "x-gzip" => gzip = Some(quality),
-            "identity" => identity = Some(quality),
-            "*" => any = Some(quality),
-            _ => {}
-        }
-    }
-    let gzip = gzip.or(any).unwrap_or(0.0);
-    gzip > 0.0 && gzip >= identity.unwrap_or(0.0)
-}
-
-/// Items of a header with quality values: name in lower case, parameters, quality. A parameter's value may be quoted.
-fn preferences(header: &str) -> impl Iterator<Item = (String, Vec<(&str, &str)>, f64)> {
-    header.split(',').map(|item| {
-        let mut parts = item.split(';').map(str::trim);
-        let name = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let parameters = parts.filter_map(|part| part.split_once('='));
-        let parameters: Vec<_> = parameters.map(|(key, value)| (key.trim(), value.trim().trim_matches('"'))).collect();
-        let quality = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case("q"));
-        let quality = quality.map_or(1.0, |(_, value)| value.parse().unwrap_or(0.0));
-        (name, parameters, quality)
-    })
 }
 
 /// A page in pieces of at most [`CHUNK`] bytes, written as they are asked for.
@@ -208,38 +156,6 @@ impl Iterator for Page {
         }
         let rest = self.text.split_off(self.text.floor_char_boundary(CHUNK));
         Some(std::mem::replace(&mut self.text, rest).into())
-    }
-}
-
-/// A page compressed as it is read.
-#[derive(Debug)]
-pub struct Gzip<I> {
-    pieces: I,
-    encoder: Option<GzEncoder<Vec<u8>>>,
-}
-
-impl<I> Gzip<I> {
-    /// Compresses `pieces`, favouring speed: these pages repeat themselves and shrink well at any level.
-    #[must_use]
-    pub fn new(pieces: I) -> Self {
-        Self { pieces, encoder: Some(GzEncoder::new(Vec::new(), Compression::fast())) }
-    }
-}
-
-impl<I: Iterator<Item = Bytes>> Iterator for Gzip<I> {
-    type Item = Bytes;
-
-    #[expect(clippy::expect_used, reason = "writing to memory does not fail")]
-    fn next(&mut self) -> Option<Bytes> {
-        let encoder = self.encoder.as_mut()?;
-        for piece in self.pieces.by_ref() {
-            encoder.write_all(&piece).expect("writing to memory does not fail");
-            if encoder.get_ref().len() >= CHUNK / 4 {
-                return Some(std::mem::take(encoder.get_mut()).into());
-            }
-        }
-        let last = self.encoder.take()?.finish().expect("writing to memory does not fail");
-        Some(last.into())
     }
 }
 
@@ -410,12 +326,13 @@ fn seconds(time: SystemTime) -> String {
 mod tests {
     use super::*;
     use crate::{
-        discovery::{Role, Workload},
-        model::{Inputs, Model, Own, fixture, labels::Peers},
+        Inputs, Model, Own, fixture,
+        identity::{Role, Workload},
+        labels::Peers,
     };
     use observer_common::{LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
     use proptest::prelude::*;
-    use std::{io::Read, time::Duration};
+    use std::time::Duration;
 
     fn page(snapshot: &Arc<Snapshot>, format: Format) -> String {
         let pieces: Vec<Bytes> = Page::new(snapshot.clone(), format).collect();
@@ -520,71 +437,19 @@ mod tests {
     #[test]
     fn times_of_creation_are_left_out_on_request() {
         let [_, snapshot] = fixture::snapshots();
-        let page = |query| {
-            let pieces = Page::of(snapshot.clone(), Format::OpenMetrics, Selection::of_query(query));
+        let page = |query: Option<(&str, &str)>| {
+            let pieces = Page::of(
+                snapshot.clone(),
+                Format::OpenMetrics,
+                Selection::of(query.into_iter().map(|(key, value)| (key.into(), value.into()))),
+            );
             String::from_utf8(pieces.collect::<Vec<_>>().concat()).unwrap()
         };
-        let (with, without) = (page(None), page(Some("created=false")));
+        let (with, without) = (page(None), page(Some(("created", "false"))));
         assert!(with.contains("_created{") && !without.contains("_created"));
         let rest: String = with.split_inclusive('\n').filter(|line| !line.contains("_created")).collect();
         assert_eq!(without, rest);
-        assert_eq!(page(Some("created=true")), with);
-    }
-
-    #[test]
-    fn compression_loses_nothing() {
-        let [_, snapshot] = fixture::snapshots();
-        let pieces: Vec<Bytes> = Gzip::new(Page::new(snapshot.clone(), Format::Text)).collect();
-        let mut text = String::new();
-        flate2::read::GzDecoder::new(pieces.concat().as_slice()).read_to_string(&mut text).unwrap();
-        assert_eq!(text, page(&snapshot, Format::Text));
-    }
-
-    #[test]
-    fn the_format_follows_the_accept_header() {
-        use Format::{OpenMetrics, Text};
-        for (accept, format) in [
-            (None, Text),
-            (Some("*/*"), Text),
-            (Some("application/json"), Text),
-            (Some("application/openmetrics-text"), OpenMetrics),
-            (Some("application/openmetrics-text; version=1.0.0; charset=utf-8"), OpenMetrics),
-            (Some("application/openmetrics-text;version=2.0.0"), Text),
-            (Some("application/openmetrics-text; version=\"1.0.0\""), OpenMetrics),
-            (Some("text/plain; version=\"0.0.4\"; q=\"0.5\", application/openmetrics-text; q=0.4"), Text),
-            (Some("application/openmetrics-text;version=1.0.0;q=0.3, text/plain;version=0.0.4;q=0.5"), Text),
-            (Some("application/openmetrics-text;version=1.0.0;q=0"), Text),
-            (
-                Some(
-                    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
-                     application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,\
-                     text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
-                ),
-                OpenMetrics,
-            ),
-        ] {
-            assert_eq!(Format::negotiate(accept), format, "{accept:?}");
-        }
-    }
-
-    #[test]
-    fn gzip_is_used_only_where_it_is_accepted() {
-        for (header, accepted) in [
-            (None, false),
-            (Some("gzip"), true),
-            (Some("deflate, GZIP;q=0.5"), true),
-            (Some("gzip;q=0"), false),
-            (Some("*, gzip;q=0"), false),
-            (Some("*"), true),
-            (Some("identity"), false),
-            (Some("identity;q=1, gzip;q=0.1"), false),
-            (Some("gzip;q=0.1, identity;q=1"), false),
-            (Some("identity;q=0.5, gzip;q=1.0"), true),
-            (Some("identity;q=0, *"), true),
-            (Some("gzip;q=\"0\""), false),
-        ] {
-            assert_eq!(accepts_gzip(header), accepted, "{header:?}");
-        }
+        assert_eq!(page(Some(("created", "true"))), with);
     }
 
     proptest! {
@@ -618,7 +483,7 @@ mod tests {
                 prop_assert_eq!(label("source_app"), Some(app.as_str()));
                 prop_assert_eq!(label("source_workload"), Some(name.as_str()));
             }
-            let received = istio.iter().find(|sample| sample.name == crate::model::catalogue::TCP_RECEIVED_BYTES.prometheus_name);
+            let received = istio.iter().find(|sample| sample.name == crate::catalogue::TCP_RECEIVED_BYTES.prometheus_name);
             #[expect(clippy::cast_precision_loss, reason = "as the parser reads it")]
             let expected = bytes as f64;
             prop_assert_eq!(received.map(|sample| sample.value), Some(expected));

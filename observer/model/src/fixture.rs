@@ -21,19 +21,17 @@ use super::{
     lateness::Lateness,
 };
 use crate::{
-    collect::{
-        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
-        SeriesReading,
-        control_plane::{Page, Target, TargetReading},
-        exposition::Format,
-    },
-    discovery::{
-        ProcessId, Role, Sidecar, Workload,
-        component::{self, Component},
+    exposition::Format,
+    identity::{Component, Page as ComponentPage, ProcessId, Role, Sidecar, Workload, container::Container},
+    page::Page,
+    reading::{
+        CgroupReading, HistogramReading, Instance, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
+        ScrapeReading, SeriesReading,
     },
 };
 
-pub(crate) const HOSTILE: &str = "a\"b\\c\nd é \\";
+/// A label value that every format must escape.
+pub const HOSTILE: &str = "a\"b\\c\nd é \\";
 
 const COUNTERS: [Counter; 8] = [
     Counter::ConnectionHttp1,
@@ -46,7 +44,8 @@ const COUNTERS: [Counter; 8] = [
     Counter::AuditUnseen,
 ];
 
-pub(crate) fn workload(name: &str, labels: &[(&str, &str)]) -> Arc<Workload> {
+/// Returns a workload of the name, in namespace `default` of mesh `mesh.example`.
+pub fn workload(name: &str, labels: &[(&str, &str)]) -> Arc<Workload> {
     Arc::new(Workload {
         pod: Some(format!("{name}-0")),
         namespace: Some("default".to_owned()),
@@ -59,7 +58,8 @@ pub(crate) fn workload(name: &str, labels: &[(&str, &str)]) -> Arc<Workload> {
     })
 }
 
-pub(crate) fn sidecar(id: u32, role: Role, address: &str, workload: Arc<Workload>) -> Arc<Sidecar> {
+/// Returns a sidecar or gateway with process number `id`.
+pub fn sidecar(id: u32, role: Role, address: &str, workload: Arc<Workload>) -> Arc<Sidecar> {
     Arc::new(Sidecar {
         id,
         process: ProcessId { pid: id, start_time: 1 },
@@ -75,7 +75,8 @@ pub(crate) fn sidecar(id: u32, role: Role, address: &str, workload: Arc<Workload
     })
 }
 
-pub(crate) fn istiod(pid: u32) -> Arc<Component> {
+/// Returns a control-plane process that listens on 15014.
+pub fn istiod(pid: u32) -> Arc<Component> {
     let address = "10.0.0.9:15014".parse().unwrap();
     let workload = Workload {
         pod: Some("istiod-0".to_owned()),
@@ -86,9 +87,9 @@ pub(crate) fn istiod(pid: u32) -> Arc<Component> {
         process: ProcessId { pid, start_time: 1 },
         app: "istiod".to_owned(),
         cgroup: None,
-        container: crate::discovery::container::Container::default(),
+        container: Container::default(),
         workload: Arc::new(workload),
-        page: Ok(component::Page {
+        page: Ok(ComponentPage {
             instance: address,
             address,
             inside_only: None,
@@ -99,7 +100,8 @@ pub(crate) fn istiod(pid: u32) -> Arc<Component> {
     })
 }
 
-pub(crate) fn sidecars() -> Vec<Arc<Sidecar>> {
+/// Returns the sidecars and the gateway of the mesh.
+pub fn sidecars() -> Vec<Arc<Sidecar>> {
     let labels = [("app", "productpage"), ("version", "v1"), ("service.istio.io/canonical-name", "productpage")];
     let reviews = [("app", "reviews"), ("app.kubernetes.io/version", "v2")];
     vec![
@@ -111,7 +113,8 @@ pub(crate) fn sidecars() -> Vec<Arc<Sidecar>> {
     ]
 }
 
-pub(crate) fn peers() -> Arc<Peers> {
+/// Returns the peers that are configured.
+pub fn peers() -> Arc<Peers> {
     let service = |name: &str, address: &str, ports: &[(u16, u16)], workload: &str| ServiceEntry {
         host: format!("{name}.default.svc.cluster.local"),
         name: name.to_owned(),
@@ -132,7 +135,8 @@ pub(crate) fn peers() -> Arc<Peers> {
     })
 }
 
-pub(crate) fn key(sidecar: u32, leg: u8, destination: &str, protocol: u8, status: u16) -> SeriesKey {
+/// Returns the key of a series; `destination` is `ADDRESS:PORT`.
+pub fn key(sidecar: u32, leg: u8, destination: &str, protocol: u8, status: u16) -> SeriesKey {
     let (address, port) = destination.rsplit_once(':').unwrap();
     let address = match address.parse().unwrap() {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -150,7 +154,7 @@ pub(crate) fn key(sidecar: u32, leg: u8, destination: &str, protocol: u8, status
 }
 
 /// A series of requests that took `milliseconds` each, of 400 and 1,250 bytes.
-pub(crate) fn http(key: SeriesKey, milliseconds: &[u64]) -> SeriesReading {
+pub fn http(key: SeriesKey, milliseconds: &[u64]) -> SeriesReading {
     let histogram = |values: &mut dyn Iterator<Item = (u64, u64)>| {
         let mut reading = HistogramReading::default();
         let mut cells = BTreeMap::new();
@@ -171,16 +175,18 @@ pub(crate) fn http(key: SeriesKey, milliseconds: &[u64]) -> SeriesReading {
     SeriesReading { key, histograms, opened: 0, closed: 0, received: 0, sent: 0, messages: [0; 2] }
 }
 
-pub(crate) fn tcp(key: SeriesKey, opened: u64, closed: u64, received: u64, sent: u64) -> SeriesReading {
+/// Returns a series of TCP connections.
+pub fn tcp(key: SeriesKey, opened: u64, closed: u64, received: u64, sent: u64) -> SeriesReading {
     SeriesReading { key, histograms: Default::default(), opened, closed, received, sent, messages: [0; 2] }
 }
 
-pub(crate) fn at(seconds: u64) -> SystemTime {
+/// Returns a time so many seconds after the first round could begin.
+pub fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
 }
 
 /// The account of the process that [`sidecar`] gives a sidecar; without what may be hidden if `throttled_ms` is 0.
-pub(crate) fn process(pid: u32, throttled_ms: u64) -> ProcessReading {
+pub fn process(pid: u32, throttled_ms: u64) -> ProcessReading {
     let hidden = throttled_ms == 0;
     let seen = |value: u64| (!hidden).then_some(value);
     ProcessReading {
@@ -202,7 +208,8 @@ pub(crate) fn process(pid: u32, throttled_ms: u64) -> ProcessReading {
     }
 }
 
-pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
+/// Returns the reading of a round with these series.
+pub fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
     let program = |name, runs| ProgramReading { name, links: 5, runs, run_time: Duration::from_micros(runs) };
     Reading {
         at: at(seconds),
@@ -223,7 +230,7 @@ pub(crate) fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
 }
 
 /// Series of every kind; `round` 1 and up, each with more than the one before.
-pub(crate) fn every_kind(round: u64) -> Vec<SeriesReading> {
+pub fn every_kind(round: u64) -> Vec<SeriesReading> {
     let times = |values: &[u64]| -> Vec<u64> { (0..round).flat_map(|_| values.iter().copied()).collect() };
     let mutual = |mut key: SeriesKey| {
         key.security = SECURITY_MUTUAL_TLS;
@@ -249,7 +256,8 @@ pub(crate) fn every_kind(round: u64) -> Vec<SeriesReading> {
     ]
 }
 
-pub(crate) fn own() -> Own {
+/// Returns the observer's own figures.
+pub fn own() -> Own {
     let mut lateness = Lateness::default();
     for milliseconds in [1, 1, 30] {
         lateness.record(Duration::from_millis(milliseconds));
@@ -272,7 +280,7 @@ pub(crate) fn own() -> Own {
 }
 
 /// The snapshots of two rounds ten seconds apart, both closing an interval.
-pub(crate) fn snapshots() -> [Arc<Snapshot>; 2] {
+pub fn snapshots() -> [Arc<Snapshot>; 2] {
     let mut model = Model::new(at(0), Duration::from_mins(15));
     let (sidecars, components, peers, own) = (sidecars(), [istiod(9)], peers(), own());
     [1, 2].map(|round| {
@@ -289,7 +297,7 @@ pub(crate) fn snapshots() -> [Arc<Snapshot>; 2] {
 }
 
 /// The same with a control plane that shows every family of the catalogue that istiod may have.
-pub(crate) fn snapshots_of_everything() -> [Arc<Snapshot>; 2] {
+pub fn snapshots_of_everything() -> [Arc<Snapshot>; 2] {
     let mut model = Model::new(at(0), Duration::from_mins(15));
     let (sidecars, peers, own) = (sidecars(), peers(), own());
     [1, 2].map(|round| {
@@ -324,15 +332,20 @@ fn page_of_everything(value: u64) -> String {
 }
 
 /// A target that was found, whose last scrape brought this page.
-pub(crate) fn scraped(instance: &str, page: &str) -> TargetReading {
+pub fn scraped(instance: &str, page: &str) -> ScrapeReading {
     scraped_by(None, instance, page)
 }
 
 /// The same of one that is named on this node.
-pub(crate) fn scraped_by(node: Option<&str>, instance: &str, page: &str) -> TargetReading {
-    let target = Target::named(format!("http://{instance}").parse().unwrap(), "");
-    TargetReading {
-        target: Arc::new(Target { instance: instance.to_owned(), node: node.map(str::to_owned), ..target }),
+pub fn scraped_by(node: Option<&str>, instance: &str, page: &str) -> ScrapeReading {
+    ScrapeReading {
+        instance: Instance {
+            instance: instance.to_owned(),
+            app: "istiod".to_owned(),
+            pod: None,
+            namespace: None,
+            node: node.map(str::to_owned),
+        },
         page: Some(Arc::new(Page::read(Format::Text, page).unwrap())),
         tried: true,
         took: Duration::from_millis(5),
@@ -342,7 +355,7 @@ pub(crate) fn scraped_by(node: Option<&str>, instance: &str, page: &str) -> Targ
 }
 
 /// The mesh with these control planes.
-pub(crate) fn snapshot_of(control_plane: Vec<TargetReading>) -> Arc<Snapshot> {
+pub fn snapshot_of(control_plane: Vec<ScrapeReading>) -> Arc<Snapshot> {
     Model::new(at(0), Duration::from_mins(15)).update(Inputs {
         reading: &Reading { control_plane, ..reading(1, every_kind(1)) },
         running: &sidecars(),
@@ -355,7 +368,7 @@ pub(crate) fn snapshot_of(control_plane: Vec<TargetReading>) -> Arc<Snapshot> {
 }
 
 /// Compares with a golden file; `UPDATE_GOLDEN=1` writes it instead.
-pub(crate) fn assert_golden(name: &str, text: &str) {
+pub fn assert_golden(name: &str, text: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
     let text = text.replace(&format!("\"{}\"", env!("CARGO_PKG_VERSION")), "\"VERSION\"");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

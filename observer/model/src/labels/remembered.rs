@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{MeshLabels, Party, Protocol, Reporter, Security, Service};
-use crate::collect::series_key::RememberedStatus;
+use crate::series_key::RememberedStatus;
 
 /// The strings that label sets share.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::model::catalogue::Origin;
+use crate::catalogue::Origin;
 
 /// How long a series that is not reported is remembered: it may come back with its whole past.
 const MEMORY: Duration = Duration::from_hours(24);

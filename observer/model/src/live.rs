@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::catalogue::{self, Family, Origin, Release, Stability};
-use crate::collect::exposition::{Event, Sample};
+use crate::exposition::{Event, Sample};
 
 /// What a page tells about the families that have data, and about the reasons of those that have none.
 #[derive(Debug, Default)]
@@ -92,7 +92,7 @@ fn label(sample: &Sample<'_>, wanted: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collect::exposition::{Format, Parser};
+    use crate::exposition::{Format, Parser};
 
     fn live(page: &str) -> Live {
         let mut live = Live::default();

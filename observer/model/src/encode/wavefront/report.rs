@@ -7,24 +7,22 @@ use std::{
     vec,
 };
 
-use observer_common::{DURATION, REQUEST_BYTES, RESPONSE_BYTES};
-use observer_proto::socket::{REQUEST, RESPONSE};
+use observer_common::{DURATION, REQUEST, REQUEST_BYTES, RESPONSE, RESPONSE_BYTES};
 
 use super::{
     Names, Options,
     line::{CENTROIDS, Number, Tags, Writer, tag_value},
 };
 use crate::{
-    collect::{control_plane::Suffix, exposition},
-    emit::{Batch, Form},
-    model::{
-        FamilyPoints, HistogramView, MESH_FAMILIES, Snapshot, Value,
-        catalogue::{self, Family, Kind, Origin},
-        control_plane::{ScrapedFamily, ScrapedLine},
-        counter::{self, TcpFigures},
-        histogram::{HttpFigures, LE, PackedCells, QUANTILES},
-        labels::Projection,
-    },
+    FamilyPoints, HistogramView, MESH_FAMILIES, Snapshot, Value,
+    catalogue::{self, Family, Kind, Origin},
+    control_plane::{ScrapedFamily, ScrapedLine},
+    counter::{self, TcpFigures},
+    encode::{Batch, Form},
+    exposition,
+    histogram::{HttpFigures, LE, PackedCells, QUANTILES},
+    labels::Projection,
+    page::Suffix,
 };
 
 /// Histograms of HTTP and gRPC, with their index.

@@ -4,23 +4,19 @@ mod decoder;
 
 use super::*;
 use crate::{
-    discovery::{Role, Workload},
-    model::{Inputs, Model, Own, fixture, labels::Peers},
+    HistogramView, Inputs, Model, Own,
+    catalogue::{self, Family, Kind},
+    encode::Form,
+    fixture,
+    histogram::QUANTILES,
+    identity::{Role, Workload},
+    labels::Peers,
 };
 use decoder::{Decoded, Point, decode};
 use line::{Number, Tags};
 use observer_common::{DURATION, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
 use proptest::prelude::*;
 use std::{collections::HashSet, time::Duration};
-
-use crate::{
-    emit::Form,
-    model::{
-        HistogramView,
-        catalogue::{self, Family, Kind},
-        histogram::QUANTILES,
-    },
-};
 
 fn lines(names: Names) -> Lines {
     Lines::new(Options { names, ..Options::default() }, "node-1").unwrap()
@@ -70,7 +66,7 @@ fn snapshot(app: &str, workload: &str) -> Arc<Snapshot> {
 
 #[test]
 fn the_lines_are_the_golden_ones_and_have_every_documented_name() {
-    let documented = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/documented_names.txt"));
+    let documented = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/documented_names.txt"));
     assert_eq!(documented.lines().count(), 46);
     for (names, golden) in [(Names::Documented, "documented.wavefront"), (Names::Collector, "collector.wavefront")] {
         let mut encoder = lines(names);

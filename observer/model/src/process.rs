@@ -7,8 +7,8 @@ use super::{
     catalogue::{self, Family},
 };
 use crate::{
-    collect::ProcessReading,
-    discovery::{ProcessId, Sidecar, Workload, component::Component, target::PROXY},
+    identity::{Component, PROXY, ProcessId, Sidecar, Workload},
+    reading::ProcessReading,
 };
 
 /// Values of [`super::labels::PROCESS`].
@@ -102,7 +102,7 @@ mod tests {
         },
         *,
     };
-    use crate::discovery::{Role, Workload};
+    use crate::identity::{Role, Workload};
     use std::time::Duration;
 
     fn snapshot(readings: Vec<ProcessReading>, running: &[Arc<Sidecar>]) -> Arc<Snapshot> {

@@ -12,10 +12,11 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
-use crate::collect::exposition::{Event, Format, Kind, Labels, Parser, Part, Reason, Sample, Seen};
+use crate::exposition::{Event, Format, Kind, Labels, Parser, Part, Reason, Sample, Seen};
+use crate::reading::Instance;
 
 /// Most samples of one page.
-pub(super) const SAMPLES: usize = 200_000;
+pub const SAMPLES: usize = 200_000;
 /// What Prometheus puts before labels that would be the target's.
 const EXPORTED: &str = "exported_";
 /// Most different upper bounds in one page's histograms.
@@ -99,12 +100,12 @@ pub struct PageLine<'a> {
 }
 
 impl Page {
-    /// What a page says that is there as a whole, of a target that has its own [`super::LABELS`].
+    /// What a page says that is there as a whole, of a target that has its own [`Instance::LABELS`].
     ///
     /// # Errors
     /// It has more than is kept of a page.
     pub fn read(format: Format, text: &str) -> Result<Self, TooMuch> {
-        let mut builder = Builder::new(&super::LABELS);
+        let mut builder = Builder::new(&Instance::LABELS);
         let mut outcome = Ok(());
         let mut each = |event: Event<'_>| {
             if outcome.is_ok() {
@@ -159,7 +160,7 @@ pub struct TooMuch;
 
 /// Gathers a page from what its lines say.
 #[derive(Debug)]
-pub(super) struct Builder {
+pub struct Builder {
     page: Page,
     /// Names of labels that the target itself has.
     reserved: &'static [&'static str],
@@ -186,7 +187,7 @@ struct Head {
 impl Builder {
     /// An empty page of a target that has labels of these names.
     #[must_use]
-    pub(super) fn new(reserved: &'static [&'static str]) -> Self {
+    pub fn new(reserved: &'static [&'static str]) -> Self {
         Self {
             page: Page { sets: vec![0], ..Page::default() },
             reserved,
@@ -206,7 +207,7 @@ impl Builder {
     ///
     /// # Errors
     /// The page has more than is kept.
-    pub(super) fn take(&mut self, event: &Event<'_>) -> Result<(), TooMuch> {
+    pub fn take(&mut self, event: &Event<'_>) -> Result<(), TooMuch> {
         match event {
             Event::Help { family, text } => self.head.of(family).help = text.plain().into_owned(),
             Event::Unit { family, unit } => self.head.of(family).unit = (*unit).to_owned(),
@@ -336,7 +337,7 @@ impl Builder {
 
     /// The page, in no more memory than it needs.
     #[must_use]
-    pub(super) fn finish(self) -> Page {
+    pub fn finish(self) -> Page {
         let mut page = self.page;
         sound::keep(&mut page);
         page.labels.shrink_to_fit();

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use super::{Line, Page, PageFamily, Suffix};
-use crate::collect::exposition::Kind;
+use crate::exposition::Kind;
 
 const COUNTER: &str = "counter_value";
 const HISTOGRAM: &str = "histogram";
@@ -148,7 +148,7 @@ mod tests {
         super::tests::{page, said},
         *,
     };
-    use crate::collect::exposition::Format;
+    use crate::exposition::Format;
 
     fn left_out(text: &str) -> (usize, Vec<(&'static str, u64)>) {
         let page = page(Format::Text, text);

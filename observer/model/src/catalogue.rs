@@ -456,7 +456,7 @@ families! {
         Histogram, "seconds", &[], Observer, Own,
         "How long after its time each reporting interval ended: the kernel's figures are read then.";
     EMITTER_QUEUE = "mesh.observer.emitter.queued.pushes.value", "mesh_observer_emitter_queued_pushes",
-        Gauge, "reports", &["emitter"], Observer, Own,
+        Gauge, "pushes", &["emitter"], Observer, Own,
         "Reports that wait to be sent.";
     EMITTER_SENT = "mesh.observer.emitter.points.sent.total.value", "mesh_observer_emitter_points_sent_total",
         Counter, "points", &["emitter"], Observer, Own,
@@ -470,7 +470,7 @@ families! {
         "Points dropped: refused, not taken in time, or without room to wait.";
     EMITTER_REPORTS_DROPPED = "mesh.observer.emitter.pushes.dropped.total.value",
         "mesh_observer_emitter_pushes_dropped_total",
-        Counter, "reports", &["emitter", "reason"], Observer, Own,
+        Counter, "pushes", &["emitter", "reason"], Observer, Own,
         "Reports dropped unsent, oldest first.";
     EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
         Counter, "errors", &["emitter", "kind"], Observer, Own,

@@ -9,7 +9,7 @@ use observer_common::{
 use serde::{Deserialize, Serialize};
 
 use super::counter::{self, Figures};
-use crate::collect::{HistogramReading, SeriesReading};
+use crate::reading::{HistogramReading, SeriesReading};
 
 /// Upper bounds of the exposed buckets as Envoy prints them.
 pub const LE: [&str; BUCKETS] = [

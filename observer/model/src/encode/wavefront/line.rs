@@ -11,8 +11,8 @@ use super::{
     delta::{Deltas, NoRoom},
 };
 use crate::{
-    emit::{Batch, Form, wavefront::filter::Filters},
-    model::catalogue::Origin,
+    catalogue::Origin,
+    encode::{Batch, Form, wavefront::filter::Filters},
 };
 
 /// Longest metric name, source, tag key, key and value together in UTF-16 units; most tags: the service's defaults.

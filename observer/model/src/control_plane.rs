@@ -16,9 +16,10 @@ use super::{
     Families,
     catalogue::{self, Family, Kind, Origin, Release, Releases, Stability},
 };
-use crate::collect::{
-    control_plane::{LABELS, Page, PageFamily, Suffix, Target, TargetReading, escape},
+use crate::{
     exposition,
+    page::{Page, PageFamily, Suffix, escape},
+    reading::{Instance, ScrapeReading},
 };
 
 /// Upper bounds of istiod's push time histograms, seconds [istio `pilot/pkg/xds/monitoring.go`].
@@ -37,7 +38,7 @@ pub struct ControlPlane {
 /// One target's page.
 #[derive(Debug)]
 struct Source {
-    target: Arc<Target>,
+    instance: Instance,
     /// Labels of every line, ready to be written.
     labels: String,
     page: Arc<Page>,
@@ -89,11 +90,11 @@ pub struct ScrapedLine<'a> {
 impl ControlPlane {
     /// Brings the pages of all targets together.
     #[must_use]
-    pub fn new(readings: &[TargetReading]) -> Self {
+    pub fn new(readings: &[ScrapeReading]) -> Self {
         let mut plane = Self::default();
         let mut by_name: HashMap<&str, usize> = HashMap::new();
         let pages: Vec<_> =
-            readings.iter().filter_map(|reading| Some((&reading.target, reading.page.as_ref()?))).collect();
+            readings.iter().filter_map(|reading| Some((&reading.instance, reading.page.as_ref()?))).collect();
         // A process that was found and that a name leads to as well, as that of a Service does, is exposed as it was found.
         let found: Vec<u64> =
             pages.iter().filter(|(target, _)| target.node.is_none()).filter_map(|(_, page)| process(page)).collect();
@@ -101,7 +102,7 @@ impl ControlPlane {
         let told = pages.into_iter().filter(|(target, page)| target.node.is_none() || !is_told(page));
         for (source, (target, page)) in told.enumerate() {
             let labels = target_labels(target);
-            plane.sources.push(Source { target: target.clone(), labels, page: page.clone() });
+            plane.sources.push(Source { instance: target.clone(), labels, page: page.clone() });
             for (index, family) in page.families().iter().enumerate() {
                 let known = catalogue::by_prometheus_name(&family.name);
                 if known.is_some_and(|known| matches!(known.origin, Origin::Kernel | Origin::Observer)) {
@@ -174,12 +175,12 @@ impl ControlPlane {
         let Self { sources, families, .. } = self;
         for merged in families {
             merged.parts.retain(|part| {
-                let Source { target, page, .. } = &sources[part.source];
+                let Source { instance: Instance { instance, .. }, page, .. } = &sources[part.source];
                 let Figures::Page(index) = part.figures else { return true };
                 let own = &page.families()[index];
-                let better = *own.name == *family.prometheus_name && known(&target.instance);
+                let better = *own.name == *family.prometheus_name && known(instance);
                 if better {
-                    taken.extend(page.lines(own).map(|line| (target.instance.clone(), line.value)));
+                    taken.extend(page.lines(own).map(|line| (instance.clone(), line.value)));
                 }
                 !better
             });
@@ -287,11 +288,11 @@ const fn has_sum_and_count(kind: exposition::Kind) -> bool {
 }
 
 /// Labels of the target, in the order of [`LABELS`]; what is not known is left out.
-fn target_labels(target: &Target) -> String {
-    let Target { instance, app, pod, namespace, node, .. } = target;
+fn target_labels(instance: &Instance) -> String {
+    let Instance { instance, app, pod, namespace, node } = instance;
     let values = [Some(instance), Some(app), pod.as_ref(), namespace.as_ref(), node.as_ref()];
     let mut text = String::new();
-    for (name, value) in LABELS.iter().zip(values) {
+    for (name, value) in Instance::LABELS.iter().zip(values) {
         let Some(value) = value else { continue };
         if !text.is_empty() {
             text.push(',');
@@ -375,7 +376,7 @@ const fn kind(kind: Kind) -> exposition::Kind {
 }
 
 /// How the scrapes fare.
-pub(super) fn own(readings: &[TargetReading], plane: &ControlPlane, families: &mut Families) {
+pub(super) fn own(readings: &[ScrapeReading], plane: &ControlPlane, families: &mut Families) {
     let up = families.add(&catalogue::CONTROL_PLANE_UP);
     for reading in readings.iter().filter(|reading| reading.tried) {
         up.point(&labels(reading), u64::from(reading.page.is_some()));
@@ -408,8 +409,8 @@ pub(super) fn own(readings: &[TargetReading], plane: &ControlPlane, families: &m
 }
 
 /// An empty label is none.
-fn labels(reading: &TargetReading) -> [&str; 3] {
-    let Target { instance, app, node, .. } = &*reading.target;
+fn labels(reading: &ScrapeReading) -> [&str; 3] {
+    let Instance { instance, app, node, .. } = &reading.instance;
     [instance, app, node.as_deref().unwrap_or_default()]
 }
 
@@ -420,8 +421,8 @@ mod tests {
         *,
     };
     use crate::{
-        emit::prometheus::{Format, Page as Output},
-        model::Snapshot,
+        Snapshot,
+        encode::prometheus::{Format, Page as Output},
     };
 
     fn plane(pages: &[(&str, &str)]) -> ControlPlane {
@@ -451,7 +452,7 @@ mod tests {
         let page = |started: f64| format!("{NEW}process_start_time_seconds {started}\npilot_xds 3\n");
         let found = fixture::scraped("10.0.0.9:15014", &page(17.25));
         let named = |started| fixture::scraped_by(Some("node-1"), "istiod:15014", &page(started));
-        let xds = |readings: &[TargetReading]| lines(&ControlPlane::new(readings), "pilot_xds");
+        let xds = |readings: &[ScrapeReading]| lines(&ControlPlane::new(readings), "pilot_xds");
         assert_eq!(xds(&[named(17.25)]), ["instance=istiod:15014 app=istiod scraper_node=node-1  3"]);
         assert_eq!(xds(&[named(17.25), found.clone()]), ["instance=10.0.0.9:15014 app=istiod  3"]);
         assert_eq!(xds(&[named(17.26), found.clone()]).len(), 2, "another process");
@@ -584,8 +585,7 @@ mod tests {
             "# TYPE s summary\ns{quantile=\"0.5\"} NaN\ns_sum 1\ns_count 1\nu 1\n# TYPE u_total counter\nu_total 1\n",
         );
         let mut one = fixture::scraped("a:1", page);
-        let target = Target { pod: Some("p".to_owned()), namespace: Some("n".to_owned()), ..(*one.target).clone() };
-        one.target = Arc::new(target);
+        (one.instance.pod, one.instance.namespace) = (Some("p".to_owned()), Some("n".to_owned()));
         let snapshot = snapshot_of(vec![one]);
         let of = |format| {
             let text = written(&snapshot, format);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::collect::SeriesReading;
+use crate::reading::SeriesReading;
 
 /// Cumulative figures of one series, compared and added as a whole.
 pub trait Figures: Clone + Default + PartialEq {

@@ -15,7 +15,7 @@ use super::{
         remembered::{RememberedLabels, Table},
     },
 };
-use crate::collect::series_key::RememberedKey;
+use crate::series_key::RememberedKey;
 
 /// Everything the model knows that the kernel's maps do not tell.
 #[derive(Debug, Serialize, Deserialize)]
