@@ -36,9 +36,11 @@ fn every_family_that_says_why_something_is_missing() {
 #[test]
 fn every_error() {
     let mut errors = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut |text| {
-        errors.extend(text.split("#[error(").skip(1).filter_map(literal));
-    });
+    for folder in ["src", "model/src"] {
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut |text| {
+            errors.extend(text.split("#[error(").skip(1).filter_map(literal));
+        });
+    }
     assert!(errors.len() > 40, "{} errors", errors.len());
     let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
     let missing: Vec<_> = errors.iter().filter(|error| !page.contains(&beginning(error))).collect();

@@ -17,7 +17,7 @@ const PURE: [&str; 13] = [
     "observer/src/collect/kernel/shape.rs",
     "observer/src/collect/kernel/store/text.rs",
     "observer/src/memory.rs",
-    "observer/model/",
+    "observer/model/src/",
     "observer-ebpf/proto/src/http1.rs",
     "observer-ebpf/proto/src/stream.rs",
     "observer-ebpf/common/src/latency.rs",
