@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer::collect::own;
+use observer::collect::self_usage;
 use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, SeriesKey};
 use observer_model::{
     Inputs, Model, Own, Snapshot,
@@ -66,7 +66,7 @@ fn measure(name: &str, runs: u32, render: impl Fn() -> usize) -> Result<(), Box<
 
 /// What this process has used: there is one thread, and what others do on the machine is not its cost.
 fn own_time() -> Duration {
-    own::usage().cpu.expect("the kernel says it")
+    self_usage::usage().cpu.expect("the kernel says it")
 }
 
 fn prometheus(snapshot: &Arc<Snapshot>, format: Format) -> usize {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::CommandFactory as _;
-use observer::cli::Cli;
+use observer::cli::args::Cli;
 
 #[test]
 fn operating_lists_every_option_of_run() {

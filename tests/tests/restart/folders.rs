@@ -34,20 +34,20 @@ pub(super) fn detach_leaves_nothing(pinned: &mut Pinned) -> Result<String> {
     pinned.take_observer()?.stop()?;
     ensure!(witness.programs()? == 2, "{} programs outlive the process", witness.programs()?);
     let said = told(&CHECK, pinned.folder())?;
-    ensure!(said.contains("used by no observer now; 12 programs"), "{said}");
+    ensure!(said.contains("in use by no observer now; 12 programs"), "{said}");
     let first = told(&DETACH, pinned.folder())?;
     ensure!(first.contains("detached 12 programs"), "{first}");
     ensure!(witness.programs()? == 1, "{} programs are left", witness.programs()? - 1);
     ensure!(!Path::new(&pinned.folder()).exists(), "the folder is left");
     let again = told(&DETACH, pinned.folder())?;
-    ensure!(again.contains("nothing is there"), "{again}");
+    ensure!(again.contains("nothing is pinned"), "{again}");
     Ok(first.trim().to_owned())
 }
 
 pub(super) fn unusable_folders_are_named(pinned: &mut Pinned) -> Result<String> {
     let (home, bpffs) = (pinned.pair.mesh.directory(), pinned.bpffs.path());
     for (folder, expected) in
-        [(home.join("no-bpffs"), "is not on a bpffs"), (bpffs.join("one/two"), "one is not there")]
+        [(home.join("no-bpffs"), "is not on a bpffs"), (bpffs.join("one/two"), "one does not exist")]
     {
         let said = refused(&RUN, &folder)?;
         ensure!(said.contains(expected), "{said}");
@@ -79,10 +79,7 @@ fn refused(arguments: &[&str], folder: impl AsRef<Path>) -> Result<String> {
 /// What check says on its page of a folder that keeps `run` from working.
 fn refused_by_check(folder: &Path) -> Result<String> {
     let (code, page, _) = ended(&CHECK, folder)?;
-    ensure!(
-        code == Some(1) && page.contains("the folder for pins cannot be used"),
-        "check ended with {code:?}: {page}"
-    );
+    ensure!(code == Some(1) && page.contains("the pin directory cannot be used"), "check ended with {code:?}: {page}");
     Ok(page)
 }
 

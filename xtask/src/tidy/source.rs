@@ -12,12 +12,12 @@ use super::{Finding, unsafety::UNSAFE};
 
 /// Model, parsers, decisions and encoders: a file, or a folder if it ends in a slash. These do no I/O and read no clock.
 const PURE: [&str; 13] = [
-    "observer/src/collect/kernel/btf.rs",
-    "observer/src/collect/kernel/layout.rs",
-    "observer/src/collect/kernel/shape.rs",
-    "observer/src/collect/kernel/store/text.rs",
-    "observer/src/memory.rs",
-    "observer/model/src/",
+    "observer/src/persist/btf.rs",
+    "observer/src/persist/abi.rs",
+    "observer/src/persist/field_offsets.rs",
+    "observer/src/persist/state_map/paged_text.rs",
+    "observer/src/persist/state.rs",
+    "observer/model/",
     "observer-ebpf/proto/src/http1.rs",
     "observer-ebpf/proto/src/stream.rs",
     "observer-ebpf/common/src/latency.rs",

@@ -12,12 +12,12 @@ use super::Finding;
 /// The product's files that have any, or a folder if it ends in a slash. Tests and tasks may have it anywhere.
 pub(super) const UNSAFE: [&str; 17] = [
     "observer/src/app.rs",
-    "observer/src/collect/control_plane.rs",
-    "observer/src/collect/kernel/sys.rs",
-    "observer/src/collect/own.rs",
-    "observer/src/confinement.rs",
+    "observer/src/collect/scrape.rs",
+    "observer/src/kernel/sys.rs",
+    "observer/src/collect/self_usage.rs",
+    "observer/src/system/seccomp.rs",
     "observer/src/discovery/watch.rs",
-    "observer/src/environment.rs",
+    "observer/src/system/environment.rs",
     "observer/src/main.rs",
     "observer-ebpf/proto/src/early.rs",
     "observer-ebpf/proto/src/hpack.rs",
@@ -118,7 +118,7 @@ mod tests {
     fn stands_only_where_it_is_listed() {
         let text = "fn f() {\n    // SAFETY: no pointers.\n    unsafe { g() }\n}\n";
         assert_eq!(found("observer/src/model.rs", text), [3]);
-        for file in ["observer/src/confinement.rs", "observer-ebpf/src/programs/skb.rs", "tests/src/net.rs"] {
+        for file in ["observer/src/system/seccomp.rs", "observer-ebpf/src/programs/skb.rs", "tests/src/net.rs"] {
             assert!(found(file, text).is_empty(), "{file}");
         }
     }
