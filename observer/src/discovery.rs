@@ -4,7 +4,7 @@ pub mod addresses;
 pub mod bootstrap;
 pub mod cgroup;
 pub mod component;
-pub mod container;
+pub mod error;
 pub mod events;
 pub mod foreign_file;
 pub mod kubelet;
@@ -13,20 +13,19 @@ pub mod proc_files;
 pub mod process;
 pub mod registry;
 pub mod scan;
-pub mod target;
 pub mod watch;
 
 use std::{
     collections::BTreeMap,
-    fmt, io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize, Serializer};
+use observer_model::identity::lossy;
+pub use observer_model::identity::{Component, InsideOnly, ProcessId, Role, Sidecar, SidecarId, Workload, container};
 
-use self::component::{Component, ComponentRule};
+use self::component::ComponentRule;
 
 /// Where and what to look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,33 +58,6 @@ pub struct SidecarRule {
     /// Its identity; each absent value is taken from its environment.
     pub workload: Workload,
 }
-
-/// A process by pid and start time, so that a reused pid is another process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// Process id in the observer's own pid namespace.
-    pub pid: u32,
-    /// Start time in clock ticks since boot (`/proc/PID/stat`, field 22).
-    pub start_time: u64,
-}
-
-impl ProcessId {
-    /// Stands for the processes of a cgroup that is observed because the user named it: pid 0, told apart by the cgroup.
-    #[must_use]
-    pub const fn of_cgroup(cgroup_id: u64) -> Self {
-        Self { pid: 0, start_time: cgroup_id }
-    }
-
-    /// Whether it is a process, not a cgroup.
-    #[must_use]
-    pub const fn is_process(self) -> bool {
-        self.pid != 0
-    }
-}
-
-/// Number under which a sidecar's figures are counted in the kernel; never 0, never reused while the observer runs.
-/// A container restarted in the same pod keeps its number.
-pub type SidecarId = u32;
 
 /// What changed on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,136 +107,6 @@ pub enum Finding {
     },
     /// Something the user should know.
     Warning(String),
-}
-
-/// Why discovery cannot work at all, or a cgroup cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No cgroup v2 in this mount namespace.
-    #[error(
-        "no cgroup v2 file system is mounted ({mountinfo} has no line of type cgroup2): mount one with \
-         `mount -t cgroup2 none /sys/fs/cgroup/unified`, or boot with systemd.unified_cgroup_hierarchy=1; in a \
-         container, mount the host's /sys/fs/cgroup into it"
-    )]
-    NoHierarchy {
-        /// Where it was looked for.
-        mountinfo: String,
-    },
-    /// A path that should be a cgroup v2 directory and is none.
-    #[error("{path} is no cgroup v2 directory: {reason}")]
-    NoCgroup {
-        /// The path.
-        path: PathBuf,
-        /// What it is instead, and the remedy.
-        reason: String,
-    },
-    /// A cgroup that exists but cannot be reached from the observer's cgroup namespace.
-    #[error(
-        "cgroup {path} lies outside of what {mount_point} shows: run the observer in the host's cgroup namespace, or \
-         mount the host's /sys/fs/cgroup into its container and name it by --cgroup-root"
-    )]
-    OutOfSight {
-        /// As in `/proc/PID/cgroup`.
-        path: String,
-        /// The cgroup v2 mount in use.
-        mount_point: PathBuf,
-    },
-    /// The proc file system cannot be read.
-    #[error("{path} cannot be read: {reason}; the observer needs the host's proc file system (--proc-root)")]
-    Proc {
-        /// The file or directory.
-        path: PathBuf,
-        /// Why.
-        reason: io::Error,
-    },
-}
-
-/// What an Envoy process is to the mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Role {
-    /// A sidecar behind REDIRECT rules.
-    Sidecar,
-    /// A sidecar behind TPROXY rules.
-    TproxySidecar,
-    /// A gateway: Envoy without redirection.
-    Gateway,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Sidecar => "sidecar",
-            Self::TproxySidecar => "sidecar (TPROXY)",
-            Self::Gateway => "gateway",
-        })
-    }
-}
-
-/// A sidecar or gateway found on this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sidecar {
-    /// Number it is counted under.
-    pub id: SidecarId,
-    /// The Envoy process, or [`ProcessId::of_cgroup`] for a cgroup that is observed because the user named it.
-    pub process: ProcessId,
-    /// Sidecar or gateway.
-    pub role: Role,
-    /// Why it was taken for that, for `observer check` ("its bootstrap's node id says router", "listens on 15001 and 15006").
-    pub evidence: String,
-    /// cgroup v2 directory, absolute, as mounted here.
-    #[serde(serialize_with = "lossy")]
-    pub cgroup: PathBuf,
-    /// Kernel's id of that cgroup (the directory's inode).
-    pub cgroup_id: u64,
-    /// Inode of its network namespace.
-    pub netns_inode: u64,
-    /// The pod's addresses (`INSTANCE_IP`, `INSTANCE_IPS`).
-    pub addresses: Vec<IpAddr>,
-    /// Other processes in the same cgroup that are no sidecar (pilot-agent).
-    pub companions: Vec<ProcessId>,
-    /// Whether one of them is not pilot-agent: an application, maybe, that accepts connections of its own there.
-    #[serde(default)]
-    pub is_cgroup_shared: bool,
-    /// Own side of every label.
-    pub workload: Arc<Workload>,
-}
-
-impl Sidecar {
-    /// Its process and those beside it, by number.
-    pub fn pids(&self) -> impl Iterator<Item = u32> {
-        [self.process]
-            .into_iter()
-            .filter(|process| process.is_process())
-            .chain(self.companions.iter().copied())
-            .map(|it| it.pid)
-    }
-}
-
-/// The identity of one workload instance, from the injector's environment or the configuration file.
-/// An absent value is `None`; what is printed for it is the label code's decision.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Workload {
-    /// Pod name.
-    pub pod: Option<String>,
-    /// Namespace.
-    pub namespace: Option<String>,
-    /// Workload name (`ISTIO_META_WORKLOAD_NAME`).
-    pub name: Option<String>,
-    /// Cluster (`ISTIO_META_CLUSTER_ID`).
-    pub cluster: Option<String>,
-    /// Service account.
-    pub service_account: Option<String>,
-    /// Trust domain of its identity.
-    pub trust_domain: Option<String>,
-    /// Pod labels (`ISTIO_METAJSON_LABELS`).
-    pub labels: BTreeMap<String, String>,
-    /// Node name.
-    pub node: Option<String>,
-}
-
-/// A path as text: one that is not UTF-8 must not keep the rest from being remembered.
-fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.to_string_lossy())
 }
 
 /// The sidecar of each cgroup (by cgroup id) that accepted sockets belong to when no process was seen on them. In a cgroup

@@ -1,24 +1,10 @@
 //! Emitters: each has its own task and a bounded queue of reports, so that no receiver holds up collection.
 //!
 //! What a receiver does not take is tried again with jittered, growing pauses: for a bounded time, or out of a directory
-//! of bounded size. A queue that is full drops its oldest; figures are cumulative, so the next report still holds all
+//! of bounded size. A queue that is full drops its oldest; stats are cumulative, so the next report still holds all
 //! counts. Every drop is counted.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::string_slice,
-        clippy::unreachable,
-        clippy::unwrap_used
-    )
-)]
-
-pub mod prometheus;
-pub mod selection;
-pub mod spool;
+pub mod disk_queue;
 pub mod target;
 pub mod wavefront;
 mod worker;
@@ -41,64 +27,16 @@ use tokio::{
 };
 
 pub use self::target::{Target, TargetError};
-use self::{spool::Spool, worker::Worker};
+use self::{disk_queue::DiskQueue, worker::Worker};
 use crate::model::{EmitterFigures, Snapshot};
+pub use observer_model::encode::{Batch, Encoder, Form, prometheus, selection};
 
-/// Part of a report, as one send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// Lines, each ended by a line feed.
-    pub text: Bytes,
-    /// Points, one a line.
-    pub points: u64,
-    /// What the lines are.
-    pub form: Form,
-}
-
-/// What lines are: some receivers have a door for each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// One value each.
-    Points,
-    /// Many values each.
-    Distributions,
-}
-
-impl Batch {
-    /// The text, gzipped.
-    #[must_use]
-    #[expect(clippy::expect_used, reason = "writing to memory does not fail")]
-    pub fn compressed(&self) -> Bytes {
-        let mut encoder = GzEncoder::new(Vec::with_capacity(self.text.len() / 16), Compression::fast());
-        encoder.write_all(&self.text).expect("writing to memory does not fail");
-        encoder.finish().expect("writing to memory does not fail").into()
-    }
-
-    /// Two halves, cut between lines; `None` if there is only one.
-    fn split(&self) -> Option<(Self, Self)> {
-        let middle = self.text.len() / 2;
-        let (one, other) = self.text.split_at(middle);
-        let before = one.iter().rposition(|byte| *byte == b'\n');
-        let after = || other.iter().position(|byte| *byte == b'\n').map(|at| middle + at);
-        let cut = before.or_else(after)? + 1;
-        let half = |text: Bytes| {
-            let points = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-            Self { text, points, form: self.form }
-        };
-        (cut < self.text.len()).then(|| (half(self.text.slice(..cut)), half(self.text.slice(cut..))))
-    }
-}
-
-/// Turns reports into batches.
-pub trait Encoder: Send + 'static {
-    /// The batches of one report, made as they are asked for.
-    fn encode(&mut self, snapshot: Arc<Snapshot>) -> Box<dyn Iterator<Item = Batch> + Send + '_>;
-
-    /// Points that broke the format's rules so far, by reason.
-    fn rejected(&self) -> Vec<(&'static str, u64)>;
-
-    /// Points that the configured filters kept back so far.
-    fn filtered(&self) -> u64;
+/// The text of a batch, gzipped.
+#[expect(clippy::expect_used, reason = "writing to memory does not fail")]
+fn gzip(batch: &Batch) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(batch.text.len() / 16), Compression::fast());
+    encoder.write_all(&batch.text).expect("writing to memory does not fail");
+    encoder.finish().expect("writing to memory does not fail").into()
 }
 
 /// A send in progress.
@@ -142,43 +80,43 @@ pub struct Limits {
     /// Reports that wait at most.
     pub queue: usize,
     /// How long one batch is tried where it cannot wait on disk, and once more after the last pause.
-    pub patience: Duration,
+    pub retry_timeout: Duration,
     /// First pause between two tries; each further one is twice as long.
     pub first_pause: Duration,
     /// Longest pause between two tries.
-    pub longest_pause: Duration,
+    pub max_pause: Duration,
     /// Pause that a receiver's push-back means if it names none.
     pub push_back: Duration,
     /// Longest pause that a receiver is granted, whatever it asks for.
-    pub longest_push_back: Duration,
+    pub max_push_back: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             queue: 4,
-            patience: Duration::from_secs(120),
+            retry_timeout: Duration::from_secs(120),
             first_pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(30),
+            max_pause: Duration::from_secs(30),
             push_back: Duration::from_secs(30),
-            longest_push_back: Duration::from_mins(5),
+            max_push_back: Duration::from_mins(5),
         }
     }
 }
 
 impl Limits {
-    /// Pause after failure number `attempt` (from 0), `chance` in 0 to 1 spreading many emitters over time. It is bounded
+    /// Pause after failure number `attempt` (from 0), `jitter` in 0 to 1 spreading many emitters over time. It is bounded
     /// whatever the receiver asks for: it may not be the one that the operator meant.
     #[must_use]
-    pub fn pause(&self, attempt: u32, failure: &Failure, chance: f64) -> Duration {
+    pub fn pause(&self, attempt: u32, failure: &Failure, jitter: f64) -> Duration {
         match failure {
             Failure::PushBack { after } => {
-                let asked = after.unwrap_or(self.push_back).min(self.longest_push_back).max(self.first_pause);
-                asked.mul_f64(1.0 + chance / 4.0)
+                let asked = after.unwrap_or(self.push_back).min(self.max_push_back).max(self.first_pause);
+                asked.mul_f64(1.0 + jitter / 4.0)
             }
             _ => {
-                let grown = self.first_pause.saturating_mul(1 << attempt.min(16)).min(self.longest_pause);
-                grown.mul_f64(0.5 + chance / 2.0)
+                let grown = self.first_pause.saturating_mul(1 << attempt.min(16)).min(self.max_pause);
+                grown.mul_f64(0.5 + jitter / 2.0)
             }
         }
     }
@@ -192,26 +130,26 @@ pub struct Emitter {
 }
 
 impl Emitter {
-    /// Starts an emitter in a task of its own. `name` is its label value, without secrets; `spool` is where batches wait
+    /// Starts an emitter in a task of its own. `name` is its label value, without secrets; `disk_queue` is where batches wait
     /// for a receiver that does not take them.
     #[must_use]
     pub fn start(
         name: String,
         encoder: Box<dyn Encoder>,
         transport: Box<dyn Transport>,
-        spool: Option<Spool>,
+        disk_queue: Option<DiskQueue>,
         limits: Limits,
     ) -> Self {
         let state = State {
             // Known ways to lose something start at 0, so that the first loss is seen as growth.
             dropped: [("gave_up", 0), ("queue_full", 0)].into(),
             reports_dropped: [("queue_full", 0), ("shutdown", 0)].into(),
-            figures: EmitterFigures { name, rejected: encoder.rejected(), ..EmitterFigures::default() },
+            stats: EmitterFigures { name, rejected: encoder.rejected(), ..EmitterFigures::default() },
             ..State::default()
         };
         let (end, _) = watch::channel(None);
         let shared = Arc::new(Shared { limits, state: Mutex::new(state), changed: Notify::new(), end });
-        let worker = Worker::new(shared.clone(), encoder, transport, spool);
+        let worker = Worker::new(shared.clone(), encoder, transport, disk_queue);
         Self { shared, task: tokio::spawn(worker.run()) }
     }
 
@@ -229,7 +167,7 @@ impl Emitter {
 
     /// How it fares.
     #[must_use]
-    pub fn figures(&self) -> EmitterFigures {
+    pub fn stats(&self) -> EmitterFigures {
         let state = self.shared.state();
         let list = |counts: &BTreeMap<&'static str, u64>| counts.iter().map(|(key, value)| (*key, *value)).collect();
         EmitterFigures {
@@ -237,12 +175,12 @@ impl Emitter {
             dropped: list(&state.dropped),
             reports_dropped: list(&state.reports_dropped),
             errors: list(&state.errors),
-            ..state.figures.clone()
+            ..state.stats.clone()
         }
     }
 
     /// Sends what waits and ends, within `limit`. What is left then stays on disk for the next run; without a place there
-    /// it is dropped, counted and said. Returns the last figures.
+    /// it is dropped, counted and describe. Returns the last stats.
     pub async fn finish(mut self, limit: Duration) -> EmitterFigures {
         self.shared.state().closing = true;
         self.shared.end.send_replace(Some(Instant::now() + limit / 2));
@@ -254,9 +192,9 @@ impl Emitter {
             let lost = state.queue.len() as u64 + 1;
             state.queue.clear();
             *state.reports_dropped.entry("shutdown").or_default() += lost;
-            tracing::warn!("emitter {}: {lost} report(s) could not be sent before the end", state.figures.name);
+            tracing::warn!("emitter {}: {lost} report(s) could not be sent before the end", state.stats.name);
         }
-        self.figures()
+        self.stats()
     }
 }
 
@@ -273,7 +211,7 @@ struct Shared {
 struct State {
     queue: VecDeque<Arc<Snapshot>>,
     closing: bool,
-    figures: EmitterFigures,
+    stats: EmitterFigures,
     dropped: BTreeMap<&'static str, u64>,
     reports_dropped: BTreeMap<&'static str, u64>,
     errors: BTreeMap<&'static str, u64>,
@@ -309,7 +247,7 @@ impl Shared {
     }
 
     fn name(&self) -> String {
-        self.state().figures.name.clone()
+        self.state().stats.name.clone()
     }
 
     fn count_error(&self, kind: &'static str) {
@@ -322,7 +260,7 @@ impl Shared {
 }
 
 impl Failure {
-    fn said(&self) -> (&'static str, String) {
+    fn describe(&self) -> (&'static str, String) {
         match self {
             Self::TooLarge => ("too_large", "the receiver finds the batch too large; halves are tried".to_owned()),
             Self::PushBack { .. } => ("push_back", "the receiver asks to send less; pausing".to_owned()),

@@ -117,8 +117,9 @@ fn a_process_id_is_another_sidecars_at_once(_: &mut ()) -> Result<String> {
         let name = format!("reuse-{number}");
         let mut sidecar = fixture.stand.start(&name, &name, &fixture.pod)?;
         // Waits for the new one's start to be noticed, not for the former's end.
-        let told = format!("observing default/{name}-7c9f8-x0 in ");
-        observer.wait_own(DISCOVERY_TIMEOUT, |_| observer.log().contains(&told))?;
+        let observed = format!("sidecar=\"default/{name}-7c9f8-x0\"");
+        let is_observed = |log: String| log.lines().any(|line| line.contains("observing ") && line.contains(&observed));
+        observer.wait_own(DISCOVERY_TIMEOUT, |_| is_observed(observer.log()))?;
         sidecar.ask(WEB, 3, &mut truth)?;
         sidecar.echo(ECHO, 100, &mut truth)?;
         reused += usize::from(former == Some(sidecar.pid()));

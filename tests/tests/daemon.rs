@@ -172,7 +172,7 @@ fn it_says_what_it_does_and_takes_what_templates_write() -> Result<()> {
     for said in [" on Linux ", ": 0 sidecars, 0 gateways", "emitters: wavefront+file:/dev/null", "observer.toml"] {
         ensure!(start.contains(said), "no {said:?}: {start}");
     }
-    ensure!(log.contains("OBSERVER_LISTN is set and means nothing"), "{log}");
+    ensure!(log.contains("OBSERVER_LISTN has no effect"), "{log}");
     observer.stop()?;
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let mut named = Command::new(tools::observer()?).args(["run", "--listen", &port.to_string()]).spawn()?;

@@ -58,21 +58,18 @@ fn no_root() -> Result<()> {
     said(&mut observer(&NOBODY, &RUN)?)?.is(COULD_NOT_RUN, &[remedy])?;
     said(&mut observer(&NOBODY, &["check"])?)?.is(
         COULD_NOT_RUN,
-        &[
-            "Privileges (user 65534)",
-            "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN missing (run as root or grant what is missing)",
-        ],
+        &["Privileges (user 65534)", "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN missing (run as root or grant them)"],
     )
 }
 
 #[test]
 fn root_without_cap_bpf() -> Result<()> {
-    root_without("bpf", "cannot make map ")
+    root_without("bpf", "cannot create map ")
 }
 
 #[test]
 fn root_without_cap_perfmon() -> Result<()> {
-    root_without("perfmon", "kernel refuses program mesh_")
+    root_without("perfmon", "the kernel rejects program mesh_")
 }
 
 #[test]
@@ -86,7 +83,7 @@ fn root_without(capability: &str, refusal: &str) -> Result<()> {
     let name = format!("CAP_{}", capability.to_uppercase());
     said(&mut observer(&place, &RUN)?)?.is(COULD_NOT_RUN, &[refusal, &name])?;
     let failure = format!("FAIL  {name}: missing, ");
-    let result = format!("{name} missing (run as root or grant what is missing)");
+    let result = format!("{name} missing (run as root or grant them)");
     said(&mut observer(&place, &["check"])?)?.is(COULD_NOT_RUN, &[&failure, refusal, &result])
 }
 
@@ -98,8 +95,8 @@ fn the_least_capabilities_are_enough() -> Result<()> {
 
 #[test]
 fn bpf_forbidden_by_a_security_module() -> Result<()> {
-    let reason = "cannot make map ";
-    let remedy = "a security module or kernel lockdown forbids BPF (`observer check` tells)";
+    let reason = "cannot create map ";
+    let remedy = "a security module or kernel lockdown forbids BPF (see `observer check`)";
     let refused = |arguments: &[&str]| {
         let mut command = observer(&[], arguments)?;
         refuse_bpf(&mut command, None, libc::EPERM);
@@ -108,7 +105,7 @@ fn bpf_forbidden_by_a_security_module() -> Result<()> {
     refused(&RUN)?.is(COULD_NOT_RUN, &[reason, remedy])?;
     refused(&["check"])?.is(
         COULD_NOT_RUN,
-        &["lockdown: ", "ok    CAP_BPF", reason, remedy, "cannot work here: the kernel programs cannot be tried"],
+        &["lockdown: ", "ok    CAP_BPF", reason, remedy, "cannot work here: the eBPF programs cannot be loaded"],
     )
 }
 
@@ -120,7 +117,7 @@ fn kernel_without_a_needed_feature() -> Result<()> {
         (BPF_MAP_CREATE, "Invalid argument (os error 22); the kernel lacks the features of Linux 5.17"),
         (BPF_PROG_LOAD, "this kernel lacks bpf_loop and atomics that return a value, which Linux has since 5.17"),
     ] {
-        for (arguments, result) in [(&RUN[..], "error: "), (&["check"], "the kernel programs cannot be tried")] {
+        for (arguments, result) in [(&RUN[..], "error: "), (&["check"], "the eBPF programs cannot be loaded")] {
             let mut command = observer(&[], arguments)?;
             refuse_bpf(&mut command, Some(call), libc::EINVAL);
             said(&mut command)?.is(COULD_NOT_RUN, &[reason, result])?;
@@ -136,7 +133,7 @@ fn no_cgroup_v2() -> Result<()> {
     let remedy = "mount -t cgroup2 none";
     said(&mut observer(&place, &RUN)?)?.is(COULD_NOT_RUN, &[reason, remedy])?;
     let place = [&place[..], &NOBODY].concat();
-    said(&mut observer(&place, &["check"])?)?.is(COULD_NOT_RUN, &[reason, remedy, "sidecars cannot be looked for"])
+    said(&mut observer(&place, &["check"])?)?.is(COULD_NOT_RUN, &[reason, remedy, "the node cannot be scanned"])
 }
 
 #[test]
@@ -145,20 +142,20 @@ fn cgroup_that_is_none() -> Result<()> {
     let root = root.to_string_lossy();
     let file = format!("{root}/cgroup.procs");
     for (path, reason) in [
-        ("/proc/sys", "/proc/sys is no cgroup v2 directory: it is on another file system"),
-        ("/no-such-cgroup", "no-such-cgroup is no cgroup v2 directory: it does not exist"),
-        (file.as_str(), "cgroup.procs is no cgroup v2 directory: it is not a directory"),
+        ("/proc/sys", "/proc/sys is not a cgroup v2 directory: it is on another file system"),
+        ("/no-such-cgroup", "no-such-cgroup is not a cgroup v2 directory: it does not exist"),
+        (file.as_str(), "cgroup.procs is not a cgroup v2 directory: it is not a directory"),
     ] {
         let report = said(&mut observer(&NOBODY, &["check", "--cgroup", path])?)?;
-        report.is(COULD_NOT_RUN, &[reason, "sidecars cannot be looked for"])?;
+        report.is(COULD_NOT_RUN, &[reason, "the node cannot be scanned"])?;
     }
     said(&mut observer(&[], &[&RUN[..], &["--cgroup", "/proc/sys"]].concat())?)?
-        .is(COULD_NOT_RUN, &["/proc/sys is no cgroup v2 directory", &format!("cgroup v2 is mounted at {root}")])
+        .is(COULD_NOT_RUN, &["/proc/sys is not a cgroup v2 directory", &format!("cgroup v2 is mounted at {root}")])
 }
 
 #[test]
 fn cgroup_root_that_is_none() -> Result<()> {
-    let reason = "/proc/sys is no cgroup v2 directory: no cgroup v2 file system is mounted there";
+    let reason = "/proc/sys is not a cgroup v2 directory: no cgroup v2 file system is mounted there";
     let remedy = format!("one is mounted at {}", cgroup::root()?.display());
     said(&mut observer(&[], &[&RUN[..], &["--cgroup-root", "/proc/sys"]].concat())?)?
         .is(COULD_NOT_RUN, &[reason, &remedy])
@@ -170,7 +167,7 @@ fn invalid_proc_root() -> Result<()> {
     let remedy = "the observer needs the host's proc file system (--proc-root)";
     said(&mut observer(&[], &[&RUN[..], &["--proc-root", "/sys"]].concat())?)?.is(COULD_NOT_RUN, &[reason, remedy])?;
     said(&mut observer(&NOBODY, &["check", "--proc-root", "/sys"])?)?
-        .is(COULD_NOT_RUN, &[reason, remedy, "sidecars cannot be looked for"])
+        .is(COULD_NOT_RUN, &[reason, remedy, "the node cannot be scanned"])
 }
 
 #[test]
@@ -242,7 +239,12 @@ fn invalid_configuration() -> Result<()> {
         ),
         ("wrong-type", "interval = 10\n", ":1:12: ", "interval: invalid type: integer `10`, expected a string"),
         ("emitter", "emit = [\"kafka:x\"]\n", ":1:8: ", "emit: cannot emit to \"kafka:x\""),
-        ("interval", "interval = \"2h\"\n", ":1:12: ", "interval: 2h is not between 100ms and 1h"),
+        (
+            "interval",
+            "interval = \"2h\"\n",
+            ":1:12: ",
+            "interval: invalid duration \"2h\": expected a value between 100ms and 1h",
+        ),
         ("no-text", "log = \"\u{0}\"\n", ":1:", "log: "),
     ] {
         let path = scratch.file(&format!("{name}.toml"), text)?;
@@ -257,13 +259,13 @@ fn invalid_configuration() -> Result<()> {
 fn wrong_usage() -> Result<()> {
     for (arguments, thing, remedy) in [
         ("run --emit kafka:x", "cannot emit to \"kafka:x\"", "wavefront+file:PATH"),
-        ("run --interval 10", "\"10\" is no duration", "as in 10s"),
-        ("run --interval 2h", "2h is not", "between 100ms and 1h"),
-        ("run --listen 94690", "'94690' for '--listen <ADDR:PORT>'", "as in 127.0.0.1:9469"),
+        ("run --interval 10", "invalid duration \"10\"", "e.g. 10s"),
+        ("run --interval 2h", "invalid duration \"2h\"", "between 100ms and 1h"),
+        ("run --listen 94690", "'94690' for '--listen <ADDR:PORT>'", "e.g. 127.0.0.1:9469"),
         ("run --log loud", "'loud' for '--log <LEVEL>'", "error, warn, info, debug, trace"),
         ("run --no-such-option", "'--no-such-option'", "'--help'"),
         ("observe", "unrecognized subcommand 'observe'", "'--help'"),
-        ("snapshot --for 0s", "0s is not", "between 100ms and 1h"),
+        ("snapshot --for 0s", "invalid duration \"0s\"", "between 100ms and 1h"),
         ("catalogue --format yaml", "'yaml'", "table, json, tsv"),
         ("", "Usage: observer <COMMAND>", "check"),
     ] {
@@ -276,16 +278,16 @@ fn wrong_usage() -> Result<()> {
 #[test]
 fn help_names_commands_units_and_defaults() -> Result<()> {
     let help = said(&mut observer(&[], &["--help"])?)?;
-    help.is(0, &["run Observe", "check Say", "catalogue Print", "snapshot Observe", "--version"])?;
+    help.is(0, &["run Observe", "check Report", "catalogue Print", "snapshot Observe", "--version"])?;
     let help = said(&mut observer(&[], &["run", "--help"])?)?;
     help.is(
         0,
         &[
             "--listen <ADDR:PORT> Where to serve /metrics, /healthz and /readyz: an address or name and a port, a port alone \
              (on 127.0.0.1), or :PORT (on every IPv4 address) [default: 127.0.0.1:9469]",
-            "--interval <DURATION> Time between two reports to the emitters, and the time that their percentiles are over, \
-             100ms to 1h, as in 500ms, 10s, 1m; to Wavefront 1s at least [default: 10s]",
-            "--scrape-interval <DURATION> Time between two scrapes of each metrics page of the control plane, 100ms to 1h \
+            "--interval <DURATION> Interval of pushes to the emitters and of their percentiles, 100ms to 1h, e.g. 500ms, 10s, \
+             1m; to Wavefront at least 1s [default: 10s]",
+            "--scrape-interval <DURATION> Interval of scrapes of each /metrics endpoint of the control plane, 100ms to 1h \
              [default: 10s]",
             "wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE (the service itself) or wavefront+file:PATH",
             "--sidecar-exe <NAME> Executable name of sidecars; may be repeated [default: envoy]",

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::tools;
-use observer::collect::exposition::{Event, Format, Kind, Labels, Parser, Part, Sample};
+use observer_model::exposition::{Event, Format, Kind, Labels, Parser, Part, Sample};
 use serde_json::{Value, json};
 
 const MADE_UP: u32 = 200;

@@ -137,7 +137,7 @@ fn promtool_has_no_remarks_but_on_names_that_istio_documents() -> Result<()> {
     let (status, metrics) = get(fixture.observer.address(), "/metrics")?;
     ensure!(status == 200, "/metrics: {status}");
     // The golden page has the families of the mesh as well.
-    let golden = fs::read_to_string(tools::repository().join("observer/golden/metrics.prom"))?;
+    let golden = fs::read_to_string(tools::repository().join("observer/model/golden/metrics.prom"))?;
     let remarks: BTreeSet<String> = lint(&metrics)?.into_iter().chain(lint(&golden)?).collect();
     let accepted = ACCEPTED.lines().map(str::to_owned).collect();
     ensure!(remarks == accepted, "new: {:#?}\ngone: {:#?}", &remarks - &accepted, &accepted - &remarks);

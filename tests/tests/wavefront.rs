@@ -8,7 +8,7 @@ use harness::wavefront::judged;
 /// The observer's own tests compare the golden files with the encoder's output, byte for byte.
 #[test]
 fn every_golden_line_is_taken() -> Result<()> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../observer/golden");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../observer/model/golden");
     let (mut files, mut lines) = (0, String::new());
     for entry in fs::read_dir(&golden)? {
         let path = entry?.path();

@@ -23,7 +23,8 @@ const FUZZ: Duration = Duration::from_secs(7);
 const SOAK: &str = "75s";
 
 /// Packages whose tests need neither root nor the kernel object.
-const HOST: [&str; 6] = ["observer-common", "observer-proto", "observer", "xtask", "bench", "bookstore"];
+const HOST: [&str; 7] =
+    ["observer-common", "observer-proto", "observer-model", "observer", "xtask", "bench", "bookstore"];
 /// Package of the privileged and end-to-end tests.
 const END_TO_END: [&str; 1] = ["harness"];
 

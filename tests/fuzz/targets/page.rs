@@ -8,9 +8,11 @@ use std::io::Read as _;
 
 use flate2::read::MultiGzDecoder;
 use libfuzzer_sys::fuzz_target;
-use observer::collect::{
-    control_plane::{Body, LABELS, Page, ScrapeError},
+use observer::collect::scrape::{Body, ScrapeError};
+use observer_model::{
     exposition::{Event, Format, Parser},
+    page::Page,
+    reading::Instance,
 };
 
 fuzz_target!(|input: &[u8]| {
@@ -34,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn read(format: Format, compressed: bool, body: &[u8], size: usize) -> Result<Page, ScrapeError> {
-    let mut reader = Body::new(format, compressed, &LABELS);
+    let mut reader = Body::new(format, compressed, &Instance::LABELS);
     body.chunks(size).try_for_each(|piece| reader.take(piece))?;
     reader.finish()
 }
@@ -57,7 +59,7 @@ fn write(page: &Page) {
     let mut read = Vec::new();
     let mut each = |event: Event<'_>| match event {
         Event::Sample(sample) => {
-            let own = sample.labels.iter().find(|(name, _)| LABELS.contains(&&*name.plain()));
+            let own = sample.labels.iter().find(|(name, _)| Instance::LABELS.contains(&&*name.plain()));
             assert!(own.is_none(), "a label of the target's own: {own:?}");
             read.push(sample.value.to_bits());
         }

@@ -4,10 +4,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use observer::emit::{
-    prometheus::{Format, accepts_gzip},
-    selection::Selection,
-};
+use observer::serve::negotiation::{accepts_gzip, format, selection};
+use observer_model::encode::prometheus::Format;
 
 /// Families of kinds that differ in their selection.
 const NAMES: [&str; 4] = ["istio_requests_total", "istio_request_bytes", "pilot_xds", "a"];
@@ -17,7 +15,7 @@ fuzz_target!(|input: &[u8]| {
     let mut parts = text.splitn(3, '\n');
     let [query, accept, encoding] = [(); 3].map(|()| parts.next());
     select(query);
-    let format = Format::negotiate(accept);
+    let format = format(accept);
     let said = accept.unwrap_or_default().to_ascii_lowercase();
     assert!(format == Format::Text || said.contains("application/openmetrics-text"), "{said:?}");
     let said = encoding.unwrap_or_default().to_ascii_lowercase();
@@ -25,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn select(query: Option<&str>) {
-    let selection = Selection::of_query(query);
+    let selection = selection(query);
     let (mut wanted, mut asks) = ([false; NAMES.len()], false);
     for (key, value) in form(query.unwrap_or_default()) {
         if !matches!(&*key, "name[]" | "family") {

@@ -6,7 +6,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use libfuzzer_sys::fuzz_target;
-use observer::collect::exposition::{Event, Format, Labels, Parser, Sample, Seen};
+use observer_model::exposition::{Event, Format, Labels, Parser, Sample, Seen};
 
 fuzz_target!(|input: &[u8]| {
     let Some((first, page)) = input.split_first() else { return };

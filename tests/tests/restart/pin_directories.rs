@@ -34,20 +34,20 @@ pub(super) fn detach_leaves_nothing(pinned: &mut Pinned) -> Result<String> {
     pinned.take_observer()?.stop()?;
     ensure!(witness.programs()? == 2, "{} programs outlive the process", witness.programs()?);
     let said = told(&CHECK, pinned.directory())?;
-    ensure!(said.contains("used by no observer now; 12 programs"), "{said}");
+    ensure!(said.contains("in use by no observer now; 12 programs"), "{said}");
     let first = told(&DETACH, pinned.directory())?;
     ensure!(first.contains("detached 12 programs"), "{first}");
     ensure!(witness.programs()? == 1, "{} programs are left", witness.programs()? - 1);
     ensure!(!Path::new(&pinned.directory()).exists(), "the directory is left");
     let again = told(&DETACH, pinned.directory())?;
-    ensure!(again.contains("nothing is there"), "{again}");
+    ensure!(again.contains("nothing is pinned"), "{again}");
     Ok(first.trim().to_owned())
 }
 
 pub(super) fn unusable_directories_are_refused(pinned: &mut Pinned) -> Result<String> {
     let (home, bpffs) = (pinned.pair.mesh.directory(), pinned.bpffs.path());
     for (directory, expected) in
-        [(home.join("no-bpffs"), "is not on a bpffs"), (bpffs.join("one/two"), "one is not there")]
+        [(home.join("no-bpffs"), "is not on a bpffs"), (bpffs.join("one/two"), "one does not exist")]
     {
         let said = refused(&RUN, &directory)?;
         ensure!(said.contains(expected), "{said}");
@@ -80,7 +80,7 @@ fn refused(arguments: &[&str], directory: impl AsRef<Path>) -> Result<String> {
 fn refused_by_check(directory: &Path) -> Result<String> {
     let (code, report, _) = ended(&CHECK, directory)?;
     ensure!(
-        code == Some(1) && report.contains("the directory for pins cannot be used"),
+        code == Some(1) && report.contains("the pin directory cannot be used"),
         "check ended with {code:?}: {report}"
     );
     Ok(report)

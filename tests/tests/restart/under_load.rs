@@ -80,7 +80,7 @@ pub(super) fn different_map_layout(pinned: &mut Pinned) -> Result<String> {
         pinned.take_observer()?.stop()?;
         pinned.observe_with(&tools::observer()?, settings)?;
         let said = pinned.observer()?.log();
-        ensure!(said.contains("another layout"), "it says nothing of the layout:\n{said}");
+        ensure!(said.contains("a different layout"), "it says nothing of the layout:\n{said}");
         counted.go_on_in(&Counters::read(pinned.observer()?)?)?;
     }
     load.end()?;

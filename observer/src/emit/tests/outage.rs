@@ -18,7 +18,9 @@ use super::{
     receiver::{Act, receive},
 };
 use crate::{
-    emit::{Batch, Emitter, Encoder, Form, Limits, Sending, Transport, spool::Spool, wavefront::http::HttpSink},
+    emit::{
+        Batch, Emitter, Encoder, Form, Limits, Sending, Transport, disk_queue::DiskQueue, wavefront::http::HttpSink,
+    },
     model::{EmitterFigures, Snapshot, fixture},
 };
 
@@ -100,9 +102,9 @@ impl Scene {
 
     fn emitter(&self, disk: Option<(&Path, u64)>) -> Emitter {
         let sink = Held(HttpSink::proxy(self.url.clone(), TIMEOUT).unwrap());
-        let spool = disk.map(|(directory, bytes)| Spool::new(directory.to_owned(), bytes));
+        let disk_queue = disk.map(|(directory, bytes)| DiskQueue::new(directory.to_owned(), bytes));
         let encoder = Numbered(self.encoded.clone());
-        Emitter::start("test".to_owned(), Box::new(encoder), Box::new(sink), spool, Limits::default())
+        Emitter::start("test".to_owned(), Box::new(encoder), Box::new(sink), disk_queue, Limits::default())
     }
 
     async fn offer(&mut self, emitter: &Emitter, reports: u64) {
@@ -140,10 +142,10 @@ async fn in_memory_the_end_of_the_outage_is_sent_and_the_rest_is_counted() {
     let mut scene = Scene::new().await;
     let emitter = scene.emitter(None);
     scene.offer(&emitter, REPORTS).await;
-    let figures = emitter.finish(Duration::from_mins(10)).await;
-    scene.account(std::slice::from_ref(&figures));
-    assert!(figures.sent > BATCHES * LINES * (REPORTS - 121), "all after the outage: {figures:?}");
-    let kinds: Vec<_> = figures.errors.iter().map(|(kind, _)| *kind).collect();
+    let stats = emitter.finish(Duration::from_mins(10)).await;
+    scene.account(std::slice::from_ref(&stats));
+    assert!(stats.sent > BATCHES * LINES * (REPORTS - 121), "all after the outage: {stats:?}");
+    let kinds: Vec<_> = stats.errors.iter().map(|(kind, _)| *kind).collect();
     assert_eq!(kinds, ["connection", "push_back", "server", "timeout", "too_large"]);
 }
 
@@ -153,10 +155,10 @@ async fn on_disk_nothing_is_lost() {
     let mut scene = Scene::new().await;
     let emitter = scene.emitter(Some((directory.path(), 1 << 20)));
     scene.offer(&emitter, REPORTS).await;
-    let figures = emitter.finish(Duration::from_mins(10)).await;
-    scene.account(std::slice::from_ref(&figures));
-    assert_eq!(figures.sent, REPORTS * BATCHES * LINES, "{figures:?}");
-    assert_eq!(figures.on_disk, Some((0, 0)));
+    let stats = emitter.finish(Duration::from_mins(10)).await;
+    scene.account(std::slice::from_ref(&stats));
+    assert_eq!(stats.sent, REPORTS * BATCHES * LINES, "{stats:?}");
+    assert_eq!(stats.on_disk, Some((0, 0)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,9 +183,9 @@ async fn a_small_disk_keeps_the_newest_and_counts_the_others() {
     let mut scene = Scene::new().await;
     let emitter = scene.emitter(Some((directory.path(), 4 << 10)));
     scene.offer(&emitter, REPORTS).await;
-    let figures = emitter.finish(Duration::from_mins(10)).await;
-    scene.account(std::slice::from_ref(&figures));
-    let dropped = losses(&figures.dropped);
+    let stats = emitter.finish(Duration::from_mins(10)).await;
+    scene.account(std::slice::from_ref(&stats));
+    let dropped = losses(&stats.dropped);
     assert!(matches!(dropped[..], [("queue_full", 1..)]), "{dropped:?}");
 }
 
@@ -193,8 +195,8 @@ async fn a_directory_that_cannot_be_used_changes_nothing_but_a_counter() {
     let mut scene = Scene::new().await;
     let emitter = scene.emitter(Some((file.path(), 1 << 20)));
     scene.offer(&emitter, REPORTS).await;
-    let figures = emitter.finish(Duration::from_mins(10)).await;
-    scene.account(std::slice::from_ref(&figures));
-    assert!(figures.sent > BATCHES * LINES * (REPORTS - 121), "all after the outage: {figures:?}");
-    assert!(figures.errors.iter().any(|(kind, count)| *kind == "queue_dir" && *count > 0), "{figures:?}");
+    let stats = emitter.finish(Duration::from_mins(10)).await;
+    scene.account(std::slice::from_ref(&stats));
+    assert!(stats.sent > BATCHES * LINES * (REPORTS - 121), "all after the outage: {stats:?}");
+    assert!(stats.errors.iter().any(|(kind, count)| *kind == "queue_dir" && *count > 0), "{stats:?}");
 }

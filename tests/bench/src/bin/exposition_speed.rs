@@ -6,7 +6,7 @@
 
 use std::{env, error::Error, fs, hint::black_box, time::Instant};
 
-use observer::collect::exposition::{Event, Format, Parser, Seen};
+use observer_model::exposition::{Event, Format, Parser, Seen};
 
 const PIECE: usize = 16 * 1024;
 

@@ -13,22 +13,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer::{
-    collect::{
-        HistogramReading, KernelReading, Reading, SeriesReading,
-        control_plane::{Page as Scraped, Target, TargetReading},
-        exposition, own,
-    },
-    discovery::{ProcessId, Role, Sidecar, Workload},
-    emit::{
+use observer::collect::self_usage;
+use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, SeriesKey};
+use observer_model::{
+    Inputs, Model, Own, Snapshot,
+    encode::{
         Encoder as _,
         prometheus::{Format, Page},
         selection::Selection,
         wavefront::{Lines, Names, Options},
     },
-    model::{Inputs, Model, Own, Snapshot, labels::Peers},
+    exposition,
+    identity::{ProcessId, Role, Sidecar, Workload},
+    labels::Peers,
+    page::Page as Scraped,
+    reading::{HistogramReading, Instance, KernelReading, Reading, ScrapeReading, SeriesReading},
 };
-use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, SeriesKey};
 
 const SIDECARS: u32 = 100;
 const FIRST_STATUS: u16 = 200;
@@ -66,7 +66,7 @@ fn measure(name: &str, runs: u32, render: impl Fn() -> usize) -> Result<(), Box<
 
 /// Returns the CPU time of this process, which has one thread.
 fn own_time() -> Duration {
-    own::usage().cpu.expect("the kernel says it")
+    self_usage::usage().cpu.expect("the kernel says it")
 }
 
 fn prometheus(snapshot: &Arc<Snapshot>, format: Format) -> usize {
@@ -92,19 +92,27 @@ fn mesh(series: usize) -> Arc<Snapshot> {
 fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Error>> {
     let page = Arc::new(Scraped::read(exposition::Format::Text, page)?);
     let instances = series.div_ceil(usize::try_from(page.samples)?);
-    let target = |number| {
-        let target =
-            Arc::new(Target::named(format!("http://10.0.{}.{}:15014", number / 250, number % 250).parse()?, "node-1"));
-        let (page, took) = (Some(page.clone()), Duration::from_millis(5));
-        Ok(TargetReading { target, page, tried: true, took, scrapes: [("ok", 1)].into(), skipped: [].into() })
+    let reading = |number| ScrapeReading {
+        instance: Instance {
+            instance: format!("10.0.{}.{}:15014", number / 250, number % 250),
+            app: "istiod".to_owned(),
+            pod: None,
+            namespace: None,
+            node: Some("node-1".to_owned()),
+        },
+        page: Some(page.clone()),
+        tried: true,
+        took: Duration::from_millis(5),
+        scrapes: [("ok", 1)].into(),
+        skipped: [].into(),
     };
-    let targets = (0..instances).map(target).collect::<Result<_, String>>()?;
+    let targets = (0..instances).map(reading).collect();
     Ok(snapshot(None, targets, &[]))
 }
 
 fn snapshot(
     kernel: Option<KernelReading>,
-    control_plane: Vec<TargetReading>,
+    control_plane: Vec<ScrapeReading>,
     running: &[Arc<Sidecar>],
 ) -> Arc<Snapshot> {
     let at = SystemTime::now();

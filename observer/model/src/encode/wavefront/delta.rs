@@ -1,0 +1,141 @@
+//! Increases of counters since the last report, for delta counters.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    time::{Duration, SystemTime},
+};
+
+use crate::catalogue::Origin;
+
+/// How long a series that is not reported is remembered: it may come back with its whole past.
+const MEMORY: Duration = Duration::from_hours(24);
+
+/// Most series that are remembered, some 8 MiB: others choose names and labels on the pages that are scraped.
+const SERIES: usize = 200_000;
+
+/// A series that there is no room to remember.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+/// The totals that increases are told from, by series.
+#[derive(Debug, Default)]
+pub(super) struct Deltas {
+    /// By a hash of name and tags: at 100,000 series two of them meet once in four billion runs.
+    totals: HashMap<u64, (f64, SystemTime)>,
+    hasher: RandomState,
+    reported: Option<SystemTime>,
+    began: Option<SystemTime>,
+}
+
+impl Deltas {
+    /// How much a counter grew since the last report; `None` if that cannot be known. `created` is when it was 0.
+    ///
+    /// # Errors
+    /// It is new and there are too many.
+    pub(super) fn increase(
+        &mut self,
+        series: (&str, &str, &str),
+        total: f64,
+        origin: Origin,
+        created: SystemTime,
+        now: SystemTime,
+    ) -> Result<Option<f64>, NoRoom> {
+        let series = self.hasher.hash_one(series);
+        if self.totals.len() >= SERIES && !self.totals.contains_key(&series) {
+            return Err(NoRoom);
+        }
+        let last = self.totals.insert(series, (total, now));
+        Ok(match last {
+            Some((last, _)) if last <= total => Some(total - last),
+            // It began anew.
+            Some(_) => Some(total),
+            // Figures of the observer's own begin with it; what is not there was 0.
+            None if origin == Origin::Observer => Some(total),
+            None => match self.reported {
+                // What was counted before this process began is an earlier one's to report.
+                None => (origin == Origin::Kernel && self.began.is_none_or(|began| created >= began)).then_some(total),
+                Some(reported) => (created >= reported).then_some(total),
+            },
+        })
+    }
+
+    /// Says when this process began to observe.
+    pub(super) fn begin(&mut self, began: SystemTime) {
+        self.began = Some(began);
+    }
+
+    /// Ends a report, and forgets what has not been seen for long.
+    pub(super) fn end(&mut self, now: SystemTime) {
+        self.reported = Some(now);
+        // Where there are too many, what is not there now makes room for what is.
+        let crowded = self.totals.len() >= SERIES;
+        let stays =
+            |seen: SystemTime| seen == now || !crowded && now.duration_since(seen).is_ok_and(|unseen| unseen < MEMORY);
+        self.totals.retain(|_, (_, seen)| stays(*seen));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn increases_are_told_from_the_last_report() {
+        let mut deltas = Deltas::default();
+        let mut rounds = Vec::new();
+        for (now, total) in [(10, 5.0), (20, 7.0), (30, 7.0), (40, 2.0)] {
+            rounds.push(deltas.increase(("a", "", ""), total, Origin::Kernel, at(0), at(now)).unwrap());
+            deltas.end(at(now));
+        }
+        assert_eq!(rounds, [Some(5.0), Some(2.0), Some(0.0), Some(2.0)]);
+    }
+
+    #[test]
+    fn a_first_total_counts_only_if_it_began_within_the_observers_time() {
+        let mut deltas = Deltas::default();
+        let mut first =
+            |name, origin, created, now| deltas.increase((name, "", ""), 9.0, origin, at(created), at(now)).unwrap();
+        assert_eq!(first("a", Origin::Istiod, 0, 10), None);
+        assert_eq!(first("b", Origin::Kernel, 0, 10), Some(9.0));
+        deltas.begin(at(5));
+        assert_eq!(deltas.increase(("b", "x", ""), 9.0, Origin::Kernel, at(4), at(10)), Ok(None));
+        deltas.end(at(10));
+        let mut later =
+            |name, origin, created| deltas.increase((name, "", ""), 9.0, origin, at(created), at(20)).unwrap();
+        assert_eq!(later("c", Origin::Istiod, 10), Some(9.0));
+        assert_eq!(later("d", Origin::Istiod, 5), None);
+        assert_eq!(later("e", Origin::Kernel, 5), None, "it may come back with its past");
+        assert_eq!(later("f", Origin::Observer, 5), Some(9.0));
+    }
+
+    #[test]
+    fn a_series_is_remembered_for_a_day() {
+        let mut deltas = Deltas::default();
+        deltas.increase(("a", "", ""), 5.0, Origin::Kernel, at(0), at(0)).unwrap();
+        deltas.end(at(0));
+        deltas.end(at(86_399));
+        assert_eq!(deltas.increase(("a", "", ""), 6.0, Origin::Kernel, at(0), at(86_399)), Ok(Some(1.0)));
+        deltas.end(at(2 * 86_400));
+        assert!(deltas.totals.is_empty());
+    }
+
+    #[test]
+    fn series_that_others_choose_take_bounded_memory() {
+        let mut deltas = Deltas::default();
+        let mut report = |now, series: std::ops::Range<usize>| {
+            let mut take =
+                |number| deltas.increase(("a", &format!("{number}"), ""), 1.0, Origin::Kernel, at(0), at(now));
+            let refused = series.filter(|number| take(*number).is_err()).count();
+            deltas.end(at(now));
+            (refused, deltas.totals.len())
+        };
+        assert_eq!(report(10, 0..SERIES + 5), (5, SERIES));
+        assert_eq!(report(20, 5..SERIES + 5), (5, SERIES - 5), "what is gone makes room");
+        assert_eq!(report(30, 5..SERIES + 5), (0, SERIES));
+    }
+}

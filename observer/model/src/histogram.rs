@@ -1,0 +1,409 @@
+//! Histograms: Istio's exposed buckets, kept sparse, and percentiles over the reporting interval.
+
+use hdrhistogram::Histogram;
+use observer_common::{
+    DURATION,
+    latency::{self, BLOCKS, BUCKETS, CELLS},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::counter::{self, Figures};
+use crate::reading::{HistogramReading, SeriesReading};
+
+/// Upper bounds of the exposed buckets as Envoy prints them.
+pub const LE: [&str; BUCKETS] = [
+    "0.5", "1", "5", "10", "25", "50", "100", "250", "500", "1000", "2500", "5000", "10000", "30000", "60000",
+    "300000", "600000", "1800000", "3600000", "+Inf",
+];
+
+/// Percentiles that are reported, as the names say them, with their quantile.
+pub const QUANTILES: [(&str, f64); 6] =
+    [("p50", 0.5), ("p75", 0.75), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999)];
+
+/// A cell as (block × 32 + cell, count).
+pub type Cell = (u16, u32);
+
+/// Figures of an HTTP series: three histograms, and in gRPC its messages. Only buckets that are not empty take space, since a series (one
+/// status of one service) seldom fills more than a handful of sixty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Remembered")]
+pub struct HttpFigures {
+    /// gRPC messages by direction.
+    messages: [u64; 2],
+    sums: [u64; 3],
+    /// Bit i: bucket i is not empty.
+    masks: [u32; 3],
+    /// Counts of the non-empty buckets, histogram by histogram.
+    counts: Box<[u64]>,
+}
+
+/// As it was kept, perhaps by another build.
+#[derive(Deserialize)]
+struct Remembered {
+    messages: [u64; 2],
+    sums: [u64; 3],
+    masks: [u32; 3],
+    counts: Box<[u64]>,
+}
+
+impl TryFrom<Remembered> for HttpFigures {
+    type Error = &'static str;
+
+    fn try_from(remembered: Remembered) -> Result<Self, Self::Error> {
+        let Remembered { messages, sums, masks, counts } = remembered;
+        let bits: u32 = masks.iter().map(|mask| mask.count_ones()).sum();
+        if masks.iter().any(|mask| mask >> BUCKETS != 0) || bits as usize != counts.len() {
+            return Err("a histogram has other buckets than it says");
+        }
+        Ok(Self { messages, sums, masks, counts })
+    }
+}
+
+impl HttpFigures {
+    /// Requests counted.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.buckets(DURATION).iter().sum()
+    }
+
+    /// Values by bucket of one histogram (`observer_ebpf::{DURATION, REQUEST_BYTES, RESPONSE_BYTES}`), not cumulative.
+    #[must_use]
+    pub fn buckets(&self, histogram: usize) -> [u64; BUCKETS] {
+        let before: u32 = self.masks[..histogram].iter().map(|mask| mask.count_ones()).sum();
+        let mut counts = self.counts[before as usize..].iter();
+        std::array::from_fn(|bucket| match self.masks[histogram] >> bucket & 1 {
+            0 => 0,
+            _ => *counts.next().expect("as many counts as bits"),
+        })
+    }
+
+    /// Sum of the values of one histogram, microseconds or bytes.
+    #[must_use]
+    pub fn sum(&self, histogram: usize) -> u64 {
+        self.sums[histogram]
+    }
+
+    /// gRPC messages of a direction (`observer_proto::socket::{REQUEST, RESPONSE}`).
+    #[must_use]
+    pub fn messages(&self, direction: usize) -> u64 {
+        self.messages[direction]
+    }
+
+    fn from_dense(messages: [u64; 2], sums: [u64; 3], dense: &[[u64; BUCKETS]; 3]) -> Self {
+        let masks = std::array::from_fn(|histogram| {
+            let set = |bucket: usize| u32::from(dense[histogram][bucket] != 0) << bucket;
+            (0..BUCKETS).map(set).sum()
+        });
+        Self { messages, sums, masks, counts: dense.iter().flatten().copied().filter(|count| *count != 0).collect() }
+    }
+
+    fn dense(&self) -> [[u64; BUCKETS]; 3] {
+        std::array::from_fn(|histogram| self.buckets(histogram))
+    }
+}
+
+impl Figures for HttpFigures {
+    fn of(reading: &SeriesReading) -> Self {
+        let histograms = &reading.histograms;
+        Self::from_dense(
+            reading.messages,
+            std::array::from_fn(|histogram| histograms[histogram].sum),
+            &std::array::from_fn(|histogram| histograms[histogram].buckets),
+        )
+    }
+
+    fn equals(&self, reading: &SeriesReading) -> bool {
+        self.messages == reading.messages
+            && (0..3).all(|histogram| {
+                let HistogramReading { buckets, sum, .. } = &reading.histograms[histogram];
+                self.sums[histogram] == *sum && self.buckets(histogram) == *buckets
+            })
+    }
+
+    fn is_zero(&self) -> bool {
+        self.counts.is_empty()
+    }
+
+    fn difference(&self, newer: &Self) -> Option<Self> {
+        let (older_buckets, mut buckets, mut sums) = (self.dense(), newer.dense(), newer.sums);
+        let mut messages = newer.messages;
+        for (newer, older) in messages.iter_mut().zip(self.messages) {
+            *newer = counter::difference(older, *newer)?;
+        }
+        for histogram in 0..3 {
+            sums[histogram] = counter::difference(self.sums[histogram], sums[histogram])?;
+            for (newer, older) in buckets[histogram].iter_mut().zip(older_buckets[histogram]) {
+                *newer = counter::difference(older, *newer)?;
+            }
+        }
+        Some(Self::from_dense(messages, sums, &buckets))
+    }
+
+    fn add(&mut self, other: &Self) {
+        let (mut messages, mut buckets, mut sums) = (self.messages, self.dense(), self.sums);
+        for (own, more) in messages.iter_mut().zip(other.messages) {
+            *own = own.saturating_add(more);
+        }
+        for histogram in 0..3 {
+            sums[histogram] = sums[histogram].saturating_add(other.sums[histogram]);
+            for (own, more) in buckets[histogram].iter_mut().zip(other.buckets(histogram)) {
+                *own = own.saturating_add(more);
+            }
+        }
+        *self = Self::from_dense(messages, sums, &buckets);
+    }
+}
+
+/// Counts of the non-empty cells of a series' three histograms, packed into some two bytes each: with percentiles
+/// these are most of what a series costs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PackedCells(Box<[u8]>);
+
+impl PackedCells {
+    /// Packs the cells of the three histograms, each in ascending order.
+    #[must_use]
+    pub fn new(histograms: [&[Cell]; 3]) -> Self {
+        Self::pack(joined(histograms))
+    }
+
+    /// Whether these are the cells of `histograms`.
+    #[must_use]
+    pub fn equals(&self, histograms: [&[Cell]; 3]) -> bool {
+        self.iter().eq(joined(histograms))
+    }
+
+    /// Whether all cells are empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The cells of one histogram, ascending.
+    #[must_use]
+    pub fn of(&self, histogram: usize) -> Vec<Cell> {
+        let first = HISTOGRAM_CELLS * histogram as u16;
+        let cells = self.iter().filter(|(index, _)| index / HISTOGRAM_CELLS == histogram as u16);
+        cells.map(|(index, count)| (index - first, count)).collect()
+    }
+
+    /// What fell into the cells since `self`. They wrap at 2^32, and so does the difference.
+    #[must_use]
+    pub fn grown(&self, newer: &Self) -> Self {
+        Self::pack(merge(newer.iter(), self.iter(), u32::wrapping_sub))
+    }
+
+    /// Both together: two series' values of one interval.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self::pack(merge(self.iter(), other.iter(), u32::saturating_add))
+    }
+
+    /// Every cell as the step from the one before and its count, both in groups of seven bits, the last one marked.
+    fn pack(cells: impl Iterator<Item = Cell>) -> Self {
+        let mut packed = Vec::new();
+        let mut previous = 0;
+        for (index, count) in cells {
+            for mut number in [u32::from(index - previous), count] {
+                while number >= 0x80 {
+                    packed.push(number as u8 & 0x7f);
+                    number >>= 7;
+                }
+                packed.push(number as u8 | 0x80);
+            }
+            previous = index;
+        }
+        Self(packed.into())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Cell> {
+        let mut bytes = self.0.iter();
+        let mut number = move || {
+            let mut number = 0;
+            for shift in (0..).step_by(7) {
+                let byte = bytes.next()?;
+                number |= u32::from(byte & 0x7f) << shift;
+                if byte & 0x80 != 0 {
+                    break;
+                }
+            }
+            Some(number)
+        };
+        let mut index = 0;
+        std::iter::from_fn(move || {
+            index += number()? as u16;
+            Some((index, number()?))
+        })
+    }
+}
+
+/// Cells a histogram can have.
+const HISTOGRAM_CELLS: u16 = (BLOCKS * CELLS) as u16;
+
+/// The cells of three histograms as one ascending list.
+fn joined(histograms: [&[Cell]; 3]) -> impl Iterator<Item = Cell> {
+    (0..3).zip(histograms).flat_map(|(histogram, cells)| {
+        cells.iter().map(move |(index, count)| (histogram * HISTOGRAM_CELLS + index, *count))
+    })
+}
+
+/// [`QUANTILES`] of the values in `cells`, in the unit of the cells; `None` if there are none.
+/// A value is its cell's midpoint, within 1/64 of the truth.
+#[must_use]
+pub fn quantiles(cells: &[Cell]) -> Option<[u64; QUANTILES.len()]> {
+    let highest = cells.last().map(|(index, _)| midpoint(*index))?;
+    // Two digits give 256 steps an octave where a cell has 32: every step lies in one cell.
+    let mut histogram = Histogram::<u64>::new_with_max(highest.max(2), 2).ok()?;
+    for (index, count) in cells {
+        histogram.record_n(midpoint(*index), u64::from(*count)).ok()?;
+    }
+    let quantile = |(_, quantile)| {
+        let (block, cell) = latency::cell(histogram.value_at_quantile(quantile));
+        middle(block, cell)
+    };
+    (!histogram.is_empty()).then(|| QUANTILES.map(quantile))
+}
+
+/// Joins two ascending lists, a missing cell being 0; cells that come out as 0 are left out.
+fn merge(
+    left: impl Iterator<Item = Cell>,
+    right: impl Iterator<Item = Cell>,
+    join: fn(u32, u32) -> u32,
+) -> impl Iterator<Item = Cell> {
+    let (mut left, mut right) = (left.peekable(), right.peekable());
+    let joined = std::iter::from_fn(move || {
+        let index = match (left.peek(), right.peek()) {
+            (Some((a, _)), Some((b, _))) => *a.min(b),
+            (Some((index, _)), None) | (None, Some((index, _))) => *index,
+            (None, None) => return None,
+        };
+        let a = left.next_if(|(own, _)| *own == index).map_or(0, |(_, count)| count);
+        let b = right.next_if(|(own, _)| *own == index).map_or(0, |(_, count)| count);
+        Some((index, join(a, b)))
+    });
+    joined.filter(|(_, count)| *count != 0)
+}
+
+/// The value that stands for all in a cell, in the unit of the cells.
+#[must_use]
+pub fn midpoint(index: u16) -> u64 {
+    middle(u32::from(index) / CELLS as u32, u32::from(index) % CELLS as u32)
+}
+
+fn middle(block: u32, cell: u32) -> u64 {
+    let (low, high) = latency::bounds(block, cell);
+    low + (high - low) / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use observer_common::SeriesKey;
+    use proptest::prelude::*;
+
+    fn dense() -> impl Strategy<Value = [[u64; BUCKETS]; 3]> {
+        proptest::collection::vec(prop_oneof![3 => Just(0u64), 1 => 1u64..1 << 40], 3 * BUCKETS)
+            .prop_map(|counts| std::array::from_fn(|row| std::array::from_fn(|column| counts[row * BUCKETS + column])))
+    }
+
+    #[test]
+    fn what_was_kept_with_other_buckets_than_it_says_is_refused() {
+        let read = |masks: [u32; 3], counts: &[u64]| {
+            let text = serde_json::json!({ "messages": [0, 0], "sums": [7, 0, 0], "masks": masks, "counts": counts });
+            serde_json::from_value::<HttpFigures>(text)
+        };
+        assert_eq!(read([0b101, 0, 1], &[2, 3, 4]).unwrap().requests(), 5);
+        assert!(read([0b101, 0, 1], &[2, 3]).is_err());
+        assert!(read([0b101, 0, 0], &[2, 3, 4]).is_err());
+        assert!(read([1 << BUCKETS, 0, 0], &[2]).is_err());
+    }
+
+    fn cell_index(value: u64) -> u16 {
+        let (block, cell) = latency::cell(value);
+        u16::try_from(block * CELLS as u32 + cell).unwrap()
+    }
+
+    fn cells() -> impl Strategy<Value = [Vec<Cell>; 3]> {
+        let one = proptest::collection::btree_map(0..HISTOGRAM_CELLS, prop_oneof![1u32..300, 1u32..], 0..30);
+        proptest::array::uniform3(one.prop_map(|cells| cells.into_iter().collect()))
+    }
+
+    fn cells_of(values: &[u64]) -> Vec<Cell> {
+        let mut counted = std::collections::BTreeMap::new();
+        for value in values {
+            *counted.entry(cell_index(*value)).or_insert(0u32) += 1;
+        }
+        counted.into_iter().collect()
+    }
+
+    proptest! {
+        #[test]
+        fn sparse_figures_hold_what_dense_ones_do(older in dense(), grown in dense(), sums: [u32; 3]) {
+            let sums = sums.map(u64::from);
+            let (older, grown) = (HttpFigures::from_dense([0; 2], sums, &older), HttpFigures::from_dense([0; 2], sums, &grown));
+            let mut newer = older.clone();
+            newer.add(&grown);
+            prop_assert_eq!(older.difference(&newer), Some(grown.clone()));
+            let histograms = std::array::from_fn(|histogram| HistogramReading {
+                buckets: newer.buckets(histogram),
+                sum: newer.sum(histogram),
+                cells: Vec::new(),
+            });
+            let reading = SeriesReading { key: SeriesKey::default(), histograms, opened: 0, closed: 0, received: 0, sent: 0, messages: [0; 2] };
+            prop_assert_eq!(&HttpFigures::of(&reading), &newer);
+            prop_assert!(newer.equals(&reading));
+            prop_assert_eq!(older.equals(&reading), older == newer);
+        }
+
+        #[test]
+        fn quantiles_lie_within_a_sixty_fourth_of_the_exact_ones(
+            mut values in proptest::collection::vec(prop_oneof![0u64..100, 0u64..1 << 20, 0u64..1 << 38], 1..300),
+        ) {
+            let found = quantiles(&cells_of(&values)).unwrap();
+            values.sort_unstable();
+            for ((_, quantile), found) in QUANTILES.into_iter().zip(found) {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small")]
+                let rank = ((quantile * values.len() as f64).ceil() as usize).clamp(1, values.len());
+                let exact = values[rank - 1];
+                prop_assert!(found.abs_diff(exact) * 64 <= exact + 63, "{quantile}: {found} for {exact}");
+            }
+        }
+
+        #[test]
+        fn what_fell_between_two_readings_is_found_even_across_the_wrap(older in cells(), fell in cells()) {
+            let (older, fell) = (PackedCells::new(older.each_ref().map(Vec::as_slice)), PackedCells::new(fell.each_ref().map(Vec::as_slice)));
+            let newer = PackedCells::pack(merge(older.iter(), fell.iter(), u32::wrapping_add));
+            prop_assert_eq!(older.grown(&newer), fell);
+        }
+
+        #[test]
+        fn packing_loses_nothing(cells in cells(), other in cells()) {
+            let slices = cells.each_ref().map(Vec::as_slice);
+            let packed = PackedCells::new(slices);
+            prop_assert!(packed.equals(slices));
+            prop_assert_eq!(packed.equals(other.each_ref().map(Vec::as_slice)), cells == other);
+            for (histogram, cells) in cells.iter().enumerate() {
+                prop_assert_eq!(&packed.of(histogram), cells);
+            }
+        }
+    }
+
+    #[test]
+    fn an_interval_without_values_has_no_percentile() {
+        assert_eq!(quantiles(&[]), None);
+        let cells = cells_of(&[1_000, 2_000]);
+        let packed = PackedCells::new([&cells, &[], &cells]);
+        assert!(packed.grown(&packed).is_empty());
+        assert_eq!(quantiles(&packed.of(1)), None);
+    }
+
+    #[test]
+    fn bounds_are_printed_as_envoy_prints_them() {
+        for (text, bound) in LE.into_iter().zip(latency::BOUNDS) {
+            let printed: f64 = text.parse().unwrap();
+            // Whole values are at most 0.5 when they are 0.
+            assert!((printed - bound as f64).abs() < 0.6 && (printed == bound as f64 || bound == 0));
+        }
+        assert_eq!(LE.last(), Some(&"+Inf"));
+    }
+}
