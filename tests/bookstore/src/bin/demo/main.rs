@@ -132,8 +132,9 @@ impl Demo {
     fn compare(self) -> Result<()> {
         let Self { talk, control_plane, observer, mut bookstore } = self;
         let messages = talk.end();
-        let mut truth = Counts { messages: bookstore::messages(&messages), ..Counts::default() };
+        let mut truth = Counts::default();
         bookstore.read_logs(&mut truth)?;
+        truth.messages = bookstore::messages(&messages);
         let end = Instant::now() + SETTLE_TIMEOUT;
         let (observed, differences) = bookstore::compare(&observer, &truth, SETTLE_TIMEOUT)?;
         println!("{}", table::summary(&truth, &observed));

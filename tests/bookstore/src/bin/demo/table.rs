@@ -188,7 +188,7 @@ impl fmt::Display for Flows {
     }
 }
 
-/// Compares the counts of Envoy's log with the observer's; messages are the client's own, as the log has none.
+/// Compares the counts of Envoy's log with the observer's; messages are the client's own.
 pub(crate) fn summary(truth: &Counts, observed: &Counts) -> String {
     let mut text = format!("{:<24} {:<22} {:>16} {:>16}\n", "SIDECAR", "COUNT", "ENVOY", "OBSERVER");
     let mut line = |leg: &Leg, name: &str, truth: u64, observed: u64| {
@@ -223,7 +223,7 @@ pub(crate) fn summary(truth: &Counts, observed: &Counts) -> String {
         }
     }
     if !truth.messages.is_empty() {
-        text += "* Envoy's log has no messages: beside the observer's are those that the client counted\n";
+        text += "* messages are compared with the client's own count\n";
     }
     text
 }
