@@ -61,6 +61,11 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
     Ok(observer)
 }
 
+/// Returns the observer that `MESH_OBSERVER_BIN` names, or builds one.
+pub(crate) fn observer() -> Result<PathBuf> {
+    env::var_os("MESH_OBSERVER_BIN").map_or_else(|| build(&Options::default()), |other| Ok(other.into()))
+}
+
 /// Builds, then becomes `observer run` with these arguments.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let observer = build(&Options::default())?;

@@ -1,7 +1,7 @@
 //! Programs on the test mesh that are packages of their own below `tests/`: demo, soak, benchmarks, first process of a
 //! machine.
 
-use std::{env, ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 
@@ -38,12 +38,7 @@ impl Program {
         if !asks_for_help {
             setup::everything()?;
         }
-        let observer = match env::var_os("MESH_OBSERVER_BIN") {
-            // Names another build to show or to measure.
-            Some(other) => other,
-            None if asks_for_help => OsString::new(),
-            None => build::build(&build::Options::default())?.into(),
-        };
+        let observer = if asks_for_help { PathBuf::new() } else { build::observer()? };
         let mut command = self.command()?;
         let error = command.args(arguments).env("MESH_OBSERVER_BIN", observer).exec();
         Err(error).with_context(|| format!("cannot start {}", command.get_program().display()))

@@ -65,7 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let observer = build::build(&build::Options::default())?;
+    let observer = build::observer()?;
     let names = &options.names;
     boot(&observer, |entry| names.is_empty() || names.iter().any(|name| entry.name.contains(name.as_str())))
 }

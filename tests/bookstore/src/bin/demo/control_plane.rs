@@ -58,7 +58,9 @@ impl ControlPlane {
         let own = [("instance", instance.as_str()), ("app", "istiod")];
         let is_same = |other: &&Sample| {
             let has = |name: &str, value: &str| other.label(name) == value;
-            other.labels.len() == sample.labels.len() + own.len()
+            // A target that is named by its URL has the name of the node besides.
+            let labels = other.labels.iter().filter(|(name, _)| name != "scraper_node").count();
+            labels == sample.labels.len() + own.len()
                 && own.iter().all(|(name, value)| has(name, value))
                 && sample.labels.iter().all(|(name, value)| has(name, value))
         };
