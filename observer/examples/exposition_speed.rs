@@ -5,7 +5,7 @@
 
 use std::{env, error::Error, fs, hint::black_box, time::Instant};
 
-use observer_model::exposition::{Event, Format, Parser, Seen};
+use observer_model::exposition::{Event, Format, Parser, SeriesSet};
 
 const PIECE: usize = 16 * 1024;
 
@@ -31,7 +31,7 @@ fn megabytes_of(page: &[u8]) -> f64 {
 
 fn read(whole: &[u8]) -> u64 {
     let mut parser = Parser::new(Format::Text);
-    let mut seen = Seen::default();
+    let mut seen = SeriesSet::default();
     let mut samples = 0;
     let mut each = |event: Event<'_>| match event {
         // The repetitions are pages of their own: a family's series are forgotten when it begins anew.

@@ -38,7 +38,7 @@ use crate::{
     emit::Emitter,
     limits::Limits,
     memory::Memory,
-    model::{Model, Own, Snapshot, cardinality, labels::Peers, lateness::Lateness},
+    model::{Model, SelfMetrics, Snapshot, aggregate, delay::DelayHistogram, workload_index::StaticPeers},
     privileges,
     readiness::Readiness,
     serve,
@@ -159,7 +159,7 @@ impl<'a> Reload<'a> {
 
     /// The tables of services and workloads as they are now; `None` if they are as before or cannot be read. The rest of the
     /// configuration is part of what runs already, and stays.
-    fn again(&mut self) -> Option<Peers> {
+    fn again(&mut self) -> Option<StaticPeers> {
         let read = match Config::load(self.args) {
             Ok(read) => read,
             Err(error) => {
@@ -195,8 +195,8 @@ struct State {
     named_pages: Vec<ScrapeTarget>,
     scrape_proxies: bool,
     model: Model,
-    lateness: Lateness,
-    peers: Arc<Peers>,
+    collection_delay: DelayHistogram,
+    peers: Arc<StaticPeers>,
     running: Vec<Arc<Sidecar>>,
     ended: Vec<Arc<Sidecar>>,
     components: Vec<Arc<Component>>,
@@ -205,7 +205,7 @@ struct State {
     moved: Vec<(ProcessId, u64)>,
     lingering: Vec<(Instant, u64)>,
     emitters: Vec<Emitter>,
-    scrapes: Option<Box<dyn Fn() -> crate::model::ScrapeFigures + Send + Sync>>,
+    scrapes: Option<Box<dyn Fn() -> crate::model::EndpointStats + Send + Sync>>,
     percentiles: bool,
     limits: Limits,
     began: Instant,
@@ -232,9 +232,9 @@ impl Node {
             );
         }
         kernel.tell_nested(is_nested);
-        let retention = cardinality::DEFAULT_RETENTION;
+        let retention = aggregate::DEFAULT_RETENTION;
         let model = match memory.model.take() {
-            Some(remembered) => Model::resume(started, retention, remembered)
+            Some(remembered) => Model::restore(started, retention, remembered)
                 .context("--pin: what the observer remembered is not whole: `observer detach --pin DIR` gives it up")?,
             None => Model::new(started, retention),
         };
@@ -252,7 +252,7 @@ impl Node {
             named_pages: config.control_plane().collect(),
             scrape_proxies: config.scrape_proxies,
             model,
-            lateness: Lateness::default(),
+            collection_delay: DelayHistogram::default(),
             peers: Arc::new(config.peers()),
             running: Vec::new(),
             ended,
@@ -278,7 +278,7 @@ impl Node {
     fn report(&self, due: Option<Instant>) {
         let mut state = self.state();
         if let Some(due) = due {
-            state.lateness.record(due.elapsed());
+            state.collection_delay.record(due.elapsed());
         }
         let snapshot = state.round(true);
         for emitter in &state.emitters {
@@ -311,7 +311,7 @@ impl State {
     }
 
     /// Labels by these peers from now on.
-    fn take_peers(&mut self, peers: Option<Peers>) {
+    fn take_peers(&mut self, peers: Option<StaticPeers>) {
         if let Some(peers) = peers {
             self.peers = Arc::new(peers);
         }
@@ -522,16 +522,16 @@ impl State {
         let (processes, error) = procfs::read(&self.proc_root, sidecars.chain(components));
         outcomes.push(Outcome { collector: "procfs", duration: start.elapsed(), error });
         let usage = own::usage();
-        let own = Own {
+        let own = SelfMetrics {
             cpu: usage.cpu,
             resident_bytes: usage.resident_bytes,
             unattached: Some(self.unattached.len() as u64),
-            lateness: self.lateness.clone(),
-            emitters: self.emitters.iter().map(Emitter::figures).collect(),
-            scrapes: self.scrapes.as_ref().map(|figures| figures()),
+            collection_delay: self.collection_delay.clone(),
+            emitters: self.emitters.iter().map(Emitter::stats).collect(),
+            endpoint: self.scrapes.as_ref().map(|stats| stats()),
         };
-        let control_plane = self.control_plane.read();
-        let reading = Reading { at, steady: self.began.elapsed(), kernel, processes, control_plane, outcomes };
+        let scrapes = self.control_plane.read();
+        let reading = Reading { at, steady: self.began.elapsed(), kernel, processes, scrapes, outcomes };
         let snapshot = round.finish(&reading, &self.components, &own);
         if self.model.take_changed() || self.forgetful {
             self.remember();

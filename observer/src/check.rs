@@ -22,7 +22,7 @@ use crate::{
     config::Config,
     discovery::{
         Finding, ProcessId, Role, Sidecar,
-        component::{Component, Page as MetricsPage},
+        component::{Component, MetricsEndpoint},
         events::ExecEvents,
         scan::Scanner,
     },
@@ -466,7 +466,7 @@ impl Page {
 }
 
 /// Whether a page can be read, and what is needed for it.
-fn reachability(page: &MetricsPage, unreachable: Option<&String>, may_enter: bool) -> (&'static str, Vec<String>) {
+fn reachability(page: &MetricsEndpoint, unreachable: Option<&String>, may_enter: bool) -> (&'static str, Vec<String>) {
     let at = format!("metrics at {}", page.address);
     let why_not = match (page.inside_only, unreachable) {
         (None, None) => return ("ok", vec![format!("{at}: {}", page.evidence)]),

@@ -6,4 +6,4 @@ pub mod kernel;
 pub mod own;
 pub mod procfs;
 
-pub use observer_model::{exposition, reading::*, series_key};
+pub use observer_model::{exposition, persisted::PersistedKey, reading::*};

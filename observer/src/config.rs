@@ -27,7 +27,7 @@ use crate::{
         spool::directory_name,
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
-    model::labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
+    model::workload_index::{ServiceEntry, ServicePort, StaticPeers, WorkloadEntry},
 };
 
 /// Address that is served where none is given.
@@ -101,7 +101,7 @@ pub struct Config {
     /// Identity of sidecars without the injector's environment.
     pub sidecars: Vec<SidecarRule>,
     /// Services and workloads elsewhere.
-    pub peers: Peers,
+    pub peers: StaticPeers,
 }
 
 /// Why there is no configuration.
@@ -300,7 +300,7 @@ impl Config {
 
     /// Services and workloads that are not on this node.
     #[must_use]
-    pub fn peers(&self) -> Peers {
+    pub fn peers(&self) -> StaticPeers {
         self.peers.clone()
     }
 }
@@ -345,7 +345,7 @@ struct Settings {
     http_ports: Vec<u16>,
     excluded_ports: Vec<u16>,
     sidecars: Vec<SidecarRule>,
-    peers: Peers,
+    peers: StaticPeers,
 }
 
 /// A place in the file's text, in bytes, and what is wrong there.
@@ -398,7 +398,7 @@ impl Settings {
             http_ports,
             excluded_ports: file.excluded_ports.into_iter().map(NonZeroU16::get).collect(),
             sidecars: file.sidecar.into_iter().map(sidecar).collect::<Result<_, _>>()?,
-            peers: Peers {
+            peers: StaticPeers {
                 services: file.service.into_iter().map(service).collect::<Result<_, _>>()?,
                 workloads: file.workload.into_iter().map(workload).collect::<Result<_, _>>()?,
             },

@@ -7,7 +7,7 @@ use anyhow::{Error, Result, ensure};
 use crate::{
     client::{self, causes},
     collect::exposition::{Format, Parser},
-    model::live::Live,
+    model::live_catalogue::LiveCatalogue,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// None answers, or it has no figures yet.
-pub async fn ask(address: SocketAddr) -> Result<Live> {
+pub async fn ask(address: SocketAddr) -> Result<LiveCatalogue> {
     let request = client::direct(false, None, PATIENCE)?.get(format!("http://{address}/metrics"));
     let mut response = request.send().await.map_err(|error| unanswered(address, &error))?;
     ensure!(
@@ -24,11 +24,11 @@ pub async fn ask(address: SocketAddr) -> Result<Live> {
         "{address} answers {}: is it an observer? See its log and /readyz",
         response.status()
     );
-    let (mut live, mut parser) = (Live::default(), Parser::new(Format::Text));
+    let (mut live, mut parser) = (LiveCatalogue::default(), Parser::new(Format::Text));
     while let Some(piece) = response.chunk().await.map_err(|error| unanswered(address, &error))? {
-        parser.feed(&piece, &mut |event| live.take(&event));
+        parser.feed(&piece, &mut |event| live.record(&event));
     }
-    parser.finish(&mut |event| live.take(&event));
+    parser.finish(&mut |event| live.record(&event));
     Ok(live)
 }
 

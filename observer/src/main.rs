@@ -17,9 +17,9 @@ use observer::{
     cli::{CatalogueFormat, Cli, Command, RunArgs, SnapshotArgs, SnapshotFormat},
     collect::kernel::folder::{Folder, Removed},
     config::Config,
-    emit::selection::is_like,
+    emit::selection::matches_pattern,
     environment, live,
-    model::{catalogue, live::Live},
+    model::{catalogue, live_catalogue::LiveCatalogue},
     privileges, snapshot, telemetry,
 };
 
@@ -131,8 +131,10 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-fn printed(patterns: &[String], format: CatalogueFormat, live: Option<&Live>) -> String {
-    let wanted = |name: &str| patterns.is_empty() || patterns.iter().any(|pattern| is_like(pattern, name));
+fn printed(patterns: &[String], format: CatalogueFormat, live: Option<&LiveCatalogue>) -> String {
+    let status = |family: &catalogue::Descriptor| live.map(|live| live.status(family)).unwrap_or_default();
+    let live: Option<catalogue::Live<'_>> = live.map(|_| &status as _);
+    let wanted = |name: &str| patterns.is_empty() || patterns.iter().any(|pattern| matches_pattern(pattern, name));
     let families = catalogue::printed(live, wanted);
     match format {
         CatalogueFormat::Table => catalogue::table(&families, live),

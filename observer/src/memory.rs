@@ -26,7 +26,7 @@ pub struct Memory {
     /// Cgroups that running ones had left, by their ids.
     pub moved: Vec<(ProcessId, u64)>,
     /// Series, their labels and totals.
-    pub model: Option<model::remembered::Remembered>,
+    pub model: Option<model::persisted::PersistedModel>,
     /// The pinned maps.
     pub kernel: kernel::Remembered,
 }

@@ -1,6 +1,6 @@
 //! `/metrics`, `/healthz`, `/readyz` and a small index over HTTP/1.
 //!
-//! A scrape sees fresh figures: it asks the [`Source`], at most once per [`FRESH`]; scrapes that come together share
+//! A scrape sees fresh stats: it asks the [`Source`], at most once per [`FRESH`]; scrapes that come together share
 //! one answer. Whatever clients do, it costs bounded memory: connections, headers, snapshots that are being read, the time
 //! that a client may stall and that an answer may take are limited, and pages are written piece by piece as the client takes
 //! them.
@@ -57,8 +57,8 @@ use self::{
     readings::{Reading, Readings},
 };
 use crate::model::{
-    ScrapeFigures, Snapshot,
-    encode::{prometheus::Page, selection::Selection},
+    EndpointStats, Snapshot,
+    encode::{prometheus::Exposition, selection::Selection},
 };
 
 /// Bytes of a request's headers, and their number.
@@ -146,14 +146,14 @@ pub struct Server {
 impl Server {
     /// How scrapes fared so far.
     #[must_use]
-    pub fn figures(&self) -> ScrapeFigures {
-        self.statistics.figures()
+    pub fn stats(&self) -> EndpointStats {
+        self.statistics.stats()
     }
 
     /// Reads [`Server::figures`] from elsewhere.
-    pub fn reader(&self) -> impl Fn() -> ScrapeFigures + Send + Sync + use<> {
+    pub fn reader(&self) -> impl Fn() -> EndpointStats + Send + Sync + use<> {
         let statistics = self.statistics.clone();
-        move || statistics.figures()
+        move || statistics.stats()
     }
 }
 
@@ -201,19 +201,19 @@ struct Statistics {
     served: AtomicU64,
     cut: AtomicU64,
     refused_method: AtomicU64,
-    busy_nanoseconds: AtomicU64,
+    duration_nanoseconds: AtomicU64,
     closed_connections: AtomicU64,
 }
 
 impl Statistics {
-    fn figures(&self) -> ScrapeFigures {
-        ScrapeFigures {
+    fn stats(&self) -> EndpointStats {
+        EndpointStats {
             scrapes: vec![
                 ("ok", self.served.load(Relaxed)),
                 ("cut", self.cut.load(Relaxed)),
                 ("method_not_allowed", self.refused_method.load(Relaxed)),
             ],
-            busy: Duration::from_nanos(self.busy_nanoseconds.load(Relaxed)),
+            duration: Duration::from_nanos(self.duration_nanoseconds.load(Relaxed)),
             refused: self.closed_connections.load(Relaxed),
         }
     }
@@ -330,7 +330,7 @@ impl<S: Source> Site<S> {
         self.statistics.served.fetch_add(1, Relaxed);
         self.statistics.spent(began);
         let format = negotiation::format(joined(headers, &header::ACCEPT).as_deref());
-        let page = Page::of(snapshot, format, selection);
+        let page = Exposition::of(snapshot, format, selection);
         let statistics = self.statistics.clone();
         let pieces = |pieces| {
             let (pieces, statistics, revoked) = (Some(pieces), Some(statistics), Some(revoked));
@@ -357,7 +357,7 @@ impl<S: Source> Site<S> {
 impl Statistics {
     fn spent(&self, since: Instant) {
         let spent = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.busy_nanoseconds.fetch_add(spent, Relaxed);
+        self.duration_nanoseconds.fetch_add(spent, Relaxed);
     }
 }
 
@@ -494,7 +494,7 @@ mod tests {
     }
 
     fn figure(bench: &Bench, outcome: &str) -> u64 {
-        bench.server.figures().scrapes.iter().find(|(name, _)| *name == outcome).unwrap().1
+        bench.server.stats().scrapes.iter().find(|(name, _)| *name == outcome).unwrap().1
     }
 
     #[tokio::test]
@@ -503,7 +503,7 @@ mod tests {
         let bench = bench_of(snapshot.clone()).await;
         let (head, body) = get(&bench, "/metrics", "").await;
         assert!(head.starts_with("http/1.0 200") && head.contains("text/plain; version=0.0.4"), "{head}");
-        assert_eq!(body, Page::new(snapshot.clone(), Format::Text).collect::<Vec<_>>().concat());
+        assert_eq!(body, Exposition::new(snapshot.clone(), Format::Text).collect::<Vec<_>>().concat());
         let (head, body) =
             get(&bench, "/metrics", "accept: application/openmetrics-text\r\naccept-encoding: gzip\r\n").await;
         assert!(
@@ -513,7 +513,7 @@ mod tests {
         flate2::read::GzDecoder::new(body.as_slice()).read_to_string(&mut text).unwrap();
         assert!(text.ends_with("# EOF\n"));
         assert_eq!(figure(&bench, "ok"), 2);
-        assert!(bench.server.figures().busy > Duration::ZERO);
+        assert!(bench.server.stats().duration > Duration::ZERO);
     }
 
     #[tokio::test]
@@ -580,7 +580,7 @@ mod tests {
         for _ in 0..3 {
             assert!(get(&bench, "/healthz", "").await.0.starts_with("http/1.0 200"));
         }
-        let closed = bench.server.figures().refused;
+        let closed = bench.server.stats().refused;
         assert!((1..=3).contains(&closed), "{closed} closed");
         for mut stream in silent {
             stream.read_to_end(&mut Vec::new()).await.unwrap();
@@ -615,7 +615,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readers_that_stall_make_room_for_newer_figures() {
+    async fn readers_that_stall_make_room_for_newer_stats() {
         let bench = bench_of(large()).await;
         let mut stalled = Vec::new();
         for _ in 0..3 {

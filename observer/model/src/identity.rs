@@ -149,7 +149,7 @@ pub struct Component {
     /// Pod, namespace and the like, as far as its environment tells.
     pub workload: Arc<Workload>,
     /// Where its metrics page is, or why that is not known.
-    pub page: Result<Page, String>,
+    pub page: Result<MetricsEndpoint, String>,
 }
 
 impl Component {
@@ -162,7 +162,7 @@ impl Component {
 
 /// Where a metrics page is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
+pub struct MetricsEndpoint {
     /// Names the instance: an address that only it has, wherever it has one.
     pub instance: SocketAddr,
     /// Where to connect to, from here or from inside its network namespace.

@@ -10,7 +10,7 @@ use crate::{
     emit::{
         Emitter, Limits, Target, Transport,
         spool::{self, Spool, directory_name},
-        wavefront::{Lines, file::FileSink, http::HttpSink, token::TokenFile},
+        wavefront::{WavefrontEncoder, file::FileSink, http::HttpSink, token::TokenFile},
     },
 };
 
@@ -22,7 +22,7 @@ pub struct Emitters(Vec<Prepared>);
 
 struct Prepared {
     name: String,
-    encoder: Lines,
+    encoder: WavefrontEncoder,
     transport: Box<dyn Transport>,
     spool: Option<Spool>,
 }
@@ -69,7 +69,7 @@ impl Emitters {
 }
 
 fn prepare(config: &Config, target: &Target) -> Result<Prepared> {
-    let encoder = Lines::new(config.wavefront.clone(), &node_name())?;
+    let encoder = WavefrontEncoder::new(config.wavefront.clone(), &node_name())?;
     let (name, transport) = (target.to_string(), transport(config, target)?);
     // A file takes everything at once, or never.
     let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, Target::WavefrontFile(_)));

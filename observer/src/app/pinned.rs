@@ -61,7 +61,7 @@ impl State {
             running: self.running.clone(),
             ended: self.ended.clone(),
             moved: self.moved.clone(),
-            model: Some(self.model.remember()),
+            model: Some(self.model.persist()),
             kernel: self.kernel.remembered().clone(),
         };
         let written = store.write(|page| memory.write(page));

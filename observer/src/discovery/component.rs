@@ -5,7 +5,7 @@ use std::{
     str::FromStr,
 };
 
-pub use observer_model::identity::{Component, InsideOnly, Page};
+pub use observer_model::identity::{Component, InsideOnly, MetricsEndpoint};
 
 use super::proc_files::Sockets;
 
@@ -83,7 +83,7 @@ pub struct Surroundings {
 ///
 /// # Errors
 /// Says what is missing.
-pub fn page(surroundings: &Surroundings) -> Result<Page, String> {
+pub fn page(surroundings: &Surroundings) -> Result<MetricsEndpoint, String> {
     let Some(sockets) = &surroundings.sockets else {
         return Err("its listening sockets may not be read; give the observer CAP_SYS_PTRACE".to_owned());
     };
@@ -101,7 +101,7 @@ pub fn page(surroundings: &Surroundings) -> Result<Page, String> {
         (None, None) => return Err(format!("nothing listens on {port}")),
     };
     let own = outside.or_else(|| surroundings.addresses.first().copied()).unwrap_or(address);
-    Ok(Page {
+    Ok(MetricsEndpoint {
         instance: SocketAddr::new(own, port),
         address: SocketAddr::new(address, port),
         inside_only: reason.filter(|_| !surroundings.same_namespace),

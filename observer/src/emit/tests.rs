@@ -4,7 +4,7 @@ mod outage;
 mod receiver;
 
 use super::{
-    wavefront::{Lines, Options, file::FileSink, http::HttpSink},
+    wavefront::{Options, WavefrontEncoder, file::FileSink, http::HttpSink},
     *,
 };
 use crate::model::fixture;
@@ -28,7 +28,7 @@ fn emitter(url: reqwest::Url, limits: Limits) -> Emitter {
 }
 
 fn emitter_with(url: reqwest::Url, limits: Limits, spool: Option<Spool>) -> Emitter {
-    let lines = Lines::new(Options::default(), "node-1").unwrap();
+    let lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let sink = HttpSink::proxy(url, Duration::from_millis(300)).unwrap();
     Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), spool, limits)
 }
@@ -37,21 +37,21 @@ fn losses(counts: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
     counts.iter().copied().filter(|(_, count)| *count > 0).collect()
 }
 
-/// One report through a script: what was taken, and the figures afterwards.
-async fn report(script: Vec<Act>, limits: Limits) -> (String, EmitterFigures) {
+/// One report through a script: what was taken, and the stats afterwards.
+async fn report(script: Vec<Act>, limits: Limits) -> (String, EmitterStats) {
     let (url, mut taken) = receiver(script).await;
     let emitter = emitter(url, limits);
     emitter.offer(fixture::snapshots()[0].clone());
-    let figures = emitter.finish(Duration::from_mins(1)).await;
+    let stats = emitter.finish(Duration::from_mins(1)).await;
     let mut text = String::new();
     while let Ok(more) = taken.try_recv() {
         text.push_str(&more);
     }
-    (text, figures)
+    (text, stats)
 }
 
 fn expected() -> String {
-    let mut lines = Lines::new(Options::default(), "node-1").unwrap();
+    let mut lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let batches: Vec<Batch> = lines.encode(fixture::snapshots()[0].clone()).collect();
     batches.iter().map(|batch| std::str::from_utf8(&batch.text).unwrap()).collect()
 }
@@ -77,16 +77,16 @@ async fn every_transient_failure_is_tried_again_until_all_is_taken_once() {
         (vec![Act::BrokenGzip], "", 0),
         (vec![Act::Answer("413 Large"), Act::Answer("413 Large")], "too_large", 2),
     ] {
-        let (text, figures) = report(script, QUICK).await;
+        let (text, stats) = report(script, QUICK).await;
         let sorted = |text: &str| {
             let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
             lines.sort_unstable();
             lines
         };
         assert_eq!(sorted(&text), sorted(&expected()), "{kind}");
-        assert_eq!(figures.sent, text.lines().count() as u64);
-        assert_eq!(figures.errors, if errors == 0 { vec![] } else { vec![(kind, errors)] });
-        assert!(losses(&figures.dropped).is_empty() && losses(&figures.reports_dropped).is_empty());
+        assert_eq!(stats.sent, text.lines().count() as u64);
+        assert_eq!(stats.errors, if errors == 0 { vec![] } else { vec![(kind, errors)] });
+        assert!(losses(&stats.dropped).is_empty() && losses(&stats.pushes_dropped).is_empty());
     }
 }
 
@@ -100,13 +100,13 @@ async fn what_may_go_better_later_waits_on_disk_however_long_a_pause_is_asked_fo
     let emitter = emitter_with(url, QUICK, Some(Spool::new(directory.path().to_owned(), 1 << 20)));
     emitter.offer(fixture::snapshots()[0].clone());
     let began = Instant::now();
-    while emitter.figures().on_disk != Some((0, 0)) || emitter.figures().sent == 0 {
-        assert!(began.elapsed() < Duration::from_mins(1), "{:?}", emitter.figures());
+    while emitter.stats().on_disk != Some((0, 0)) || emitter.stats().sent == 0 {
+        assert!(began.elapsed() < Duration::from_mins(1), "{:?}", emitter.stats());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let figures = emitter.finish(Duration::from_mins(1)).await;
-    assert_eq!(figures.errors.iter().map(|(_, count)| count).sum::<u64>(), number, "{figures:?}");
-    assert!(losses(&figures.dropped).is_empty());
+    let stats = emitter.finish(Duration::from_mins(1)).await;
+    assert_eq!(stats.errors.iter().map(|(_, count)| count).sum::<u64>(), number, "{stats:?}");
+    assert!(losses(&stats.dropped).is_empty());
     assert_eq!(taken.try_recv().unwrap(), expected());
 }
 
@@ -114,20 +114,20 @@ async fn what_may_go_better_later_waits_on_disk_however_long_a_pause_is_asked_fo
 async fn what_is_refused_is_dropped_and_counted() {
     let points = expected().lines().count() as u64;
     for (answer, kind) in [("400 What", "refused"), ("415 Which", "refused"), ("422 No", "refused")] {
-        let (text, figures) = report(vec![Act::Answer(answer)], QUICK).await;
-        assert_eq!((text.as_str(), figures.sent), ("", 0));
-        assert_eq!(losses(&figures.dropped), [(kind, points)]);
+        let (text, stats) = report(vec![Act::Answer(answer)], QUICK).await;
+        assert_eq!((text.as_str(), stats.sent), ("", 0));
+        assert_eq!(losses(&stats.dropped), [(kind, points)]);
     }
 }
 
 #[tokio::test]
 async fn patience_ends_and_a_single_line_that_is_too_large_is_dropped() {
     let script = || (0..4_000).map(|_| Act::Answer("503 Never")).collect();
-    let (_, figures) = report(script(), Limits { patience: Duration::from_millis(30), ..QUICK }).await;
-    assert_eq!(losses(&figures.dropped), [("gave_up", expected().lines().count() as u64)]);
+    let (_, stats) = report(script(), Limits { patience: Duration::from_millis(30), ..QUICK }).await;
+    assert_eq!(losses(&stats.dropped), [("gave_up", expected().lines().count() as u64)]);
     let script = (0..4_000).map(|_| Act::Answer("413 Large")).collect();
-    let (_, figures) = report(script, QUICK).await;
-    assert_eq!(losses(&figures.dropped), [("too_large", expected().lines().count() as u64)]);
+    let (_, stats) = report(script, QUICK).await;
+    assert_eq!(losses(&stats.dropped), [("too_large", expected().lines().count() as u64)]);
 }
 
 #[tokio::test]
@@ -142,10 +142,10 @@ async fn a_full_queue_drops_the_oldest_and_the_end_drops_the_rest() {
         emitter.offer(snapshot.clone());
     }
     assert!(began.elapsed() < Duration::from_millis(50), "nothing waits for the receiver");
-    assert_eq!(losses(&emitter.figures().reports_dropped), [("queue_full", 2)]);
-    assert_eq!(emitter.figures().queued_reports, 2);
-    let figures = emitter.finish(Duration::from_millis(50)).await;
-    assert_eq!(losses(&figures.reports_dropped), [("queue_full", 2), ("shutdown", 3)]);
+    assert_eq!(losses(&emitter.stats().pushes_dropped), [("queue_full", 2)]);
+    assert_eq!(emitter.stats().queued_pushes, 2);
+    let stats = emitter.finish(Duration::from_millis(50)).await;
+    assert_eq!(losses(&stats.pushes_dropped), [("queue_full", 2), ("shutdown", 3)]);
     assert!(taken.try_recv().is_err());
 }
 
@@ -156,38 +156,38 @@ async fn nobody_there_is_a_connection_failure() {
     drop(listener);
     let emitter = emitter(url, Limits { patience: Duration::from_millis(20), ..QUICK });
     emitter.offer(fixture::snapshots()[0].clone());
-    let figures = emitter.finish(Duration::from_secs(5)).await;
-    assert!(figures.errors.iter().any(|(kind, count)| *kind == "connect" && *count > 0), "{:?}", figures.errors);
+    let stats = emitter.finish(Duration::from_secs(5)).await;
+    assert!(stats.errors.iter().any(|(kind, count)| *kind == "connect" && *count > 0), "{:?}", stats.errors);
 }
 
 #[tokio::test]
 async fn a_file_is_appended_to_and_may_be_moved_away() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("points");
-    let lines = Lines::new(Options::default(), "node-1").unwrap();
+    let lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let sink = FileSink::new(path.to_str().unwrap());
     let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), None, QUICK);
     let [first, second] = fixture::snapshots();
     emitter.offer(first);
-    while !path.exists() || emitter.figures().sent == 0 {
+    while !path.exists() || emitter.stats().sent == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let moved = directory.path().join("points.1");
     std::fs::rename(&path, &moved).unwrap();
     emitter.offer(second);
-    let figures = emitter.finish(Duration::from_secs(5)).await;
+    let stats = emitter.finish(Duration::from_secs(5)).await;
     let lines = |path| std::fs::read_to_string(path).unwrap().lines().count() as u64;
-    assert_eq!(lines(moved) + lines(path), figures.sent);
+    assert_eq!(lines(moved) + lines(path), stats.sent);
 }
 
 #[tokio::test]
 async fn a_file_that_cannot_be_written_costs_its_points_only() {
-    let lines = Lines::new(Options::default(), "node-1").unwrap();
+    let lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let sink = FileSink::new("/nonexistent/points");
     let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), None, QUICK);
     emitter.offer(fixture::snapshots()[0].clone());
-    let figures = emitter.finish(Duration::from_secs(5)).await;
-    assert_eq!(losses(&figures.dropped), [("write", expected().lines().count() as u64)]);
+    let stats = emitter.finish(Duration::from_secs(5)).await;
+    assert_eq!(losses(&stats.dropped), [("write", expected().lines().count() as u64)]);
 }
 
 #[test]

@@ -68,8 +68,8 @@ impl Worker {
         let rejected = self.encoder.rejected();
         self.log_rejected(&rejected);
         let mut state = self.delivery.shared.state();
-        state.figures.rejected = rejected;
-        state.figures.filtered = self.encoder.filtered();
+        state.stats.rejected = rejected;
+        state.stats.filtered = self.encoder.filtered();
     }
 
     /// Once for each reason: who watches the receiver alone would not learn it otherwise.
@@ -178,7 +178,7 @@ impl Delivery {
     async fn send(&mut self, waiting: &mut Vec<Batch>) -> Result<(), Failure> {
         while let Some(batch) = waiting.pop() {
             let Err(failure) = self.send_once(&batch).await else {
-                self.shared.state().figures.sent += batch.points;
+                self.shared.state().stats.sent += batch.points;
                 self.attempt = 0;
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("emitter {}: sending again", self.shared.name());
@@ -274,7 +274,7 @@ impl Delivery {
         let (done, waiting) = done.await.unwrap_or_else(|_| (Err(SpoolError::absent()), Err(SpoolError::absent())));
         let waiting = waiting.ok();
         disk.may_hold = waiting.is_none_or(|waiting| waiting.points > 0);
-        self.shared.state().figures.on_disk = waiting.map(|waiting| (waiting.points, waiting.bytes));
+        self.shared.state().stats.on_disk = waiting.map(|waiting| (waiting.points, waiting.bytes));
         if let Err(error) = &done {
             self.shared.count_error("queue_dir");
             if !std::mem::replace(&mut self.disk_failing, true) {

@@ -15,7 +15,7 @@ use super::{
     sys::RawMap,
 };
 use crate::{
-    collect::{SeriesReading, series_key::RememberedKey},
+    collect::{PersistedKey, SeriesReading},
     discovery::SidecarId,
 };
 
@@ -29,16 +29,16 @@ pub struct Past {
 
 /// Figures of each series, in the order of [`Shape::figures`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<(RememberedKey, Box<[u64]>)>", into = "Vec<(RememberedKey, Box<[u64]>)>")]
+#[serde(from = "Vec<(PersistedKey, Box<[u64]>)>", into = "Vec<(PersistedKey, Box<[u64]>)>")]
 struct Table(HashMap<SeriesKey, Box<[u64]>>);
 
-impl From<Vec<(RememberedKey, Box<[u64]>)>> for Table {
-    fn from(list: Vec<(RememberedKey, Box<[u64]>)>) -> Self {
+impl From<Vec<(PersistedKey, Box<[u64]>)>> for Table {
+    fn from(list: Vec<(PersistedKey, Box<[u64]>)>) -> Self {
         Self(list.into_iter().map(|(key, figures)| (key.into(), figures)).collect())
     }
 }
 
-impl From<Table> for Vec<(RememberedKey, Box<[u64]>)> {
+impl From<Table> for Vec<(PersistedKey, Box<[u64]>)> {
     fn from(table: Table) -> Self {
         table.0.into_iter().map(|(key, figures)| (key.into(), figures)).collect()
     }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     emit::{Batch, Emitter, Encoder, Form, Limits, Sending, Transport, spool::Spool, wavefront::http::HttpSink},
-    model::{EmitterFigures, Snapshot, fixture},
+    model::{EmitterStats, Snapshot, fixture},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,15 +123,15 @@ impl Scene {
     }
 
     /// Every point that was made arrived once or is counted lost, and so is every report that made none.
-    fn account(&mut self, runs: &[EmitterFigures]) {
+    fn account(&mut self, runs: &[EmitterStats]) {
         let taken = self.taken();
         assert!(taken.values().all(|times| *times == 1), "some came twice");
-        let total = |of: fn(&EmitterFigures) -> u64| runs.iter().map(of).sum::<u64>();
+        let total = |of: fn(&EmitterStats) -> u64| runs.iter().map(of).sum::<u64>();
         let dropped = total(|run| run.dropped.iter().map(|(_, points)| points).sum());
-        let reports_dropped = total(|run| run.reports_dropped.iter().map(|(_, reports)| reports).sum());
+        let pushes_dropped = total(|run| run.pushes_dropped.iter().map(|(_, reports)| reports).sum());
         assert_eq!(total(|run| run.sent), taken.len() as u64);
         assert_eq!(taken.len() as u64 + dropped, self.encoded.load(Relaxed));
-        assert_eq!(self.encoded.load(Relaxed), (self.offered - reports_dropped) * BATCHES * LINES);
+        assert_eq!(self.encoded.load(Relaxed), (self.offered - pushes_dropped) * BATCHES * LINES);
     }
 }
 
@@ -140,10 +140,10 @@ async fn in_memory_the_end_of_the_outage_is_sent_and_the_rest_is_counted() {
     let mut scene = Scene::new().await;
     let emitter = scene.emitter(None);
     scene.offer(&emitter, REPORTS).await;
-    let figures = emitter.finish(Duration::from_mins(10)).await;
-    scene.account(std::slice::from_ref(&figures));
-    assert!(figures.sent > BATCHES * LINES * (REPORTS - 121), "all after the outage: {figures:?}");
-    let kinds: Vec<_> = figures.errors.iter().map(|(kind, _)| *kind).collect();
+    let stats = emitter.finish(Duration::from_mins(10)).await;
+    scene.account(std::slice::from_ref(&stats));
+    assert!(stats.sent > BATCHES * LINES * (REPORTS - 121), "all after the outage: {stats:?}");
+    let kinds: Vec<_> = stats.errors.iter().map(|(kind, _)| *kind).collect();
     assert_eq!(kinds, ["connection", "push_back", "server", "timeout", "too_large"]);
 }
 
@@ -153,10 +153,10 @@ async fn on_disk_nothing_is_lost() {
     let mut scene = Scene::new().await;
     let emitter = scene.emitter(Some((directory.path(), 1 << 20)));
     scene.offer(&emitter, REPORTS).await;
-    let figures = emitter.finish(Duration::from_mins(10)).await;
-    scene.account(std::slice::from_ref(&figures));
-    assert_eq!(figures.sent, REPORTS * BATCHES * LINES, "{figures:?}");
-    assert_eq!(figures.on_disk, Some((0, 0)));
+    let stats = emitter.finish(Duration::from_mins(10)).await;
+    scene.account(std::slice::from_ref(&stats));
+    assert_eq!(stats.sent, REPORTS * BATCHES * LINES, "{stats:?}");
+    assert_eq!(stats.on_disk, Some((0, 0)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,9 +181,9 @@ async fn a_small_disk_keeps_the_newest_and_counts_the_others() {
     let mut scene = Scene::new().await;
     let emitter = scene.emitter(Some((directory.path(), 4 << 10)));
     scene.offer(&emitter, REPORTS).await;
-    let figures = emitter.finish(Duration::from_mins(10)).await;
-    scene.account(std::slice::from_ref(&figures));
-    let dropped = losses(&figures.dropped);
+    let stats = emitter.finish(Duration::from_mins(10)).await;
+    scene.account(std::slice::from_ref(&stats));
+    let dropped = losses(&stats.dropped);
     assert!(matches!(dropped[..], [("queue_full", 1..)]), "{dropped:?}");
 }
 
@@ -193,8 +193,8 @@ async fn a_directory_that_cannot_be_used_changes_nothing_but_a_counter() {
     let mut scene = Scene::new().await;
     let emitter = scene.emitter(Some((file.path(), 1 << 20)));
     scene.offer(&emitter, REPORTS).await;
-    let figures = emitter.finish(Duration::from_mins(10)).await;
-    scene.account(std::slice::from_ref(&figures));
-    assert!(figures.sent > BATCHES * LINES * (REPORTS - 121), "all after the outage: {figures:?}");
-    assert!(figures.errors.iter().any(|(kind, count)| *kind == "queue_dir" && *count > 0), "{figures:?}");
+    let stats = emitter.finish(Duration::from_mins(10)).await;
+    scene.account(std::slice::from_ref(&stats));
+    assert!(stats.sent > BATCHES * LINES * (REPORTS - 121), "all after the outage: {stats:?}");
+    assert!(stats.errors.iter().any(|(kind, count)| *kind == "queue_dir" && *count > 0), "{stats:?}");
 }

@@ -23,7 +23,7 @@ const TAG_LENGTH: usize = 254;
 pub(super) const TAGS: usize = 20;
 /// Longest line a proxy takes, bytes.
 const LINE_LENGTH: usize = 32 * 1024;
-/// Lines in one batch at most, the default of Wavefront's own senders.
+/// WavefrontEncoder in one batch at most, the default of Wavefront's own senders.
 const BATCH_POINTS: u64 = 10_000;
 /// Bytes at which a batch is full; a proxy takes 16 MiB.
 const BATCH_BYTES: usize = 512 * 1024;
@@ -229,7 +229,7 @@ fn is_plain(text: &str) -> bool {
 
 /// What the writers of all reports have in common.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(super) struct WriterState {
     pub(super) rejected: [u64; REASONS.len()],
     /// Points that the filters keep back.
     pub(super) filtered: u64,
@@ -238,7 +238,7 @@ pub(super) struct Ledger {
     pub(super) deltas: Deltas,
 }
 
-impl Ledger {
+impl WriterState {
     /// What the filters say of a name. Others choose names, on the pages that are scraped: so few are remembered, and none that
     /// is too long to be sent.
     fn passes_name(&mut self, name: &str, filters: &Filters) -> bool {
@@ -256,12 +256,12 @@ impl Ledger {
     }
 }
 
-/// Lines being gathered for a batch.
+/// WavefrontEncoder being gathered for a batch.
 pub(super) struct Writer<'a> {
     options: &'a Options,
     source: &'a str,
     at: SystemTime,
-    ledger: &'a mut Ledger,
+    state: &'a mut WriterState,
     /// Time and source, as every point has them.
     origin: String,
     text: String,
@@ -269,9 +269,9 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(options: &'a Options, source: &'a str, at: SystemTime, ledger: &'a mut Ledger) -> Self {
+    pub(super) fn new(options: &'a Options, source: &'a str, at: SystemTime, state: &'a mut WriterState) -> Self {
         let origin = format!(" {} source=\"{source}\"", seconds(at));
-        Self { options, source, at, ledger, origin, text: String::new(), points: 0 }
+        Self { options, source, at, state, origin, text: String::new(), points: 0 }
     }
 
     /// A total that only grows: as it is, or as its increase.
@@ -281,7 +281,7 @@ impl<'a> Writer<'a> {
         }
         if self.admits(name, DELTA.chars().count(), total.real(), tags, None) {
             let series = (name, &*tags.before_le, &*tags.after_le);
-            match self.ledger.deltas.increase(series, total.real(), origin, created, self.at) {
+            match self.state.deltas.increase(series, total.real(), origin, created, self.at) {
                 Ok(Some(increase)) if increase > 0.0 => self.point(DELTA, name, Number::Real(increase), tags, None),
                 Ok(_) => {}
                 Err(NoRoom) => self.reject(Reason::TooManySeries),
@@ -327,7 +327,7 @@ impl<'a> Writer<'a> {
     /// Whether a point may be sent; if not, it is counted.
     fn admits(&mut self, name: &str, prefix: usize, value: f64, tags: &Tags, le: Option<&str>) -> bool {
         if !self.passes(name, tags, le) {
-            self.ledger.filtered += 1;
+            self.state.filtered += 1;
             return false;
         }
         let broken = if name.is_empty() || name.len() + prefix > NAME_LENGTH || !is_plain(name) {
@@ -344,7 +344,7 @@ impl<'a> Writer<'a> {
 
     fn passes(&mut self, name: &str, tags: &Tags, le: Option<&str>) -> bool {
         let filters = &self.options.filters;
-        let named = !filters.asks_for_names() || self.ledger.passes_name(name, filters);
+        let named = !filters.asks_for_names() || self.state.passes_name(name, filters);
         let asked = tags.asked.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         named && (!filters.asks_for_tags() || filters.passes_tags(asked.chain(le.map(|le| ("le", le)))))
     }
@@ -364,7 +364,7 @@ impl<'a> Writer<'a> {
     }
 
     fn reject(&mut self, reason: Reason) {
-        for ((known, _), count) in REASONS.iter().zip(&mut self.ledger.rejected) {
+        for ((known, _), count) in REASONS.iter().zip(&mut self.state.rejected) {
             *count += u64::from(*known == reason);
         }
     }
@@ -380,7 +380,7 @@ impl<'a> Writer<'a> {
 
     /// Ends a report.
     pub(super) fn finish(&mut self) {
-        self.ledger.deltas.end(self.at);
+        self.state.deltas.end(self.at);
     }
 }
 
@@ -395,13 +395,13 @@ mod tests {
     #[test]
     fn names_that_others_choose_take_bounded_memory() {
         let filters = Filters { metric_allow: vec!["a*".parse().unwrap()], ..Filters::default() };
-        let mut ledger = Ledger::default();
+        let mut state = WriterState::default();
         for number in 0..3 * REMEMBERED_NAMES {
-            assert!(ledger.passes_name(&format!("a{number}"), &filters));
-            assert!(!ledger.passes_name(&format!("b{number}"), &filters));
+            assert!(state.passes_name(&format!("a{number}"), &filters));
+            assert!(!state.passes_name(&format!("b{number}"), &filters));
         }
-        assert!(ledger.passes.len() <= REMEMBERED_NAMES);
-        let kept = ledger.passes.len();
-        assert!(ledger.passes_name(&"a".repeat(NAME_LENGTH + 1), &filters) && ledger.passes.len() == kept);
+        assert!(state.passes.len() <= REMEMBERED_NAMES);
+        let kept = state.passes.len();
+        assert!(state.passes_name(&"a".repeat(NAME_LENGTH + 1), &filters) && state.passes.len() == kept);
     }
 }
