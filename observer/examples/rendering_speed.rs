@@ -24,8 +24,8 @@ use observer_model::{
         wavefront::{Names, Options, WavefrontEncoder},
     },
     exposition,
-    identity::{ProcessId, Role, Sidecar, Workload},
-    reading::{HistogramReading, Instance, KernelReading, Reading, ScrapeReading, SeriesReading},
+    identity::{Instance, ProcessId, Role, Sidecar, Workload},
+    reading::{HistogramReading, KernelReading, Reading, ScrapeReading, SeriesReading},
     scraped::ScrapedExposition,
     workload_index::StaticPeers,
 };

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     histogram::{Cell, PackedCells},
+    labels::MeshLabels,
     totals::Totals,
 };
 
@@ -93,6 +94,19 @@ pub struct AggregatedSeries<L, T> {
     /// A source of it is still reported.
     has_source: bool,
     exposed: bool,
+}
+
+/// An exposed series of Istio's families.
+#[derive(Clone, Debug)]
+pub struct Series<T> {
+    /// Labels.
+    pub labels: Arc<MeshLabels>,
+    /// Cumulative totals.
+    pub totals: Arc<T>,
+    /// Values of the last reporting interval by cell, if there were any.
+    pub recent: Option<Arc<PackedCells>>,
+    /// When the totals were 0.
+    pub created: SystemTime,
 }
 
 impl<K, L, T> Default for Aggregator<K, L, T> {

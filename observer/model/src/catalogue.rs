@@ -196,10 +196,10 @@ families! {
         "gRPC messages from server to client, counted when their call ends.";
     TCP_SENT_BYTES = "istio.tcp.sent.bytes.total.value", "istio_tcp_sent_bytes_total",
         Counter, "bytes", &TCP_NAMES, Kernel, Stable,
-        "Payload bytes from server to client, whoever reports.";
+        "Payload bytes from server to client, at either reporter.";
     TCP_RECEIVED_BYTES = "istio.tcp.received.bytes.total.value", "istio_tcp_received_bytes_total",
         Counter, "bytes", &TCP_NAMES, Kernel, Stable,
-        "Payload bytes from client to server, whoever reports.";
+        "Payload bytes from client to server, at either reporter.";
     TCP_OPENED = "istio.tcp.connections.opened.total.value", "istio_tcp_connections_opened_total",
         Counter, "connections", &TCP_NAMES, Kernel, Stable,
         "TCP connections established.";
@@ -223,16 +223,16 @@ families! {
         "Configurations that proxies rejected.";
     PILOT_XDS_CDS_REJECT = "pilot.xds.cds.reject.value", "pilot_xds_cds_reject",
         Gauge, "", &["node", "err"], Istiod, Stable,
-        "Proxies that rejected a cluster configuration; a flag that istiod never takes back.";
+        "Proxies that rejected a cluster configuration; a flag that istiod never clears.";
     PILOT_XDS_EDS_REJECT = "pilot.xds.eds.reject.value", "pilot_xds_eds_reject",
         Gauge, "", &["node", "err"], Istiod, Stable,
-        "Proxies that rejected an endpoint configuration; a flag that istiod never takes back.";
+        "Proxies that rejected an endpoint configuration; a flag that istiod never clears.";
     PILOT_XDS_LDS_REJECT = "pilot.xds.lds.reject.value", "pilot_xds_lds_reject",
         Gauge, "", &["node", "err"], Istiod, Stable,
-        "Proxies that rejected a listener configuration; a flag that istiod never takes back.";
+        "Proxies that rejected a listener configuration; a flag that istiod never clears.";
     PILOT_XDS_RDS_REJECT = "pilot.xds.rds.reject.value", "pilot_xds_rds_reject",
         Gauge, "", &["node", "err"], Istiod, Stable,
-        "Proxies that rejected a route configuration; a flag that istiod never takes back.";
+        "Proxies that rejected a route configuration; a flag that istiod never clears.";
     PILOT_XDS_WRITE_TIMEOUT = "pilot.xds.write.timeout.value", "pilot_xds_write_timeout",
         Counter, "", &[], Istiod, Stable,
         "Configuration pushes whose write timed out.";
@@ -306,7 +306,7 @@ families! {
         "Time for which the cgroup of the process was throttled (cgroup v2 cpu.stat, throttled_usec).";
     PROCESSES = "mesh.observer.processes.value", "mesh_observer_processes",
         Gauge, "processes", &["outcome"], Observer, Own,
-        "Processes whose figures were read: exposed, or hidden behind a younger one of the same labels.";
+        "Processes that were read: exposed, or hidden by a younger one with the same labels.";
     GALLEY_VALIDATION_HTTP_ERROR = "galley.validation.http.error.value", "galley_validation_http_error",
         Counter, "", &["status"], Istiod, Stable,
         "Errors in answering the validation webhook.";
@@ -377,28 +377,28 @@ families! {
         "Sidecars and gateways observed now.";
     UNATTACHED = "mesh.observer.sidecars.unattached.value", "mesh_observer_sidecars_unattached",
         Gauge, "sidecars", &[], Observer, Own,
-        "Sidecars and gateways found whose programs could not be attached.";
+        "Sidecars and gateways found to which the eBPF programs could not be attached.";
     PROGRAM_LINKS = "mesh.observer.program.links.value", "mesh_observer_program_links",
         Gauge, "links", &["program"], Observer, Own,
-        "Cgroups that each kernel program is attached to.";
+        "Cgroups that each eBPF program is attached to.";
     PROGRAM_RUNS = "mesh.observer.program.runs.total.value", "mesh_observer_program_runs_total",
         Counter, "runs", &["program"], Observer, Own,
-        "Runs of each kernel program, where the kernel counts them (kernel.bpf_stats_enabled).";
+        "Runs of each eBPF program, where the kernel counts them (kernel.bpf_stats_enabled).";
     PROGRAM_SECONDS = "mesh.observer.program.run.seconds.total.value", "mesh_observer_program_run_seconds_total",
         Counter, "seconds", &["program"], Observer, Own,
-        "Time spent in each kernel program, where the kernel counts it (kernel.bpf_stats_enabled).";
+        "Time spent in each eBPF program, where the kernel counts it (kernel.bpf_stats_enabled).";
     CONNECTIONS = "mesh.observer.connections.total.value", "mesh_observer_connections_total",
         Counter, "connections", &["outcome"], Observer, Own,
-        "Observed connections by what became of their parsing.";
+        "Observed connections by outcome of their parsing.";
     PARSED_REQUESTS = "mesh.observer.requests.total.value", "mesh_observer_requests_total",
         Counter, "requests", &["outcome"], Observer, Own,
-        "Observed requests by what became of them; ok, ended_early, preexisting and unknown_status are in Istio's families.";
+        "Observed requests by outcome; ok, ended_early, preexisting and unknown_status are in Istio's families.";
     DESYNCS = "mesh.observer.parser.desyncs.total.value", "mesh_observer_parser_desyncs_total",
         Counter, "", &["reason"], Observer, Own,
         "Times a connection's position in its protocol was lost.";
     UNCOUNTED = "mesh.observer.uncounted.total.value", "mesh_observer_uncounted_total",
         Counter, "", &["reason"], Observer, Own,
-        "What the kernel programs could not count as they should.";
+        "What the eBPF programs could not count as they should.";
     AUDIT_CONNECTIONS = "mesh.observer.audit.connections.total.value", "mesh_observer_audit_connections_total",
         Counter, "connections", &[], Observer, Own,
         "Connections whose byte counts were compared with the kernel's own at their close.";
@@ -413,52 +413,52 @@ families! {
         "Series in use in the kernel map.";
     SERIES_CAPACITY = "mesh.observer.series.capacity.value", "mesh_observer_series_capacity",
         Gauge, "series", &[], Observer, Own,
-        "Most series the kernel map holds.";
+        "Capacity of the kernel map, in series.";
     SERIES_OVERFLOWED = "mesh.observer.series.overflowed.total.value", "mesh_observer_series_overflowed_total",
         Counter, "", &[], Observer, Own,
-        "Times a figure went to the overflow series because the map was full: its labels are lost, its total is not.";
+        "Times a value was counted in the overflow series because the map was full: its labels are lost, its total is not.";
     SERIES_EXPOSED = "mesh.observer.series.exposed.value", "mesh_observer_series_exposed",
         Gauge, "series", &[], Observer, Own,
         "Label sets now exposed.";
     SERIES_RETIRED = "mesh.observer.series.retired.total.value", "mesh_observer_series_retired_total",
         Counter, "series", &[], Observer, Own,
-        "Label sets no longer exposed: idle, and their sidecars gone.";
+        "Label sets no longer exposed: idle, and their sidecars ended.";
     COUNTER_RESETS = "mesh.observer.counter.resets.total.value", "mesh_observer_counter_resets_total",
         Counter, "", &[], Observer, Own,
-        "Times a kernel figure went back, so that counting went on from its new value.";
+        "Times a kernel total decreased, so that counting continued from its new value.";
     COLLECTOR_RUNS = "mesh.observer.collector.runs.total.value", "mesh_observer_collector_runs_total",
         Counter, "runs", &["collector", "outcome"], Observer, Own,
-        "Rounds of each collector by outcome.";
+        "Runs of each collector by outcome.";
     COLLECTOR_SECONDS = "mesh.observer.collector.duration.seconds.total.value", "mesh_observer_collector_duration_seconds_total",
         Counter, "seconds", &["collector"], Observer, Own,
         "Time spent in each collector.";
     COLLECTION_DELAY = "mesh.observer.collection.delay.seconds.*.value", "mesh_observer_collection_delay_seconds",
         Histogram, "seconds", &[], Observer, Own,
-        "How long after its time each reporting interval ended: the kernel's figures are read then.";
+        "Delay of the end of each reporting interval, when the kernel maps are read.";
     EMITTER_QUEUE = "mesh.observer.emitter.queued.pushes.value", "mesh_observer_emitter_queued_pushes",
         Gauge, "pushes", &["emitter"], Observer, Own,
-        "Reports that wait to be sent.";
+        "Pushes that wait to be sent.";
     EMITTER_SENT = "mesh.observer.emitter.points.sent.total.value", "mesh_observer_emitter_points_sent_total",
         Counter, "points", &["emitter"], Observer, Own,
-        "Points the receiver took.";
+        "Points accepted by the receiver.";
     EMITTER_REJECTED = "mesh.observer.emitter.points.rejected.total.value",
         "mesh_observer_emitter_points_rejected_total",
         Counter, "points", &["emitter", "reason"], Observer, Own,
         "Points not sent because they break the format's rules.";
     EMITTER_DROPPED = "mesh.observer.emitter.points.dropped.total.value", "mesh_observer_emitter_points_dropped_total",
         Counter, "points", &["emitter", "reason"], Observer, Own,
-        "Points dropped: refused, not taken in time, or without room to wait.";
+        "Points dropped: refused, not accepted in time, or without space to wait.";
     EMITTER_PUSHES_DROPPED = "mesh.observer.emitter.pushes.dropped.total.value",
         "mesh_observer_emitter_pushes_dropped_total",
         Counter, "pushes", &["emitter", "reason"], Observer, Own,
-        "Reports dropped unsent, oldest first.";
+        "Pushes dropped unsent, oldest first.";
     EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
         Counter, "errors", &["emitter", "kind"], Observer, Own,
-        "Sends that failed, the ones tried again included.";
+        "Failed sends, including those that are retried.";
     EMITTER_FILTERED = "mesh.observer.emitter.points.filtered.total.value",
         "mesh_observer_emitter_points_filtered_total",
         Counter, "points", &["emitter"], Observer, Own,
-        "Points not sent because the configured filters keep them back.";
+        "Points held back by the configured filters.";
     EMITTER_DISK_POINTS = "mesh.observer.emitter.disk.points.value", "mesh_observer_emitter_disk_points",
         Gauge, "points", &["emitter"], Observer, Own,
         "Points that wait on disk to be sent.";
@@ -467,44 +467,44 @@ families! {
         "Bytes on disk of points that wait to be sent.";
     SCRAPES = "mesh.observer.scrapes.total.value", "mesh_observer_scrapes_total",
         Counter, "scrapes", &["outcome"], Observer, Own,
-        "Requests for the metrics page by outcome.";
+        "Requests to the /metrics endpoint by outcome.";
     SCRAPE_SECONDS = "mesh.observer.scrape.duration.seconds.total.value", "mesh_observer_scrape_duration_seconds_total",
         Counter, "seconds", &[], Observer, Own,
-        "Time spent in producing metrics pages.";
+        "Time spent rendering /metrics.";
     SCRAPE_REFUSED = "mesh.observer.scrape.connections.refused.total.value",
         "mesh_observer_scrape_connections_refused_total",
         Counter, "connections", &[], Observer, Own,
         "Connections to the metrics port closed because too many were open.";
     CONTROL_PLANE_UP = "mesh.observer.control.plane.up.value", "mesh_observer_control_plane_up",
         Gauge, "", &["instance", "app", "scraper_node"], Observer, Own,
-        "Whether the last scrape of this control-plane page brought figures.";
+        "Whether the last scrape of this control-plane instance succeeded.";
     CONTROL_PLANE_SCRAPES = "mesh.observer.control.plane.scrapes.total.value",
         "mesh_observer_control_plane_scrapes_total",
         Counter, "scrapes", &["instance", "app", "outcome", "scraper_node"], Observer, Own,
-        "Scrapes of control-plane pages: ok, or why there were no figures.";
+        "Scrapes of control-plane instances: ok, or why they failed.";
     CONTROL_PLANE_SCRAPE_SECONDS = "mesh.observer.control.plane.scrape.duration.seconds.value",
         "mesh_observer_control_plane_scrape_duration_seconds",
         Gauge, "seconds", &["instance", "app", "scraper_node"], Observer, Own,
-        "How long the last scrape of this control-plane page took.";
+        "Duration of the last scrape of this control-plane instance.";
     CONTROL_PLANE_SAMPLES = "mesh.observer.control.plane.samples.value", "mesh_observer_control_plane_samples",
         Gauge, "samples", &["instance", "app", "scraper_node"], Observer, Own,
-        "Samples that the last scrape of this control-plane page brought.";
+        "Samples of the last scrape of this control-plane instance.";
     CONTROL_PLANE_SKIPPED = "mesh.observer.control.plane.lines.skipped.total.value",
         "mesh_observer_control_plane_lines_skipped_total",
         Counter, "lines", &["instance", "app", "reason", "scraper_node"], Observer, Own,
-        "WavefrontEncoder of control-plane pages that could not be read, or said again what was said.";
+        "Scraped lines of control-plane instances that were invalid or duplicates.";
     CONTROL_PLANE_CONFLICTING = "mesh.observer.control.plane.families.conflicting.value",
         "mesh_observer_control_plane_families_conflicting",
         Gauge, "families", &[], Observer, Own,
-        "Families of control-plane pages that are not exposed: of another type elsewhere, or counted by the observer.";
+        "Families of control-plane instances that are not exposed: of another type elsewhere, or counted by the observer.";
     PROCESS_DRIFT = "mesh.observer.process.metric.drift.value", "mesh_observer_process_metric_drift",
         Gauge, "", &["instance", "metric"], Observer, Own,
-        "What a control plane says of its own process, less what procfs says now, which is exposed.";
+        "Value that a control plane exposes of its own process, less the value in procfs, which is exposed instead.";
     GATEWAY_ENCRYPTED = "mesh.observer.gateway.encrypted.connections.total.value",
         "mesh_observer_gateway_encrypted_connections_total",
         Counter, "connections", &["workload", "workload_namespace", "cluster", "port", "event"],
         Kernel, Own,
-        "Encrypted connections at a gateway's door, opened and closed; the HTTP inside cannot be seen.";
+        "Encrypted connections at a gateway's listener, opened and closed; the HTTP inside is not visible.";
 }
 
 /// Columns of the catalogue, in order.

@@ -19,9 +19,9 @@ use crate::{
     EmitterStats, EndpointStats, Inputs, Model, SelfMetrics, Snapshot, catalogue,
     delay::DelayHistogram,
     exposition::{Format, MetricType},
-    identity::{Component, MetricsEndpoint, ProcessId, Role, Sidecar, Workload, container::Container},
+    identity::{Component, Instance, MetricsEndpoint, ProcessId, Role, Sidecar, Workload, container::Container},
     reading::{
-        CgroupReading, HistogramReading, Instance, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
+        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
         ScrapeReading, SeriesReading,
     },
     scraped::ScrapedExposition,
@@ -254,7 +254,7 @@ pub fn every_kind(round: u64) -> Vec<SeriesReading> {
     ]
 }
 
-/// Returns the observer's own figures.
+/// Returns the observer's own stats.
 pub fn own() -> SelfMetrics {
     let mut delay = DelayHistogram::default();
     for milliseconds in [1, 1, 30] {
@@ -329,7 +329,7 @@ fn page_of_everything(value: u64) -> String {
     page
 }
 
-/// A target that was found, whose last scrape brought this page.
+/// Returns a discovered instance with this exposition.
 pub fn scraped(instance: &str, page: &str) -> ScrapeReading {
     scraped_by(None, instance, page)
 }

@@ -56,7 +56,7 @@ impl TryFrom<PersistedTotals> for HttpTotals {
         let PersistedTotals { messages, sums, masks, counts } = persisted;
         let bits: u32 = masks.iter().map(|mask| mask.count_ones()).sum();
         if masks.iter().any(|mask| mask >> BUCKETS != 0) || bits as usize != counts.len() {
-            return Err("a histogram has other buckets than it says");
+            return Err("a histogram's buckets do not match its mask");
         }
         Ok(Self { messages, sums, masks, counts })
     }

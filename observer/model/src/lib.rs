@@ -41,7 +41,7 @@ pub mod catalogue;
 pub mod delay;
 pub mod encode;
 pub mod exposition;
-pub mod family;
+mod family;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
 pub mod histogram;
@@ -52,8 +52,10 @@ pub mod live_catalogue;
 mod merge;
 mod model;
 pub mod persisted;
+mod point;
 mod process_metrics;
 pub mod reading;
+mod recorded;
 pub mod scraped;
 mod self_metrics;
 mod snapshot;
@@ -61,8 +63,10 @@ pub mod totals;
 pub mod workload_index;
 
 pub use self::{
-    family::{Cursor, Family, HistogramView, Labels, Point, Value},
+    aggregate::Series,
+    family::{Cursor, Family},
     model::{Inputs, Model, Update},
+    point::{HistogramView, Labels, Point, Value},
     self_metrics::{EmitterStats, EndpointStats, SelfMetrics},
-    snapshot::{MESH_FAMILIES, Series, Snapshot},
+    snapshot::{MESH_FAMILIES, Snapshot},
 };

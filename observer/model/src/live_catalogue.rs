@@ -53,8 +53,8 @@ impl LiveCatalogue {
             Origin::Kernel if family.labels == labels::TCP_NAMES => "no TCP connection has been seen yet".to_owned(),
             Origin::Kernel => "no HTTP request has ended yet".to_owned(),
             Origin::Procfs => {
-                "no process of the control plane or of a sidecar is observed on this node, and no page that is \
-                               scraped says it"
+                "no process of the control plane or of a sidecar is observed on this node, and no scraped \
+                               instance has it"
                     .to_owned()
             }
             Origin::Observer => "it has not happened yet".to_owned(),
@@ -71,7 +71,7 @@ impl LiveCatalogue {
         }
         if self.instances_up == 0 {
             let up = catalogue::CONTROL_PLANE_UP.prometheus_name;
-            return format!("no control-plane page can be read now ({up} is 0; the observer's log says why)");
+            return format!("no control-plane instance can be read now ({up} is 0; see the observer's log)");
         }
         let here: Vec<Release> = self.releases.iter().flatten().copied().collect();
         let until = family.releases().and_then(|releases| releases.until);
@@ -81,7 +81,7 @@ impl LiveCatalogue {
             return format!("Istio reports it up to {until}, and here is {oldest}");
         }
         if family.labels.is_empty() {
-            return "no page that is scraped has it".to_owned();
+            return "no scraped instance has it".to_owned();
         }
         "nothing of the kind has happened yet; istiod shows it from the first event on".to_owned()
     }
@@ -133,7 +133,7 @@ mod tests {
             (&down, &catalogue::PILOT_SERVICES, "can be read now"),
             (&scraped, &catalogue::PILOT_XDS_PUSH_CONTEXT_ERRORS, "up to 1.25, and here is 1.32"),
             (&scraped, &catalogue::PILOT_XDS_PUSHES, "nothing of the kind"),
-            (&scraped, &catalogue::GO_GOROUTINES, "no page"),
+            (&scraped, &catalogue::GO_GOROUTINES, "no scraped instance"),
             (&scraped, &catalogue::REQUESTS, "no HTTP request"),
             (&scraped, &catalogue::TCP_OPENED, "no TCP connection"),
             (&scraped, &catalogue::PROCESS_CPU_SECONDS_TOTAL, "no process"),

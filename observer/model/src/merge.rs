@@ -13,9 +13,10 @@ use std::{
 use crate::{
     catalogue::{self, Descriptor, Origin, Release, Releases, Stability},
     exposition::MetricType,
-    family::{Labels, Point, Value},
+    identity::Instance,
     label_text::{self, push_label},
-    reading::{Instance, ScrapeReading},
+    point::{Labels, Point, Value},
+    reading::ScrapeReading,
     scraped::{ScrapedExposition, ScrapedFamily, Suffix},
 };
 
@@ -373,7 +374,7 @@ mod tests {
         assert_eq!(merge(&[("a:1", page)]).conflicting, 0);
         for other in ["h_count", "h_bucket", "h_created", "c_created", "h_sum_total"] {
             let other = format!("# TYPE {other} gauge\n{other} 1\n");
-            // On another page: on the same one it would be the same line twice.
+            // Of another instance: of the same one it would be a duplicate.
             let merged = merge(&[("a:1", page), ("b:1", &other)]);
             assert_eq!((merged.conflicting, merged.families().count()), (1, 4), "{other}");
         }

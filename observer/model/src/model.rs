@@ -10,17 +10,17 @@ use std::{
 use observer_common::{PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST, RESPONSE, SeriesKey};
 
 use crate::{
-    aggregate::{Aggregator, Round},
+    aggregate::{Aggregator, Round, Series},
     catalogue,
-    family::RecordedFamilies,
     histogram::HttpTotals,
     identity::{Component, Sidecar, SidecarId},
     labels::{GatewayLabels, MeshLabels},
     merge::ScrapedFamilies,
     process_metrics,
     reading::{Reading, SeriesReading},
+    recorded::RecordedFamilies,
     self_metrics::{self, SelfMetrics},
-    snapshot::{Series, Snapshot},
+    snapshot::Snapshot,
     totals::{TcpTotals, Totals},
     workload_index::{StaticPeers, WorkloadIndex},
 };
@@ -359,10 +359,10 @@ mod tests {
         };
         assert_eq!(round(&mut testbed, 1, &[(1, 3), (2, 4)]), [7]);
         assert_eq!(round(&mut testbed, 2, &[(1, 5), (2, 4)]), [9]);
-        // The second one's series is gone from the kernel, then starts anew.
+        // The second one's series is dropped from the kernel, then restarts.
         assert_eq!(round(&mut testbed, 3, &[(1, 6)]), [10]);
         assert_eq!(round(&mut testbed, 4, &[(1, 6), (2, 2)]), [12]);
-        // The first one's went back.
+        // The first one's decreases.
         assert_eq!(round(&mut testbed, 5, &[(1, 1), (2, 2)]), [13]);
         assert_eq!(round(&mut testbed, 6, &[(1, 2), (2, 3)]), [15]);
         assert_eq!(testbed.model.http.resets(), 1);

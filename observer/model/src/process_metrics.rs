@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use crate::{
     catalogue::{self, Descriptor},
-    family::{RecordedFamilies, RecordedValue},
     identity::{Component, PROXY, ProcessId, Sidecar, Workload},
     reading::ProcessReading,
+    recorded::{RecordedFamilies, RecordedValue},
 };
 
 /// Values of [`crate::labels::PROCESS_NAMES`].

@@ -8,7 +8,10 @@ use std::{
 
 use observer_common::{SeriesKey, health::Counter, latency::BUCKETS};
 
-use crate::{identity::ProcessId, scraped::ScrapedExposition};
+use crate::{
+    identity::{Instance, ProcessId},
+    scraped::ScrapedExposition,
+};
 
 /// Everything read in one round.
 #[derive(Clone, Debug)]
@@ -154,35 +157,9 @@ pub struct ScrapeReading {
     pub duration: Duration,
     /// Scrapes by outcome: `ok` or the kind of error.
     pub scrapes: Counts,
-    /// WavefrontEncoder passed over, by reason.
+    /// Skipped lines, by reason.
     pub skipped: Counts,
 }
 
 /// Counts by outcome or reason.
 pub type Counts = BTreeMap<&'static str, u64>;
-
-/// A scraped instance: the labels of all its points.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Instance {
-    /// `address:port`, unique per instance.
-    pub instance: String,
-    /// `istiod`, …
-    pub app: String,
-    /// Pod, if known.
-    pub pod: Option<String>,
-    /// Namespace, if known.
-    pub namespace: Option<String>,
-    /// The scraping node, for a configured instance that other nodes scrape too: their series would collide otherwise.
-    pub node: Option<String>,
-}
-
-impl Instance {
-    /// Names of all labels, in exposition order.
-    pub const LABELS: [&str; 5] = ["instance", "app", "pod", "namespace", "scraper_node"];
-
-    /// Returns the names of the labels set on its points: a discovered instance has no `scraper_node`.
-    #[must_use]
-    pub fn labels(&self) -> &'static [&'static str] {
-        if self.node.is_some() { &Self::LABELS } else { Self::LABELS.split_at(4).0 }
-    }
-}

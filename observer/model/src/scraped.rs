@@ -14,8 +14,8 @@ use std::{
 
 use crate::{
     exposition::{Event, Format, Labels, MetricType, Parser, Part, Reason, Sample, SeriesSet},
+    identity::Instance,
     label_text::push_label,
-    reading::Instance,
 };
 
 /// Most samples of one exposition.

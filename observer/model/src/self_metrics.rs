@@ -7,9 +7,9 @@ use observer_common::health::{Counter, Group};
 use crate::{
     catalogue,
     delay::DelayHistogram,
-    family::RecordedFamilies,
-    identity::{Role, Sidecar},
-    reading::{Instance, KernelReading, ProgramReading, ScrapeReading},
+    identity::{Instance, Role, Sidecar},
+    reading::{KernelReading, ProgramReading, ScrapeReading},
+    recorded::RecordedFamilies,
 };
 
 /// Stats of the observer itself, cumulative unless documented otherwise.
@@ -156,7 +156,7 @@ pub(crate) fn record_outputs(own: &SelfMetrics, families: &mut RecordedFamilies)
     }
 }
 
-/// Records how the scrapes went.
+/// Records the scrapes of other instances.
 pub(crate) fn record_scrapes(readings: &[ScrapeReading], conflicting: u64, families: &mut RecordedFamilies) {
     let up = families.add(&catalogue::CONTROL_PLANE_UP);
     for reading in readings.iter().filter(|reading| reading.tried) {

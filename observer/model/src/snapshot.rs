@@ -2,18 +2,18 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use observer_common::{DURATION, REQUEST, REQUEST_BYTES, RESPONSE, RESPONSE_BYTES};
 
 use crate::{
+    aggregate::Series,
     catalogue,
-    family::{Family, Points, Recorded, RecordedFamilies, RecordedFamily},
-    histogram::{HttpTotals, PackedCells},
-    labels::MeshLabels,
+    family::{Family, Points, Recorded},
+    histogram::HttpTotals,
     merge::ScrapedFamilies,
+    recorded::{RecordedFamilies, RecordedFamily},
     totals::TcpTotals,
 };
 
@@ -41,19 +41,6 @@ pub struct Snapshot {
     pub(crate) scraped: ScrapedFamilies,
     /// Families behind Istio's: indices into `recorded` and `scraped`, both for a name that has points in both.
     pub(crate) others: Vec<(Option<usize>, Option<usize>)>,
-}
-
-/// Totals of one label set.
-#[derive(Clone, Debug)]
-pub struct Series<T> {
-    /// Labels.
-    pub labels: Arc<MeshLabels>,
-    /// Cumulative totals.
-    pub totals: Arc<T>,
-    /// Values of the last reporting interval by cell, if there were any.
-    pub recent: Option<Arc<PackedCells>>,
-    /// When the totals were 0.
-    pub created: SystemTime,
 }
 
 impl Snapshot {

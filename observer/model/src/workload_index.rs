@@ -25,7 +25,7 @@ use crate::{
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Cluster name of a mesh that sets none.
 const DEFAULT_CLUSTER: &str = "Kubernetes";
-/// The label by which a pod says that its sidecar takes Istio's mutual TLS; the injector writes it.
+/// Pod label, written by the injector, for sidecars that accept Istio's mutual TLS.
 const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// Service name of an inbound port that no service of a known workload maps to.
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
@@ -524,7 +524,7 @@ mod tests {
         let headless = WorkloadIndex::new(fixture::sidecars().iter(), &peers);
         assert_eq!(principals(&headless, "10.0.0.3:80", PROTOCOL_HTTP), [true; 2]);
         assert_eq!(principals(&headless, "10.0.0.3:9080", PROTOCOL_HTTP), [false; 2]);
-        // A pod whose sidecar says that it takes no mutual TLS.
+        // A pod whose sidecar does not accept mutual TLS.
         let mut sidecars = fixture::sidecars();
         for sidecar in &mut sidecars {
             let workload = Arc::make_mut(&mut Arc::make_mut(sidecar).workload);

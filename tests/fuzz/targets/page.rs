@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use observer::collect::control_plane::{Body, ScrapeError};
 use observer_model::{
     exposition::{Event, Format, Parser},
-    reading::Instance,
+    identity::Instance,
     scraped::ScrapedExposition,
 };
 

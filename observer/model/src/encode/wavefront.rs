@@ -17,19 +17,24 @@ mod batches;
 mod delta;
 pub mod filter;
 pub mod glob;
+mod limits;
 mod line;
+mod options;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-pub use self::line::point_tag;
 use self::{
     batches::{Batches, Connections, Requests},
-    filter::Filters,
-    line::{REASONS, SOURCE_LENGTH, TAGS, Writer, WriterState},
+    limits::MAX_SOURCE_LENGTH,
+    line::{REASONS, Writer, WriterState},
+};
+pub use self::{
+    line::point_tag,
+    options::{Names, Options, SetupError},
 };
 use super::{Batch, Encoder};
 use crate::{
@@ -74,52 +79,6 @@ const COLLECTOR: &[Label] = &[
     Label::App,
 ];
 
-/// Naming scheme.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Names {
-    /// `istio.request.bytes.p99.value`.
-    #[default]
-    Documented,
-    /// `istio.request.bytes.bucket.p99.value`, buckets as rates, and eight labels, as the legacy pipeline of
-    /// Prometheus, recording rules and collector sent them.
-    Collector,
-}
-
-/// Encoder options.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    /// Naming scheme.
-    pub names: Names,
-    /// Tags of every point, made by [`point_tag`]; they replace a label of the same name.
-    pub tags: BTreeMap<String, String>,
-    /// Filters of points and tags.
-    pub filters: Filters,
-    /// Sends counters as delta counters: the increase since the last push, under the name prefixed with ∆.
-    pub delta_counters: bool,
-    /// Also sends histograms as distributions of the last interval, which can be merged across nodes.
-    pub distributions: bool,
-}
-
-/// Options under which points could not be sent.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SetupError {
-    /// Invalid source.
-    #[error(
-        "{0:?} cannot be the source of Wavefront points: it needs 1 to 128 letters, digits, dots, dashes or underscores; set the node's name"
-    )]
-    Source(String),
-    /// Too many tags.
-    #[error(
-        "[wavefront] tags: {own} tags and {labels} labels are more than the {TAGS} that a point takes, so that some would never be sent; leave tags out, leave labels out with tag_exclude, or send wavefront_names = \"collector\", which has 7"
-    )]
-    TooManyTags {
-        /// Configured tags.
-        own: usize,
-        /// Labels of an Istio bucket, `le` included.
-        labels: usize,
-    },
-}
-
 /// A series of the snapshot; one that restarts from 0 is another one.
 type SeriesId = (Arc<MeshLabels>, SystemTime);
 
@@ -140,16 +99,6 @@ pub struct WavefrontEncoder {
     state: WriterState,
 }
 
-impl Options {
-    /// Refuses more tags than a point may have besides the labels of Istio's families that are sent.
-    fn check(&self, kept: &[Label]) -> Result<(), SetupError> {
-        // `response_flags` is always `-`, which is not sent, and a tag replaces a label of its name.
-        let is_sent = |label: &&Label| **label != Label::ResponseFlags && !self.tags.contains_key(label.name());
-        let (own, labels) = (self.tags.len(), kept.iter().filter(is_sent).count() + 1);
-        if own + labels > TAGS { Err(SetupError::TooManyTags { own, labels }) } else { Ok(()) }
-    }
-}
-
 impl WavefrontEncoder {
     /// Returns an encoder for one node; `source` is its name.
     ///
@@ -157,7 +106,7 @@ impl WavefrontEncoder {
     /// The name is not a valid source, or points would exceed the limits of every receiver.
     pub fn new(options: Options, source: &str) -> Result<Self, SetupError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if source.is_empty() || source.len() > SOURCE_LENGTH || !source.bytes().all(allowed) {
+        if source.is_empty() || source.len() > MAX_SOURCE_LENGTH || !source.bytes().all(allowed) {
             return Err(SetupError::Source(source.to_owned()));
         }
         let labels = match options.names {

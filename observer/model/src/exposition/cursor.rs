@@ -3,7 +3,7 @@
 use memchr::memchr2;
 
 use super::{
-    Format, LABELS, Reason,
+    event::{Format, LABELS, Reason},
     text::{Span, TextRange, Word},
 };
 

@@ -3,9 +3,9 @@
 use memchr::memchr;
 
 use super::{
-    Event, Exemplar, Format, LINE_BYTES, Labels, MetricType, Part, Problem, Reason, Sample,
     cursor::{Cursor, is_blank},
-    text::{Span, Word, append_unescaped},
+    event::{Event, Exemplar, Format, LINE_BYTES, MetricType, Part, Problem, Reason, Sample},
+    text::{Labels, Span, Word, append_unescaped},
 };
 
 /// Parses one exposition.

@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
 };
 
-use super::Sample;
+use super::event::Sample;
 
 /// Set of series, by a 64-bit digest of name and labels in any order.
 #[derive(Debug)]

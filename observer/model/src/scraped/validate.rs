@@ -106,7 +106,7 @@ fn is_summary(exposition: &ScrapedExposition, samples: &[StoredSample]) -> bool 
         _ => {
             let quantile =
                 exposition.set(sample.set).and_then(quantile).and_then(|quantile| quantile.parse::<f64>().ok());
-            // Of no values there is no quantile.
+            // Without values a quantile is NaN.
             quantile.is_some_and(|quantile| (0.0..=1.0).contains(&quantile))
                 && (sample.value >= 0.0 || sample.value.is_nan())
         }

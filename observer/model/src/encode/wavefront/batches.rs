@@ -10,8 +10,9 @@ use std::{
 use observer_common::{DURATION, REQUEST, REQUEST_BYTES, RESPONSE, RESPONSE_BYTES};
 
 use super::{
-    Names, Options,
-    line::{CENTROIDS, Number, Tags, Writer, tag_value},
+    limits::MAX_CENTROIDS,
+    line::{Number, Tags, Writer, tag_value},
+    options::{Names, Options},
 };
 use crate::{
     Family, HistogramView, Labels, MESH_FAMILIES, Snapshot, Value,
@@ -281,9 +282,9 @@ fn merge_equal(options: &Options, all: Vec<Single>) -> Vec<Single> {
     singles
 }
 
-/// Merges neighbours at their mean until at most [`CENTROIDS`] values are left.
+/// Merges neighbours at their mean until at most [`MAX_CENTROIDS`] values are left.
 fn centroids(values: &[(f64, u64)]) -> Vec<(f64, u64)> {
-    let group_size = values.len().div_ceil(CENTROIDS).max(1);
+    let group_size = values.len().div_ceil(MAX_CENTROIDS).max(1);
     let mean = |values: &[(f64, u64)]| {
         let count: u64 = values.iter().map(|(_, count)| count).sum();
         #[expect(clippy::cast_precision_loss, reason = "weights of a mean")]
@@ -305,12 +306,12 @@ mod tests {
     fn centroids_keep_count_and_sum() {
         let values: Vec<_> = (0..1_000_u32).map(|value| (f64::from(value), u64::from(value % 7 + 1))).collect();
         let few = centroids(&values);
-        assert_eq!(few.len(), CENTROIDS);
+        assert_eq!(few.len(), MAX_CENTROIDS);
         assert!(few.is_sorted_by(|a, b| a.0 < b.0));
         let total = |values: &[(f64, u64)]| values.iter().map(|(_, count)| count).sum::<u64>();
         let sum = |values: &[(f64, u64)]| values.iter().map(|(value, count)| value * *count as f64).sum::<f64>();
         assert_eq!(total(&few), total(&values));
         assert!((sum(&few) - sum(&values)).abs() < 1e-6);
-        assert_eq!(centroids(&values[..CENTROIDS]), values[..CENTROIDS]);
+        assert_eq!(centroids(&values[..MAX_CENTROIDS]), values[..MAX_CENTROIDS]);
     }
 }

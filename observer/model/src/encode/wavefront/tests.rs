@@ -1,8 +1,8 @@
-//! WavefrontEncoder of whole reports, read back by a decoder of its own.
+//! Lines of whole pushes, decoded by an independent decoder.
 
 mod decoder;
 
-use super::*;
+use super::{filter::Filters, *};
 use crate::{
     HistogramView, Inputs, Model, SelfMetrics,
     catalogue::{self, Descriptor},
