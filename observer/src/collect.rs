@@ -1,9 +1,8 @@
 //! Collectors: each fills its own part of a [`Reading`].
 
-pub mod control_plane;
-pub mod inside;
-pub mod kernel;
-pub mod own;
+pub mod netns;
 pub mod procfs;
+pub mod scrape;
+pub mod self_usage;
 
 pub use observer_model::{exposition, persisted::PersistedKey, reading::*};

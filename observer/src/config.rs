@@ -1,10 +1,13 @@
-//! Options, environment variables and the configuration file make one validated [`Config`]: an option counts more than
-//! its environment variable, that more than the file, the file more than the default.
+//! The configuration: options override environment variables, which override the file, which overrides the defaults.
+//!
+//! [`Config`] is what the file deserialises into: a key is declared once, with the type that the daemon uses.
+
+pub mod values;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::IpAddr,
     num::NonZeroU16,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,94 +17,137 @@ use std::{
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
+use self::values::{
+    DEFAULT_LISTEN, ExecutableName, Interval, ListenAddress, LogLevel, Parsed, bounded, directories, directory, file,
+    parsed, parsed_list, wavefront_names,
+};
 use crate::{
-    app,
-    cli::{self, LogLevel, NodeArgs, RunArgs},
-    collect::{
-        control_plane::{self, PageUrl},
-        kernel,
-    },
+    cli::args::{NodeArgs, RunArgs},
+    collect::scrape::{PageUrl, ScrapeOptions, ScrapeTarget},
     discovery::{DiscoveryConfig, Role, SidecarRule, Workload, component::ComponentRule},
     emit::{
         Target, TargetError,
-        spool::directory_name,
+        disk_queue::directory_name,
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
+    kernel,
     model::workload_index::{ServiceEntry, ServicePort, StaticPeers, WorkloadEntry},
+    system::host::node_name,
 };
 
-/// Address that is served where none is given.
-pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9469);
-/// Time between two reports where none is given.
-pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
-/// Time between two scrapes of a page of the control plane where none is given.
-pub const DEFAULT_SCRAPE_INTERVAL: Duration = Duration::from_secs(10);
-/// Most series held apart where no number is given.
-pub const DEFAULT_MAX_SERIES: u32 = 10_000;
-/// Open calls where no number is given.
-pub const DEFAULT_MAX_OPEN_CALLS: u32 = 131_072;
-/// Most bytes of one emitter's queue on disk where no number is given.
-pub const DEFAULT_QUEUE_BYTES: u64 = 256 * 1024 * 1024;
-/// More series than this would take a gigabyte of kernel memory.
-const MOST_SERIES: u32 = 1_000_000;
-/// More open calls than this would take half a gigabyte.
-const MOST_OPEN_CALLS: u32 = 2_000_000;
+/// More series would take over a gigabyte of kernel memory.
+const MAX_SERIES: i64 = 1_000_000;
+/// More open streams would take over half a gigabyte.
+const MAX_OPEN_CALLS: i64 = 2_000_000;
+/// A batch has at most half a mebibyte before it is compressed.
+const MIN_QUEUE_BYTES: i64 = 1 << 20;
+const MAX_QUEUE_BYTES: i64 = 1 << 40;
 
-/// Everything that can be set, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The keys of the configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Address of /metrics, /healthz and /readyz.
-    pub listen: SocketAddr,
-    /// Time between two reports, and that their percentiles are over.
-    pub interval: Duration,
-    /// Time between two scrapes of each page of the control plane.
-    pub scrape_interval: Duration,
-    /// Where reports go.
+    #[serde(deserialize_with = "parsed")]
+    pub listen: ListenAddress,
+    /// Interval of pushes and of their percentiles.
+    #[serde(deserialize_with = "parsed")]
+    pub interval: Interval,
+    /// Interval of scrapes of each control-plane endpoint.
+    #[serde(deserialize_with = "parsed")]
+    pub scrape_interval: Interval,
+    /// Where metrics are pushed.
+    #[serde(deserialize_with = "parsed_list")]
     pub emit: Vec<Target>,
-    /// What is sent to Wavefront.
-    pub wavefront: Options,
-    /// File with the API token of the service.
+    /// Names of Wavefront metrics.
+    #[serde(deserialize_with = "wavefront_names")]
+    pub wavefront_names: Names,
+    /// File with the API token of the Wavefront service.
+    #[serde(deserialize_with = "file")]
     pub wavefront_token_file: Option<PathBuf>,
-    /// File with the authorities that are trusted over TLS; the system's if absent.
+    /// File with the CA certificates that are trusted for pushes; the system's if absent.
+    #[serde(deserialize_with = "file")]
     pub wavefront_ca_file: Option<PathBuf>,
-    /// Directory where batches wait for receivers that do not take them.
+    /// Directory of the disk queues.
+    #[serde(deserialize_with = "directory")]
     pub queue_dir: Option<PathBuf>,
-    /// Most bytes of one emitter's batches there.
+    /// Maximum bytes of one emitter's disk queue.
+    #[serde(deserialize_with = "bounded::<_, _, MIN_QUEUE_BYTES, MAX_QUEUE_BYTES>")]
     pub queue_bytes: u64,
-    /// Folder on bpffs where maps and attachments outlive the process.
+    /// Directory on bpffs where maps and links outlive the process.
+    #[serde(deserialize_with = "directory")]
     pub pin: Option<PathBuf>,
+    wavefront: WavefrontTable,
     /// How much is logged.
     pub log: LogLevel,
     /// Executable names of sidecars.
-    pub sidecar_exe: Vec<String>,
-    /// Metrics pages of the control plane that were named.
+    #[serde(deserialize_with = "parsed_list")]
+    pub sidecar_exe: Vec<ExecutableName>,
+    /// Named /metrics endpoints of the control plane.
+    #[serde(deserialize_with = "parsed_list")]
     pub control_plane: Vec<PageUrl>,
-    /// Authorities of those pages' certificates.
+    /// File with the CA certificates that are trusted for those endpoints.
+    #[serde(deserialize_with = "file")]
     pub control_plane_ca: Option<PathBuf>,
     /// Executables of the control plane.
+    #[serde(deserialize_with = "parsed_list")]
     pub control_plane_exe: Vec<ComponentRule>,
-    /// Whether the metrics pages of sidecars, gateways and ztunnels are read too.
+    /// Whether the endpoints of sidecars, gateways and ztunnels are scraped too.
     pub scrape_proxies: bool,
-    /// cgroup v2 directories that are observed in any case.
+    /// cgroup v2 directories that are always observed.
+    #[serde(deserialize_with = "directories")]
     pub cgroup: Vec<PathBuf>,
     /// The proc file system.
-    pub proc_root: PathBuf,
+    #[serde(deserialize_with = "directory")]
+    proc_root: Option<PathBuf>,
     /// The cgroup v2 file system; found in mountinfo if absent.
+    #[serde(deserialize_with = "directory")]
     pub cgroup_root: Option<PathBuf>,
-    /// Most series held apart.
+    /// Maximum number of series.
+    #[serde(deserialize_with = "bounded::<_, _, 1, MAX_SERIES>")]
     pub max_series: u32,
-    /// Most open calls of HTTP/2 connections that have more than 32 of them.
+    /// Maximum number of open streams of HTTP/2 connections with more than 32 of them.
+    #[serde(deserialize_with = "bounded::<_, _, 1, MAX_OPEN_CALLS>")]
     pub max_open_calls: u32,
-    /// Destination ports that are TCP whatever their bytes say.
-    pub tcp_ports: Vec<u16>,
-    /// Destination ports that services declare as HTTP.
-    pub http_ports: Vec<u16>,
-    /// Ports that are never counted.
-    pub excluded_ports: Vec<u16>,
-    /// Identity of sidecars without the injector's environment.
-    pub sidecars: Vec<SidecarRule>,
-    /// Services and workloads elsewhere.
-    pub peers: StaticPeers,
+    tcp_ports: Vec<NonZeroU16>,
+    excluded_ports: Vec<NonZeroU16>,
+    service: Vec<Service>,
+    workload: Vec<WorkloadTable>,
+    sidecar: Vec<SidecarTable>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: DEFAULT_LISTEN,
+            interval: Interval(Duration::from_secs(10)),
+            scrape_interval: Interval(Duration::from_secs(10)),
+            emit: Vec::new(),
+            wavefront_names: Names::default(),
+            wavefront_token_file: None,
+            wavefront_ca_file: None,
+            queue_dir: None,
+            queue_bytes: 256 << 20,
+            pin: None,
+            wavefront: WavefrontTable::default(),
+            log: LogLevel::default(),
+            sidecar_exe: vec![ExecutableName("envoy".to_owned())],
+            control_plane: Vec::new(),
+            control_plane_ca: None,
+            control_plane_exe: ComponentRule::control_plane(),
+            scrape_proxies: false,
+            cgroup: Vec::new(),
+            proc_root: None,
+            cgroup_root: None,
+            max_series: 10_000,
+            max_open_calls: 131_072,
+            tcp_ports: Vec::new(),
+            excluded_ports: Vec::new(),
+            service: Vec::new(),
+            workload: Vec::new(),
+            sidecar: Vec::new(),
+        }
+    }
 }
 
 /// Why there is no configuration.
@@ -115,80 +161,79 @@ pub enum ConfigError {
         /// Why.
         reason: io::Error,
     },
-    /// An address that was given is none. It is not repeated, as it may hold a password.
+    /// An endpoint is invalid. It is not repeated, as it may hold a password.
     #[error("--control-plane: {0}")]
     ControlPlane(String),
-    /// A target that was given is none.
+    /// A target is invalid.
     #[error("--emit: {0}")]
     Emit(TargetError),
-    /// Each is right, and they cannot be together.
+    /// Values are valid by themselves but not together.
     #[error("{0}")]
-    Together(String),
-    /// The file is wrong.
+    Conflict(String),
+    /// The file is invalid.
     #[error("{path}:{line}:{column}: {key}: {problem}; the annotated observer.example.toml has every key")]
-    Wrong {
+    Invalid {
         /// The file.
         path: PathBuf,
         /// Line, from 1.
         line: usize,
         /// Column in characters, from 1.
         column: usize,
-        /// The key at fault, with its table.
+        /// The key, with its table.
         key: String,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and what is expected.
         problem: String,
     },
 }
 
 impl Config {
-    /// Reads the file that the options name, if any, and puts everything together.
+    /// Reads the file that the options name, if any, and applies the options.
     ///
     /// # Errors
-    /// The file cannot be read or is wrong.
+    /// The file cannot be read, or a value is invalid.
     pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
-        if let Some(wrong) = args.node.control_plane.iter().find_map(|page| page.as_ref().err()) {
-            return Err(ConfigError::ControlPlane(wrong.clone()));
+        if let Some(error) = args.node.control_plane.iter().find_map(|endpoint| endpoint.as_ref().err()) {
+            return Err(ConfigError::ControlPlane(error.clone()));
         }
-        if let Some(wrong) = args.emit.iter().find_map(|target| target.as_ref().err()) {
-            return Err(ConfigError::Emit(wrong.clone()));
+        if let Some(error) = args.emit.iter().find_map(|target| target.as_ref().err()) {
+            return Err(ConfigError::Emit(error.clone()));
         }
-        let Some(path) = &args.node.config else { return Self::resolve(args, Settings::default()).consistent() };
+        let Some(path) = &args.node.config else { return Self::default().overridden_by(args).consistent() };
         let text = fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable { path: path.clone(), reason })?;
         Self::from_text(args, path, &text)
     }
 
-    /// As [`Config::load`], of a file with this text; `path` is for the errors.
+    /// Loads a file with this text as [`Config::load`] does; `path` is for the errors.
     ///
     /// # Errors
-    /// The text is wrong.
+    /// A value is invalid.
     pub fn from_text(args: &RunArgs, path: &Path, text: &str) -> Result<Self, ConfigError> {
-        Self::resolve(args, Settings::parse(path, text)?).consistent()
+        Self::parse(path, text)?.overridden_by(args).consistent()
     }
 
-    /// Refuses what is right by itself and cannot be together.
-    fn consistent(self) -> Result<Self, ConfigError> {
-        if let Some(target) = repeated(&self.emit, |target| directory_name(&target.to_string())) {
-            return Err(ConfigError::Together(format!(
-                "emit: {target} is there twice (a query makes no difference): each receiver has one name in the figures and \
-                 one queue; name it once"
-            )));
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let parsed = toml::from_str::<Self>(text)
+            .map_err(|error| (error.span().map_or(0, |span| span.start), error.message().to_owned()))
+            .and_then(|config| config.declared_ports().map(|_| config));
+        let mut config = parsed.map_err(|(at, problem)| {
+            let (line, column) = position(text, at);
+            ConfigError::Invalid { path: path.to_owned(), line, column, key: key(text, at), problem }
+        })?;
+        // Nothing could be found with an empty list.
+        let defaults = Self::default();
+        if config.sidecar_exe.is_empty() {
+            config.sidecar_exe = defaults.sidecar_exe;
         }
-        if let Some(page) = repeated(&self.control_plane, PageUrl::instance) {
-            let instance = page.instance();
-            return Err(ConfigError::Together(format!(
-                "control_plane: {instance} is there twice: its figures would be exposed twice under the same labels; name one \
-                 page of it"
-            )));
+        if config.control_plane_exe.is_empty() {
+            config.control_plane_exe = defaults.control_plane_exe;
         }
-        Ok(self)
+        Ok(config)
     }
 
-    /// Options and environment first, then the file, then defaults.
-    fn resolve(args: &RunArgs, file: Settings) -> Self {
+    fn overridden_by(mut self, args: &RunArgs) -> Self {
         let RunArgs {
             listen,
             interval,
-            scrape_interval,
             emit,
             wavefront_names,
             wavefront_token_file,
@@ -199,263 +244,254 @@ impl Config {
         } = args.clone();
         let NodeArgs {
             config: _,
-            control_plane,
+            log,
             sidecar_exe,
-            control_plane_exe,
-            scrape_proxies,
             cgroup,
             proc_root,
             cgroup_root,
-            log,
-        } = node;
-        let mut sidecar_exe = either(sidecar_exe, file.sidecar_exe);
-        if sidecar_exe.is_empty() {
-            sidecar_exe.push("envoy".to_owned());
-        }
-        let mut control_plane_exe = either(control_plane_exe, file.control_plane_exe);
-        if control_plane_exe.is_empty() {
-            control_plane_exe = ComponentRule::control_plane();
-        }
-        Self {
-            listen: listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
-            interval: interval.or(file.interval).unwrap_or(DEFAULT_INTERVAL),
-            scrape_interval: scrape_interval.or(file.scrape_interval).unwrap_or(DEFAULT_SCRAPE_INTERVAL),
-            emit: either(emit.into_iter().flatten().collect(), file.emit),
-            wavefront: Options {
-                names: wavefront_names.or(file.wavefront_names).unwrap_or_default(),
-                ..file.wavefront
-            },
-            wavefront_token_file: wavefront_token_file.or(file.wavefront_token_file),
-            wavefront_ca_file: wavefront_ca_file.or(file.wavefront_ca_file),
-            queue_dir: queue_dir.or(file.queue_dir),
-            queue_bytes: file.queue_bytes.unwrap_or(DEFAULT_QUEUE_BYTES),
-            pin: pin.or(file.pin),
-            log: log.or(file.log).unwrap_or_default(),
-            sidecar_exe,
-            control_plane: either(control_plane.into_iter().flatten().collect(), file.control_plane),
-            control_plane_ca: file.control_plane_ca,
+            scrape_interval,
+            control_plane,
             control_plane_exe,
-            scrape_proxies: scrape_proxies.or(file.scrape_proxies).unwrap_or_default(),
-            cgroup: either(cgroup, file.cgroup),
-            proc_root: proc_root.or(file.proc_root).unwrap_or_else(|| "/proc".into()),
-            cgroup_root: cgroup_root.or(file.cgroup_root),
-            max_series: file.max_series.unwrap_or(DEFAULT_MAX_SERIES),
-            max_open_calls: file.max_open_calls.unwrap_or(DEFAULT_MAX_OPEN_CALLS),
-            tcp_ports: file.tcp_ports,
-            http_ports: file.http_ports,
-            excluded_ports: file.excluded_ports,
-            sidecars: file.sidecars,
-            peers: file.peers,
+            scrape_proxies,
+        } = node;
+        replace(&mut self.listen, listen);
+        replace(&mut self.interval, interval);
+        replace_list(&mut self.emit, emit.into_iter().flatten().collect());
+        replace(&mut self.wavefront_names, wavefront_names);
+        replace(&mut self.wavefront_token_file, wavefront_token_file.map(Some));
+        replace(&mut self.wavefront_ca_file, wavefront_ca_file.map(Some));
+        replace(&mut self.queue_dir, queue_dir.map(Some));
+        replace(&mut self.pin, pin.map(Some));
+        replace(&mut self.log, log);
+        replace_list(&mut self.sidecar_exe, sidecar_exe);
+        replace_list(&mut self.cgroup, cgroup);
+        replace(&mut self.proc_root, proc_root.map(Some));
+        replace(&mut self.cgroup_root, cgroup_root.map(Some));
+        replace(&mut self.scrape_interval, scrape_interval);
+        replace_list(&mut self.control_plane, control_plane.into_iter().flatten().collect());
+        replace_list(&mut self.control_plane_exe, control_plane_exe);
+        replace(&mut self.scrape_proxies, scrape_proxies);
+        self
+    }
+
+    /// Rejects values that are valid by themselves but not together.
+    fn consistent(self) -> Result<Self, ConfigError> {
+        if let Some(target) = repeated(&self.emit, |target| directory_name(&target.to_string())) {
+            return Err(ConfigError::Conflict(format!(
+                "emit: {target} is there twice (a query makes no difference): each receiver has one name in the metrics and \
+                 one queue; name it once"
+            )));
         }
+        if let Some(endpoint) = repeated(&self.control_plane, PageUrl::instance) {
+            let instance = endpoint.instance();
+            return Err(ConfigError::Conflict(format!(
+                "control_plane: {instance} is there twice: its metrics would be exposed twice under the same labels; name \
+                 one endpoint of it"
+            )));
+        }
+        Ok(self)
     }
 
-    /// Time between two reports as it is kept: Wavefront's timestamps are whole seconds, and of two points of one second the
-    /// later would replace the earlier.
+    /// Returns the interval of pushes: at least a second to Wavefront, whose timestamps are whole seconds, as the later of
+    /// two points of a second replaces the earlier.
     #[must_use]
-    pub fn report_interval(&self) -> Duration {
-        if self.emit.is_empty() { self.interval } else { self.interval.max(Duration::from_secs(1)) }
+    pub fn push_interval(&self) -> Duration {
+        let Interval(interval) = self.interval;
+        if self.emit.is_empty() { interval } else { interval.max(Duration::from_secs(1)) }
     }
 
-    /// What discovery looks for.
+    /// Returns the proc file system.
+    #[must_use]
+    pub fn proc_root(&self) -> &Path {
+        self.proc_root.as_deref().unwrap_or(Path::new("/proc"))
+    }
+
+    /// Returns the options of Wavefront encoders.
+    #[must_use]
+    pub fn wavefront(&self) -> Options {
+        Options { names: self.wavefront_names, ..self.wavefront.clone().into() }
+    }
+
+    /// Returns the options of discovery.
     #[must_use]
     pub fn discovery(&self) -> DiscoveryConfig {
         let ztunnel = self.scrape_proxies.then(ComponentRule::ztunnel);
         DiscoveryConfig {
-            proc_root: self.proc_root.clone(),
+            proc_root: self.proc_root().to_owned(),
             cgroup_root: self.cgroup_root.clone(),
-            executables: self.sidecar_exe.clone(),
+            executables: self.sidecar_exe.iter().map(ToString::to_string).collect(),
             components: self.control_plane_exe.iter().cloned().chain(ztunnel).collect(),
             cgroups: self.cgroup.clone(),
-            rules: self.sidecars.clone(),
+            rules: self.sidecar.iter().map(|table| table.0.clone()).collect(),
         }
     }
 
-    /// The metrics pages that were named.
-    pub fn control_plane(&self) -> impl Iterator<Item = control_plane::ScrapeTarget> + use<'_> {
-        let node = app::node_name();
-        self.control_plane.iter().cloned().map(move |url| control_plane::ScrapeTarget::named(url, &node))
+    /// Returns the endpoints that the configuration names.
+    pub fn named_targets(&self) -> impl Iterator<Item = ScrapeTarget> + use<'_> {
+        let node = node_name();
+        self.control_plane.iter().cloned().map(move |url| ScrapeTarget::named(url, &node))
     }
 
-    /// How the control plane is scraped.
+    /// Returns the options of scrapes.
     #[must_use]
-    pub fn scraping(&self) -> control_plane::Options {
-        control_plane::Options {
-            interval: self.scrape_interval,
+    pub fn scraping(&self) -> ScrapeOptions {
+        ScrapeOptions {
+            interval: self.scrape_interval.0,
             ca_file: self.control_plane_ca.clone(),
-            proc_root: self.proc_root.clone(),
+            proc_root: self.proc_root().to_owned(),
         }
     }
 
-    /// What the kernel programs are told.
+    /// Returns the options of the kernel side.
     #[must_use]
     pub fn kernel(&self) -> kernel::Options {
+        let numbers = |ports: &[NonZeroU16]| ports.iter().copied().map(NonZeroU16::get).collect::<Vec<_>>();
+        // Conflicts were rejected when the file was parsed.
+        let declared = self.declared_ports().unwrap_or_default();
+        let of = |protocol| declared.iter().filter(move |(_, other)| **other == protocol).map(|(port, _)| *port);
+        let mut tcp_ports = numbers(&self.tcp_ports);
+        tcp_ports.extend(of(PortProtocol::Tcp).filter(|port| !self.tcp_ports.iter().any(|other| other.get() == *port)));
         kernel::Options {
             max_series: self.max_series,
             max_open_calls: self.max_open_calls,
-            tcp_ports: self.tcp_ports.clone(),
-            http_ports: self.http_ports.clone(),
-            excluded_ports: self.excluded_ports.clone(),
+            http_ports: of(PortProtocol::Http).filter(|port| !tcp_ports.contains(port)).collect(),
+            tcp_ports,
+            excluded_ports: numbers(&self.excluded_ports),
         }
     }
 
-    /// Services and workloads that are not on this node.
+    /// Returns the services and workloads that are not on this node.
     #[must_use]
     pub fn peers(&self) -> StaticPeers {
-        self.peers.clone()
+        StaticPeers {
+            services: self.service.iter().map(|service| service.entry.clone()).collect(),
+            workloads: self.workload.iter().map(|workload| workload.0.clone()).collect(),
+        }
+    }
+
+    /// Replaces the services and workloads by those of another configuration.
+    pub fn set_peers(&mut self, other: &Self) {
+        self.service.clone_from(&other.service);
+        self.workload.clone_from(&other.workload);
+    }
+
+    /// Returns the protocols that services declare. The kernel programs know ports, not services, so two services cannot
+    /// disagree; where one of them leaves it open, so does the port, unless the other declares TCP.
+    fn declared_ports(&self) -> Result<BTreeMap<u16, PortProtocol>, Problem> {
+        let mut declared: BTreeMap<u16, (PortProtocol, &str)> = BTreeMap::new();
+        for Service { entry, ports } in &self.service {
+            for port in ports {
+                let Port { port: number, target_port, protocol } = port.get_ref();
+                for number in [Some(*number), *target_port].into_iter().flatten().map(NonZeroU16::get) {
+                    match declared.entry(number) {
+                        Entry::Occupied(mut other) => match (other.get().0, *protocol) {
+                            (PortProtocol::Http, PortProtocol::Tcp) | (PortProtocol::Tcp, PortProtocol::Http) => {
+                                let problem = format!(
+                                    "port {number} of {} is HTTP for one service and TCP for another ({}); the eBPF \
+                                     programs distinguish ports, not services: write protocol = \"auto\" for both",
+                                    entry.host,
+                                    other.get().1
+                                );
+                                return Err((port.span().start, problem));
+                            }
+                            (PortProtocol::Http, PortProtocol::Auto) | (PortProtocol::Auto, PortProtocol::Tcp) => {
+                                other.insert((*protocol, &entry.host));
+                            }
+                            _ => {}
+                        },
+                        Entry::Vacant(place) => {
+                            place.insert((*protocol, &entry.host));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(declared.into_iter().map(|(port, (protocol, _))| (port, protocol)).collect())
     }
 }
 
-/// The first that has the key of one before it.
+/// A byte offset in the file, and what is wrong there.
+type Problem = (usize, String);
+
+fn replace<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}
+
+fn replace_list<T>(value: &mut Vec<T>, given: Vec<T>) {
+    if !given.is_empty() {
+        *value = given;
+    }
+}
+
+/// Returns the first element with the key of an earlier one.
 fn repeated<T, K: Ord>(all: &[T], key: impl Fn(&T) -> K) -> Option<&T> {
     let mut seen = BTreeSet::new();
     all.iter().find(|one| !seen.insert(key(one)))
 }
 
-fn either<T>(given: Vec<T>, file: Vec<T>) -> Vec<T> {
-    if given.is_empty() { file } else { given }
-}
-
-/// What the file says, checked.
-#[derive(Debug, Default)]
-struct Settings {
-    listen: Option<SocketAddr>,
-    interval: Option<Duration>,
-    scrape_interval: Option<Duration>,
-    emit: Vec<Target>,
-    wavefront_names: Option<Names>,
-    /// All but the names.
-    wavefront: Options,
-    wavefront_token_file: Option<PathBuf>,
-    wavefront_ca_file: Option<PathBuf>,
-    queue_dir: Option<PathBuf>,
-    queue_bytes: Option<u64>,
-    pin: Option<PathBuf>,
-    log: Option<LogLevel>,
-    sidecar_exe: Vec<String>,
-    control_plane: Vec<PageUrl>,
-    control_plane_ca: Option<PathBuf>,
-    control_plane_exe: Vec<ComponentRule>,
-    scrape_proxies: Option<bool>,
-    cgroup: Vec<PathBuf>,
-    proc_root: Option<PathBuf>,
-    cgroup_root: Option<PathBuf>,
-    max_series: Option<u32>,
-    max_open_calls: Option<u32>,
-    tcp_ports: Vec<u16>,
-    http_ports: Vec<u16>,
-    excluded_ports: Vec<u16>,
-    sidecars: Vec<SidecarRule>,
-    peers: StaticPeers,
-}
-
-/// A place in the file's text, in bytes, and what is wrong there.
-type Problem = (usize, String);
-
-impl Settings {
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let parsed = toml::from_str::<File>(text)
-            .map_err(|error| (error.span().map_or(0, |span| span.start), error.message().to_owned()));
-        parsed.and_then(Self::check).map_err(|(at, problem)| {
-            let (line, column) = position(text, at);
-            ConfigError::Wrong { path: path.to_owned(), line, column, key: key(text, at), problem }
-        })
-    }
-
-    fn check(file: File) -> Result<Self, Problem> {
-        let mut tcp_ports: Vec<u16> = file.tcp_ports.into_iter().map(NonZeroU16::get).collect();
-        let declared = declared_ports(&file.service)?;
-        let of = |protocol| declared.iter().filter(move |(_, declared)| **declared == protocol).map(|(port, _)| *port);
-        for port in of(PortProtocol::Tcp) {
-            if !tcp_ports.contains(&port) {
-                tcp_ports.push(port);
-            }
-        }
-        let http_ports = of(PortProtocol::Http).filter(|port| !tcp_ports.contains(port)).collect();
-        Ok(Self {
-            listen: file.listen.map(|Listen(address)| address),
-            interval: file.interval.map(|Interval(interval)| interval),
-            scrape_interval: file.scrape_interval.map(|Interval(interval)| interval),
-            emit: file.emit.into_iter().map(|Emit(target)| target).collect(),
-            wavefront_names: file.wavefront_names.map(|WavefrontNames(names)| names),
-            wavefront: file.wavefront.options(),
-            wavefront_token_file: file.wavefront_token_file.map(|FilePath(path)| path),
-            wavefront_ca_file: file.wavefront_ca_file.map(|FilePath(path)| path),
-            queue_dir: file.queue_dir.map(|DirectoryPath(path)| path),
-            queue_bytes: file.queue_bytes.map(|QueueBytes(number)| number),
-            pin: file.pin.map(|DirectoryPath(path)| path),
-            log: file.log,
-            sidecar_exe: file.sidecar_exe.into_iter().map(|ExecutableName(name)| name).collect(),
-            control_plane: file.control_plane.into_iter().map(|ControlPlane(url)| url).collect(),
-            control_plane_ca: file.control_plane_ca.map(|FilePath(path)| path),
-            control_plane_exe: file.control_plane_exe.into_iter().map(|ControlPlaneExe(rule)| rule).collect(),
-            scrape_proxies: file.scrape_proxies,
-            cgroup: file.cgroup.into_iter().map(|DirectoryPath(path)| path).collect(),
-            proc_root: file.proc_root.map(|DirectoryPath(path)| path),
-            cgroup_root: file.cgroup_root.map(|DirectoryPath(path)| path),
-            max_series: file.max_series.map(|MaxSeries(number)| number),
-            max_open_calls: file.max_open_calls.map(|MaxOpenCalls(number)| number),
-            tcp_ports,
-            http_ports,
-            excluded_ports: file.excluded_ports.into_iter().map(NonZeroU16::get).collect(),
-            sidecars: file.sidecar.into_iter().map(sidecar).collect::<Result<_, _>>()?,
-            peers: StaticPeers {
-                services: file.service.into_iter().map(service).collect::<Result<_, _>>()?,
-                workloads: file.workload.into_iter().map(workload).collect::<Result<_, _>>()?,
-            },
-        })
-    }
-}
-
-/// The file's keys.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct File {
-    listen: Option<Listen>,
-    interval: Option<Interval>,
-    scrape_interval: Option<Interval>,
-    emit: Vec<Emit>,
-    wavefront_names: Option<WavefrontNames>,
-    wavefront_token_file: Option<FilePath>,
-    wavefront_ca_file: Option<FilePath>,
-    queue_dir: Option<DirectoryPath>,
-    queue_bytes: Option<QueueBytes>,
-    pin: Option<DirectoryPath>,
-    wavefront: WavefrontTable,
-    log: Option<LogLevel>,
-    sidecar_exe: Vec<ExecutableName>,
-    control_plane: Vec<ControlPlane>,
-    control_plane_ca: Option<FilePath>,
-    control_plane_exe: Vec<ControlPlaneExe>,
-    scrape_proxies: Option<bool>,
-    cgroup: Vec<DirectoryPath>,
-    proc_root: Option<DirectoryPath>,
-    cgroup_root: Option<DirectoryPath>,
-    max_series: Option<MaxSeries>,
-    max_open_calls: Option<MaxOpenCalls>,
-    tcp_ports: Vec<NonZeroU16>,
-    excluded_ports: Vec<NonZeroU16>,
-    service: Vec<Spanned<Service>>,
-    workload: Vec<Spanned<WorkloadTable>>,
-    sidecar: Vec<Spanned<SidecarTable>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct WavefrontTable {
-    tags: PointTags,
-    metric_allow_list: Vec<Pattern>,
-    metric_deny_list: Vec<Pattern>,
-    metric_tag_allow_list: BTreeMap<String, Vec<Pattern>>,
-    metric_tag_deny_list: BTreeMap<String, Vec<Pattern>>,
-    tag_include: Vec<Pattern>,
-    tag_exclude: Vec<Pattern>,
+    #[serde(deserialize_with = "point_tags")]
+    tags: BTreeMap<String, String>,
+    #[serde(deserialize_with = "parsed_list")]
+    metric_allow_list: Vec<Glob>,
+    #[serde(deserialize_with = "parsed_list")]
+    metric_deny_list: Vec<Glob>,
+    #[serde(deserialize_with = "globs_by_key")]
+    metric_tag_allow_list: Vec<(String, Vec<Glob>)>,
+    #[serde(deserialize_with = "globs_by_key")]
+    metric_tag_deny_list: Vec<(String, Vec<Glob>)>,
+    #[serde(deserialize_with = "parsed_list")]
+    tag_include: Vec<Glob>,
+    #[serde(deserialize_with = "parsed_list")]
+    tag_exclude: Vec<Glob>,
     delta_counters: bool,
     distributions: bool,
 }
 
+impl From<WavefrontTable> for Options {
+    fn from(table: WavefrontTable) -> Self {
+        Self {
+            names: Names::default(),
+            tags: table.tags,
+            filters: Filters {
+                metric_allow: table.metric_allow_list,
+                metric_deny: table.metric_deny_list,
+                metric_tag_allow: table.metric_tag_allow_list,
+                metric_tag_deny: table.metric_tag_deny_list,
+                tag_include: table.tag_include,
+                tag_exclude: table.tag_exclude,
+            },
+            delta_counters: table.delta_counters,
+            distributions: table.distributions,
+        }
+    }
+}
+
+fn point_tags<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let tags = BTreeMap::<String, String>::deserialize(deserializer)?;
+    tags.iter().map(|(key, value)| point_tag(key, value)).collect::<Result<_, _>>().map_err(de::Error::custom)
+}
+
+fn globs_by_key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, Vec<Glob>)>, D::Error> {
+    let table = BTreeMap::<String, Vec<Parsed<Glob>>>::deserialize(deserializer)?;
+    Ok(table.into_iter().map(|(key, list)| (key, list.into_iter().map(|Parsed(glob)| glob).collect())).collect())
+}
+
+/// A service, and its ports as they are declared.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "ServiceTable")]
+struct Service {
+    entry: ServiceEntry,
+    ports: Vec<Spanned<Port>>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Service {
+struct ServiceTable {
     host: String,
     name: Option<String>,
     namespace: Option<String>,
@@ -465,7 +501,7 @@ struct Service {
     workload: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Port {
     port: NonZeroU16,
@@ -483,9 +519,44 @@ enum PortProtocol {
     Tcp,
 }
 
+impl TryFrom<ServiceTable> for Service {
+    type Error = String;
+
+    fn try_from(table: ServiceTable) -> Result<Self, String> {
+        let ServiceTable { host, name, namespace, addresses, ports, workload } = table;
+        let name = name.or_else(|| host.split('.').next().map(str::to_owned)).filter(|name| !name.is_empty());
+        let namespace = namespace.or_else(|| host.split('.').nth(1).map(str::to_owned));
+        let (Some(name), Some(namespace)) = (name, namespace) else {
+            return Err(format!(
+                "host {host:?} has no namespace; write it in full, e.g. reviews.default.svc.cluster.local, or add the key \
+                 namespace"
+            ));
+        };
+        let addresses =
+            canonical(addresses).ok_or("addresses is empty; write the addresses that clients connect to")?;
+        let service_port = |port: &Spanned<Port>| {
+            let Port { port, target_port, .. } = port.get_ref();
+            ServicePort { port: port.get(), target: target_port.unwrap_or(*port).get() }
+        };
+        let entry = ServiceEntry {
+            name,
+            namespace,
+            addresses,
+            ports: ports.iter().map(service_port).collect(),
+            workload,
+            host,
+        };
+        Ok(Self { entry, ports })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "WorkloadKeys")]
+struct WorkloadTable(WorkloadEntry);
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WorkloadTable {
+struct WorkloadKeys {
     addresses: Vec<IpAddr>,
     name: Option<String>,
     namespace: Option<String>,
@@ -498,9 +569,26 @@ struct WorkloadTable {
     labels: BTreeMap<String, String>,
 }
 
+impl TryFrom<WorkloadKeys> for WorkloadTable {
+    type Error = &'static str;
+
+    fn try_from(keys: WorkloadKeys) -> Result<Self, &'static str> {
+        let WorkloadKeys { addresses, name, namespace, pod, cluster, service_account, trust_domain, node, labels } =
+            keys;
+        let addresses = canonical(addresses);
+        let addresses = addresses.ok_or("addresses is empty; write the addresses of the workload's instances")?;
+        let workload = Workload { pod, namespace, name, cluster, service_account, trust_domain, labels, node };
+        Ok(Self(WorkloadEntry { addresses, workload: Arc::new(workload) }))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SidecarKeys")]
+struct SidecarTable(SidecarRule);
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SidecarTable {
+struct SidecarKeys {
     cgroup: Option<PathBuf>,
     executable: Option<PathBuf>,
     role: Option<RoleName>,
@@ -525,205 +613,39 @@ enum RoleName {
     Gateway,
 }
 
-/// A value that is a string in the file and is checked as its option is.
-macro_rules! checked {
-    ($name:ident($value:ty), $parse:expr) => {
-        #[derive(Debug)]
-        struct $name($value);
+impl TryFrom<SidecarKeys> for SidecarTable {
+    type Error = &'static str;
 
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
-                $parse(&text).map(Self).map_err(de::Error::custom)
-            }
+    fn try_from(keys: SidecarKeys) -> Result<Self, &'static str> {
+        if keys.cgroup.is_none() && keys.executable.is_none() {
+            return Err("it has neither cgroup nor executable, so it matches no process; write one or both");
         }
-    };
-}
-
-checked!(Listen(SocketAddr), cli::listen_address);
-checked!(Interval(Duration), cli::interval);
-checked!(Emit(Target), str::parse::<Target>);
-checked!(WavefrontNames(Names), cli::wavefront_names);
-checked!(Pattern(Glob), str::parse::<Glob>);
-checked!(ExecutableName(String), cli::executable_name);
-checked!(FilePath(PathBuf), |text: &str| match text {
-    "" => Err("a path is missing; write a file, or leave the key out"),
-    path => Ok(PathBuf::from(path)),
-});
-checked!(ControlPlane(PageUrl), str::parse::<PageUrl>);
-checked!(ControlPlaneExe(ComponentRule), str::parse::<ComponentRule>);
-checked!(DirectoryPath(PathBuf), |text: &str| match text {
-    "" => Err("a path is missing; write a directory, or leave the key out"),
-    path => Ok(PathBuf::from(path)),
-});
-
-#[derive(Debug, Default)]
-struct PointTags(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for PointTags {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let tags = BTreeMap::<String, String>::deserialize(deserializer)?;
-        let tags = tags.iter().map(|(key, value)| point_tag(key, value));
-        tags.collect::<Result<_, _>>().map(Self).map_err(de::Error::custom)
-    }
-}
-
-impl WavefrontTable {
-    fn options(self) -> Options {
-        let globs = |list: Vec<Pattern>| list.into_iter().map(|Pattern(glob)| glob).collect();
-        let by_key =
-            |table: BTreeMap<String, Vec<Pattern>>| table.into_iter().map(|(key, list)| (key, globs(list))).collect();
-        Options {
-            names: Names::default(),
-            tags: self.tags.0,
-            filters: Filters {
-                metric_allow: globs(self.metric_allow_list),
-                metric_deny: globs(self.metric_deny_list),
-                metric_tag_allow: by_key(self.metric_tag_allow_list),
-                metric_tag_deny: by_key(self.metric_tag_deny_list),
-                tag_include: globs(self.tag_include),
-                tag_exclude: globs(self.tag_exclude),
-            },
-            delta_counters: self.delta_counters,
-            distributions: self.distributions,
-        }
-    }
-}
-
-/// A number within bounds.
-macro_rules! bounded {
-    ($name:ident($value:ty), $least:expr, $most:expr) => {
-        #[derive(Debug)]
-        struct $name($value);
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let number = i64::deserialize(deserializer)?;
-                <$value>::try_from(number)
-                    .ok()
-                    .filter(|number| ($least..=$most).contains(number))
-                    .map(Self)
-                    .ok_or_else(|| de::Error::custom(format!("{number} is not between {} and {}", $least, $most)))
-            }
-        }
-    };
-}
-
-bounded!(MaxSeries(u32), 1, MOST_SERIES);
-bounded!(MaxOpenCalls(u32), 1, MOST_OPEN_CALLS);
-// One batch is at most half a mebibyte before it is compressed; more than a tebibyte is a slip.
-bounded!(QueueBytes(u64), 1_u64 << 20, 1_u64 << 40);
-
-/// What services declare ports as. The kernel programs know ports, not services, so that two services cannot disagree; where one
-/// leaves it open, so is it for an HTTP port of another.
-fn declared_ports(services: &[Spanned<Service>]) -> Result<BTreeMap<u16, PortProtocol>, Problem> {
-    let mut declared: BTreeMap<u16, (PortProtocol, &str)> = BTreeMap::new();
-    for service in services.iter().map(Spanned::get_ref) {
-        for port in &service.ports {
-            let Port { port: number, target_port, protocol } = port.get_ref();
-            for number in [Some(*number), *target_port].into_iter().flatten().map(NonZeroU16::get) {
-                match declared.entry(number) {
-                    Entry::Occupied(mut other) => match (other.get().0, *protocol) {
-                        (PortProtocol::Http, PortProtocol::Tcp) | (PortProtocol::Tcp, PortProtocol::Http) => {
-                            let problem = format!(
-                                "port {number} of {} is HTTP for one service and TCP for another ({}); the kernel side tells \
-                                 ports apart, not services: write protocol = \"auto\" for both",
-                                service.host,
-                                other.get().1
-                            );
-                            return Err((port.span().start, problem));
-                        }
-                        (PortProtocol::Http, PortProtocol::Auto) | (PortProtocol::Auto, PortProtocol::Tcp) => {
-                            other.insert((*protocol, &service.host));
-                        }
-                        _ => {}
-                    },
-                    Entry::Vacant(free) => {
-                        free.insert((*protocol, &service.host));
-                    }
-                }
-            }
-        }
-    }
-    Ok(declared.into_iter().map(|(port, (protocol, _))| (port, protocol)).collect())
-}
-
-fn service(table: Spanned<Service>) -> Result<ServiceEntry, Problem> {
-    let at = table.span().start;
-    let table = table.into_inner();
-    let mut parts = table.host.split('.').map(str::to_owned);
-    let name = table.name.or_else(|| parts.next()).filter(|name| !name.is_empty());
-    let namespace = table.namespace.or_else(|| table.host.split('.').nth(1).map(str::to_owned));
-    let (Some(name), Some(namespace)) = (name, namespace) else {
-        let problem = format!(
-            "host {:?} does not tell the namespace; write it in full, as in reviews.default.svc.cluster.local, or add the key \
-             namespace",
-            table.host
-        );
-        return Err((at, problem));
-    };
-    if table.addresses.is_empty() {
-        return Err((at, "addresses is empty; write the addresses that clients connect to".to_owned()));
-    }
-    let ports = table
-        .ports
-        .into_iter()
-        .map(Spanned::into_inner)
-        .map(|port| ServicePort { port: port.port.get(), target: port.target_port.unwrap_or(port.port).get() });
-    Ok(ServiceEntry {
-        name,
-        namespace,
-        addresses: canonical(table.addresses),
-        ports: ports.collect(),
-        workload: table.workload,
-        host: table.host,
-    })
-}
-
-fn workload(table: Spanned<WorkloadTable>) -> Result<WorkloadEntry, Problem> {
-    let at = table.span().start;
-    let WorkloadTable { addresses, name, namespace, pod, cluster, service_account, trust_domain, node, labels } =
-        table.into_inner();
-    if addresses.is_empty() {
-        return Err((at, "addresses is empty; write the addresses of the workload's instances".to_owned()));
-    }
-    let workload = Workload { pod, namespace, name, cluster, service_account, trust_domain, labels, node };
-    Ok(WorkloadEntry { addresses: canonical(addresses), workload: Arc::new(workload) })
-}
-
-fn sidecar(table: Spanned<SidecarTable>) -> Result<SidecarRule, Problem> {
-    let at = table.span().start;
-    let table = table.into_inner();
-    if table.cgroup.is_none() && table.executable.is_none() {
-        let problem = "it has neither cgroup nor executable, so it matches no process; write one or both";
-        return Err((at, problem.to_owned()));
-    }
-    let SidecarTable { name, namespace, pod, cluster, service_account, trust_domain, node, labels, .. } = table;
-    Ok(SidecarRule {
-        cgroup: table.cgroup,
-        executable: table.executable,
-        role: table.role.map(|role| match role {
+        let role = keys.role.map(|role| match role {
             RoleName::Sidecar => Role::Sidecar,
             RoleName::Tproxy => Role::TproxySidecar,
             RoleName::Gateway => Role::Gateway,
-        }),
-        addresses: canonical(table.addresses),
-        workload: Workload { pod, namespace, name, cluster, service_account, trust_domain, labels, node },
-    })
+        });
+        let SidecarKeys { cgroup, executable, addresses, name, namespace, pod, cluster, .. } = keys;
+        let SidecarKeys { service_account, trust_domain, node, labels, .. } = keys;
+        let workload = Workload { pod, namespace, name, cluster, service_account, trust_domain, labels, node };
+        let addresses = canonical(addresses).unwrap_or_default();
+        Ok(Self(SidecarRule { cgroup, executable, role, addresses, workload }))
+    }
 }
 
-fn canonical(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-    addresses.into_iter().map(|address| address.to_canonical()).collect()
+/// Converts IPv4-mapped addresses; `None` if there is no address.
+fn canonical(addresses: Vec<IpAddr>) -> Option<Vec<IpAddr>> {
+    (!addresses.is_empty()).then(|| addresses.into_iter().map(|address| address.to_canonical()).collect())
 }
 
-/// Line and column, both from 1.
+/// Returns line and column, both from 1.
 fn position(text: &str, at: usize) -> (usize, usize) {
     let before = &text[..text.floor_char_boundary(at)];
     let line_start = before.rfind('\n').map_or(0, |end| end + 1);
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
-/// The key that a place in the text belongs to, with its table.
+/// Returns the key at an offset, with its table.
 fn key(text: &str, at: usize) -> String {
     let at = text.floor_char_boundary(at);
     let line_end = text[at..].find('\n').map_or(text.len(), |end| at + end);
@@ -742,7 +664,7 @@ fn key(text: &str, at: usize) -> String {
     }
 }
 
-/// The name in `[name]` or `[[name]]`.
+/// Returns the name in `[name]` or `[[name]]`.
 fn table_name(line: &str) -> Option<&str> {
     let name = line.strip_prefix('[')?.trim_start_matches('[').split(']').next()?.trim();
     is_key(name).then_some(name)
@@ -761,8 +683,8 @@ mod tests {
 
     const EXAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/observer.example.toml"));
 
-    fn parse(text: &str) -> Result<Settings, String> {
-        Settings::parse(Path::new("o.toml"), text).map_err(|error| error.to_string())
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("o.toml"), text).map_err(|error| error.to_string())
     }
 
     /// The example with every commented key in force.
@@ -774,37 +696,46 @@ mod tests {
 
     #[test]
     fn the_example_loads_and_says_the_defaults() {
-        let example = Config::resolve(&RunArgs::default(), parse(EXAMPLE).unwrap());
-        assert_eq!(example, Config::resolve(&RunArgs::default(), Settings::default()));
-        let in_force = parse(&uncommented()).unwrap();
-        assert_eq!(in_force.listen, Some(DEFAULT_LISTEN));
-        assert_eq!(in_force.interval, Some(DEFAULT_INTERVAL));
-        assert_eq!(in_force.scrape_interval, Some(DEFAULT_SCRAPE_INTERVAL));
-        assert_eq!(in_force.max_series, Some(DEFAULT_MAX_SERIES));
-        assert_eq!(in_force.max_open_calls, Some(DEFAULT_MAX_OPEN_CALLS));
-        assert_eq!(in_force.queue_bytes, Some(DEFAULT_QUEUE_BYTES));
-        assert_eq!(in_force.wavefront_names, Some(Names::default()));
-        assert_eq!(in_force.log, Some(LogLevel::default()));
-        assert_eq!(in_force.sidecar_exe, ["envoy"]);
-        assert_eq!(in_force.control_plane_exe, ComponentRule::control_plane());
-        assert_eq!(in_force.scrape_proxies, Some(false));
-        assert_eq!(in_force.proc_root.as_deref(), Some(Path::new("/proc")));
-        assert_eq!((in_force.sidecars.len(), in_force.peers.services.len(), in_force.peers.workloads.len()), (1, 1, 1));
+        let defaults = Config::default();
+        assert_eq!(parse(EXAMPLE).unwrap(), defaults);
+        let uncommented = parse(&uncommented()).unwrap();
+        let with_defaults = |config: Config| {
+            let Config { listen, interval, scrape_interval, max_series, max_open_calls, queue_bytes, .. } = config;
+            let Config { wavefront_names, log, sidecar_exe, control_plane_exe, scrape_proxies, .. } = config;
+            Config {
+                listen,
+                interval,
+                scrape_interval,
+                max_series,
+                max_open_calls,
+                queue_bytes,
+                wavefront_names,
+                log,
+                sidecar_exe,
+                control_plane_exe,
+                scrape_proxies,
+                ..Config::default()
+            }
+        };
+        assert_eq!(with_defaults(uncommented.clone()), defaults);
+        assert_eq!(uncommented.proc_root(), Path::new("/proc"));
+        assert_eq!((uncommented.sidecar.len(), uncommented.service.len(), uncommented.workload.len()), (1, 1, 1));
     }
 
     #[test]
-    fn the_old_chains_set_up_loads_and_sends_its_names() {
-        const CHAIN: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/wavefront.example.toml"));
-        let config = Config::resolve(&RunArgs::default(), parse(CHAIN).unwrap());
+    fn the_legacy_pipelines_setup_loads_and_sends_its_names() {
+        const LEGACY: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/wavefront.example.toml"));
+        let config = parse(LEGACY).unwrap();
         assert_eq!(config.emit.len(), 1);
-        assert_eq!(config.wavefront.names, Names::Collector);
-        assert_eq!(config.wavefront.tags["cluster"], "my-cluster");
+        let wavefront = config.wavefront();
+        assert_eq!(wavefront.names, Names::Collector);
+        assert_eq!(wavefront.tags["cluster"], "my-cluster");
         let documented = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/documented_names.txt"));
         for name in documented.lines() {
             let sent = name.replace('*', "bucket.p99");
-            assert!(config.wavefront.filters.passes_name(&sent), "{name}");
+            assert!(wavefront.filters.passes_name(&sent), "{name}");
         }
-        assert!(!config.wavefront.filters.passes_name(catalogue::CPU_SECONDS.documented_name));
+        assert!(!wavefront.filters.passes_name(catalogue::CPU_SECONDS.documented_name));
     }
 
     #[test]
@@ -834,7 +765,7 @@ mod tests {
     #[test]
     fn every_option_of_run_is_a_key() {
         let error = parse("x = 1").unwrap_err();
-        let cli = <cli::Cli as clap::CommandFactory>::command();
+        let cli = <crate::cli::args::Cli as clap::CommandFactory>::command();
         for argument in cli.find_subcommand("run").unwrap().get_arguments() {
             let key = argument.get_id().as_str();
             assert!(key == "config" || error.contains(&format!("`{key}`")), "{key}");
@@ -842,23 +773,29 @@ mod tests {
     }
 
     #[test]
-    fn an_option_counts_more_than_the_file() {
-        let file = || parse("interval = \"20s\"\nsidecar_exe = [\"proxy\"]\nlog = \"warn\"").unwrap();
-        let from_file = Config::resolve(&RunArgs::default(), file());
-        assert_eq!((from_file.interval, from_file.log), (Duration::from_secs(20), LogLevel::Warn));
-        assert_eq!(from_file.sidecar_exe, ["proxy"]);
-        let node = NodeArgs { sidecar_exe: vec!["envoy2".to_owned()], ..NodeArgs::default() };
-        let args = RunArgs { interval: Some(Duration::from_secs(5)), node, ..RunArgs::default() };
-        let given = Config::resolve(&args, file());
-        assert_eq!((given.interval, given.log), (Duration::from_secs(5), LogLevel::Warn));
-        assert_eq!(given.sidecar_exe, ["envoy2"]);
+    fn an_empty_list_of_executables_is_the_default() {
+        assert_eq!(parse("sidecar_exe = []\ncontrol_plane_exe = []").unwrap(), Config::default());
     }
 
     #[test]
-    fn errors_say_line_column_key_and_remedy() {
+    fn an_option_overrides_the_file() {
+        let file = || parse("interval = \"20s\"\nsidecar_exe = [\"proxy\"]\nlog = \"warn\"").unwrap();
+        let name = |name: &str| vec![ExecutableName(name.to_owned())];
+        let from_file = file().overridden_by(&RunArgs::default());
+        assert_eq!((from_file.interval.0, from_file.log), (Duration::from_secs(20), LogLevel::Warn));
+        assert_eq!(from_file.sidecar_exe, name("proxy"));
+        let node = NodeArgs { sidecar_exe: name("envoy2"), ..NodeArgs::default() };
+        let args = RunArgs { interval: Some(Interval(Duration::from_secs(5))), node, ..RunArgs::default() };
+        let given = file().overridden_by(&args);
+        assert_eq!((given.interval.0, given.log), (Duration::from_secs(5), LogLevel::Warn));
+        assert_eq!(given.sidecar_exe, name("envoy2"));
+    }
+
+    #[test]
+    fn errors_have_line_column_key_and_remedy() {
         for (text, place, expected) in [
             ("intervall = \"10s\"", "o.toml:1:1: intervall: ", "`interval`"),
-            ("\ninterval = \"10\"", "o.toml:2:12: interval: ", "as in 10s"),
+            ("\ninterval = \"10\"", "o.toml:2:12: interval: ", "e.g. 10s"),
             ("listen = \"loopback\"", "o.toml:1:10: listen: ", "127.0.0.1:9469"),
             ("log = \"loud\"", "o.toml:1:7: log: ", "`trace`"),
             ("max_series = 0", "o.toml:1:14: max_series: ", "between 1 and 1000000"),
@@ -871,8 +808,8 @@ mod tests {
             ("cgroup_root = \"\"", "o.toml:1:15: cgroup_root: ", "a path is missing"),
             ("pin = \"\"", "o.toml:1:7: pin: ", "a path is missing"),
             ("control_plane_ca = \"\"", "o.toml:1:20: control_plane_ca: ", "a path is missing"),
-            ("sidecar_exe = [\"a/b\"]", "o.toml:1:15: sidecar_exe: ", "as in envoy"),
-            ("control_plane_exe = [\"a:x\"]", "o.toml:1:21: control_plane_exe: ", "as in pilot-discovery"),
+            ("sidecar_exe = [\"a/b\"]", "o.toml:1:15: sidecar_exe: ", "e.g. envoy"),
+            ("control_plane_exe = [\"a:x\"]", "o.toml:1:21: control_plane_exe: ", "e.g. pilot-discovery"),
             ("listen = ", "o.toml:1:", "listen"),
             (
                 "[[service]]\nhost = \"reviews\"\naddresses = [\"10.0.0.1\"]",
@@ -912,8 +849,8 @@ mod tests {
     }
 
     #[test]
-    fn reports_are_a_second_apart_where_timestamps_are_seconds() {
-        let interval = |text: &str| Config::resolve(&RunArgs::default(), parse(text).unwrap()).report_interval();
+    fn pushes_are_a_second_apart_where_timestamps_are_seconds() {
+        let interval = |text: &str| parse(text).unwrap().push_interval();
         assert_eq!(interval("interval = \"200ms\""), Duration::from_millis(200));
         assert_eq!(interval("interval = \"200ms\"\nemit = [\"wavefront+file:-\"]"), Duration::from_secs(1));
         assert_eq!(interval("interval = \"1h\"\nemit = [\"wavefront+file:-\"]"), Duration::from_hours(1));
@@ -928,26 +865,26 @@ mod tests {
 
     #[test]
     fn a_wrong_target_is_explained_without_its_password() {
-        for (text, said) in [
+        for (text, problem) in [
             ("otlp+http://collector:4318", "this version has no emitter"),
             ("wavefront+http://u:secret@p", "credentials"),
         ] {
             let args = RunArgs { emit: vec![text.parse()], ..RunArgs::default() };
             let error = Config::load(&args).unwrap_err().to_string();
-            assert!(error.contains(said) && error.contains("wavefront+https://INSTANCE"), "{error}");
+            assert!(error.contains(problem) && error.contains("wavefront+https://INSTANCE"), "{error}");
             assert!(error.contains("--emit") && !error.contains("secret"), "{error}");
         }
     }
 
     #[test]
     fn services_derive_names_and_tcp_ports() {
-        let settings = parse(
+        let config = parse(
             "tcp_ports = [9000]\n[[service]]\nhost = \"db.shop.svc.cluster.local\"\naddresses = [\"::ffff:10.0.0.1\"]\n\
              ports = [{ port = 5432, target_port = 15432, protocol = \"tcp\" }, { port = 80 }]",
         )
         .unwrap();
-        assert_eq!(settings.tcp_ports, [9000, 5432, 15432]);
-        let service = &settings.peers.services[0];
+        assert_eq!(config.kernel().tcp_ports, [9000, 5432, 15432]);
+        let service = &config.peers().services[0];
         assert_eq!((service.name.as_str(), service.namespace.as_str()), ("db", "shop"));
         assert_eq!(service.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(service.ports[0], ServicePort { port: 5432, target: 15432 });

@@ -1,22 +1,10 @@
 //! Emitters: each has its own task and a bounded queue of reports, so that no receiver holds up collection.
 //!
 //! What a receiver does not take is tried again with jittered, growing pauses: for a bounded time, or out of a directory
-//! of bounded size. A queue that is full drops its oldest; figures are cumulative, so the next report still holds all
+//! of bounded size. A queue that is full drops its oldest; stats are cumulative, so the next report still holds all
 //! counts. Every drop is counted.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::string_slice,
-        clippy::unreachable,
-        clippy::unwrap_used
-    )
-)]
-
-pub mod spool;
+pub mod disk_queue;
 pub mod target;
 pub mod wavefront;
 mod worker;
@@ -39,7 +27,7 @@ use tokio::{
 };
 
 pub use self::target::{Target, TargetError};
-use self::{spool::Spool, worker::Worker};
+use self::{disk_queue::DiskQueue, worker::Worker};
 use crate::model::{EmitterStats, Snapshot};
 pub use observer_model::encode::{Batch, Encoder, Form, prometheus, selection};
 
@@ -92,43 +80,43 @@ pub struct Limits {
     /// Reports that wait at most.
     pub queue: usize,
     /// How long one batch is tried where it cannot wait on disk, and once more after the last pause.
-    pub patience: Duration,
+    pub retry_timeout: Duration,
     /// First pause between two tries; each further one is twice as long.
     pub first_pause: Duration,
     /// Longest pause between two tries.
-    pub longest_pause: Duration,
+    pub max_pause: Duration,
     /// Pause that a receiver's push-back means if it names none.
     pub push_back: Duration,
     /// Longest pause that a receiver is granted, whatever it asks for.
-    pub longest_push_back: Duration,
+    pub max_push_back: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             queue: 4,
-            patience: Duration::from_secs(120),
+            retry_timeout: Duration::from_secs(120),
             first_pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(30),
+            max_pause: Duration::from_secs(30),
             push_back: Duration::from_secs(30),
-            longest_push_back: Duration::from_mins(5),
+            max_push_back: Duration::from_mins(5),
         }
     }
 }
 
 impl Limits {
-    /// Pause after failure number `attempt` (from 0), `chance` in 0 to 1 spreading many emitters over time. It is bounded
+    /// Pause after failure number `attempt` (from 0), `jitter` in 0 to 1 spreading many emitters over time. It is bounded
     /// whatever the receiver asks for: it may not be the one that the operator meant.
     #[must_use]
-    pub fn pause(&self, attempt: u32, failure: &Failure, chance: f64) -> Duration {
+    pub fn pause(&self, attempt: u32, failure: &Failure, jitter: f64) -> Duration {
         match failure {
             Failure::PushBack { after } => {
-                let asked = after.unwrap_or(self.push_back).min(self.longest_push_back).max(self.first_pause);
-                asked.mul_f64(1.0 + chance / 4.0)
+                let asked = after.unwrap_or(self.push_back).min(self.max_push_back).max(self.first_pause);
+                asked.mul_f64(1.0 + jitter / 4.0)
             }
             _ => {
-                let grown = self.first_pause.saturating_mul(1 << attempt.min(16)).min(self.longest_pause);
-                grown.mul_f64(0.5 + chance / 2.0)
+                let grown = self.first_pause.saturating_mul(1 << attempt.min(16)).min(self.max_pause);
+                grown.mul_f64(0.5 + jitter / 2.0)
             }
         }
     }
@@ -142,14 +130,14 @@ pub struct Emitter {
 }
 
 impl Emitter {
-    /// Starts an emitter in a task of its own. `name` is its label value, without secrets; `spool` is where batches wait
+    /// Starts an emitter in a task of its own. `name` is its label value, without secrets; `disk_queue` is where batches wait
     /// for a receiver that does not take them.
     #[must_use]
     pub fn start(
         name: String,
         encoder: Box<dyn Encoder>,
         transport: Box<dyn Transport>,
-        spool: Option<Spool>,
+        disk_queue: Option<DiskQueue>,
         limits: Limits,
     ) -> Self {
         let state = State {
@@ -161,7 +149,7 @@ impl Emitter {
         };
         let (end, _) = watch::channel(None);
         let shared = Arc::new(Shared { limits, state: Mutex::new(state), changed: Notify::new(), end });
-        let worker = Worker::new(shared.clone(), encoder, transport, spool);
+        let worker = Worker::new(shared.clone(), encoder, transport, disk_queue);
         Self { shared, task: tokio::spawn(worker.run()) }
     }
 
@@ -192,7 +180,7 @@ impl Emitter {
     }
 
     /// Sends what waits and ends, within `limit`. What is left then stays on disk for the next run; without a place there
-    /// it is dropped, counted and said. Returns the last figures.
+    /// it is dropped, counted and describe. Returns the last stats.
     pub async fn finish(mut self, limit: Duration) -> EmitterStats {
         self.shared.state().closing = true;
         self.shared.end.send_replace(Some(Instant::now() + limit / 2));
@@ -272,7 +260,7 @@ impl Shared {
 }
 
 impl Failure {
-    fn said(&self) -> (&'static str, String) {
+    fn describe(&self) -> (&'static str, String) {
         match self {
             Self::TooLarge => ("too_large", "the receiver finds the batch too large; halves are tried".to_owned()),
             Self::PushBack { .. } => ("push_back", "the receiver asks to send less; pausing".to_owned()),

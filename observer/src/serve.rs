@@ -1,25 +1,12 @@
 //! `/metrics`, `/healthz`, `/readyz` and a small index over HTTP/1.
 //!
-//! A scrape sees fresh stats: it asks the [`Source`], at most once per [`FRESH`]; scrapes that come together share
-//! one answer. Whatever clients do, it costs bounded memory: connections, headers, snapshots that are being read, the time
-//! that a client may stall and that an answer may take are limited, and pages are written piece by piece as the client takes
-//! them.
-
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::string_slice,
-        clippy::unreachable,
-        clippy::unwrap_used
-    )
-)]
+//! A scrape gets a snapshot that is at most [`SNAPSHOT_MAX_AGE`] old; concurrent scrapes share one. Memory is bounded whatever
+//! clients do: connections, headers, snapshots in use, stalls and response times are limited, and bodies are streamed.
 
 pub mod negotiation;
-mod patient;
-mod readings;
+pub mod readiness;
+pub mod snapshot_cache;
+mod stall_timeout;
 
 use std::{
     convert::Infallible,
@@ -50,14 +37,14 @@ use tokio::{
     time::sleep,
 };
 
-pub use self::readings::{Bounds, FRESH};
+pub use self::snapshot_cache::{Bounds, SNAPSHOT_MAX_AGE};
 use self::{
     negotiation::Gzip,
-    patient::{Answering, Deadline, Exchange, Patient},
-    readings::{Reading, Readings},
+    snapshot_cache::{Lease, SnapshotCache, Source},
+    stall_timeout::{Deadline, Exchange, ResponseGuard, StallTimeout},
 };
 use crate::model::{
-    EndpointStats, Snapshot,
+    EndpointStats,
     encode::{prometheus::Exposition, selection::Selection},
 };
 
@@ -65,19 +52,19 @@ use crate::model::{
 const HEADER_BYTES: usize = 16 * 1024;
 const HEADER_COUNT: usize = 64;
 
-/// What a client may use up.
+/// Limits of what clients use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections open at the same time; a further one takes the place of the oldest that asks nothing.
+    /// Maximum number of connections; a further one replaces the oldest idle one.
     pub connections: usize,
-    /// Longest time for a request's headers to come, an idle connection included.
+    /// Timeout of a request's headers, including idle time.
     pub headers: Duration,
-    /// Longest time that a client may take nothing of what it asked for.
+    /// How long a client may read nothing of a response.
     pub stall: Duration,
-    /// Longest time that an answer may take in all.
-    pub answer: Duration,
-    /// Snapshots that are being read.
-    pub readings: Bounds,
+    /// Timeout of a whole response.
+    pub response: Duration,
+    /// Bounds of snapshots in use.
+    pub snapshots: Bounds,
 }
 
 impl Default for Limits {
@@ -86,20 +73,14 @@ impl Default for Limits {
             connections: 64,
             headers: Duration::from_secs(30),
             stall: Duration::from_secs(30),
-            answer: Duration::from_secs(60),
-            // As long as Prometheus waits for a scrape, unless it is told otherwise.
-            readings: Bounds { snapshots: 4, grace: Duration::from_secs(10) },
+            response: Duration::from_secs(60),
+            // The default of Prometheus' scrape timeout.
+            snapshots: Bounds { snapshots: 4, grace: Duration::from_secs(10) },
         }
     }
 }
 
-/// Where the figures come from.
-pub trait Source: Send + Sync + 'static {
-    /// Figures as of now.
-    fn snapshot(&self) -> Arc<Snapshot>;
-}
-
-/// Why the server could not start.
+/// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process listens there.
@@ -121,7 +102,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What it means that this address could not be listened on.
+    /// Classifies the error of listening on this address.
     #[must_use]
     pub fn new(address: SocketAddr, error: io::Error) -> Self {
         match error.kind() {
@@ -140,20 +121,20 @@ pub struct Server {
     pub address: SocketAddr,
     /// Accepts connections until aborted or dropped by the runtime.
     pub task: JoinHandle<()>,
-    statistics: Arc<Statistics>,
+    stats: Arc<Stats>,
 }
 
 impl Server {
-    /// How scrapes fared so far.
+    /// Returns the numbers of scrapes so far.
     #[must_use]
     pub fn stats(&self) -> EndpointStats {
-        self.statistics.stats()
+        self.stats.stats()
     }
 
-    /// Reads [`Server::figures`] from elsewhere.
+    /// Returns a function that reads [`Server::stats`].
     pub fn reader(&self) -> impl Fn() -> EndpointStats + Send + Sync + use<> {
-        let statistics = self.statistics.clone();
-        move || statistics.stats()
+        let stats = self.stats.clone();
+        move || stats.stats()
     }
 }
 
@@ -189,15 +170,15 @@ pub fn start_within(
 ) -> Server {
     let Listening { listener, address } = listening;
     tracing::info!("listening on {address}");
-    let statistics = Arc::<Statistics>::default();
-    let readings = Mutex::new(Readings::new(source, limits.readings));
-    let site = Arc::new(Site { readings, pending, limits, statistics: statistics.clone() });
-    let task = tokio::spawn(accept(listener, site));
-    Server { address, task, statistics }
+    let stats = Arc::<Stats>::default();
+    let snapshots = Mutex::new(SnapshotCache::new(source, limits.snapshots));
+    let app_state = Arc::new(AppState { snapshots, pending, limits, stats: stats.clone() });
+    let task = tokio::spawn(accept(listener, app_state));
+    Server { address, task, stats }
 }
 
 #[derive(Debug, Default)]
-struct Statistics {
+struct Stats {
     served: AtomicU64,
     cut: AtomicU64,
     refused_method: AtomicU64,
@@ -205,7 +186,7 @@ struct Statistics {
     closed_connections: AtomicU64,
 }
 
-impl Statistics {
+impl Stats {
     fn stats(&self) -> EndpointStats {
         EndpointStats {
             scrapes: vec![
@@ -219,14 +200,14 @@ impl Statistics {
     }
 }
 
-struct Site<S> {
-    readings: Mutex<Readings<S>>,
+struct AppState<S> {
+    snapshots: Mutex<SnapshotCache<S>>,
     pending: watch::Receiver<Vec<String>>,
     limits: Limits,
-    statistics: Arc<Statistics>,
+    stats: Arc<Stats>,
 }
 
-async fn accept<S: Source>(listener: TcpListener, site: Arc<Site<S>>) {
+async fn accept<S: Source>(listener: TcpListener, app_state: Arc<AppState<S>>) {
     // Connections end with the server.
     let mut connections = JoinSet::new();
     let mut open: Vec<Open> = Vec::new();
@@ -242,23 +223,23 @@ async fn accept<S: Source>(listener: TcpListener, site: Arc<Site<S>>) {
             }
         };
         open.retain(|connection| !connection.task.is_finished());
-        if open.len() >= site.limits.connections {
-            site.statistics.closed_connections.fetch_add(1, Relaxed);
+        if open.len() >= app_state.limits.connections {
+            app_state.stats.closed_connections.fetch_add(1, Relaxed);
             make_room(&mut open);
         }
-        let (site, exchange) = (site.clone(), Arc::<Exchange>::default());
+        let (app_state, exchange) = (app_state.clone(), Arc::<Exchange>::default());
         let answers = exchange.clone();
         let task = connections.spawn(async move {
             let service = service_fn(|request| {
-                let mut response = site.answer(&request);
+                let mut response = app_state.respond(&request);
                 let body = response.body_mut();
-                body.answering = Some(answers.begin(deadline(site.limits.answer, body.revoked.take())));
+                body.answering = Some(answers.begin(deadline(app_state.limits.response, body.revoked.take())));
                 std::future::ready(Ok::<_, Infallible>(response))
             });
-            let stream = Patient::new(stream, site.limits.stall, answers.clone());
+            let stream = StallTimeout::new(stream, app_state.limits.stall, answers.clone());
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(site.limits.headers)
+                .header_read_timeout(app_state.limits.headers)
                 .max_headers(HEADER_COUNT)
                 .max_buf_size(HEADER_BYTES)
                 .serve_connection(TokioIo::new(stream), service);
@@ -266,14 +247,14 @@ async fn accept<S: Source>(listener: TcpListener, site: Arc<Site<S>>) {
                 tracing::debug!("a connection to the metrics port ended: {error}");
             }
             if answers.was_cut() {
-                site.statistics.cut.fetch_add(1, Relaxed);
+                app_state.stats.cut.fetch_add(1, Relaxed);
             }
         });
         open.push(Open { task, exchange });
     }
 }
 
-/// When an answer must be over: after a time, or when the figures in it are taken back.
+/// Resolves after a time, or when the snapshot is revoked.
 fn deadline(time: Duration, revoked: Option<watch::Receiver<()>>) -> Deadline {
     Box::pin(async move {
         let Some(mut revoked) = revoked else { return sleep(time).await };
@@ -290,26 +271,25 @@ struct Open {
     exchange: Arc<Exchange>,
 }
 
-/// Ends the oldest connection that asks nothing, so that clients that are slow or silent keep no others out; if all are being
-/// answered, the oldest.
+/// Closes the oldest idle connection, or the oldest if none is idle, so that slow or silent clients do not lock out others.
 fn make_room(open: &mut Vec<Open>) {
     let silent = open.iter().position(|connection| !connection.exchange.is_busy());
     open.remove(silent.unwrap_or_default()).task.abort();
 }
 
-impl<S: Source> Site<S> {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Pieces> {
+impl<S: Source> AppState<S> {
+    fn respond(&self, request: &Request<Incoming>) -> Response<BodyStream> {
         let (path, method) = (request.uri().path(), request.method());
         let known = matches!(path, "/" | "/metrics" | "/healthz" | "/readyz");
         let mut response = if !known {
-            text(StatusCode::NOT_FOUND, "no such page; see /\n")
+            text(StatusCode::NOT_FOUND, "not found; see /\n")
         } else if !matches!(*method, Method::GET | Method::HEAD) {
             if path == "/metrics" {
-                self.statistics.refused_method.fetch_add(1, Relaxed);
+                self.stats.refused_method.fetch_add(1, Relaxed);
             }
             with(text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"), header::ALLOW, "GET, HEAD")
         } else if !request.body().is_end_stream() {
-            with(text(StatusCode::PAYLOAD_TOO_LARGE, "no request body is taken\n"), header::CONNECTION, "close")
+            with(text(StatusCode::PAYLOAD_TOO_LARGE, "request bodies are not accepted\n"), header::CONNECTION, "close")
         } else {
             match path {
                 "/metrics" => self.metrics(request.headers(), negotiation::selection(request.uri().query())),
@@ -319,22 +299,22 @@ impl<S: Source> Site<S> {
             }
         };
         if *request.method() == Method::HEAD {
-            *response.body_mut() = Pieces::none();
+            *response.body_mut() = BodyStream::none();
         }
         response
     }
 
-    fn metrics(&self, headers: &HeaderMap, selection: Selection) -> Response<Pieces> {
+    fn metrics(&self, headers: &HeaderMap, selection: Selection) -> Response<BodyStream> {
         let began = Instant::now();
-        let Reading { snapshot, revoked } = self.readings.lock().unwrap_or_else(PoisonError::into_inner).read();
-        self.statistics.served.fetch_add(1, Relaxed);
-        self.statistics.spent(began);
+        let Lease { snapshot, revoked } = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).read();
+        self.stats.served.fetch_add(1, Relaxed);
+        self.stats.spent(began);
         let format = negotiation::format(joined(headers, &header::ACCEPT).as_deref());
         let page = Exposition::of(snapshot, format, selection);
-        let statistics = self.statistics.clone();
+        let stats = self.stats.clone();
         let pieces = |pieces| {
-            let (pieces, statistics, revoked) = (Some(pieces), Some(statistics), Some(revoked));
-            Response::new(Pieces { pieces, statistics, revoked, answering: None })
+            let (pieces, stats, revoked) = (Some(pieces), Some(stats), Some(revoked));
+            Response::new(BodyStream { pieces, stats, revoked, answering: None })
         };
         let response = if negotiation::accepts_gzip(joined(headers, &header::ACCEPT_ENCODING).as_deref()) {
             with(pieces(Box::new(Gzip::new(page))), header::CONTENT_ENCODING, "gzip")
@@ -345,7 +325,7 @@ impl<S: Source> Site<S> {
         with(response, header::CONTENT_TYPE, format.content_type())
     }
 
-    fn ready(&self) -> Response<Pieces> {
+    fn ready(&self) -> Response<BodyStream> {
         let pending = self.pending.borrow();
         if pending.is_empty() {
             return text(StatusCode::OK, "ready\n");
@@ -354,14 +334,14 @@ impl<S: Source> Site<S> {
     }
 }
 
-impl Statistics {
+impl Stats {
     fn spent(&self, since: Instant) {
         let spent = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.duration_nanoseconds.fetch_add(spent, Relaxed);
     }
 }
 
-fn index() -> Response<Pieces> {
+fn index() -> Response<BodyStream> {
     let page = concat!(
         "<!doctype html><title>mesh observer</title><h1>mesh observer ",
         env!("CARGO_PKG_VERSION"),
@@ -371,9 +351,10 @@ fn index() -> Response<Pieces> {
     with(text(StatusCode::OK, page), header::CONTENT_TYPE, "text/html; charset=utf-8")
 }
 
-fn text(status: StatusCode, text: &str) -> Response<Pieces> {
+fn text(status: StatusCode, text: &str) -> Response<BodyStream> {
     let piece = Bytes::copy_from_slice(text.as_bytes());
-    let mut response = Response::new(Pieces { pieces: Some(Box::new(std::iter::once(piece))), ..Pieces::none() });
+    let mut response =
+        Response::new(BodyStream { pieces: Some(Box::new(std::iter::once(piece))), ..BodyStream::none() });
     *response.status_mut() = status;
     with(response, header::CONTENT_TYPE, "text/plain; charset=utf-8")
 }
@@ -389,24 +370,24 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     (!values.is_empty()).then(|| values.join(","))
 }
 
-/// A body that is made piece by piece.
-struct Pieces {
+/// A streamed body.
+struct BodyStream {
     pieces: Option<Box<dyn Iterator<Item = Bytes> + Send>>,
-    /// Where the time it takes is counted.
-    statistics: Option<Arc<Statistics>>,
-    /// Says when its figures are taken back.
+    /// Where the time spent is counted.
+    stats: Option<Arc<Stats>>,
+    /// Closed when the snapshot is revoked.
     revoked: Option<watch::Receiver<()>>,
-    /// Held while it is being taken.
-    answering: Option<Answering>,
+    /// Held while it is being read.
+    answering: Option<ResponseGuard>,
 }
 
-impl Pieces {
+impl BodyStream {
     fn none() -> Self {
-        Self { pieces: None, statistics: None, revoked: None, answering: None }
+        Self { pieces: None, stats: None, revoked: None, answering: None }
     }
 }
 
-impl Body for Pieces {
+impl Body for BodyStream {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -416,8 +397,8 @@ impl Body for Pieces {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let began = Instant::now();
         let piece = self.pieces.as_mut().and_then(Iterator::next);
-        if let Some(statistics) = &self.statistics {
-            statistics.spent(began);
+        if let Some(stats) = &self.stats {
+            stats.spent(began);
         }
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
@@ -430,7 +411,7 @@ impl Body for Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{encode::prometheus::Format, fixture};
+    use crate::model::{Snapshot, encode::prometheus::Format, fixture};
     use std::{io::Read, sync::atomic::AtomicUsize};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -459,8 +440,8 @@ mod tests {
         connections: 4,
         headers: Duration::from_millis(200),
         stall: Duration::from_millis(200),
-        answer: Duration::from_millis(600),
-        readings: Bounds { snapshots: 2, grace: Duration::from_millis(300) },
+        response: Duration::from_millis(600),
+        snapshots: Bounds { snapshots: 2, grace: Duration::from_millis(300) },
     };
 
     async fn bench() -> Bench {
@@ -531,7 +512,7 @@ mod tests {
         let bench = bench().await;
         tokio::join!(get(&bench, "/metrics", ""), get(&bench, "/metrics", ""), get(&bench, "/metrics", ""));
         assert_eq!(bench.asked.load(Relaxed), 1);
-        tokio::time::sleep(FRESH).await;
+        tokio::time::sleep(SNAPSHOT_MAX_AGE).await;
         get(&bench, "/metrics", "").await;
         assert_eq!(bench.asked.load(Relaxed), 2);
     }
@@ -609,7 +590,7 @@ mod tests {
                 break;
             }
         }
-        assert!(taken < 4_000_000 && began.elapsed() >= QUICK.answer, "{taken} bytes in {:?}", began.elapsed());
+        assert!(taken < 4_000_000 && began.elapsed() >= QUICK.response, "{taken} bytes in {:?}", began.elapsed());
         assert_eq!(figure(&bench, "cut"), 1);
         assert!(get(&bench, "/healthz", "").await.0.starts_with("http/1.0 200"));
     }
@@ -622,7 +603,7 @@ mod tests {
             let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
             stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
             stalled.push(stream);
-            tokio::time::sleep(FRESH + Duration::from_millis(50)).await;
+            tokio::time::sleep(SNAPSHOT_MAX_AGE + Duration::from_millis(50)).await;
         }
         let (head, body) = get(&bench, "/metrics", "").await;
         assert!(head.starts_with("http/1.0 200") && body.len() > 4_000_000, "{} bytes", body.len());

@@ -13,7 +13,7 @@ use observer::discovery::{
     Change, DiscoveryConfig, Role, Sidecar,
     cgroup::Hierarchy,
     proc_files::ProcFiles,
-    watch::{SAFETY_INTERVAL, Watcher},
+    watch::{FULL_SCAN_INTERVAL, Watcher},
 };
 
 /// Held while an executable is written and while a process starts: a child forked in between would inherit the open file,
@@ -87,7 +87,7 @@ impl Drop for Stage {
 
 async fn change(watcher: &mut Watcher) -> Change {
     let changes =
-        tokio::time::timeout(SAFETY_INTERVAL / 2, watcher.next()).await.expect("a change before the next full look");
+        tokio::time::timeout(FULL_SCAN_INTERVAL / 2, watcher.next()).await.expect("a change before the next full look");
     assert_eq!(changes.len(), 1, "{changes:?}");
     changes.into_iter().next().unwrap()
 }

@@ -1,9 +1,10 @@
 //! Aggregates kernel series into exposed series whose totals never decrease.
 //!
-//! Many *source series* (of one process and address in the kernel) can belong to one *aggregated series* (a label set). The
-//! latter grows by the deltas of its sources, so a source that ends, restarts or moves to other labels takes nothing back.
-//! An aggregated series whose sidecars have ended is retired after the retention time without a change; its total is kept
-//! while the kernel still reports one of its sources, so that it returns undiminished, and is dropped with its last source.
+//! Many *source series* (of one process and address in the kernel) can belong to one *aggregated series* (a label set).
+//! The latter grows by the deltas of its sources, so a source that ends, restarts or moves to other labels takes
+//! nothing back. An aggregated series whose sidecars have ended is retired after the retention time without a change;
+//! its total is kept while the kernel still reports one of its sources, so that it returns undiminished, and is dropped
+//! with its last source.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! The metric catalogue: names, type, unit, labels, origin and stability of every family. Metric names appear only here.
+//! The catalogue of metric families, and the only place of their names.
 
 use std::{
     collections::HashMap,
@@ -416,7 +416,7 @@ families! {
         "Capacity of the kernel map, in series.";
     SERIES_OVERFLOWED = "mesh.observer.series.overflowed.total.value", "mesh_observer_series_overflowed_total",
         Counter, "", &[], Observer, Own,
-        "Times a value was counted in the overflow series because the map was full: its labels are lost, its total is not.";
+        "Times a value was counted in the overflow series, without its labels, because the map was full.";
     SERIES_EXPOSED = "mesh.observer.series.exposed.value", "mesh_observer_series_exposed",
         Gauge, "series", &[], Observer, Own,
         "Label sets now exposed.";
@@ -429,7 +429,8 @@ families! {
     COLLECTOR_RUNS = "mesh.observer.collector.runs.total.value", "mesh_observer_collector_runs_total",
         Counter, "runs", &["collector", "outcome"], Observer, Own,
         "Runs of each collector by outcome.";
-    COLLECTOR_SECONDS = "mesh.observer.collector.duration.seconds.total.value", "mesh_observer_collector_duration_seconds_total",
+    COLLECTOR_SECONDS = "mesh.observer.collector.duration.seconds.total.value",
+        "mesh_observer_collector_duration_seconds_total",
         Counter, "seconds", &["collector"], Observer, Own,
         "Time spent in each collector.";
     COLLECTION_DELAY = "mesh.observer.collection.delay.seconds.*.value", "mesh_observer_collection_delay_seconds",
@@ -496,7 +497,7 @@ families! {
     CONTROL_PLANE_CONFLICTING = "mesh.observer.control.plane.families.conflicting.value",
         "mesh_observer_control_plane_families_conflicting",
         Gauge, "families", &[], Observer, Own,
-        "Families of control-plane instances that are not exposed: of another type elsewhere, or counted by the observer.";
+        "Scraped families that are not exposed: of another type at another instance, or counted by the observer.";
     PROCESS_DRIFT = "mesh.observer.process.metric.drift.value", "mesh_observer_process_metric_drift",
         Gauge, "", &["instance", "metric"], Observer, Own,
         "Value that a control plane exposes of its own process, less the value in procfs, which is exposed instead.";

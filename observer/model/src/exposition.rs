@@ -1,10 +1,10 @@
 //! Streaming parser of Prometheus text 0.0.4 and OpenMetrics 1.0, without copies and in bounded memory.
 //!
-//! [`Parser::feed`] accepts chunks of any size and passes on an [`Event`] per line; only a line that spans two chunks is
-//! buffered. A line that cannot be parsed becomes a [`Problem`] with its number and reason and is skipped.
+//! [`Parser::feed`] accepts chunks of any size and passes on an [`Event`] per line; only a line that spans two chunks
+//! is buffered. A line that cannot be parsed becomes a [`Problem`] with its number and reason and is skipped.
 //!
-//! Deviations of exporters with an unambiguous meaning are accepted: CRLF, blanks between tokens, families without `HELP`
-//! or `TYPE`, counters with and without `_total`. An unterminated last line is not, since its number may be cut.
+//! Deviations of exporters with an unambiguous meaning are accepted: CRLF, blanks between tokens, families without
+//! `HELP` or `TYPE`, counters with and without `_total`. An unterminated last line is not, since its number may be cut.
 //!
 //! ```
 //! use observer_model::exposition::{Event, Format, Parser};

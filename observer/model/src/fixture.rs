@@ -1,5 +1,5 @@
-//! A small mesh for the tests of the model and of the outputs: productpage calls reviews and ratings through a gateway's
-//! node, with one label value that every format must escape.
+//! A small mesh for the tests of the model and of the outputs: productpage calls reviews and ratings through a
+//! gateway's node, with one label value that every format must escape.
 
 use std::{
     collections::BTreeMap,

@@ -26,8 +26,8 @@ pub const QUANTILES: [(&str, f64); 6] =
 /// A log-linear cell: (block × 32 + cell, count).
 pub type Cell = (u16, u32);
 
-/// Totals of an HTTP series: three histograms, and the messages of gRPC. Only non-empty buckets take space, since a series
-/// (one status of one service) seldom fills more than a handful of sixty.
+/// Totals of an HTTP series: three histograms, and the messages of gRPC. Only non-empty buckets take space, since a
+/// series (one status of one service) seldom fills more than a handful of sixty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "PersistedTotals")]
 pub struct HttpTotals {
@@ -69,7 +69,8 @@ impl HttpTotals {
         self.buckets(DURATION).iter().sum()
     }
 
-    /// Returns the values by bucket of one histogram (`observer_common::{DURATION, REQUEST_BYTES, RESPONSE_BYTES}`), not cumulative.
+    /// Returns the values by bucket of one histogram (`observer_common::{DURATION, REQUEST_BYTES, RESPONSE_BYTES}`),
+    /// not cumulative.
     #[must_use]
     pub fn buckets(&self, histogram: usize) -> [u64; BUCKETS] {
         let before: u32 = self.masks[..histogram].iter().map(|mask| mask.count_ones()).sum();

@@ -40,8 +40,8 @@ impl ProcessId {
     }
 }
 
-/// Number of a sidecar in the kernel maps; never 0, never reused while the observer runs. A container that is restarted in
-/// its pod keeps it.
+/// Number of a sidecar in the kernel maps; never 0, never reused while the observer runs. A container that is restarted
+/// in its pod keeps it.
 pub type SidecarId = u32;
 
 /// Role of an Envoy process.

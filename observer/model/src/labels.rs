@@ -1,8 +1,9 @@
 //! Labels of Istio's standard metrics.
 //!
-//! Names, order and the values for what is not known follow Istio's own stats filter; where Istio would report `unknown`
-//! although the observer knows the value, the known value is reported. Three things sockets do not show are never guessed:
-//! `response_flags` is always `-`, the client at the destination leg is unknown, and so is the route of a gateway.
+//! Names, order and the values for what is not known follow Istio's own stats filter; where Istio would report
+//! `unknown` although the observer knows the value, the known value is reported. Three things sockets do not show are
+//! never guessed: `response_flags` is always `-`, the client at the destination leg is unknown, and so is the route of
+//! a gateway.
 
 use std::{
     hash::{Hash, Hasher},

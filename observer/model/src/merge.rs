@@ -1,9 +1,9 @@
 //! Merges the scraped expositions of many instances into families, and adds zeroes where istiod omits them.
 //!
-//! Since istiod counts through OpenTelemetry, a metric appears with its first event: *absent means 0* for a family without
-//! labels that its release has. Families of other releases stay absent, and so do series with labels, whose values are not
-//! known before they appear. Counters are passed through: they restart from 0 with their instance, which readers of
-//! counters handle as a reset.
+//! Since istiod counts through OpenTelemetry, a metric appears with its first event: *absent means 0* for a family
+//! without labels that its release has. Families of other releases stay absent, and so do series with labels, whose
+//! values are not known before they appear. Counters are passed through: they restart from 0 with their instance, which
+//! readers of counters handle as a reset.
 
 use std::{
     collections::{BTreeMap, HashMap},

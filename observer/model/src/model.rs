@@ -187,8 +187,8 @@ impl Update<'_> {
         }
     }
 
-    /// Ends the round with everything else that was read; the series in `reading` are ignored. Without a kernel reading,
-    /// series that were not passed keep their totals.
+    /// Ends the round with everything else that was read; the series in `reading` are ignored. Without a kernel
+    /// reading, series that were not passed keep their totals.
     #[must_use]
     pub fn finish(self, reading: &Reading, components: &[Arc<Component>], own: &SelfMetrics) -> Arc<Snapshot> {
         let (model, now) = (&mut *self.model, self.round.now);

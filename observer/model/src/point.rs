@@ -179,8 +179,8 @@ impl<'a> HistogramView<'a> {
         Some(quantiles.map(|value| exposed(index, value)))
     }
 
-    /// Returns the values of the last reporting interval, ascending, milliseconds or bytes, each with its count. A value
-    /// is its cell's midpoint, within 1/64 of the true one.
+    /// Returns the values of the last reporting interval, ascending, milliseconds or bytes, each with its count. A
+    /// value is its cell's midpoint, within 1/64 of the true one.
     #[must_use]
     pub fn recent_values(&self) -> Vec<(f64, u64)> {
         let HistogramSource::Series { recent: Some(recent), index, .. } = self.0 else { return Vec::new() };

@@ -12,8 +12,8 @@ use crate::{
 /// Values of [`crate::labels::PROCESS_NAMES`].
 type Identity = [String; 4];
 
-/// Records the processes whose identity is known. Of several with the same labels, e.g. while one sidecar of a pod takes
-/// over from another, the youngest is exposed.
+/// Records the processes whose identity is known. Of several with the same labels, e.g. while one sidecar of a pod
+/// takes over from another, the youngest is exposed.
 pub(crate) fn record(
     readings: &[ProcessReading],
     running: &[Arc<Sidecar>],

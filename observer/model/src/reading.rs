@@ -59,7 +59,8 @@ pub struct KernelReading {
 pub struct SeriesReading {
     /// Key; the overflow series has sidecar 0.
     pub key: SeriesKey,
-    /// Duration (µs), request bytes, response bytes, in the order of `observer_common::{DURATION, REQUEST_BYTES, RESPONSE_BYTES}`.
+    /// Duration (µs), request bytes, response bytes, in the order of `observer_common::{DURATION, REQUEST_BYTES,
+    /// RESPONSE_BYTES}`.
     pub histograms: [HistogramReading; 3],
     /// TCP connections opened.
     pub opened: u64,
@@ -89,7 +90,8 @@ pub struct HistogramReading {
     pub buckets: [u64; BUCKETS],
     /// Sum of values, microseconds or bytes.
     pub sum: u64,
-    /// Non-empty log-linear cells as (block × 32 + cell, count modulo 2^32), ascending; empty unless percentiles are wanted.
+    /// Non-empty log-linear cells as (block × 32 + cell, count modulo 2^32), ascending; empty unless percentiles are
+    /// wanted.
     pub cells: Vec<(u16, u32)>,
 }
 

@@ -378,8 +378,8 @@ impl FamilyHeader {
     }
 }
 
-/// Returns the names under which labels are written; `None` if all keep theirs. A reserved name gets the prefix, repeated
-/// until it is unique.
+/// Returns the names under which labels are written; `None` if all keep theirs. A reserved name gets the prefix,
+/// repeated until it is unique.
 fn renamed(labels: Labels<'_>, reserved: &[&str]) -> Option<Vec<String>> {
     let keeps = |name: &str| !reserved.contains(&name) && matches!(legacy_label(name), Cow::Borrowed(_));
     if labels.iter().all(|(name, _)| keeps(&name.plain())) {

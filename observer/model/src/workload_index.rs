@@ -1,9 +1,9 @@
 //! Which workload and service a series belongs to, from the sidecars of this node and the configured peers.
 //!
-//! A principal belongs to a connection with mutual TLS, not to a pod. At the destination leg the peer's handshake shows it.
-//! At the source leg the sidecar's connection to its peer is not visible, only the application's original destination:
-//! Istio uses mutual TLS to service ports whose pods have a sidecar, and passes traffic to a pod's own address or another
-//! port on in plaintext (`PassthroughCluster`).
+//! A principal belongs to a connection with mutual TLS, not to a pod. At the destination leg the peer's handshake shows
+//! it. At the source leg the sidecar's connection to its peer is not visible, only the application's original
+//! destination: Istio uses mutual TLS to service ports whose pods have a sidecar, and passes traffic to a pod's own
+//! address or another port on in plaintext (`PassthroughCluster`).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -131,7 +131,8 @@ struct UnknownPeer {
 }
 
 impl WorkloadIndex {
-    /// Builds the index from this node's sidecars, running ones before ended ones (addresses are reused), and the peers.
+    /// Builds the index from this node's sidecars, running ones before ended ones (addresses are reused), and the
+    /// peers.
     #[must_use]
     pub fn new<'a>(sidecars: impl Iterator<Item = &'a Arc<Sidecar>> + Clone, peers: &StaticPeers) -> Self {
         let mut pool = Pool::default();
@@ -181,7 +182,8 @@ impl WorkloadIndex {
         Self { own, by_address, services, by_service_address, unknown }
     }
 
-    /// Returns the label set of a series of the `istio_` families: `unknown` for unknown sidecars and the overflow series.
+    /// Returns the label set of a series of the `istio_` families: `unknown` for unknown sidecars and the overflow
+    /// series.
     #[must_use]
     pub fn resolve(&self, key: &SeriesKey) -> MeshLabels {
         let Some(own) = self.own.get(&key.sidecar) else { return Self::unattributed(key) };

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Most bytes of a bootstrap that are read; those of pilot-agent have some 20,000.
-const MOST_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 struct Bootstrap {
@@ -49,7 +49,7 @@ fn read(files: &ProcFiles, pid: u32, path: &Path) -> std::io::Result<Vec<u8>> {
     } else {
         (files.working_directory(pid), Base::Directory)
     };
-    foreign_file::read(&directory, base, path, MOST_BYTES)
+    foreign_file::read(&directory, base, path, MAX_BYTES)
 }
 
 /// The type in the node's id of a configuration: JSON, or YAML as far as its outermost lines tell.

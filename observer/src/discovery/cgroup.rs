@@ -13,7 +13,7 @@ use std::{
 
 use rustix::fs::FsWord;
 
-use super::{Error, proc_files::Mount};
+use super::{error::Error, proc_files::Mount};
 
 /// `f_type` of a cgroup v2 file system [linux/magic.h].
 const CGROUP2_MAGIC: FsWord = 0x6367_7270;
@@ -77,7 +77,7 @@ impl Hierarchy {
             _ => no_cgroup(error.to_string()),
         })?;
         if !metadata.is_dir() {
-            return Err(no_cgroup("it is no directory; name the cgroup's directory, not a file in it".to_owned()));
+            return Err(no_cgroup("it is not a directory; name the cgroup's directory, not a file in it".to_owned()));
         }
         let file_system = rustix::fs::statfs(directory).map_err(|error| no_cgroup(error.to_string()))?.f_type;
         if file_system != self.file_system {
@@ -104,13 +104,6 @@ impl Hierarchy {
         let file_system = rustix::fs::statfs(directory).expect("exists").f_type;
         Self { mount_point: directory.to_owned(), root: Location::default(), own: None, file_system }
     }
-}
-
-/// The cgroup v2 line (`0::PATH`) of `/proc/PID/cgroup`.
-pub fn unified_path(lines: &str) -> Option<&str> {
-    let path = lines.lines().find_map(|line| line.strip_prefix("0::"))?;
-    // The kernel marks a removed cgroup that still has a process in it.
-    path.starts_with('/').then(|| path.strip_suffix(" (deleted)").unwrap_or(path))
 }
 
 /// A path relative to the reader's cgroup namespace: so many levels up, then down by names.
@@ -195,6 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::discovery::proc_files::unified_path;
 
     fn mount(mount_point: &str, root: &str, file_system: &str) -> Mount {
         Mount {
@@ -273,7 +267,7 @@ mod tests {
         assert!(absent.contains("does not exist"), "{absent}");
         fs::write(directory.path().join("file"), "").unwrap();
         let file = hierarchy.named(Path::new("/file")).unwrap_err().to_string();
-        assert!(file.contains("is no directory"), "{file}");
+        assert!(file.contains("is not a directory"), "{file}");
         hierarchy.file_system = CGROUP2_MAGIC;
         let plain = hierarchy.id(directory.path()).unwrap_err().to_string();
         assert!(plain.contains("another file system"), "{plain}");

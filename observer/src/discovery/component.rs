@@ -1,6 +1,7 @@
 //! Istio's own processes besides Envoy: which they are, and where their metrics pages are. Decisions are pure.
 
 use std::{
+    fmt::{self, Display},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
@@ -44,11 +45,21 @@ impl ComponentRule {
     }
 }
 
+impl Display for ComponentRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.executable),
+            None => f.write_str(&self.executable),
+        }
+    }
+}
+
 impl FromStr for ComponentRule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no executable; write its file name, as in pilot-discovery or galley:15014");
+        let wrong =
+            || format!("invalid executable {text:?}: expected its file name, e.g. pilot-discovery or galley:15014");
         let (executable, port) = match text.rsplit_once(':') {
             Some((executable, port)) => {
                 (executable, Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?))
@@ -64,7 +75,7 @@ impl FromStr for ComponentRule {
 
 /// What tells where a page is.
 #[derive(Clone, Debug)]
-pub struct Surroundings {
+pub struct Context {
     /// Its listening sockets; `None` if they may not be read.
     pub sockets: Option<Sockets>,
     /// Port that the user named.
@@ -83,29 +94,29 @@ pub struct Surroundings {
 ///
 /// # Errors
 /// Says what is missing.
-pub fn page(surroundings: &Surroundings) -> Result<MetricsEndpoint, String> {
-    let Some(sockets) = &surroundings.sockets else {
+pub fn page(context: &Context) -> Result<MetricsEndpoint, String> {
+    let Some(sockets) = &context.sockets else {
         return Err("its listening sockets may not be read; give the observer CAP_SYS_PTRACE".to_owned());
     };
-    let Port { number: port, evidence, is_guess } = port(surroundings, sockets)?;
+    let Port { number: port, evidence, is_guess } = port(context, sockets)?;
     let bound = || sockets.listeners.iter().filter(|listener| listener.port == port).map(|listener| listener.address);
     let everywhere = bound().find(IpAddr::is_unspecified);
     let bound_outside = bound().find(|address| !address.is_unspecified() && !address.is_loopback());
-    let outside = bound_outside.or_else(|| own_address(everywhere?, &surroundings.addresses));
+    let outside = bound_outside.or_else(|| own_address(everywhere?, &context.addresses));
     let loopback = bound().find(IpAddr::is_loopback).or_else(|| everywhere.map(|all| loopback(all, outside)));
     let (address, reason) = match (outside, loopback) {
-        (Some(_), Some(loopback)) if surroundings.local_only => (loopback, Some(InsideOnly::Refusing)),
+        (Some(_), Some(loopback)) if context.local_only => (loopback, Some(InsideOnly::Refusing)),
         (Some(outside), _) => (outside, None),
         (None, Some(loopback)) if everywhere.is_some() => (loopback, Some(InsideOnly::NoAddress)),
         (None, Some(loopback)) => (loopback, Some(InsideOnly::Loopback)),
         (None, None) => return Err(format!("nothing listens on {port}")),
     };
-    let own = outside.or_else(|| surroundings.addresses.first().copied()).unwrap_or(address);
+    let own = outside.or_else(|| context.addresses.first().copied()).unwrap_or(address);
     Ok(MetricsEndpoint {
         instance: SocketAddr::new(own, port),
         address: SocketAddr::new(address, port),
-        inside_only: reason.filter(|_| !surroundings.same_namespace),
-        inside: (!surroundings.same_namespace).then(|| SocketAddr::new(loopback.unwrap_or(address), port)),
+        inside_only: reason.filter(|_| !context.same_namespace),
+        inside: (!context.same_namespace).then(|| SocketAddr::new(loopback.unwrap_or(address), port)),
         evidence,
         is_guess,
     })
@@ -118,11 +129,11 @@ struct Port {
 }
 
 /// The port that somebody named and that is listened on, else the only one.
-fn port(surroundings: &Surroundings, sockets: &Sockets) -> Result<Port, String> {
+fn port(context: &Context, sockets: &Sockets) -> Result<Port, String> {
     let who = if sockets.own { "listens" } else { "its network namespace listens" };
     let named = [
-        (surroundings.configured, " as configured"),
-        (surroundings.argument, " as its command line says"),
+        (context.configured, " as configured"),
+        (context.argument, " as its command line says"),
         (Some(MONITORING_PORT), ""),
     ];
     for (port, why) in named {
@@ -135,7 +146,7 @@ fn port(surroundings: &Surroundings, sockets: &Sockets) -> Result<Port, String> 
     ports.dedup();
     match ports[..] {
         _ if !sockets.own => {
-            Err(format!("its sockets may not be told from others' and nobody listens on {MONITORING_PORT}"))
+            Err(format!("its sockets cannot be distinguished from others' and nothing listens on {MONITORING_PORT}"))
         }
         [] => Err("it listens on no port".to_owned()),
         [number] => Ok(Port { number, evidence: format!("{who} on {number} only"), is_guess: true }),
@@ -164,12 +175,12 @@ mod tests {
     use super::*;
     use crate::discovery::proc_files::Listener;
 
-    fn surroundings(listening: &[&str]) -> Surroundings {
+    fn context(listening: &[&str]) -> Context {
         let listener = |(inode, text): (usize, &&str)| {
             let address: SocketAddr = text.parse().unwrap();
             Listener { address: address.ip(), port: address.port(), inode: inode as u64 }
         };
-        Surroundings {
+        Context {
             sockets: Some(Sockets { listeners: listening.iter().enumerate().map(listener).collect(), own: true }),
             configured: None,
             argument: None,
@@ -179,16 +190,16 @@ mod tests {
         }
     }
 
-    fn found(surroundings: &Surroundings) -> (String, String, Option<InsideOnly>) {
-        let page = page(surroundings).unwrap();
+    fn found(context: &Context) -> (String, String, Option<InsideOnly>) {
+        let page = page(context).unwrap();
         (page.instance.to_string(), page.address.to_string(), page.inside_only)
     }
 
     #[test]
     fn takes_the_port_that_is_named_and_listened_on() {
         let istiod = ["[::]:15010", "[::]:15012", "[::]:15014", "127.0.0.1:9876"];
-        assert_eq!(found(&surroundings(&istiod)).1, "10.1.0.9:15014");
-        let mut named = surroundings(&istiod);
+        assert_eq!(found(&context(&istiod)).1, "10.1.0.9:15014");
+        let mut named = context(&istiod);
         named.argument = Some(15010);
         assert_eq!(found(&named).1, "10.1.0.9:15010");
         named.configured = Some(15012);
@@ -196,18 +207,18 @@ mod tests {
         assert_eq!((page.address.port(), page.evidence.as_str()), (15012, "listens on 15012 as configured"));
         named.configured = Some(1);
         assert_eq!(found(&named).1, "10.1.0.9:15010", "nothing listens on port 1");
-        assert_eq!(found(&surroundings(&["0.0.0.0:9090"])).1, "10.1.0.9:9090");
+        assert_eq!(found(&context(&["0.0.0.0:9090"])).1, "10.1.0.9:9090");
     }
 
     #[test]
     fn says_why_there_is_no_page() {
-        let reason = |surroundings: &Surroundings| page(surroundings).unwrap_err();
-        assert!(reason(&surroundings(&[])).contains("listens on no port"));
-        let many = reason(&surroundings(&["0.0.0.0:2380", "0.0.0.0:2379"]));
+        let reason = |context: &Context| page(context).unwrap_err();
+        assert!(reason(&context(&[])).contains("listens on no port"));
+        let many = reason(&context(&["0.0.0.0:2380", "0.0.0.0:2379"]));
         assert!(many.contains("2379, 2380") && many.contains("NAME:PORT"), "{many}");
-        let mut hidden = surroundings(&["0.0.0.0:9090"]);
+        let mut hidden = context(&["0.0.0.0:9090"]);
         hidden.sockets.as_mut().unwrap().own = false;
-        assert!(reason(&hidden).contains("may not be told"));
+        assert!(reason(&hidden).contains("cannot be distinguished"));
         hidden.sockets = None;
         assert!(reason(&hidden).contains("CAP_SYS_PTRACE"));
     }
@@ -215,9 +226,9 @@ mod tests {
     #[test]
     fn takes_the_address_that_is_the_instances_own() {
         let named = |listening: &[&str], addresses: &[&str]| {
-            let mut surroundings = surroundings(listening);
-            surroundings.addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            found(&surroundings)
+            let mut context = context(listening);
+            context.addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            found(&context)
         };
         let both = ["fd00::9", "10.1.0.9"];
         assert_eq!(named(&["0.0.0.0:15014"], &both).1, "10.1.0.9:15014", "no IPv6");
@@ -233,7 +244,7 @@ mod tests {
 
     #[test]
     fn from_inside_it_is_on_loopback_if_it_listens_there() {
-        let inside = |listening: &[&str]| page(&surroundings(listening)).unwrap().inside.unwrap().to_string();
+        let inside = |listening: &[&str]| page(&context(listening)).unwrap().inside.unwrap().to_string();
         assert_eq!(inside(&["[::]:15014"]), "127.0.0.1:15014");
         assert_eq!(inside(&["10.7.7.7:15014", "[::1]:15014"]), "[::1]:15014");
         assert_eq!(inside(&["10.7.7.7:15014"]), "10.7.7.7:15014");
@@ -241,14 +252,14 @@ mod tests {
 
     #[test]
     fn a_page_for_local_callers_is_read_locally() {
-        let mut refusing = surroundings(&["[::]:15014"]);
+        let mut refusing = context(&["[::]:15014"]);
         refusing.local_only = true;
         let expected = |inside| ("10.1.0.9:15014".to_owned(), "127.0.0.1:15014".to_owned(), inside);
         assert_eq!(found(&refusing), expected(Some(InsideOnly::Refusing)));
         refusing.same_namespace = true;
         assert_eq!(found(&refusing), expected(None));
         assert_eq!(page(&refusing).unwrap().inside, None, "there is no other namespace to enter");
-        let mut local = surroundings(&["127.0.0.1:15014"]);
+        let mut local = context(&["127.0.0.1:15014"]);
         local.same_namespace = true;
         assert_eq!(found(&local).2, None, "the observer's own loopback");
     }
@@ -260,7 +271,7 @@ mod tests {
         let etcd = rule("etcd:2379").unwrap();
         assert_eq!((etcd.app(), etcd.executable.as_str(), etcd.port), ("etcd", "etcd", Some(2379)));
         for wrong in ["", "/usr/bin/mixs", "mixs:", "mixs:0", "mixs:70000", ":15014"] {
-            assert!(rule(wrong).unwrap_err().contains("as in pilot-discovery"), "{wrong}");
+            assert!(rule(wrong).unwrap_err().contains("e.g. pilot-discovery"), "{wrong}");
         }
     }
 }

@@ -20,9 +20,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use super::proc_files::descriptor_path;
 
 /// How long a file is waited for.
-const PATIENCE: Duration = Duration::from_millis(250);
+const READ_TIMEOUT: Duration = Duration::from_millis(250);
 /// Most files that are being read at a time, those included that nobody waits for any more.
-const MOST_READERS: usize = 4;
+const MAX_READERS: usize = 4;
 const STACK_BYTES: usize = 128 << 10;
 
 static READERS: AtomicUsize = AtomicUsize::new(0);
@@ -41,7 +41,7 @@ pub enum Base {
 /// # Errors
 /// There is no such file, it is none, it lies elsewhere, or it takes too long.
 pub fn read(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    if READERS.fetch_add(1, Ordering::Relaxed) >= MOST_READERS {
+    if READERS.fetch_add(1, Ordering::Relaxed) >= MAX_READERS {
         READERS.fetch_sub(1, Ordering::Relaxed);
         return Err(io::Error::new(io::ErrorKind::WouldBlock, "files before it are still being read"));
     }
@@ -58,7 +58,7 @@ pub fn read(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<
         READERS.fetch_sub(1, Ordering::Relaxed);
         return Err(error);
     }
-    answered.recv_timeout(PATIENCE).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    answered.recv_timeout(READ_TIMEOUT).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 fn read_now(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<Vec<u8>> {
@@ -74,7 +74,7 @@ fn read_now(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<
         within | ResolveFlags::NO_MAGICLINKS,
     )?;
     if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(descriptor_path(&found))?;
     let mut content = Vec::new();

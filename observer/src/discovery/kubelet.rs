@@ -1,25 +1,25 @@
-//! Which pod has which uid, by the folders that the kubelet makes for its containers' logs: `NAMESPACE_NAME_UID`
+//! Which pod has which uid, by the entries that the kubelet makes for its containers' logs: `NAMESPACE_NAME_UID`
 //! [kubernetes `pkg/kubelet/kuberuntime/helpers.go`, `BuildPodLogsDirectory`]. A container can choose its environment, but
 //! neither its cgroup nor these.
 
 use std::{fs, path::Path};
 
-use super::proc_files::{MOST_NAME, is_printable};
+use super::proc_files::{MAX_NAME_BYTES, is_printable};
 
 const LOGS: &str = "var/log/pods";
-/// Most folders that are looked at; the kubelet allows 110 pods unless told otherwise.
-const MOST_FOLDERS: usize = 10_000;
+/// Most entries that are looked at; the kubelet allows 110 pods unless told otherwise.
+const MAX_ENTRIES: usize = 10_000;
 
-/// Namespace and name of the pod with this uid, in the root directory of the node; `None` if there is no such folder, or none
+/// Namespace and name of the pod with this uid, in the root directory of the node; `None` if there is no such entry, or none
 /// may be seen.
 pub fn pod_of(node_root: &Path, uid: &str) -> Option<(String, String)> {
-    let folders = fs::read_dir(node_root.join(LOGS)).ok()?.take(MOST_FOLDERS).flatten();
-    folders.filter_map(|folder| folder.file_name().into_string().ok()).find_map(|name| pod(&name, uid))
+    let entries = fs::read_dir(node_root.join(LOGS)).ok()?.take(MAX_ENTRIES).flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).find_map(|name| pod(&name, uid))
 }
 
-fn pod(folder: &str, uid: &str) -> Option<(String, String)> {
-    let (namespace, name) = folder.strip_suffix(uid)?.strip_suffix('_')?.split_once('_')?;
-    let valid = |text: &str| is_printable(text, MOST_NAME).then(|| text.to_owned());
+fn pod(entry: &str, uid: &str) -> Option<(String, String)> {
+    let (namespace, name) = entry.strip_suffix(uid)?.strip_suffix('_')?.split_once('_')?;
+    let valid = |text: &str| is_printable(text, MAX_NAME_BYTES).then(|| text.to_owned());
     Some((valid(namespace)?, valid(name)?))
 }
 
@@ -33,8 +33,8 @@ mod tests {
     fn finds_the_pod_of_a_uid() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(pod_of(root.path(), UID), None);
-        for folder in ["default_other_11111111-3c5c-4a9e-8f0e-0123456789ab", &format!("shop_reviews-1_{UID}"), "odd"] {
-            fs::create_dir_all(root.path().join(LOGS).join(folder)).unwrap();
+        for entry in ["default_other_11111111-3c5c-4a9e-8f0e-0123456789ab", &format!("shop_reviews-1_{UID}"), "odd"] {
+            fs::create_dir_all(root.path().join(LOGS).join(entry)).unwrap();
         }
         assert_eq!(pod_of(root.path(), UID), Some(("shop".to_owned(), "reviews-1".to_owned())));
         assert_eq!(pod_of(root.path(), "reviews-1"), None);
@@ -42,10 +42,10 @@ mod tests {
 
     #[test]
     fn takes_nothing_else_for_one() {
-        for folder in
+        for entry in
             [format!("_{UID}"), format!("a_{UID}"), format!("_b_{UID}"), format!("a\nb_c_{UID}"), UID.to_owned()]
         {
-            assert_eq!(pod(&folder, UID), None, "{folder:?}");
+            assert_eq!(pod(&entry, UID), None, "{entry:?}");
         }
     }
 }

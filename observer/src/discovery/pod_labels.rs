@@ -7,18 +7,18 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     foreign_file::{self, Base},
-    proc_files::{MOST_NAME, is_printable, printable_text},
+    proc_files::{MAX_NAME_BYTES, is_printable, printable_text},
 };
 
 const LABELS: &str = "etc/istio/pod/labels";
 /// Most bytes of all labels together; Kubernetes allows far less.
-pub const MOST_BYTES: usize = 64 << 10;
+pub const MAX_BYTES: usize = 64 << 10;
 /// Most bytes of a label's key: a prefix, a slash and a name of 63.
-const MOST_KEY: usize = MOST_NAME + 1 + 63;
+const MAX_KEY_BYTES: usize = MAX_NAME_BYTES + 1 + 63;
 
 /// The labels of the pod whose root directory is given; `None` if there is no such file.
 pub fn read(root: &Path) -> Option<BTreeMap<String, String>> {
-    let lines = foreign_file::read(root, Base::Root, Path::new(LABELS), MOST_BYTES as u64).ok()?;
+    let lines = foreign_file::read(root, Base::Root, Path::new(LABELS), MAX_BYTES as u64).ok()?;
     Some(parse(&lines))
 }
 
@@ -34,7 +34,7 @@ pub fn parse(lines: &[u8]) -> BTreeMap<String, String> {
     lines
         .split(|&byte| byte == b'\n')
         .filter_map(|line| {
-            let line = printable_text(line, MOST_BYTES)?;
+            let line = printable_text(line, MAX_BYTES)?;
             let (key, value) = line.split_once('=')?;
             let value = value.strip_prefix('"')?.strip_suffix('"')?;
             (!value.contains(['"', '\\']) && is_label(key, value)).then(|| (key.to_owned(), value.to_owned()))
@@ -44,7 +44,7 @@ pub fn parse(lines: &[u8]) -> BTreeMap<String, String> {
 
 /// A value may be empty.
 fn is_label(key: &str, value: &str) -> bool {
-    is_printable(key, MOST_KEY) && (value.is_empty() || is_printable(value, MOST_NAME))
+    is_printable(key, MAX_KEY_BYTES) && (value.is_empty() || is_printable(value, MAX_NAME_BYTES))
 }
 
 #[cfg(test)]

@@ -15,15 +15,15 @@ use std::{
 use procfs::{FromRead, process::Stat};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::{Error, addresses};
+use super::{addresses, error::Error};
 
 /// Most bytes read of a file whose content a process controls.
-const MOST_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 /// Most bytes of a name: as many as the longest in Kubernetes has (a DNS subdomain).
-pub const MOST_NAME: usize = 253;
+pub const MAX_NAME_BYTES: usize = 253;
 
 /// Most bytes read of a command line of which only the first arguments matter.
-const MOST_BEGINNING: u64 = 4 << 10;
+const MAX_ARGUMENT_BYTES: u64 = 4 << 10;
 /// Inode of the initial pid namespace [linux `include/linux/proc_ns.h`, `PROC_PID_INIT_INO`].
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
@@ -31,8 +31,8 @@ const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 #[derive(Clone, Debug)]
 pub struct ProcFiles {
     root: PathBuf,
-    /// A process whose directory is held open.
-    held: Option<(u32, Arc<OwnedFd>)>,
+    /// A process whose directory is open_dir open.
+    open_dir: Option<(u32, Arc<OwnedFd>)>,
 }
 
 /// A process's program.
@@ -88,15 +88,15 @@ pub struct Mount {
 impl ProcFiles {
     /// The proc file system mounted at `root`.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, held: None }
+        Self { root, open_dir: None }
     }
 
-    /// The same, with one process's directory held open: all that is read of it is then of one process, and fails once that has
+    /// The same, with one process's directory open_dir open: all that is read of it is then of one process, and fails once that has
     /// ended, whoever has its number by then.
-    pub fn holding(&self, pid: u32) -> io::Result<Self> {
+    pub fn with_open_dir(&self, pid: u32) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::openat(CWD, self.root.join(pid.to_string()), flags, Mode::empty())?;
-        Ok(Self { root: self.root.clone(), held: Some((pid, Arc::new(directory))) })
+        Ok(Self { root: self.root.clone(), open_dir: Some((pid, Arc::new(directory))) })
     }
 
     /// Every process id now there.
@@ -111,7 +111,7 @@ impl ProcFiles {
         match fs::read_link(self.path(pid, "exe")) {
             Ok(path) => Ok(executable(&path)),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                let name = printable_text(self.read(pid, "comm")?.trim_ascii_end(), MOST_NAME).unwrap_or_default();
+                let name = printable_text(self.read(pid, "comm")?.trim_ascii_end(), MAX_NAME_BYTES).unwrap_or_default();
                 Ok(Executable { name, path: None })
             }
             Err(error) => Err(error),
@@ -139,7 +139,7 @@ impl ProcFiles {
 
     /// The beginning of its command line.
     pub fn first_arguments(&self, pid: u32) -> io::Result<Vec<u8>> {
-        self.read_at_most(pid, "cmdline", MOST_BEGINNING)
+        self.read_at_most(pid, "cmdline", MAX_ARGUMENT_BYTES)
     }
 
     /// The process that started it, or that took it over; none for the first of a pid namespace.
@@ -151,7 +151,7 @@ impl ProcFiles {
     /// cgroup v2 path as this process's reader sees it.
     pub fn cgroup(&self, pid: u32) -> io::Result<String> {
         let lines = self.read(pid, "cgroup")?;
-        let path = super::cgroup::unified_path(&String::from_utf8_lossy(&lines)).map(str::to_owned);
+        let path = unified_path(&String::from_utf8_lossy(&lines)).map(str::to_owned);
         path.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is in no cgroup v2 hierarchy"))
     }
 
@@ -229,7 +229,7 @@ impl ProcFiles {
     /// This process's own cgroup v2 path.
     pub fn own_cgroup(&self) -> Option<String> {
         let lines = fs::read_to_string(self.root.join("self/cgroup")).ok()?;
-        super::cgroup::unified_path(&lines).map(str::to_owned)
+        unified_path(&lines).map(str::to_owned)
     }
 
     /// Whether the process ids here are those of our own pid namespace, so that system calls may use them.
@@ -257,14 +257,14 @@ impl ProcFiles {
     }
 
     fn path(&self, pid: u32, file: &str) -> PathBuf {
-        match &self.held {
-            Some((held, directory)) if *held == pid => descriptor_path(directory).join(file),
+        match &self.open_dir {
+            Some((open_dir, directory)) if *open_dir == pid => descriptor_path(directory).join(file),
             _ => self.root.join(pid.to_string()).join(file),
         }
     }
 
     fn read(&self, pid: u32, file: &str) -> io::Result<Vec<u8>> {
-        self.read_at_most(pid, file, MOST_BYTES)
+        self.read_at_most(pid, file, MAX_BYTES)
     }
 
     fn read_at_most(&self, pid: u32, file: &str, most: u64) -> io::Result<Vec<u8>> {
@@ -297,6 +297,13 @@ pub fn printable_text(bytes: &[u8], most: usize) -> Option<String> {
 pub fn is_printable(text: &str, most: usize) -> bool {
     let ends_a_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
     !text.is_empty() && text.len() <= most && !text.chars().any(ends_a_line)
+}
+
+/// The cgroup v2 line (`0::PATH`) of `/proc/PID/cgroup`.
+pub fn unified_path(lines: &str) -> Option<&str> {
+    let path = lines.lines().find_map(|line| line.strip_prefix("0::"))?;
+    // The kernel marks a removed cgroup that still has a process in it.
+    path.starts_with('/').then(|| path.strip_suffix(" (deleted)").unwrap_or(path))
 }
 
 /// Lines of mountinfo; one that cannot be understood is passed over [proc_pid_mountinfo(5)].
@@ -338,7 +345,8 @@ fn executable(link: &Path) -> Executable {
     // The kernel marks a file that was replaced by an upgrade.
     let text = link.to_string_lossy();
     let path = PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(&text));
-    let name = path.file_name().and_then(|name| printable_text(name.as_encoded_bytes(), MOST_NAME)).unwrap_or_default();
+    let name =
+        path.file_name().and_then(|name| printable_text(name.as_encoded_bytes(), MAX_NAME_BYTES)).unwrap_or_default();
     Executable { name, path: Some(path) }
 }
 
@@ -348,7 +356,7 @@ pub fn environment(bytes: &[u8], wanted: impl Fn(&str) -> Option<usize>) -> BTre
     for variable in bytes.split(|&byte| byte == 0) {
         let Some(equals) = variable.iter().position(|&byte| byte == b'=') else { continue };
         let (name, value) = (&variable[..equals], &variable[equals + 1..]);
-        let Some(name) = printable_text(name, MOST_NAME) else { continue };
+        let Some(name) = printable_text(name, MAX_NAME_BYTES) else { continue };
         let Some(most) = wanted(&name) else { continue };
         if let Some(value) = printable_text(value, most) {
             // As getenv(3): the first one counts.
@@ -366,7 +374,7 @@ pub fn node_type(arguments: &[u8]) -> Option<String> {
 /// The type in a node id of Istio's, which has four parts [istio `pkg/model/proxy.go`, `ServiceNode`]; others name nothing.
 pub fn type_of_node(id: &[u8]) -> Option<String> {
     let parts: Vec<&[u8]> = id.split(|&byte| byte == b'~').collect();
-    if parts.len() == 4 { printable_text(parts[0], MOST_NAME) } else { None }
+    if parts.len() == 4 { printable_text(parts[0], MAX_NAME_BYTES) } else { None }
 }
 
 /// The role of `pilot-agent proxy ROLE`, if a command line is that: a sidecar's where none is named
@@ -380,16 +388,16 @@ pub fn agent_role(arguments: &[u8]) -> Option<String> {
     }
     match arguments.next() {
         None | Some([] | [b'-', ..]) => Some("sidecar".to_owned()),
-        Some(role) => printable_text(role, MOST_NAME),
+        Some(role) => printable_text(role, MAX_NAME_BYTES),
     }
 }
 
 /// The names that a process goes by beside its executable's: what it was started as, which is a symbolic link's or a wrapper's
 /// name where there is one, and where a dynamic loader runs it, the names that its first arguments have.
-pub fn called(executable: &Executable, arguments: &[u8]) -> Vec<String> {
+pub fn invocation_names(executable: &Executable, arguments: &[u8]) -> Vec<String> {
     let most = if executable.is_loader() { 8 } else { 1 };
     let names = arguments.split(|&byte| byte == 0).take(most).map(file_name);
-    names.filter_map(|name| printable_text(name, MOST_NAME)).collect()
+    names.filter_map(|name| printable_text(name, MAX_NAME_BYTES)).collect()
 }
 
 fn file_name(path: &[u8]) -> &[u8] {
@@ -438,7 +446,7 @@ fn argument<'a>(arguments: &'a [u8], option: &[u8]) -> Option<&'a [u8]> {
 pub fn listeners(lines: impl BufRead) -> io::Result<Vec<Listener>> {
     const LISTEN: &str = "0A";
     let mut found = Vec::new();
-    for line in lines.take(MOST_BYTES).split(b'\n').skip(1) {
+    for line in lines.take(MAX_BYTES).split(b'\n').skip(1) {
         let line = line?;
         let Some((state, listener)) = std::str::from_utf8(&line).ok().and_then(socket) else { continue };
         if state != LISTEN {
@@ -548,12 +556,12 @@ mod tests {
 
     #[test]
     fn what_is_longer_than_it_may_be_is_no_value() {
-        let text = "x".repeat(MOST_NAME);
-        assert_eq!(printable_text(text.as_bytes(), MOST_NAME).as_ref(), Some(&text));
-        assert_eq!(printable_text(format!("{text}x").as_bytes(), MOST_NAME), None);
+        let text = "x".repeat(MAX_NAME_BYTES);
+        assert_eq!(printable_text(text.as_bytes(), MAX_NAME_BYTES).as_ref(), Some(&text));
+        assert_eq!(printable_text(format!("{text}x").as_bytes(), MAX_NAME_BYTES), None);
         assert_eq!(node_type(format!("envoy\0--service-node={text}x~a~b~c").as_bytes()), None);
         for line_end in ["a\nb", "a\u{85}b", "a\u{2028}b", "a\u{2029}b"] {
-            assert_eq!(printable_text(line_end.as_bytes(), MOST_NAME), None, "{line_end:?}");
+            assert_eq!(printable_text(line_end.as_bytes(), MAX_NAME_BYTES), None, "{line_end:?}");
         }
     }
 
@@ -575,7 +583,7 @@ mod tests {
             File::options().write(true).open(process.join(name)).unwrap().set_len(1 << 40).unwrap();
         }
         let files = ProcFiles::new(root.path().to_owned());
-        assert_eq!(files.read(7, "environ").unwrap().len() as u64, MOST_BYTES);
+        assert_eq!(files.read(7, "environ").unwrap().len() as u64, MAX_BYTES);
         assert_eq!(
             files.environment(7, |_| Some(9)).unwrap(),
             BTreeMap::from([("POD_NAME".to_owned(), "a".to_owned())])
@@ -587,16 +595,16 @@ mod tests {
 
     #[test]
     fn what_is_kept_of_a_full_environment_is_short() {
-        let wanted = |name: &str| super::super::process::wanted(name);
+        let wanted = |name: &str| super::super::process::max_value_bytes(name);
         let names = ["POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT", "ISTIO_METAJSON_LABELS", "ISTIO_META_OWNER"];
         let variable = |number: usize| format!("{}=x{number}\0", names.get(number).unwrap_or(&"ISTIO_META_X"));
         let environ: String = (0..80_000).map(variable).collect();
         assert_eq!(environment(environ.as_bytes(), wanted).len(), names.len(), "others are not kept");
-        for most in [MOST_NAME, super::super::pod_labels::MOST_BYTES] {
+        for most in [MAX_NAME_BYTES, super::super::pod_labels::MAX_BYTES] {
             let long = |length: usize| format!("ISTIO_METAJSON_LABELS={0}\0POD_NAME={0}\0", "x".repeat(length));
             let kept = environment(long(most).as_bytes(), wanted);
             assert!(kept.contains_key("ISTIO_METAJSON_LABELS"));
-            assert_eq!(kept.contains_key("POD_NAME"), most == MOST_NAME);
+            assert_eq!(kept.contains_key("POD_NAME"), most == MAX_NAME_BYTES);
         }
         assert!(environment(format!("POD_NAME={}\0", "x".repeat(1 << 20)).as_bytes(), wanted).is_empty());
     }
@@ -646,7 +654,7 @@ mod tests {
             ("ld.so", b"ld.so\0--argv0\0x\0./envoy\0", &["ld.so", "--argv0", "x", "envoy"]),
             ("envoy", b"", &[]),
         ] {
-            assert_eq!(called(&executable(file), arguments), expected, "{file}");
+            assert_eq!(invocation_names(&executable(file), arguments), expected, "{file}");
         }
     }
 
@@ -679,12 +687,12 @@ mod tests {
         };
         start("first");
         let files = ProcFiles::new(root.path().to_owned());
-        let held = files.holding(7).unwrap();
-        assert_eq!(held.command_line(7).unwrap(), b"first");
+        let open_dir = files.with_open_dir(7).unwrap();
+        assert_eq!(open_dir.command_line(7).unwrap(), b"first");
         fs::remove_dir_all(&process).unwrap();
         start("second");
         assert_eq!(files.command_line(7).unwrap(), b"second");
-        assert_eq!(held.command_line(7).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(open_dir.command_line(7).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
@@ -727,7 +735,7 @@ mod tests {
                 prop_assert!(variables.values().all(|value| is_printable(value, 40)));
                 let _ = (node_type(input), monitoring_port(input), listeners(input), mounts(input));
                 let executable = executable(Path::new(&*String::from_utf8_lossy(input)));
-                let _ = (agent_role(input), called(&executable, input), Configuration::of(input));
+                let _ = (agent_role(input), invocation_names(&executable, input), Configuration::of(input));
             }
         }
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     ProcessId, Role, SidecarRule, Workload, pod_labels,
-    proc_files::{Executable, MOST_NAME, Sockets},
+    proc_files::{Executable, MAX_NAME_BYTES, Sockets},
 };
 
 /// Envoy's port for redirected outbound connections [istio `pkg/config/constants`].
@@ -19,8 +19,8 @@ pub const INBOUND_PORT: u16 = 15006;
 /// Ports that every proxy of Istio's may listen on, whatever its role: administration, debugging, HBONE, status, health, DNS,
 /// metrics [istio.io, application requirements].
 const PROXY_PORTS: [u16; 7] = [15000, 15004, 15008, 15020, 15021, 15053, 15090];
-/// Most ports that are named for people to read.
-const MOST_NAMED: usize = 4;
+/// Most ports that are list_ports for people to read.
+const MAX_LISTED_PORTS: usize = 4;
 /// What is said of a waypoint.
 const WAYPOINT: &str = "it is a waypoint: what it takes (HBONE, port 15008) and what it passes on is encrypted on every \
     connection, so that none of its requests can be seen; its own figures can be scraped, by --control-plane \
@@ -28,12 +28,12 @@ const WAYPOINT: &str = "it is a waypoint: what it takes (HBONE, port 15008) and 
 
 /// Everything known of a candidate.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct ProcessFacts {
     /// Which process.
     pub process: ProcessId,
     /// Its program.
     pub executable: Executable,
-    /// Its environment, those variables that are [`wanted`]; `None` if it may not be read.
+    /// Its environment, those variables that are [`max_value_bytes`]; `None` if it may not be read.
     pub environment: Option<BTreeMap<String, String>>,
     /// `sidecar`, `router`, … in the node id of its `--service-node`.
     pub node_type: Option<String>,
@@ -49,7 +49,7 @@ pub struct Facts {
 
 /// What the facts make of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Classification {
     /// It is observed.
     Observed {
         /// As what.
@@ -64,9 +64,9 @@ pub enum Verdict {
 }
 
 /// How many bytes a variable of the environment may have; none if it does not matter here, and is not kept.
-pub fn wanted(name: &str) -> Option<usize> {
+pub fn max_value_bytes(name: &str) -> Option<usize> {
     match name {
-        "ISTIO_METAJSON_LABELS" => Some(pod_labels::MOST_BYTES),
+        "ISTIO_METAJSON_LABELS" => Some(pod_labels::MAX_BYTES),
         "POD_NAME"
         | "POD_NAMESPACE"
         | "INSTANCE_IP"
@@ -81,12 +81,12 @@ pub fn wanted(name: &str) -> Option<usize> {
         | "ISTIO_META_MESH_ID"
         | "ISTIO_META_NODE_NAME"
         | "ISTIO_META_OWNER"
-        | "ISTIO_META_WORKLOAD_NAME" => Some(MOST_NAME),
+        | "ISTIO_META_WORKLOAD_NAME" => Some(MAX_NAME_BYTES),
         _ => None,
     }
 }
 
-impl Facts {
+impl ProcessFacts {
     /// The rule of the configuration file for this process, if any.
     pub fn rule<'a>(&self, rules: &'a [SidecarRule]) -> Option<&'a SidecarRule> {
         rules.iter().find(|rule| {
@@ -119,14 +119,14 @@ impl Facts {
 }
 
 /// Whoever says what a proxy is.
-struct Claim<'a> {
+struct RoleClaim<'a> {
     /// `sidecar`, `router`, …
     role: &'a str,
     /// Who says so, for people to read.
     source: &'static str,
 }
 
-impl Claim<'_> {
+impl RoleClaim<'_> {
     fn is_gateway(&self) -> bool {
         matches!(self.role, "router" | "ingress")
     }
@@ -136,16 +136,16 @@ impl Claim<'_> {
     }
 }
 
-impl Facts {
+impl ProcessFacts {
     /// What is said of its role, strongest first: what Envoy was told last overrides what it was told before, and pilot-agent
     /// tells Envoy.
-    fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
+    fn claims(&self) -> impl Iterator<Item = RoleClaim<'_>> {
         let sources = [
             (&self.node_type, "its node type (--service-node)"),
             (&self.bootstrap, "the node id of its bootstrap"),
             (&self.agent, "pilot-agent's command line"),
         ];
-        sources.into_iter().filter_map(|(role, source)| Some(Claim { role: role.as_deref()?, source }))
+        sources.into_iter().filter_map(|(role, source)| Some(RoleClaim { role: role.as_deref()?, source }))
     }
 
     fn interception_mode(&self) -> Option<&str> {
@@ -155,18 +155,18 @@ impl Facts {
     /// Which of the ports that connections are redirected to it listens on.
     fn redirected(&self) -> Vec<u16> {
         let ports = self.listening.iter().flat_map(|sockets| &sockets.listeners).map(|listener| listener.port);
-        distinct(ports.filter(|port| [OUTBOUND_PORT, INBOUND_PORT].contains(port)))
+        sorted(ports.filter(|port| [OUTBOUND_PORT, INBOUND_PORT].contains(port)))
     }
 
     /// Its own ports that others can connect to and that not every proxy has.
-    fn doors(&self) -> Vec<u16> {
+    fn own_ports(&self) -> Vec<u16> {
         let own = self.listening.iter().filter(|sockets| sockets.own).flat_map(|sockets| &sockets.listeners);
         let open = own.filter(|listener| !listener.address.is_loopback()).map(|listener| listener.port);
-        distinct(open.filter(|port| !PROXY_PORTS.contains(port)))
+        sorted(open.filter(|port| !PROXY_PORTS.contains(port)))
     }
 
     /// Whether it has begun to listen, or it cannot be known.
-    fn has_begun(&self) -> bool {
+    fn has_started_listening(&self) -> bool {
         self.listening.as_ref().is_none_or(|sockets| !sockets.listeners.is_empty())
     }
 }
@@ -174,39 +174,39 @@ impl Facts {
 /// Decides by evidence, strongest first: the configuration file; the node id on the command line, then that of the bootstrap;
 /// the role of its pilot-agent; listeners on Istio's ports; the injector's environment, which gateways have too, so that a proxy
 /// with nothing else is a gateway once it listens on ports of others' but not on those.
-pub fn decide(facts: &Facts, rule: Option<&SidecarRule>) -> Verdict {
+pub fn classify(facts: &ProcessFacts, rule: Option<&SidecarRule>) -> Classification {
     let sidecar = if facts.interception_mode() == Some("TPROXY") { Role::TproxySidecar } else { Role::Sidecar };
     if let Some(role) = rule.and_then(|rule| rule.role) {
         let evidence = "[[sidecar]] of the configuration file".to_owned();
-        return Verdict::Observed { role, evidence, is_final: true };
+        return Classification::Observed { role, evidence, is_final: true };
     }
     if let Some(claim) = facts.claims().next() {
         let evidence = format!("{} says {}", claim.source, claim.role);
         let role = match claim.role {
             "sidecar" => sidecar,
             _ if claim.is_gateway() => Role::Gateway,
-            "waypoint" => return Verdict::Refused(format!("{WAYPOINT} ({evidence})")),
-            _ => return Verdict::Refused(format!("{evidence}, which is neither sidecar nor gateway")),
+            "waypoint" => return Classification::Refused(format!("{WAYPOINT} ({evidence})")),
+            _ => return Classification::Refused(format!("{evidence}, which is neither sidecar nor gateway")),
         };
-        return Verdict::Observed { role, evidence, is_final: facts.has_begun() };
+        return Classification::Observed { role, evidence, is_final: facts.has_started_listening() };
     }
     let (injected, redirected) = (facts.injected_by(), facts.redirected());
     if !redirected.is_empty() {
         let own = facts.listening.as_ref().is_some_and(|sockets| sockets.own);
         let who = if own { "listens" } else { "its network namespace listens" };
-        let evidence = injected.into_iter().chain([format!("{who} on {}", named(&redirected))]);
+        let evidence = injected.into_iter().chain([format!("{who} on {}", list_ports(&redirected))]);
         let evidence = evidence.collect::<Vec<_>>().join("; ");
-        return Verdict::Observed { role: sidecar, evidence, is_final: true };
+        return Classification::Observed { role: sidecar, evidence, is_final: true };
     }
     if let Some(evidence) = injected {
-        let doors = facts.doors();
-        if doors.is_empty() || facts.interception_mode() == Some("NONE") {
-            return Verdict::Observed { role: sidecar, evidence, is_final: facts.listening.is_none() };
+        let own_ports = facts.own_ports();
+        if own_ports.is_empty() || facts.interception_mode() == Some("NONE") {
+            return Classification::Observed { role: sidecar, evidence, is_final: facts.listening.is_none() };
         }
-        let evidence = format!("{evidence}; listens on {} and on neither 15001 nor 15006", named(&doors));
-        return Verdict::Observed { role: Role::Gateway, evidence, is_final: false };
+        let evidence = format!("{evidence}; listens on {} and on neither 15001 nor 15006", list_ports(&own_ports));
+        return Classification::Observed { role: Role::Gateway, evidence, is_final: false };
     }
-    Verdict::Refused(
+    Classification::Refused(
         match (&facts.listening, &facts.environment) {
             (None, _) => {
                 "neither its environment nor its listening sockets may be read; give the observer CAP_SYS_PTRACE"
@@ -225,7 +225,7 @@ pub fn decide(facts: &Facts, rule: Option<&SidecarRule>) -> Verdict {
 }
 
 /// What is odd about an observed process.
-pub fn warnings(facts: &Facts, rule: Option<&SidecarRule>, role: Role) -> Vec<String> {
+pub fn warnings(facts: &ProcessFacts, rule: Option<&SidecarRule>, role: Role) -> Vec<String> {
     let pid = facts.process.pid;
     let mut warnings = Vec::new();
     if rule.is_none_or(|rule| rule.role.is_none()) {
@@ -248,30 +248,31 @@ pub fn warnings(facts: &Facts, rule: Option<&SidecarRule>, role: Role) -> Vec<St
 }
 
 /// What speaks against the role that was decided.
-fn contradiction(facts: &Facts, role: Role) -> Option<String> {
+fn contradiction(facts: &ProcessFacts, role: Role) -> Option<String> {
     let first = facts.claims().next()?;
     if let Some(other) = facts.claims().find(|other| !other.agrees_with(&first)) {
         return Some(format!("{} says {} (but {} says {})", other.source, other.role, first.source, first.role));
     }
     let redirected = facts.redirected();
     let own = facts.listening.as_ref().is_some_and(|sockets| sockets.own);
-    (role == Role::Gateway && own && !redirected.is_empty()).then(|| format!("it listens on {}", named(&redirected)))
+    (role == Role::Gateway && own && !redirected.is_empty())
+        .then(|| format!("it listens on {}", list_ports(&redirected)))
 }
 
-fn distinct(ports: impl Iterator<Item = u16>) -> Vec<u16> {
+fn sorted(ports: impl Iterator<Item = u16>) -> Vec<u16> {
     ports.collect::<BTreeSet<u16>>().into_iter().collect()
 }
 
 /// Ports for people to read.
-fn named(ports: &[u16]) -> String {
-    let shown: Vec<String> = ports.iter().take(MOST_NAMED).map(u16::to_string).collect();
-    let more = if ports.len() > MOST_NAMED { ", …" } else { "" };
+fn list_ports(ports: &[u16]) -> String {
+    let shown: Vec<String> = ports.iter().take(MAX_LISTED_PORTS).map(u16::to_string).collect();
+    let more = if ports.len() > MAX_LISTED_PORTS { ", …" } else { "" };
     shown.join(" and ") + more
 }
 
 /// Identity and addresses: the rule's, else the environment's. `mounted_labels` is asked where the environment has none.
 pub fn identity(
-    facts: &Facts,
+    facts: &ProcessFacts,
     rule: Option<&SidecarRule>,
     mounted_labels: impl FnOnce() -> Option<BTreeMap<String, String>>,
 ) -> (Workload, Vec<IpAddr>) {
@@ -342,9 +343,9 @@ mod tests {
     use super::*;
     use crate::discovery::proc_files::Listener;
 
-    fn facts(environment: &[(&str, &str)], node_type: Option<&str>, ports: &[u16]) -> Facts {
+    fn facts(environment: &[(&str, &str)], node_type: Option<&str>, ports: &[u16]) -> ProcessFacts {
         let variables = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
-        Facts {
+        ProcessFacts {
             process: ProcessId { pid: 7, start_time: 1 },
             executable: Executable { name: "envoy".to_owned(), path: Some("/usr/local/bin/envoy".into()) },
             environment: Some(variables.collect()),
@@ -362,10 +363,10 @@ mod tests {
     }
 
     /// Role, evidence, and whether they are final.
-    fn verdict(facts: &Facts) -> Option<(Role, String, bool)> {
-        match decide(facts, None) {
-            Verdict::Observed { role, evidence, is_final } => Some((role, evidence, is_final)),
-            Verdict::Refused(_) => None,
+    fn verdict(facts: &ProcessFacts) -> Option<(Role, String, bool)> {
+        match classify(facts, None) {
+            Classification::Observed { role, evidence, is_final } => Some((role, evidence, is_final)),
+            Classification::Refused(_) => None,
         }
     }
 
@@ -409,19 +410,19 @@ mod tests {
         let (router, sidecar) = (Some("router".to_owned()), Some("sidecar".to_owned()));
         for interception in [REDIRECT, TPROXY] {
             let plain = facts(&[POD, NAME, interception], None, &[]);
-            let of = |facts: Facts| verdict(&facts).map(|(role, ..)| role);
-            let claims = Facts { bootstrap: router.clone(), ..plain.clone() };
+            let of = |facts: ProcessFacts| verdict(&facts).map(|(role, ..)| role);
+            let claims = ProcessFacts { bootstrap: router.clone(), ..plain.clone() };
             assert_eq!(of(claims.clone()), Some(Role::Gateway));
-            assert_eq!(of(Facts { agent: router.clone(), ..plain.clone() }), Some(Role::Gateway));
+            assert_eq!(of(ProcessFacts { agent: router.clone(), ..plain.clone() }), Some(Role::Gateway));
             // The stronger evidence counts.
-            assert_eq!(of(Facts { agent: sidecar.clone(), ..claims.clone() }), Some(Role::Gateway));
-            assert_ne!(of(Facts { node_type: sidecar.clone(), ..claims.clone() }), Some(Role::Gateway));
+            assert_eq!(of(ProcessFacts { agent: sidecar.clone(), ..claims.clone() }), Some(Role::Gateway));
+            assert_ne!(of(ProcessFacts { node_type: sidecar.clone(), ..claims.clone() }), Some(Role::Gateway));
         }
     }
 
     #[test]
     fn what_listens_decides_where_nothing_else_does_and_may_be_learned_later() {
-        let listens = |listeners: &[(&str, u16)]| Facts {
+        let listens = |listeners: &[(&str, u16)]| ProcessFacts {
             listening: Some(sockets(listeners, true)),
             ..facts(&[POD, NAME, REDIRECT], None, &[])
         };
@@ -445,7 +446,7 @@ mod tests {
         others.listening.as_mut().unwrap().own = false;
         assert_eq!(verdict(&others).unwrap().0, Role::Sidecar);
         // A claim that what it listens on may still contradict.
-        let young = Facts { bootstrap: Some("router".to_owned()), ..listens(&[]) };
+        let young = ProcessFacts { bootstrap: Some("router".to_owned()), ..listens(&[]) };
         assert!(!verdict(&young).unwrap().2);
     }
 
@@ -454,11 +455,11 @@ mod tests {
         let bare = facts(&[POD, NAME], None, &[15008]);
         let waypoint = || Some("waypoint".to_owned());
         for facts in [
-            Facts { node_type: waypoint(), ..bare.clone() },
-            Facts { bootstrap: waypoint(), ..bare.clone() },
-            Facts { agent: waypoint(), ..bare.clone() },
+            ProcessFacts { node_type: waypoint(), ..bare.clone() },
+            ProcessFacts { bootstrap: waypoint(), ..bare.clone() },
+            ProcessFacts { agent: waypoint(), ..bare.clone() },
         ] {
-            let Verdict::Refused(reason) = decide(&facts, None) else { panic!("{facts:?}") };
+            let Classification::Refused(reason) = classify(&facts, None) else { panic!("{facts:?}") };
             for part in ["it is a waypoint", "encrypted", "--control-plane", "says waypoint"] {
                 assert!(reason.contains(part), "{reason}");
             }
@@ -486,12 +487,12 @@ mod tests {
     fn says_which_right_is_missing() {
         let mut facts = facts(&[], None, &[]);
         facts.environment = None;
-        assert!(matches!(decide(&facts, None), Verdict::Refused(reason) if reason.contains("CAP_SYS_PTRACE")));
+        assert!(matches!(classify(&facts, None), Classification::Refused(reason) if reason.contains("CAP_SYS_PTRACE")));
         facts.listening = None;
-        assert!(matches!(decide(&facts, None), Verdict::Refused(reason) if reason.contains("CAP_SYS_PTRACE")));
+        assert!(matches!(classify(&facts, None), Classification::Refused(reason) if reason.contains("CAP_SYS_PTRACE")));
         facts.listening = Some(sockets(&[("0.0.0.0", 15001)], false));
         assert!(
-            matches!(decide(&facts, None), Verdict::Observed { evidence, .. } if evidence.starts_with("its network"))
+            matches!(classify(&facts, None), Classification::Observed { evidence, .. } if evidence.starts_with("its network"))
         );
     }
 
@@ -510,7 +511,7 @@ mod tests {
         ];
         let rule = facts.rule(&rules);
         assert_eq!(rule, Some(&rules[2]));
-        assert!(matches!(decide(&facts, rule), Verdict::Observed { role: Role::Gateway, .. }));
+        assert!(matches!(classify(&facts, rule), Classification::Observed { role: Role::Gateway, .. }));
         let (workload, addresses) = identity(&facts, rule, || None);
         assert_eq!(workload.namespace.as_deref(), Some("new"));
         assert_eq!(addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);

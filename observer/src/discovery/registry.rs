@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::{ProcessId, SidecarId, Workload};
 
 /// Departed identities whose numbers are kept for a return. A pod that comes back after that many others gets a new one.
-const DEPARTED: usize = 4096;
+const MAX_DEPARTED: usize = 4096;
 
 /// Hands out the numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Remembered", into = "Remembered")]
+#[serde(try_from = "PersistedRegistry", into = "PersistedRegistry")]
 pub struct Registry {
     next: SidecarId,
     numbers: BTreeMap<Key, SidecarId>,
@@ -52,25 +52,25 @@ impl Key {
 
 /// As it is kept over a restart of the observer.
 #[derive(Serialize, Deserialize)]
-struct Remembered {
+struct PersistedRegistry {
     next: SidecarId,
     numbers: Vec<(Key, SidecarId)>,
     holders: Vec<(ProcessId, Key)>,
     departed: VecDeque<Key>,
 }
 
-impl From<Registry> for Remembered {
+impl From<Registry> for PersistedRegistry {
     fn from(registry: Registry) -> Self {
         let Registry { next, numbers, holders, departed } = registry;
         Self { next, numbers: numbers.into_iter().collect(), holders: holders.into_iter().collect(), departed }
     }
 }
 
-impl TryFrom<Remembered> for Registry {
+impl TryFrom<PersistedRegistry> for Registry {
     type Error = &'static str;
 
-    fn try_from(remembered: Remembered) -> Result<Self, Self::Error> {
-        let Remembered { next, numbers, holders, departed } = remembered;
+    fn try_from(persisted: PersistedRegistry) -> Result<Self, Self::Error> {
+        let PersistedRegistry { next, numbers, holders, departed } = persisted;
         let numbers: BTreeMap<Key, SidecarId> = numbers.into_iter().collect();
         let given: BTreeSet<SidecarId> = numbers.values().copied().collect();
         // Half of all numbers are more than any node ever gives out, and leave room for those to come.
@@ -100,7 +100,7 @@ impl Registry {
             (Some(held @ Key::Cgroup { .. }), None) => return self.numbers[held],
             _ => self.release(process),
         }
-        let key = pod.unwrap_or_else(|| self.free_place(cgroup));
+        let key = pod.unwrap_or_else(|| self.free_cgroup_key(cgroup));
         self.holders.insert(process, key.clone());
         self.departed.retain(|departed| *departed != key);
         *self.numbers.entry(key).or_insert_with(|| {
@@ -112,14 +112,20 @@ impl Registry {
 
     /// A process of another pod that holds this pod's name; one whose cgroup says which pod it is of counts more than one whose
     /// cgroup does not.
-    pub fn rival(&self, process: ProcessId, namespace: &str, pod: &str, uid: Option<&str>) -> Option<ProcessId> {
-        let is_rival = |key: &Key| match key {
+    pub fn name_conflict(
+        &self,
+        process: ProcessId,
+        namespace: &str,
+        pod: &str,
+        uid: Option<&str>,
+    ) -> Option<ProcessId> {
+        let is_conflict = |key: &Key| match key {
             Key::Pod { namespace: theirs, pod: name, uid: other } => {
                 theirs == namespace && name == pod && other.is_some() && other.as_deref() != uid
             }
             Key::Cgroup { .. } => false,
         };
-        self.holders.iter().find(|(holder, key)| **holder != process && is_rival(key)).map(|(holder, _)| *holder)
+        self.holders.iter().find(|(holder, key)| **holder != process && is_conflict(key)).map(|(holder, _)| *holder)
     }
 
     /// Ends all but these processes.
@@ -135,14 +141,14 @@ impl Registry {
             return;
         }
         self.departed.push_back(key);
-        if self.departed.len() > DEPARTED
+        if self.departed.len() > MAX_DEPARTED
             && let Some(oldest) = self.departed.pop_front()
         {
             self.numbers.remove(&oldest);
         }
     }
 
-    fn free_place(&self, cgroup: &Path) -> Key {
+    fn free_cgroup_key(&self, cgroup: &Path) -> Key {
         let taken: BTreeSet<usize> = self
             .holders
             .values()
@@ -185,15 +191,19 @@ mod tests {
     fn a_pods_name_in_another_pod_is_another_number() {
         let (mut registry, cgroup) = (Registry::default(), Path::new("/pod"));
         let victim = registry.assign(process(1), &pod("a"), Some("uid-1"), cgroup);
-        assert_eq!(registry.rival(process(2), "default", "a", Some("uid-2")), Some(process(1)));
-        assert_eq!(registry.rival(process(2), "default", "a", None), Some(process(1)));
-        assert_eq!(registry.rival(process(2), "default", "a", Some("uid-1")), None, "a restart in the same pod");
-        assert_eq!(registry.rival(process(2), "other", "a", Some("uid-2")), None);
+        assert_eq!(registry.name_conflict(process(2), "default", "a", Some("uid-2")), Some(process(1)));
+        assert_eq!(registry.name_conflict(process(2), "default", "a", None), Some(process(1)));
+        assert_eq!(
+            registry.name_conflict(process(2), "default", "a", Some("uid-1")),
+            None,
+            "a restart in the same pod"
+        );
+        assert_eq!(registry.name_conflict(process(2), "other", "a", Some("uid-2")), None);
         assert_ne!(registry.assign(process(2), &pod("a"), Some("uid-2"), cgroup), victim);
         assert_eq!(registry.assign(process(3), &pod("a"), Some("uid-1"), cgroup), victim);
         // Where cgroups tell nothing, names are all there is.
         let nameless = registry.assign(process(4), &pod("b"), None, cgroup);
-        assert_eq!(registry.rival(process(5), "default", "b", None), None);
+        assert_eq!(registry.name_conflict(process(5), "default", "b", None), None);
         assert_eq!(registry.assign(process(5), &pod("b"), None, cgroup), nameless);
     }
 
@@ -277,12 +287,12 @@ mod tests {
         let mut registry = Registry::default();
         let first = registry.assign(process(0), &pod("0"), None, Path::new("/"));
         registry.release(process(0));
-        for pid in 1..=DEPARTED as u32 {
+        for pid in 1..=MAX_DEPARTED as u32 {
             registry.assign(process(pid), &pod(&pid.to_string()), None, Path::new("/"));
             registry.release(process(pid));
         }
-        assert_eq!((registry.departed.len(), registry.numbers.len()), (DEPARTED, DEPARTED));
-        assert!(registry.assign(process(0), &pod("0"), None, Path::new("/")) > first + DEPARTED as u32);
+        assert_eq!((registry.departed.len(), registry.numbers.len()), (MAX_DEPARTED, MAX_DEPARTED));
+        assert!(registry.assign(process(0), &pod("0"), None, Path::new("/")) > first + MAX_DEPARTED as u32);
     }
 
     proptest! {

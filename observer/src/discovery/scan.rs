@@ -11,18 +11,19 @@ use std::{
 };
 
 use super::{
-    Change, DiscoveryConfig, Error, Finding, ProcessId, Role, Sidecar, SidecarRule, Workload, bootstrap,
+    Change, DiscoveryConfig, Finding, ProcessId, Role, Sidecar, SidecarRule, Workload, bootstrap,
     cgroup::Hierarchy,
-    component::{self, Component, ComponentRule, Surroundings},
+    component::{self, Component, ComponentRule, Context},
     container::Container,
+    error::Error,
     is_named, kubelet, pod_labels, printable,
     proc_files::{self, Executable, ProcFiles, agent_role, hidepid},
-    process::{self, Facts, INBOUND_PORT, OUTBOUND_PORT, Verdict},
+    process::{self, Classification, INBOUND_PORT, OUTBOUND_PORT, ProcessFacts},
     registry::Registry,
 };
 
 /// Most processes of a cgroup that are asked whether they are pilot-agent.
-const MOST_NEIGHBOURS: usize = 64;
+const MAX_NEIGHBOURS: usize = 64;
 
 /// What is known of the node.
 #[derive(Debug)]
@@ -95,12 +96,13 @@ impl Candidate {
     }
 
     /// Whether another look cannot tell anything else.
-    fn is_settled(&self) -> bool {
-        !self.is_open() && self.component().is_none_or(|component| component.page.as_ref().is_ok_and(|it| !it.is_guess))
+    fn is_final(&self) -> bool {
+        !self.is_pending()
+            && self.component().is_none_or(|component| component.page.as_ref().is_ok_and(|it| !it.is_guess))
     }
 
     /// Whether another look is needed soon.
-    fn is_open(&self) -> bool {
+    fn is_pending(&self) -> bool {
         match self {
             Self::Observed { is_final, .. } => !is_final,
             Self::Component { component, .. } => component.page.is_err(),
@@ -157,7 +159,7 @@ impl Scanner {
     }
 
     /// Ends the numbers of processes that an earlier observer knew and that are no more.
-    pub fn settle(&mut self) {
+    pub fn release_ended(&mut self) {
         let named = self.named.values().map(|sidecar| sidecar.process);
         let present = self.candidates.values().map(Candidate::process).chain(named).collect();
         self.registry.retain(&present);
@@ -174,18 +176,18 @@ impl Scanner {
             changes.extend(self.examine(pid));
         }
         if changes.len() > known {
-            changes.extend(self.settle_companions());
+            changes.extend(self.update_companions());
         }
-        changes.extend(self.look_at_named());
+        changes.extend(self.examine_named());
         Ok(changes)
     }
 
     /// Looks at one process that has just started, or has had time to show what it is.
-    pub fn look_at(&mut self, pid: u32) -> Vec<Change> {
+    pub fn examine_process(&mut self, pid: u32) -> Vec<Change> {
         let mut changes = self.examine(pid);
         if !changes.is_empty() {
-            changes.extend(self.settle_companions());
-            changes.extend(self.look_at_named());
+            changes.extend(self.update_companions());
+            changes.extend(self.examine_named());
         }
         changes
     }
@@ -196,7 +198,7 @@ impl Scanner {
             return Vec::new();
         }
         let mut changes: Vec<Change> = self.forget(process.pid).into_iter().collect();
-        changes.extend(self.look_at_named());
+        changes.extend(self.examine_named());
         changes
     }
 
@@ -205,9 +207,9 @@ impl Scanner {
         self.candidates.contains_key(&pid)
     }
 
-    /// Whether it has, and is not observed or may yet turn out to be something else, or its metrics page is not known.
-    pub fn is_open(&self, pid: u32) -> bool {
-        self.candidates.get(&pid).is_some_and(Candidate::is_open)
+    /// Whether it has, and is not observed or may yet turn out to be something else, or its /metrics endpoint is not known.
+    pub fn is_pending(&self, pid: u32) -> bool {
+        self.candidates.get(&pid).is_some_and(Candidate::is_pending)
     }
 
     /// Processes with a sidecar's or a component's executable, observed or not.
@@ -276,7 +278,7 @@ impl Scanner {
             }
             let pids: Vec<String> = sidecars.iter().map(|sidecar| sidecar.process.pid.to_string()).collect();
             let which = if self.is_nested {
-                "in a nested pid namespace, where none is told from the other, every connection"
+                "in a nested pid namespace, where they are not distinguished, every connection"
             } else {
                 "a connection that none of them was seen to open or accept"
             };
@@ -308,7 +310,7 @@ impl Scanner {
 
     /// A vanished process is no error: it is as if it had not been there.
     fn examine(&mut self, pid: u32) -> Vec<Change> {
-        let looked = self.looked_at(pid);
+        let looked = self.classify_process(pid);
         match looked {
             Ok(Some(candidate)) => self.replace(pid, candidate),
             Ok(None) => self.forget(pid).into_iter().collect(),
@@ -320,30 +322,30 @@ impl Scanner {
         }
     }
 
-    fn looked_at(&mut self, pid: u32) -> io::Result<Option<Candidate>> {
+    fn classify_process(&mut self, pid: u32) -> io::Result<Option<Candidate>> {
         // Most processes are neither, and need no more than this.
         if self.kind(&self.files, pid)?.is_none() {
             return Ok(None);
         }
-        let files = self.files.holding(pid)?;
+        let files = self.files.with_open_dir(pid)?;
         let process = ProcessId { pid, start_time: files.start_time(pid)? };
         let Some((kind, executable)) = self.kind(&files, pid)? else { return Ok(None) };
         if let Some(known) = self.candidates.get(&pid)
             && known.process() == process
-            && known.is_settled()
+            && known.is_final()
             && known.cgroup() == Some(&files.cgroup(pid)?)
         {
             return Ok(Some(known.clone()));
         }
-        self.judge(&files, process, executable, kind).map(Some)
+        self.build_candidate(&files, process, executable, kind).map(Some)
     }
 
-    /// What a process would be by the name of its executable, or by what it is called.
+    /// What a process would be by the name of its executable, or by what it is invocation_names.
     fn kind(&self, files: &ProcFiles, pid: u32) -> io::Result<Option<(Kind, Executable)>> {
         let executable = files.executable(pid)?;
         let cut = executable.path.is_none();
         let of = |name: &str, cut: bool| {
-            if self.config.executables.iter().any(|wanted| is_named(wanted, name, cut)) {
+            if self.config.executables.iter().any(|max_value_bytes| is_named(max_value_bytes, name, cut)) {
                 return Some(Kind::Sidecar);
             }
             self.config
@@ -358,11 +360,11 @@ impl Scanner {
         }
         // Whoever may not read it has the name that the kernel keeps.
         let arguments = permitted(files.first_arguments(pid))?.unwrap_or_default();
-        let called = proc_files::called(&executable, &arguments);
-        Ok(called.iter().find_map(|name| of(name, false)).map(|kind| (kind, executable)))
+        let invocation_names = proc_files::invocation_names(&executable, &arguments);
+        Ok(invocation_names.iter().find_map(|name| of(name, false)).map(|kind| (kind, executable)))
     }
 
-    fn judge(
+    fn build_candidate(
         &mut self,
         files: &ProcFiles,
         process: ProcessId,
@@ -370,10 +372,10 @@ impl Scanner {
         kind: Kind,
     ) -> io::Result<Candidate> {
         let pid = process.pid;
-        let mut facts = Facts {
+        let mut facts = ProcessFacts {
             process,
             executable,
-            environment: permitted(files.environment(pid, process::wanted))?,
+            environment: permitted(files.environment(pid, process::max_value_bytes))?,
             node_type: None,
             bootstrap: None,
             agent: None,
@@ -396,17 +398,17 @@ impl Scanner {
     /// The role of the pilot-agent that started a process, or of one in its cgroup.
     fn agent(&self, files: &ProcFiles, pid: u32, cgroup: &str) -> Option<String> {
         let directory = self.hierarchy.directory(cgroup).ok();
-        let neighbours = directory.iter().flat_map(|directory| members(directory)).take(MOST_NEIGHBOURS);
+        let neighbours = directory.iter().flat_map(|directory| members(directory)).take(MAX_NEIGHBOURS);
         let parent = files.parent(pid).ok().flatten();
         parent.into_iter().chain(neighbours).find_map(|other| agent_role(&self.files.first_arguments(other).ok()?))
     }
 
-    fn component(&self, files: &ProcFiles, facts: Facts, rule: &ComponentRule) -> io::Result<Candidate> {
+    fn component(&self, files: &ProcFiles, facts: ProcessFacts, rule: &ComponentRule) -> io::Result<Candidate> {
         let pid = facts.process.pid;
         let netns_inode = permitted(files.netns_inode(pid))?;
         let (workload, mut addresses) = process::identity(&facts, None, || None);
         addresses.extend(files.addresses(pid));
-        let surroundings = Surroundings {
+        let context = Context {
             sockets: permitted(files.sockets(pid, |_| true))?,
             configured: rule.port,
             argument: permitted(files.monitoring_port(pid))?.flatten(),
@@ -420,19 +422,19 @@ impl Scanner {
             cgroup: self.hierarchy.directory(&facts.cgroup).ok(),
             container: Container::of_cgroup(&facts.cgroup),
             workload: Arc::new(workload),
-            page: component::page(&surroundings),
+            page: component::page(&context),
         };
         Ok(Candidate::Component { component: Arc::new(component), cgroup: facts.cgroup })
     }
 
-    fn sidecar(&mut self, files: &ProcFiles, facts: Facts) -> Candidate {
+    fn sidecar(&mut self, files: &ProcFiles, facts: ProcessFacts) -> Candidate {
         let (process, pid) = (facts.process, facts.process.pid);
         let executable = facts.executable.name.clone();
         let rule = facts.rule(&self.config.rules).cloned();
         let rule = rule.as_ref();
-        let (role, evidence, is_final) = match process::decide(&facts, rule) {
-            Verdict::Observed { role, evidence, is_final } => (role, evidence, is_final),
-            Verdict::Refused(reason) => return Candidate::Refused { process, executable, reason },
+        let (role, evidence, is_final) = match process::classify(&facts, rule) {
+            Classification::Observed { role, evidence, is_final } => (role, evidence, is_final),
+            Classification::Refused(reason) => return Candidate::Refused { process, executable, reason },
         };
         let located = self
             .hierarchy
@@ -494,7 +496,7 @@ impl Scanner {
             let real = Workload { namespace: Some(real_namespace), pod: Some(real_pod), ..Workload::default() };
             return Some((real, problem));
         }
-        let rival = self.registry.rival(process, namespace, pod, uid)?;
+        let rival = self.registry.name_conflict(process, namespace, pod, uid)?;
         if rival.start_time > process.start_time {
             // It was only looked at before; its next look tells.
             if let Some(Candidate::Observed { is_final, .. }) = self.candidates.get_mut(&rival.pid) {
@@ -563,7 +565,7 @@ impl Scanner {
     }
 
     /// A sidecar found after its neighbour was still taken for the neighbour's companion.
-    fn settle_companions(&mut self) -> Vec<Change> {
+    fn update_companions(&mut self) -> Vec<Change> {
         let observed: BTreeSet<u32> =
             self.candidates.iter().filter(|(_, it)| it.sidecar().is_some()).map(|(pid, _)| *pid).collect();
         let mut updated = Vec::new();
@@ -584,7 +586,7 @@ impl Scanner {
     }
 
     /// The cgroups that the user named and no recognised sidecar is in.
-    fn look_at_named(&mut self) -> Vec<Change> {
+    fn examine_named(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for path in self.config.cgroups.clone() {
             let taken =
@@ -787,7 +789,7 @@ mod tests {
         host.end(10);
         assert_eq!(scanner.scan().unwrap(), [Change::Gone(first.clone())]);
         host.start(20, 900, "/envoy", "/pods/a-again", SIDECAR);
-        assert_eq!(found(&scanner.look_at(20)).id, first.id);
+        assert_eq!(found(&scanner.examine_process(20)).id, first.id);
         // The same process number by another process.
         host.end(20);
         host.start(20, 950, "/envoy", "/pods/a-again", SIDECAR);
@@ -813,14 +815,14 @@ mod tests {
         let host = Host::new();
         host.start(10, 500, "/envoy", "/service", &[]);
         let mut scanner = host.scanner(&[]).unwrap();
-        assert_eq!(scanner.look_at(10), []);
+        assert_eq!(scanner.examine_process(10), []);
         assert!(scanner.is_candidate(10));
         assert!(matches!(&scanner.findings()[..], [Finding::Refused { reason, .. }] if reason.contains("15001")));
         // Another process of its network namespace listens, not this one.
         host.listen(10, 15001, 77, false);
-        assert_eq!(scanner.look_at(10), []);
+        assert_eq!(scanner.examine_process(10), []);
         host.listen(10, 15001, 77, true);
-        assert_eq!(found(&scanner.look_at(10)).evidence, "listens on 15001");
+        assert_eq!(found(&scanner.examine_process(10)).evidence, "listens on 15001");
     }
 
     #[test]
@@ -828,22 +830,22 @@ mod tests {
         let host = Host::new();
         host.start(10, 500, "/envoy", "/pods/a", SIDECAR);
         let mut scanner = host.scanner(&[]).unwrap();
-        let first = found(&scanner.look_at(10)).clone();
+        let first = found(&scanner.examine_process(10)).clone();
         assert_eq!(first.role, Role::Sidecar);
-        assert!(scanner.is_open(10), "it does not listen yet");
-        assert_eq!(scanner.look_at(10), []);
+        assert!(scanner.is_pending(10), "it does not listen yet");
+        assert_eq!(scanner.examine_process(10), []);
         host.listen(10, 8080, 77, true);
-        let changes = scanner.look_at(10);
+        let changes = scanner.examine_process(10);
         let [Change::Updated(gateway)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!((gateway.role, gateway.id), (Role::Gateway, first.id));
         assert!(gateway.evidence.ends_with("listens on 8080 and on neither 15001 nor 15006"), "{}", gateway.evidence);
         // pilot-agent comes back, and says more.
         host.start(11, 600, "/usr/local/bin/pilot-agent", "/pods/a", SIDECAR);
         host.arguments(11, &["/usr/local/bin/pilot-agent", "proxy", "sidecar"]);
-        let changes = scanner.look_at(10);
+        let changes = scanner.examine_process(10);
         let [Change::Updated(sidecar)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!((sidecar.role, sidecar.companions.len(), sidecar.is_cgroup_shared), (Role::Sidecar, 1, false));
-        assert!(!scanner.is_open(10));
+        assert!(!scanner.is_pending(10));
     }
 
     #[test]
@@ -872,7 +874,7 @@ mod tests {
             (Role::Gateway, "pilot-agent's command line says router"),
         ];
         assert_eq!(gateways, expected);
-        assert!(!scanner.is_open(10) && !scanner.is_open(20));
+        assert!(!scanner.is_pending(10) && !scanner.is_pending(20));
     }
 
     #[test]
@@ -907,7 +909,7 @@ mod tests {
         let mut scanner = host.scanner(&[]).unwrap();
         let victim = found(&scanner.scan().unwrap()).clone();
         host.start(20, 600, "/envoy", &pod_cgroup('2'), SIDECAR);
-        let impostor = found(&scanner.look_at(20)).clone();
+        let impostor = found(&scanner.examine_process(20)).clone();
         assert_ne!(impostor.id, victim.id);
         assert_eq!(*impostor.workload, Workload::default());
         let warning = scanner.findings().into_iter().find_map(|finding| match finding {
@@ -917,7 +919,7 @@ mod tests {
         assert!(warning.unwrap().contains("process 20 says that it is in pod default/reviews-1, as process 10 does"));
         // A container that was restarted is no impostor.
         host.start(11, 700, "/envoy", &pod_cgroup('1'), SIDECAR);
-        assert_eq!(found(&scanner.look_at(11)).id, victim.id);
+        assert_eq!(found(&scanner.examine_process(11)).id, victim.id);
         // A pod that was made anew under its name has it once the old one is gone.
         for pid in [10, 11] {
             host.end(pid);
@@ -933,10 +935,10 @@ mod tests {
         let host = Host::new();
         host.start(10, 900, "/envoy", &pod_cgroup('2'), SIDECAR);
         let mut scanner = host.scanner(&[]).unwrap();
-        scanner.look_at(10);
+        scanner.examine_process(10);
         host.start(20, 500, "/envoy", &pod_cgroup('1'), SIDECAR);
-        assert_eq!(found(&scanner.look_at(20)).workload.pod.as_deref(), Some("reviews-1"));
-        let changes = scanner.look_at(10);
+        assert_eq!(found(&scanner.examine_process(20)).workload.pod.as_deref(), Some("reviews-1"));
+        let changes = scanner.examine_process(10);
         let [Change::Gone(before), Change::Found(after)] = &changes[..] else { panic!("{changes:?}") };
         assert!(before.id != after.id && *after.workload == Workload::default());
     }
@@ -971,7 +973,7 @@ mod tests {
         host.start(10, 500, "/envoy", "/pods/a", &environment);
         fs::write(host.file(10, "net/fib_trie"), "Main:\n |-- 10.0.0.9\n    /32 host LOCAL\n").unwrap();
         let mut scanner = host.scanner(&[]).unwrap();
-        assert_eq!(found(&scanner.look_at(10)).addresses, ["10.0.0.9".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(found(&scanner.examine_process(10)).addresses, ["10.0.0.9".parse::<std::net::IpAddr>().unwrap()]);
     }
 
     #[test]
@@ -979,10 +981,10 @@ mod tests {
         let host = Host::new();
         host.start(10, 500, "/envoy", "/", SIDECAR);
         let mut scanner = host.scanner(&[]).unwrap();
-        let id = found(&scanner.look_at(10)).id;
+        let id = found(&scanner.examine_process(10)).id;
         assert!(matches!(&scanner.findings()[..], [_, Finding::Warning(warning)] if warning.contains("root cgroup")));
         host.place(10, "/pods/a");
-        let changes = scanner.look_at(10);
+        let changes = scanner.examine_process(10);
         assert!(matches!(&changes[..], [Change::Updated(moved)] if moved.id == id && moved.cgroup.ends_with("pods/a")));
     }
 
@@ -1020,7 +1022,7 @@ mod tests {
         assert_eq!((named.process.is_process(), named.role), (false, Role::Sidecar));
         assert!(named.evidence.starts_with("--cgroup; a process in it listens"));
         host.start(31, 200, "/envoy", "/named", SIDECAR);
-        let changes = scanner.look_at(31);
+        let changes = scanner.examine_process(31);
         assert!(matches!(&changes[..], [Change::Found(_), Change::Gone(gone)] if *gone == named), "{changes:?}");
         host.end(31);
         let changes = scanner.scan().unwrap();
@@ -1047,9 +1049,9 @@ mod tests {
         fs::write(host.file(10, "net/fib_trie"), "Main:\n |-- 10.1.0.9\n    /32 host LOCAL\n").unwrap();
         let mut scanner = host.scanner(&[]).unwrap();
         // It does not listen yet.
-        let young = component(&scanner.look_at(10));
-        assert!(young.page.as_ref().unwrap_err().contains("no port") && scanner.is_open(10), "{young:?}");
-        assert_eq!(scanner.look_at(10), []);
+        let young = component(&scanner.examine_process(10));
+        assert!(young.page.as_ref().unwrap_err().contains("no port") && scanner.is_pending(10), "{young:?}");
+        assert_eq!(scanner.examine_process(10), []);
         host.listen(10, 15014, 77, true);
         let changes = scanner.scan().unwrap();
         assert!(matches!(&changes[..], [Change::ComponentUpdated(_)]), "{changes:?}");
@@ -1060,7 +1062,7 @@ mod tests {
         assert_eq!((istiod.container.id.as_deref(), istiod.container.pod_uid.as_deref()), (Some(&*id), Some(uid)));
         let page = istiod.page.as_ref().unwrap();
         assert_eq!((page.address.to_string().as_str(), page.inside_only), ("10.1.0.9:15014", None));
-        assert!(!scanner.is_open(10) && scanner.scan().unwrap().is_empty());
+        assert!(!scanner.is_pending(10) && scanner.scan().unwrap().is_empty());
         assert!(matches!(&scanner.findings()[..], [Finding::Component(found)] if *found == istiod));
         assert_eq!(scanner.sidecars().count(), 0);
     }
@@ -1072,8 +1074,8 @@ mod tests {
         host.listen(10, 9876, 5, true);
         let mut scanner = host.scanner(&[]).unwrap();
         let port = |component: Arc<Component>| component.page.as_ref().unwrap().address.port();
-        assert_eq!(port(component(&scanner.look_at(10))), 9876);
-        assert!(!scanner.is_open(10) && scanner.look_at(10).is_empty());
+        assert_eq!(port(component(&scanner.examine_process(10))), 9876);
+        assert!(!scanner.is_pending(10) && scanner.examine_process(10).is_empty());
         fs::remove_file(host.file(10, "fd/3")).unwrap();
         host.listen(10, 15014, 6, true);
         assert_eq!(port(component(&scanner.scan().unwrap())), 15014);
@@ -1085,12 +1087,12 @@ mod tests {
         host.start(10, 500, "/usr/bin/etcd", "/etcd", &[]);
         host.listen(10, 2379, 5, true);
         let mut scanner = host.scanner(&[]).unwrap();
-        let first = component(&scanner.look_at(10));
+        let first = component(&scanner.examine_process(10));
         let page = first.page.as_ref().unwrap();
         assert_eq!((first.app.as_str(), page.evidence.as_str()), ("etcd", "listens on 2379 as configured"));
         host.end(10);
         host.start(10, 900, "/usr/bin/etcd", "/etcd", &[]);
-        let changes = scanner.look_at(10);
+        let changes = scanner.examine_process(10);
         let [Change::ComponentGone(gone), Change::ComponentFound(found)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!((gone, found.process.start_time), (&first, 900));
         host.end(10);
@@ -1103,21 +1105,21 @@ mod tests {
         let host = Host::new();
         host.start(10, 500, "/usr/bin/etcd", "/pods/a", SIDECAR);
         let mut scanner = host.scanner(&[]).unwrap();
-        component(&scanner.look_at(10));
+        component(&scanner.examine_process(10));
         fs::remove_file(host.file(10, "exe")).unwrap();
         symlink("/envoy", host.file(10, "exe")).unwrap();
-        let changes = scanner.look_at(10);
+        let changes = scanner.examine_process(10);
         assert!(matches!(&changes[..], [Change::ComponentGone(_), Change::Found(_)]), "{changes:?}");
         fs::remove_file(host.file(10, "exe")).unwrap();
         symlink("/bin/sh", host.file(10, "exe")).unwrap();
         host.arguments(10, &["sh"]);
-        assert!(matches!(&scanner.look_at(10)[..], [Change::Gone(_)]));
+        assert!(matches!(&scanner.examine_process(10)[..], [Change::Gone(_)]));
     }
 
     #[test]
     fn a_path_that_is_no_cgroup_is_refused() {
         let error = Host::new().scanner(&["/absent"]).unwrap_err().to_string();
-        assert!(error.contains("/absent is no cgroup v2 directory: it does not exist"), "{error}");
+        assert!(error.contains("/absent is not a cgroup v2 directory: it does not exist"), "{error}");
     }
 
     #[test]

@@ -3,14 +3,14 @@
 //! Three sources, each enough to be complete in the end:
 //! - the kernel's announcement of every `execve` ([`ExecEvents`]): a new sidecar is seen within a millisecond. It comes
 //!   before the process listens and maybe before it is in its final cgroup, so a candidate is looked at again after each of
-//!   [`AGAIN`], and then every second for as long as it is not observed, or its metrics page not known. A page whose port is
-//!   a guess is judged anew by every look;
+//!   [`RESCAN_BACKOFF`], and then every second for as long as it is not observed, or its metrics page not known. A page whose port is
+//!   a guess is judged anew by every rescan;
 //! - a pidfd for each that was found, which tells its end;
-//! - a full look every ten seconds, or every second where the kernel announces nothing.
+//! - a full rescan every ten seconds, or every second where the kernel announces nothing.
 //!
-//! Measured on two shared cores, Linux 6.18, with 1,000 processes: a full look takes 5.5 ms of CPU, so 0.06 % of a core
+//! Measured on two shared cores, Linux 6.18, with 1,000 processes: a full rescan takes 5.5 ms of CPU, so 0.06 % of a core
 //! every ten seconds and 0.6 % every second; an announced `execve` 46 µs, waking up included; from a process's start to
-//! [`Change::Found`] 0.9 ms (median of 20); watching a quiet node nothing that could be told from zero.
+//! [`Change::Found`] 0.9 ms (median of 20); watching a quiet node nothing that could be logged from zero.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,7 +28,8 @@ use tokio::{
 };
 
 use super::{
-    Change, DiscoveryConfig, Error, Finding, ProcessId, Sidecar,
+    Change, DiscoveryConfig, Finding, ProcessId, Sidecar,
+    error::Error,
     events::{Event, ExecEvents},
     printable,
     registry::Registry,
@@ -36,10 +37,11 @@ use super::{
 };
 
 /// When a candidate that has just started is looked at again.
-pub const AGAIN: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1000)];
-/// Between full looks where the kernel announces new processes.
-pub const SAFETY_INTERVAL: Duration = Duration::from_secs(10);
-/// Between full looks where it does not.
+pub const RESCAN_BACKOFF: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1000)];
+/// Between full rescans where the kernel announces new processes.
+pub const FULL_SCAN_INTERVAL: Duration = Duration::from_secs(10);
+/// Between full rescans where it does not.
 pub const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Keeps watch over the node's sidecars and control-plane processes.
@@ -50,14 +52,14 @@ pub struct Watcher {
     own_namespace: bool,
     exits: JoinSet<ProcessId>,
     awaited: HashMap<ProcessId, AbortHandle>,
-    looks: BTreeMap<u32, Look>,
+    rescans: BTreeMap<u32, Rescan>,
     next_scan: Instant,
-    told: BTreeSet<String>,
+    logged: BTreeSet<String>,
 }
 
 /// When a candidate is looked at next.
 #[derive(Clone, Copy, Debug)]
-struct Look {
+struct Rescan {
     since: Instant,
     done: usize,
     next: Instant,
@@ -88,9 +90,9 @@ impl Watcher {
             own_namespace,
             exits: JoinSet::new(),
             awaited: HashMap::new(),
-            looks: BTreeMap::new(),
+            rescans: BTreeMap::new(),
             next_scan: Instant::now(),
-            told: BTreeSet::new(),
+            logged: BTreeSet::new(),
         })
     }
 
@@ -98,7 +100,7 @@ impl Watcher {
     pub async fn next(&mut self) -> Vec<Change> {
         loop {
             let changes = self.step().await;
-            self.take_note(&changes);
+            self.await_exits(&changes);
             if !changes.is_empty() {
                 return changes;
             }
@@ -107,28 +109,28 @@ impl Watcher {
 
     /// Looks at every process now.
     pub fn scan(&mut self) -> Vec<Change> {
-        let changes = self.look();
-        self.take_note(&changes);
+        let changes = self.rescan();
+        self.await_exits(&changes);
         changes
     }
 
-    fn look(&mut self) -> Vec<Change> {
-        self.next_scan = Instant::now() + if self.events.is_ok() { SAFETY_INTERVAL } else { SCAN_INTERVAL };
+    fn rescan(&mut self) -> Vec<Change> {
+        self.next_scan = Instant::now() + if self.events.is_ok() { FULL_SCAN_INTERVAL } else { SCAN_INTERVAL };
         let known: BTreeSet<u32> = self.scanner.candidates().collect();
         let changes = self.scanner.scan().unwrap_or_else(|error| {
             tracing::warn!(%error, "discovery: sidecars stay as they were");
             Vec::new()
         });
         let new: Vec<u32> = self.scanner.candidates().filter(|pid| !known.contains(pid)).collect();
-        new.into_iter().for_each(|pid| self.look_again(pid));
+        new.into_iter().for_each(|pid| self.schedule_rescan(pid));
         changes
     }
 
-    /// Goes on with the numbers of an earlier observer, and looks at every process.
+    /// Goes on with the numbers of an earlier observer, and rescans at every process.
     pub fn resume(&mut self, registry: Registry) -> Vec<Change> {
         self.scanner.resume(registry);
         let changes = self.scan();
-        self.scanner.settle();
+        self.scanner.release_ended();
         changes
     }
 
@@ -149,9 +151,10 @@ impl Watcher {
 
     /// Waits for one thing to happen and says what it changed. Nothing is kept across an await.
     async fn step(&mut self) -> Vec<Change> {
-        let due = self.looks.values().map(|look| look.next).chain([self.next_scan]).min().unwrap_or(self.next_scan);
+        let due =
+            self.rescans.values().map(|rescan| rescan.next).chain([self.next_scan]).min().unwrap_or(self.next_scan);
         tokio::select! {
-            events = announced(&self.events) => self.take_events(events),
+            events = announced(&self.events) => self.handle_events(events),
             Some(ended) = self.exits.join_next() => match ended {
                 Ok(process) => {
                     self.awaited.remove(&process);
@@ -160,11 +163,11 @@ impl Watcher {
                 // A task that was aborted because its sidecar is gone already.
                 Err(_) => Vec::new(),
             },
-            () = sleep_until(due) => self.take_time(Instant::now()),
+            () = sleep_until(due) => self.handle_timer(Instant::now()),
         }
     }
 
-    fn take_events(&mut self, events: io::Result<Vec<Event>>) -> Vec<Change> {
+    fn handle_events(&mut self, events: io::Result<Vec<Event>>) -> Vec<Change> {
         let mut changes = Vec::new();
         let events = events.unwrap_or_else(|error| {
             tracing::warn!(%error, interval = ?SCAN_INTERVAL, "new sidecars are looked for periodically from now on");
@@ -174,9 +177,9 @@ impl Watcher {
         for event in events {
             match event {
                 Event::Executed(pid) => {
-                    changes.extend(self.scanner.look_at(pid));
+                    changes.extend(self.scanner.examine_process(pid));
                     if self.scanner.is_candidate(pid) {
-                        self.look_again(pid);
+                        self.schedule_rescan(pid);
                     }
                 }
                 Event::Lost => self.next_scan = Instant::now(),
@@ -185,41 +188,41 @@ impl Watcher {
         changes
     }
 
-    fn take_time(&mut self, now: Instant) -> Vec<Change> {
+    fn handle_timer(&mut self, now: Instant) -> Vec<Change> {
         let mut changes = Vec::new();
-        let due: Vec<u32> = self.looks.iter().filter(|(_, look)| look.next <= now).map(|(pid, _)| *pid).collect();
+        let due: Vec<u32> = self.rescans.iter().filter(|(_, rescan)| rescan.next <= now).map(|(pid, _)| *pid).collect();
         for pid in due {
-            changes.extend(self.scanner.look_at(pid));
-            self.looked_again(pid, now);
+            changes.extend(self.scanner.examine_process(pid));
+            self.reschedule(pid, now);
         }
         if self.next_scan <= now {
-            changes.extend(self.look());
+            changes.extend(self.rescan());
         }
-        self.tell();
+        self.log_findings();
         changes
     }
 
-    fn look_again(&mut self, pid: u32) {
+    fn schedule_rescan(&mut self, pid: u32) {
         let since = Instant::now();
-        self.looks.insert(pid, Look { since, done: 0, next: since + AGAIN[0] });
+        self.rescans.insert(pid, Rescan { since, done: 0, next: since + RESCAN_BACKOFF[0] });
     }
 
-    fn looked_again(&mut self, pid: u32, now: Instant) {
-        let Some(look) = self.looks.get_mut(&pid) else { return };
-        look.done += 1;
-        match AGAIN.get(look.done) {
-            Some(&after) => look.next = look.since + after,
-            None if self.scanner.is_open(pid) => look.next = now + SCAN_INTERVAL,
+    fn reschedule(&mut self, pid: u32, now: Instant) {
+        let Some(rescan) = self.rescans.get_mut(&pid) else { return };
+        rescan.done += 1;
+        match RESCAN_BACKOFF.get(rescan.done) {
+            Some(&after) => rescan.next = rescan.since + after,
+            None if self.scanner.is_pending(pid) => rescan.next = now + SCAN_INTERVAL,
             None => {
-                self.looks.remove(&pid);
+                self.rescans.remove(&pid);
             }
         }
     }
 
     /// Logs what to be warned of and what is not observed, each once for as long as it is so. A candidate that has just
     /// started is not judged yet.
-    fn tell(&mut self) {
-        let young = |pid| self.looks.get(&pid).is_some_and(|look| look.done < AGAIN.len());
+    fn log_findings(&mut self) {
+        let young = |pid| self.rescans.get(&pid).is_some_and(|rescan| rescan.done < RESCAN_BACKOFF.len());
         let findings = self.scanner.findings().into_iter().filter_map(|finding| match finding {
             Finding::Observed(_) => None,
             Finding::Component(component) if young(component.process.pid) => None,
@@ -234,14 +237,14 @@ impl Watcher {
             Finding::Warning(warning) => Some(warning),
         });
         let now: BTreeSet<String> = findings.collect();
-        now.difference(&self.told).for_each(|finding| tracing::warn!("{finding}"));
-        self.told = now;
+        now.difference(&self.logged).for_each(|finding| tracing::warn!("{finding}"));
+        self.logged = now;
     }
 
-    /// Has the kernel tell the end of each process that was found, and no longer that of those gone.
-    fn take_note(&mut self, changes: &[Change]) {
+    /// Has the kernel log_findings the end of each process that was found, and no longer that of those gone.
+    fn await_exits(&mut self, changes: &[Change]) {
         for change in changes {
-            log(change);
+            log_change(change);
             let process = change.process();
             match change {
                 Change::Found(_) | Change::ComponentFound(_) if self.own_namespace && process.is_process() => {
@@ -278,7 +281,7 @@ impl Watcher {
     }
 }
 
-fn log(change: &Change) {
+fn log_change(change: &Change) {
     let pid = change.process().pid;
     let what = match change {
         Change::Found(_) | Change::ComponentFound(_) => "found",

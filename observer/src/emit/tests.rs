@@ -13,11 +13,11 @@ use tokio::net::TcpListener;
 
 const QUICK: Limits = Limits {
     queue: 2,
-    patience: Duration::from_mins(1),
+    retry_timeout: Duration::from_mins(1),
     first_pause: Duration::from_millis(2),
-    longest_pause: Duration::from_millis(10),
+    max_pause: Duration::from_millis(10),
     push_back: Duration::from_millis(5),
-    longest_push_back: Duration::from_millis(20),
+    max_push_back: Duration::from_millis(20),
 };
 
 /// The longest pause that a number of 64 bits can ask for.
@@ -27,10 +27,10 @@ fn emitter(url: reqwest::Url, limits: Limits) -> Emitter {
     emitter_with(url, limits, None)
 }
 
-fn emitter_with(url: reqwest::Url, limits: Limits, spool: Option<Spool>) -> Emitter {
+fn emitter_with(url: reqwest::Url, limits: Limits, disk_queue: Option<DiskQueue>) -> Emitter {
     let lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let sink = HttpSink::proxy(url, Duration::from_millis(300)).unwrap();
-    Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), spool, limits)
+    Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), disk_queue, limits)
 }
 
 fn losses(counts: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
@@ -97,7 +97,7 @@ async fn what_may_go_better_later_waits_on_disk_however_long_a_pause_is_asked_fo
     let number = script.len() as u64;
     let (url, mut taken) = receiver(script.into_iter().map(Act::Answer).collect()).await;
     let directory = tempfile::tempdir().unwrap();
-    let emitter = emitter_with(url, QUICK, Some(Spool::new(directory.path().to_owned(), 1 << 20)));
+    let emitter = emitter_with(url, QUICK, Some(DiskQueue::new(directory.path().to_owned(), 1 << 20)));
     emitter.offer(fixture::snapshots()[0].clone());
     let began = Instant::now();
     while emitter.stats().on_disk != Some((0, 0)) || emitter.stats().sent == 0 {
@@ -123,7 +123,7 @@ async fn what_is_refused_is_dropped_and_counted() {
 #[tokio::test]
 async fn patience_ends_and_a_single_line_that_is_too_large_is_dropped() {
     let script = || (0..4_000).map(|_| Act::Answer("503 Never")).collect();
-    let (_, stats) = report(script(), Limits { patience: Duration::from_millis(30), ..QUICK }).await;
+    let (_, stats) = report(script(), Limits { retry_timeout: Duration::from_millis(30), ..QUICK }).await;
     assert_eq!(losses(&stats.dropped), [("gave_up", expected().lines().count() as u64)]);
     let script = (0..4_000).map(|_| Act::Answer("413 Large")).collect();
     let (_, stats) = report(script, QUICK).await;
@@ -154,7 +154,7 @@ async fn nobody_there_is_a_connection_failure() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
     drop(listener);
-    let emitter = emitter(url, Limits { patience: Duration::from_millis(20), ..QUICK });
+    let emitter = emitter(url, Limits { retry_timeout: Duration::from_millis(20), ..QUICK });
     emitter.offer(fixture::snapshots()[0].clone());
     let stats = emitter.finish(Duration::from_secs(5)).await;
     assert!(stats.errors.iter().any(|(kind, count)| *kind == "connect" && *count > 0), "{:?}", stats.errors);
@@ -209,12 +209,12 @@ fn pauses_grow_and_stay_within_their_bounds() {
     let failure = Failure::Transient { kind: "server", message: String::new() };
     assert_eq!(limits.pause(0, &failure, 0.0), Duration::from_millis(500));
     assert_eq!(limits.pause(0, &failure, 1.0), Duration::from_secs(1));
-    assert_eq!(limits.pause(60, &failure, 1.0), limits.longest_pause);
+    assert_eq!(limits.pause(60, &failure, 1.0), limits.max_pause);
     let asked = Failure::PushBack { after: Some(Duration::from_secs(4)) };
     assert_eq!(limits.pause(9, &asked, 0.0), Duration::from_secs(4));
     assert_eq!(limits.pause(0, &Failure::PushBack { after: None }, 0.0), limits.push_back);
     let asked = |seconds| limits.pause(0, &Failure::PushBack { after: Some(Duration::from_secs(seconds)) }, 0.0);
     assert_eq!(asked(0), limits.first_pause, "a receiver that asks for none is not asked without one");
-    assert_eq!([asked(301), asked(u64::MAX)], [limits.longest_push_back; 2]);
-    assert!((0.0..=1.0).contains(&crate::chance::chance()));
+    assert_eq!([asked(301), asked(u64::MAX)], [limits.max_push_back; 2]);
+    assert!((0.0..=1.0).contains(&crate::system::jitter::jitter()));
 }

@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use super::{
     Batch, Encoder, Failure, Shared, Transport,
-    spool::{Oldest, Spool, SpoolError, Waiting},
+    disk_queue::{DiskQueue, DiskQueueError, Oldest, Waiting},
 };
 use crate::{
-    chance::chance,
     model::{Snapshot, catalogue},
+    system::jitter::jitter,
 };
 
 pub(super) struct Worker {
@@ -32,10 +32,10 @@ impl Worker {
         shared: Arc<Shared>,
         encoder: Box<dyn Encoder>,
         transport: Box<dyn Transport>,
-        spool: Option<Spool>,
+        queue: Option<DiskQueue>,
     ) -> Self {
         let disk =
-            spool.map(|spool| Disk { spool: Arc::new(Mutex::new(spool)), may_hold: false, resume: Instant::now() });
+            queue.map(|queue| Disk { queue: Arc::new(Mutex::new(queue)), may_hold: false, resume: Instant::now() });
         Self {
             encoder,
             delivery: Delivery { shared, transport, disk, failing: false, disk_failing: false, attempt: 0 },
@@ -63,7 +63,7 @@ impl Worker {
 
     async fn report(&mut self, snapshot: Arc<Snapshot>) {
         for batch in self.encoder.encode(snapshot) {
-            self.delivery.take(batch).await;
+            self.delivery.deliver(batch).await;
         }
         let rejected = self.encoder.rejected();
         self.log_rejected(&rejected);
@@ -78,7 +78,7 @@ impl Worker {
             if !self.logged.contains(reason) {
                 self.logged.push(reason);
                 tracing::warn!(
-                    "emitter {}: {points} points are not sent, as the receiver would not take them: {reason} \
+                    "emitter {}: {points} points are not sent, as the receiver would not deliver them: {reason} \
                      ({} counts them)",
                     self.delivery.shared.name(),
                     catalogue::EMITTER_REJECTED.prometheus_name
@@ -100,9 +100,9 @@ struct Delivery {
     attempt: u32,
 }
 
-/// Where batches wait for a receiver that does not take them.
+/// Where batches wait for a receiver that does not deliver them.
 struct Disk {
-    spool: Arc<Mutex<Spool>>,
+    queue: Arc<Mutex<DiskQueue>>,
     /// Whether something waits there, or may: a directory that cannot be used yet may hold what an earlier run left.
     may_hold: bool,
     /// When the oldest is tried again.
@@ -118,7 +118,7 @@ impl Delivery {
     /// What an earlier run could not send is sent first.
     async fn find_earlier(&mut self) {
         if self.disk.is_some() {
-            let found = self.on_disk(Spool::waiting).await;
+            let found = self.on_disk(DiskQueue::waiting).await;
             if let Ok(Waiting { points: points @ 1.., .. }) = found {
                 tracing::info!("emitter {}: {points} points wait on disk", self.shared.name());
             }
@@ -126,7 +126,7 @@ impl Delivery {
     }
 
     /// Sends a batch, or lets it wait behind others.
-    async fn take(&mut self, batch: Batch) {
+    async fn deliver(&mut self, batch: Batch) {
         let mut waiting = vec![batch];
         if self.resume().is_some() && self.keep(&mut waiting).await {
             return;
@@ -139,7 +139,7 @@ impl Delivery {
                 return;
             }
             // Compared before the pause: what a receiver asks for is waited for, and then the batch is tried once more.
-            if began.elapsed() >= self.shared.limits.patience {
+            if began.elapsed() >= self.shared.limits.retry_timeout {
                 waiting.pop().into_iter().for_each(|batch| self.shared.drop_points("gave_up", batch.points));
                 continue;
             }
@@ -149,14 +149,14 @@ impl Delivery {
 
     /// Sends the batch that waits on disk longest.
     async fn try_oldest(&mut self) {
-        let batch = match self.on_disk(Spool::oldest).await {
+        let batch = match self.on_disk(DiskQueue::oldest).await {
             Ok(Oldest::Batch(batch)) => batch,
             Ok(Oldest::Unreadable(points)) => {
                 self.shared.drop_points("unreadable", points);
                 return self.forget_oldest().await;
             }
             Ok(Oldest::None) => return,
-            Err(_) => return self.wait(self.shared.limits.longest_pause),
+            Err(_) => return self.wait(self.shared.limits.max_pause),
         };
         let points = batch.points;
         let mut waiting = vec![batch];
@@ -185,7 +185,7 @@ impl Delivery {
                 }
                 continue;
             };
-            let (kind, message) = failure.said();
+            let (kind, message) = failure.describe();
             self.failed(kind, &message);
             match failure {
                 Failure::TooLarge => match batch.split() {
@@ -214,7 +214,7 @@ impl Delivery {
 
     /// The pause before the next try.
     fn pause(&mut self, failure: &Failure) -> Duration {
-        let pause = self.shared.limits.pause(self.attempt, failure, chance());
+        let pause = self.shared.limits.pause(self.attempt, failure, jitter());
         self.attempt = self.attempt.saturating_add(1);
         pause
     }
@@ -239,7 +239,7 @@ impl Delivery {
         }
         while let Some(batch) = waiting.pop() {
             let kept = batch.clone();
-            match self.on_disk(move |spool| spool.push(&kept)).await {
+            match self.on_disk(move |queue| queue.push(&kept)).await {
                 Ok(dropped) => {
                     if std::mem::take(&mut self.disk_failing) {
                         tracing::info!("emitter {}: batches can be kept on disk again", self.shared.name());
@@ -256,22 +256,23 @@ impl Delivery {
     }
 
     async fn forget_oldest(&mut self) {
-        let _ = self.on_disk(|spool| Ok(spool.remove_oldest())).await;
+        let _ = self.on_disk(|queue| Ok(queue.remove_oldest())).await;
     }
 
     /// Does something on the disk without holding up the runtime, and learns what waits there then.
     async fn on_disk<T: Send + 'static>(
         &mut self,
-        work: impl FnOnce(&mut Spool) -> Result<T, SpoolError> + Send + 'static,
-    ) -> Result<T, SpoolError> {
-        let Some(disk) = self.disk.as_mut() else { return Err(SpoolError::absent()) };
-        let spool = disk.spool.clone();
+        work: impl FnOnce(&mut DiskQueue) -> Result<T, DiskQueueError> + Send + 'static,
+    ) -> Result<T, DiskQueueError> {
+        let Some(disk) = self.disk.as_mut() else { return Err(DiskQueueError::absent()) };
+        let queue = disk.queue.clone();
         let done = tokio::task::spawn_blocking(move || {
-            let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
-            let done = work(&mut spool);
-            (done, spool.waiting())
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = work(&mut queue);
+            (done, queue.waiting())
         });
-        let (done, waiting) = done.await.unwrap_or_else(|_| (Err(SpoolError::absent()), Err(SpoolError::absent())));
+        let (done, waiting) =
+            done.await.unwrap_or_else(|_| (Err(DiskQueueError::absent()), Err(DiskQueueError::absent())));
         let waiting = waiting.ok();
         disk.may_hold = waiting.is_none_or(|waiting| waiting.points > 0);
         self.shared.state().stats.on_disk = waiting.map(|waiting| (waiting.points, waiting.bytes));

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, Response, body::Bytes, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
-use observer::emit::{Failure, Form, Limits, wavefront::answer::judge};
+use observer::emit::{Failure, Form, Limits, wavefront::answer::classify};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     runtime::{Builder, Runtime},
@@ -59,7 +59,7 @@ fuzz_target!(|input: &[u8]| {
     });
     let Some(response) = answer else { return };
     for form in [Form::Points, Form::Distributions] {
-        let judged = judge(response.status(), response.headers(), form, SystemTime::now(), &"a receiver");
+        let judged = classify(response.status(), response.headers(), form, SystemTime::now(), &"a receiver");
         assert_eq!(judged.is_ok(), response.status().is_success());
         if let Err(failure) = judged {
             check_pause(&failure);
@@ -85,10 +85,10 @@ async fn ask(receiver: Receiver) -> Option<Response<()>> {
 
 fn check_pause(failure: &Failure) {
     let limits = Limits::default();
-    let longest = limits.longest_push_back.max(limits.longest_pause).mul_f64(1.25);
+    let longest = limits.max_push_back.max(limits.max_pause).mul_f64(1.25);
     for attempt in [0, 1, u32::MAX] {
-        for chance in [0.0, 1.0] {
-            let pause = limits.pause(attempt, failure, chance);
+        for jitter in [0.0, 1.0] {
+            let pause = limits.pause(attempt, failure, jitter);
             assert!((Duration::from_millis(500)..=longest).contains(&pause), "{pause:?} after {failure:?}");
             assert!(Instant::now().checked_add(pause).is_some());
         }

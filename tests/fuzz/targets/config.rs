@@ -8,7 +8,7 @@ use std::path::Path;
 use clap::Parser;
 use libfuzzer_sys::fuzz_target;
 use observer::{
-    cli::{Cli, RunArgs},
+    cli::args::{Cli, RunArgs},
     config::{Config, ConfigError},
 };
 
@@ -27,15 +27,15 @@ fuzz_target!(|input: &[u8]| {
             Ok(config) => {
                 let peers = config.peers();
                 let _ = (config.discovery(), config.kernel(), peers);
-                for interval in [config.interval, config.scrape_interval, config.report_interval()] {
+                for interval in [config.interval.0, config.scrape_interval.0, config.push_interval()] {
                     assert!((100_u128..=3_600_000).contains(&interval.as_millis()));
                 }
                 assert!(!config.sidecar_exe.is_empty());
             }
-            Err(ConfigError::Wrong { line, column, .. }) => {
+            Err(ConfigError::Invalid { line, column, .. }) => {
                 assert!((1..=text.split('\n').count()).contains(&line) && column > 0, "{line}:{column}");
             }
-            Err(ConfigError::Together(said)) => assert!(said.contains("is there twice"), "{said}"),
+            Err(ConfigError::Conflict(said)) => assert!(said.contains("is there twice"), "{said}"),
             Err(other) => panic!("no error of a file's text: {other}"),
         },
     }

@@ -20,7 +20,7 @@ use observer::{
     discovery::{
         ProcessId, Role, Sidecar, Workload,
         proc_files::{Executable, environment},
-        process::{Facts, identity, wanted},
+        process::{ProcessFacts, identity, max_value_bytes},
     },
     emit::{
         Encoder,
@@ -82,10 +82,10 @@ fn said(workload: &Workload, output: Output) -> Said {
 }
 
 fn workload(environ: &[u8]) -> Workload {
-    let facts = Facts {
+    let facts = ProcessFacts {
         process: ProcessId { pid: 1, start_time: 1 },
         executable: Executable { name: "envoy".to_owned(), path: None },
-        environment: Some(environment(environ, wanted)),
+        environment: Some(environment(environ, max_value_bytes)),
         node_type: None,
         bootstrap: None,
         agent: None,

@@ -8,7 +8,7 @@ use std::io::Read as _;
 
 use flate2::read::MultiGzDecoder;
 use libfuzzer_sys::fuzz_target;
-use observer::collect::control_plane::{Body, ScrapeError};
+use observer::collect::scrape::{Body, ScrapeError};
 use observer_model::{
     exposition::{Event, Format, Parser},
     identity::Instance,

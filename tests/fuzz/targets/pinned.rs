@@ -16,20 +16,20 @@ use observer::{
     collect::{
         KernelReading, Reading, SeriesReading,
         exposition::{self, Event, Parser},
-        kernel::{
-            btf::Types,
-            past::Past,
-            shape::Shape,
-            store::text::{PAGE, Page, Pages, Text},
-        },
     },
     discovery::{ProcessId, Workload},
     emit::{
         prometheus::{self, Format},
         selection::Selection,
     },
-    memory::Memory,
     model::{Inputs, Model, SelfMetrics, aggregate::DEFAULT_RETENTION},
+    persist::{
+        btf::Types,
+        carry_over::CarriedOver,
+        field_offsets::FieldOffsets,
+        state::PersistedState,
+        state_map::paged_text::{PAGE, Page, PagedText, Pages},
+    },
 };
 use observer_common::health::Counter;
 
@@ -76,7 +76,7 @@ fn pages(bytes: &[u8]) {
     let [length, changes @ ..] = bytes else { return };
     let mut kept = Kept::default();
     let written = vec![b'x'; 100 * usize::from(*length)];
-    let (mut text, none) = Text::open(&mut kept).expect("no page");
+    let (mut text, none) = PagedText::open(&mut kept).expect("no page");
     assert_eq!(none, None);
     text.write(|page| page.write_all(&written)).expect("memory");
     for change in changes.chunks_exact(4) {
@@ -85,14 +85,14 @@ fn pages(bytes: &[u8]) {
         page[usize::from(u16::from_le_bytes([change[1], change[2]])) % PAGE] = change[3];
     }
     let changed = kept.clone();
-    match Text::open(&mut kept) {
+    match PagedText::open(&mut kept) {
         Err(_) => assert_eq!(kept, changed, "what cannot be read is left as it is"),
         Ok((mut text, read)) => {
             let read = read.expect("there is a head");
             assert!(read.len() <= PAGE * changed.0.len());
             assert!(!changes.is_empty() || read == written);
             text.write(|page| page.write_all(&read)).expect("memory");
-            let (_, again) = Text::open(&mut kept).expect("just written");
+            let (_, again) = PagedText::open(&mut kept).expect("just written");
             assert_eq!(again, Some(read));
         }
     }
@@ -100,10 +100,10 @@ fn pages(bytes: &[u8]) {
 
 /// All that is remembered: written again it is the same, and whatever it says of the past, what is exposed can be read.
 fn memory(bytes: &[u8]) {
-    let Ok(mut memory) = Memory::decode(bytes) else { return };
+    let Ok(mut memory) = PersistedState::decode(bytes) else { return };
     let mut text = Vec::new();
     memory.write(&mut text).expect("memory");
-    let again = Memory::decode(&text).expect("just written");
+    let again = PersistedState::decode(&text).expect("just written");
     assert_eq!(again.registry, memory.registry);
     assert_eq!(again.kernel, memory.kernel);
     let process = ProcessId { pid: 1, start_time: 1 };
@@ -152,21 +152,21 @@ fn expose(mut model: Model, at: SystemTime) {
 /// How to read another build's maps, and a value of them behind a zero byte.
 fn shape(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == 0);
-    let Ok(shape) = serde_json::from_slice::<Shape>(parts.next().unwrap_or_default()) else { return };
+    let Ok(shape) = serde_json::from_slice::<FieldOffsets>(parts.next().unwrap_or_default()) else { return };
     let value = parts.next().unwrap_or_default();
-    let _ = (shape.unknown_counts(), shape.figures(value));
-    if shape.obstacle().is_none() {
-        assert!(shape.key(&vec![0xff; shape.key_size]).is_some(), "no obstacle, and no key");
+    let _ = (shape.unknown_counts(), shape.values(value));
+    if shape.incompatibility().is_none() {
+        assert!(shape.key(&vec![0xff; shape.key_size]).is_some(), "no incompatibility, and no key");
     }
 }
 
 /// What was counted in such maps before.
 fn past(bytes: &[u8]) {
-    let Ok(past) = serde_json::from_slice::<Past>(bytes) else { return };
+    let Ok(past) = serde_json::from_slice::<CarriedOver>(bytes) else { return };
     let _: Vec<u64> = Counter::ALL.iter().map(|counter| past.health(*counter)).collect();
     for key in past.keys() {
         let mut now = SeriesReading { opened: u64::MAX, ..SeriesReading::empty(*key) };
-        past.complete(&mut now);
+        past.add_to(&mut now);
         assert_eq!(now.opened, u64::MAX, "a total went back");
     }
 }

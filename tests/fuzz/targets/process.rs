@@ -11,31 +11,30 @@ use observer::discovery::{
     ProcessId,
     addresses::of_namespace,
     bootstrap,
-    cgroup::unified_path,
     container::Container,
     pod_labels,
     proc_files::{
-        Configuration, Executable, MOST_NAME, agent_role, called, environment, hidepid, listeners, monitoring_port,
-        mounts, node_type,
+        Configuration, Executable, MAX_NAME_BYTES, agent_role, environment, hidepid, invocation_names, listeners,
+        monitoring_port, mounts, node_type, unified_path,
     },
-    process::{Facts, decide, identity, wanted, warnings},
+    process::{ProcessFacts, classify, identity, max_value_bytes, warnings},
 };
 use procfs::{FromRead as _, process::Stat};
 
-/// A variable of [`MOST_NAME`] has no more addresses, of the shortest kind (`::`) and with a comma each.
-const MOST_ADDRESSES: usize = 3 * (MOST_NAME / 3 + 1);
+/// A variable of [`MAX_NAME_BYTES`] has no more addresses, of the shortest kind (`::`) and with a comma each.
+const MOST_ADDRESSES: usize = 3 * (MAX_NAME_BYTES / 3 + 1);
 
 fuzz_target!(|input: &[u8]| {
     let Some((&which, bytes)) = input.split_first() else { return };
     match which % 8 {
-        0 => known(environment(bytes, wanted), [None, None, None]),
+        0 => known(environment(bytes, max_value_bytes), [None, None, None]),
         1 => {
             let text = Configuration::of(bytes).text.unwrap_or_default();
             let types =
                 [node_type(bytes), bootstrap::of_text(&text).or_else(|| bootstrap::of_text(bytes)), agent_role(bytes)];
             known(BTreeMap::new(), types);
             let loader = Executable { name: "ld.so".to_owned(), path: None };
-            assert!(called(&loader, bytes).iter().all(|name| fits(name, MOST_NAME)));
+            assert!(invocation_names(&loader, bytes).iter().all(|name| fits(name, MAX_NAME_BYTES)));
         }
         2 => {
             let _ = monitoring_port(bytes);
@@ -62,7 +61,7 @@ fuzz_target!(|input: &[u8]| {
         }
         _ => {
             let labels = pod_labels::parse(bytes);
-            assert!(labels.iter().all(|(key, value)| fits(key, 400) && fits(value, MOST_NAME)));
+            assert!(labels.iter().all(|(key, value)| fits(key, 400) && fits(value, MAX_NAME_BYTES)));
             let text = String::from_utf8_lossy(bytes);
             if let Some(path) = unified_path(&text) {
                 let _ = Container::of_cgroup(path);
@@ -73,7 +72,7 @@ fuzz_target!(|input: &[u8]| {
 
 /// What becomes of it: a verdict and an identity.
 fn known(environment: BTreeMap<String, String>, [node_type, bootstrap, agent]: [Option<String>; 3]) {
-    let facts = Facts {
+    let facts = ProcessFacts {
         process: ProcessId { pid: 1, start_time: 1 },
         executable: Executable { name: "envoy".to_owned(), path: None },
         environment: Some(environment),
@@ -84,7 +83,7 @@ fn known(environment: BTreeMap<String, String>, [node_type, bootstrap, agent]: [
         cgroup: "/".to_owned(),
     };
     let verdict =
-        format!("{:?} {:?}", decide(&facts, None), warnings(&facts, None, observer::discovery::Role::Sidecar));
+        format!("{:?} {:?}", classify(&facts, None), warnings(&facts, None, observer::discovery::Role::Sidecar));
     assert!(verdict.len() < 2000 && !verdict.contains('\n'));
     let (workload, addresses) = identity(&facts, None, || None);
     let own = [
@@ -95,8 +94,8 @@ fn known(environment: BTreeMap<String, String>, [node_type, bootstrap, agent]: [
         &workload.trust_domain,
         &workload.node,
     ];
-    assert!(own.into_iter().flatten().all(|text| fits(text, MOST_NAME)));
-    assert!(workload.name.iter().chain(workload.labels.values()).all(|text| fits(text, MOST_NAME)));
+    assert!(own.into_iter().flatten().all(|text| fits(text, MAX_NAME_BYTES)));
+    assert!(workload.name.iter().chain(workload.labels.values()).all(|text| fits(text, MAX_NAME_BYTES)));
     assert!(addresses.len() <= MOST_ADDRESSES);
 }
 

@@ -1,8 +1,8 @@
 //! Prometheus text 0.0.4 and OpenMetrics 1.0, streamed.
 //!
-//! `prometheus-client` writes OpenMetrics only, `prometheus` writes 0.0.4 only; both own the counters they print, which here
-//! are counted in the kernel, and both build the whole response in memory: hundreds of megabytes for 10,000 label sets of
-//! 25 labels. So neither is used, and both formats share this code.
+//! Neither `prometheus-client` (OpenMetrics only) nor `prometheus` (0.0.4 only) is used: both own the counters they
+//! print, which here are counted in the kernel, and both build the whole response in memory, hundreds of megabytes for
+//! 10,000 label sets of 25 labels.
 //!
 //! The formats differ in the family's name (OpenMetrics strips `_total`), in `# UNIT`, `_created` and `# EOF`, in the
 //! escapes of help text, and in `le`: 0.0.4 has Envoy's text (`5`), OpenMetrics requires canonical floats (`5.0`).
@@ -92,8 +92,8 @@ impl Iterator for Exposition {
     }
 }
 
-/// Returns name and type in this format. OpenMetrics names a counter without `_total`; one that cannot be named so is of
-/// unknown type there.
+/// Returns name and type in this format. OpenMetrics names a counter without `_total`; one that cannot be named so is
+/// of unknown type there.
 fn declared<'a>(family: &Family<'a>, format: Format) -> (&'a str, &'static str) {
     let (name, metric_type) = (family.name(), family.metric_type());
     match (format, metric_type) {
@@ -345,7 +345,8 @@ mod tests {
                 prop_assert_eq!(label("source_app"), Some(app.as_str()));
                 prop_assert_eq!(label("source_workload"), Some(name.as_str()));
             }
-            let received = istio.iter().find(|sample| sample.name == crate::catalogue::TCP_RECEIVED_BYTES.prometheus_name);
+            let name = crate::catalogue::TCP_RECEIVED_BYTES.prometheus_name;
+            let received = istio.iter().find(|sample| sample.name == name);
             #[expect(clippy::cast_precision_loss, reason = "as the parser reads it")]
             let expected = bytes as f64;
             prop_assert_eq!(received.map(|sample| sample.value), Some(expected));

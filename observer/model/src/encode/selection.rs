@@ -1,5 +1,5 @@
-//! Query parameters of `/metrics`: `?name[]=NAME` selects one family, `?family=PATTERN` all with a matching name. Both may
-//! be repeated; without either, everything is selected. `?created=false` omits `_created`, a series per counter.
+//! Query parameters of `/metrics`: `?name[]=NAME` selects one family, `?family=PATTERN` all with a matching name. Both
+//! may be repeated; without either, everything is selected. `?created=false` omits `_created`, a series per counter.
 
 use std::borrow::Cow;
 

@@ -1,13 +1,14 @@
 //! Wavefront metric lines.
 //!
-//! Form of a line: `"name" value seconds source="node" "key"="value" …`, everything quoted, tags sorted, numbers without
-//! exponent: the part of the grammar that every known decoder reads equally. There is no escape for a backslash, so
-//! trailing ones are cut; line feeds become the two characters `\n`; empty values, `-` and `/` are not sent.
+//! Form of a line: `"name" value seconds source="node" "key"="value" …`, everything quoted, tags sorted, numbers
+//! without exponent: the part of the grammar that every known decoder reads equally. There is no escape for a
+//! backslash, so trailing ones are cut; line feeds become the two characters `\n`; empty values, `-` and `/` are not
+//! sent.
 //!
 //! A point has at most 20 tags, `le` included, and Istio has 25 labels. So principals, canonical services and canonical
 //! revisions are dropped, and series that differ in nothing else are added up. The collector's names
-//! ([`Names::Collector`]) reproduce the recording rules of the legacy pipeline, which keep eight labels. There a bucket is
-//! a rate over the last interval, elsewhere a cumulative count.
+//! ([`Names::Collector`]) reproduce the recording rules of the legacy pipeline, which keep eight labels. There a bucket
+//! is a rate over the last interval, elsewhere a cumulative count.
 //!
 //! Tags that the filters exclude are dropped before that, so that series that become equal are added up.
 //!

@@ -27,7 +27,8 @@ impl SeriesSet {
         self.insert_as(sample.name, sample.labels.iter().map(|(name, value)| (name.plain(), value.plain())))
     }
 
-    /// Adds a series by name and labels, and returns whether it is new. An empty label counts as absent, as in Prometheus.
+    /// Adds a series by name and labels, and returns whether it is new. An empty label counts as absent, as in
+    /// Prometheus.
     pub fn insert_as(&mut self, name: &str, labels: impl Iterator<Item = (impl AsRef<str>, impl AsRef<str>)>) -> bool {
         let mut digest = fold(self.seed, name.as_bytes());
         for (name, value) in labels {

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PersistedKey(u32, Ipv6Addr, u16, u16, PersistedStatus, u8, u8, u8);
 
-/// Persisted gRPC status. Earlier builds had 16 bits, of which the two largest values mean none and unknown; statuses that
-/// are these numbers are written beyond 32 bits.
+/// Persisted gRPC status. Earlier builds had 16 bits, of which the two largest values mean none and unknown; statuses
+/// that are these numbers are written beyond 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PersistedStatus(u64);

@@ -1,8 +1,8 @@
 //! Removes samples that would make a strict parser refuse the whole `/metrics` response: histograms without an infinite
 //! bound, sums that are not numbers, negative counters.
 //!
-//! The rules are those of OpenMetrics 1.0, sections "Histogram", "Summary" and "Counter". Text 0.0.4 has fewer rules, but
-//! samples that break these are useless there too.
+//! The rules are those of OpenMetrics 1.0, sections "Histogram", "Summary" and "Counter". Text 0.0.4 has fewer rules,
+//! but samples that break these are useless there too.
 
 use std::collections::HashMap;
 

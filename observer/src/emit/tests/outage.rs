@@ -18,7 +18,9 @@ use super::{
     receiver::{Act, receive},
 };
 use crate::{
-    emit::{Batch, Emitter, Encoder, Form, Limits, Sending, Transport, spool::Spool, wavefront::http::HttpSink},
+    emit::{
+        Batch, Emitter, Encoder, Form, Limits, Sending, Transport, disk_queue::DiskQueue, wavefront::http::HttpSink,
+    },
     model::{EmitterStats, Snapshot, fixture},
 };
 
@@ -100,9 +102,9 @@ impl Scene {
 
     fn emitter(&self, disk: Option<(&Path, u64)>) -> Emitter {
         let sink = Held(HttpSink::proxy(self.url.clone(), TIMEOUT).unwrap());
-        let spool = disk.map(|(directory, bytes)| Spool::new(directory.to_owned(), bytes));
+        let disk_queue = disk.map(|(directory, bytes)| DiskQueue::new(directory.to_owned(), bytes));
         let encoder = Numbered(self.encoded.clone());
-        Emitter::start("test".to_owned(), Box::new(encoder), Box::new(sink), spool, Limits::default())
+        Emitter::start("test".to_owned(), Box::new(encoder), Box::new(sink), disk_queue, Limits::default())
     }
 
     async fn offer(&mut self, emitter: &Emitter, reports: u64) {

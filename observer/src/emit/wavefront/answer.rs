@@ -20,7 +20,7 @@ use crate::emit::{Failure, Form};
 ///
 /// # Errors
 /// The batch was not taken.
-pub fn judge(
+pub fn classify(
     status: StatusCode,
     headers: &HeaderMap,
     form: Form,
@@ -61,7 +61,7 @@ mod tests {
     fn judged(status: u16, headers: &[(&'static str, &'static str)], form: Form) -> Result<(), Failure> {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
         let status = StatusCode::from_u16(status).unwrap();
-        judge(status, &headers.collect(), form, now(), &"http://proxy:2878/")
+        classify(status, &headers.collect(), form, now(), &"http://proxy:2878/")
     }
 
     /// Sunday, 6 November 1994, 08:49:07 UTC.

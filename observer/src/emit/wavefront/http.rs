@@ -8,12 +8,12 @@ use std::{
 use reqwest::{Client, Url, header};
 
 use super::{
-    answer::judge,
+    answer::classify,
     token::{TokenError, TokenFile},
 };
 use crate::{
-    client::{self, ClientError, causes},
     emit::{Batch, Failure, Form, Sending, Transport, gzip, target::shown},
+    system::http_client::{self, ClientError, causes},
 };
 
 /// Posts lines, compressed.
@@ -42,7 +42,7 @@ impl HttpSink {
     /// # Errors
     /// The HTTP client could not be set up.
     pub fn proxy(url: Url, timeout: Duration) -> Result<Self, SinkError> {
-        Ok(Self { client: client::plain(timeout)?, url, token: None })
+        Ok(Self { client: http_client::plain(timeout)?, url, token: None })
     }
 
     /// Posts to the service at `url` over TLS, trusting the authorities in `ca_file` or else the system's.
@@ -51,7 +51,7 @@ impl HttpSink {
     /// The HTTP client could not be set up, or there is no token now.
     pub fn service(url: Url, token: TokenFile, ca_file: Option<&Path>, timeout: Duration) -> Result<Self, SinkError> {
         token.read()?;
-        Ok(Self { client: client::trusting(ca_file, timeout)?, url, token: Some(token) })
+        Ok(Self { client: http_client::trusting(ca_file, timeout)?, url, token: Some(token) })
     }
 
     async fn post(&self, batch: &Batch) -> Result<(), Failure> {
@@ -59,7 +59,7 @@ impl HttpSink {
             None => self.client.post(self.url.clone()),
             Some(token) => {
                 let mut url = self.url.clone();
-                url.query_pairs_mut().append_pair("f", door(batch.form));
+                url.query_pairs_mut().append_pair("f", format(batch.form));
                 // A new token may be half written, so this is worth another try.
                 let token = token
                     .read_now()
@@ -73,7 +73,7 @@ impl HttpSink {
             .header(header::CONTENT_ENCODING, "gzip")
             .body(gzip(batch));
         let response = request.send().await.map_err(|error| unreachable(&self.url, &error))?;
-        judge(response.status(), response.headers(), batch.form, SystemTime::now(), &shown(&self.url))
+        classify(response.status(), response.headers(), batch.form, SystemTime::now(), &shown(&self.url))
     }
 }
 
@@ -84,7 +84,7 @@ impl Transport for HttpSink {
 }
 
 /// What the service calls the kinds of lines.
-fn door(form: Form) -> &'static str {
+fn format(form: Form) -> &'static str {
     match form {
         Form::Points => "wavefront",
         Form::Distributions => "histogram",

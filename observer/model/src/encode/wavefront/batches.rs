@@ -249,8 +249,8 @@ fn singles(options: &Options, family: Family<'_>) -> Vec<Single> {
     singles
 }
 
-/// Returns the names under which a statistic is sent. The legacy pipeline sent one family under istiod's own spelling, which
-/// is not the documented one: its names include both.
+/// Returns the names under which a statistic is sent. The legacy pipeline sent one family under istiod's own spelling,
+/// which is not the documented one: its names include both.
 fn statistic_names(options: &Options, family: &Family<'_>, suffix: Suffix) -> Vec<Arc<str>> {
     let documented = family.statistic_name(suffix);
     let spelled = format!("{}{}", family.name(), suffix.text()).replace('_', ".") + ".value";

@@ -37,7 +37,8 @@ impl Filters {
         (self.metric_tag_allow.is_empty() || has(&self.metric_tag_allow)) && !has(&self.metric_tag_deny)
     }
 
-    /// Returns whether tags of this key are kept. Not called for `le`, without which a histogram's buckets would collide.
+    /// Returns whether tags of this key are kept. Not called for `le`, without which a histogram's buckets would
+    /// collide.
     #[must_use]
     pub fn keeps_tag(&self, key: &str) -> bool {
         (self.tag_include.is_empty() || any(&self.tag_include, key)) && !any(&self.tag_exclude, key)

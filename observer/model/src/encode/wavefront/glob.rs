@@ -1,5 +1,5 @@
-//! Patterns of names and values: `*` is any run of characters, dots included, `?` any one, `[a-z]` one of these, `[!a-z]`
-//! any other, `{one,other}` either; `\` escapes the next character.
+//! Patterns of names and values: `*` is any run of characters, dots included, `?` any one, `[a-z]` one of these,
+//! `[!a-z]` any other, `{one,other}` either; `\` escapes the next character.
 
 use std::{iter::Peekable, str::Chars, str::FromStr};
 

@@ -219,7 +219,8 @@ pub(super) struct WriterState {
 }
 
 impl WriterState {
-    /// Returns whether a name passes the filters. Scraped names are untrusted: few are cached, and none that is too long.
+    /// Returns whether a name passes the filters. Scraped names are untrusted: few are cached, and none that is too
+    /// long.
     fn passes_name(&mut self, name: &str, filters: &Filters) -> bool {
         if let Some(passes) = self.passes.get(name) {
             return *passes;

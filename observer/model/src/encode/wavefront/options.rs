@@ -36,12 +36,14 @@ pub struct Options {
 pub enum SetupError {
     /// Invalid source.
     #[error(
-        "{0:?} cannot be the source of Wavefront points: it needs 1 to 128 letters, digits, dots, dashes or underscores; set the node's name"
+        "{0:?} cannot be the source of Wavefront points: it needs 1 to 128 letters, digits, dots, dashes or underscores; \
+         set the node's name"
     )]
     Source(String),
     /// Too many tags.
     #[error(
-        "[wavefront] tags: {own} tags and {labels} labels are more than the {MAX_TAGS} that a point takes, so that some would never be sent; leave tags out, leave labels out with tag_exclude, or send wavefront_names = \"collector\", which has 7"
+        "[wavefront] tags: {own} tags and {labels} labels are more than the {MAX_TAGS} that a point takes, so \
+         that some would never be sent; leave tags out, leave labels out with tag_exclude, or send wavefront_names = \"collector\", which has 7"
     )]
     TooManyTags {
         /// Configured tags.

@@ -1,0 +1,291 @@
+//! One answer: judged, and its page read as it comes, within bounds of size.
+
+use std::{
+    error::Error,
+    io::{self, Write},
+    sync::Arc,
+    time::Duration,
+};
+
+use flate2::write::MultiGzDecoder;
+use reqwest::{Response, StatusCode, header};
+
+use observer_model::{
+    exposition::{Format, Parser, Reason},
+    scraped::{ExpositionBuilder, LimitExceeded, MAX_SAMPLES, ScrapedExposition},
+};
+
+use crate::system::http_client::causes;
+
+/// Largest page, decompressed.
+const BODY_BYTES: usize = 32 * 1024 * 1024;
+/// So much of what came is read before others have their turn; compressed, it may be a thousand times as much.
+const TURN: usize = 64 * 1024;
+const COMPRESSED_TURN: usize = 1024;
+/// OpenMetrics rather than text; names that the formats always allowed.
+pub(super) const ACCEPT: &str =
+    "application/openmetrics-text;version=1.0.0;q=0.9,text/plain;version=0.0.4;q=0.6,*/*;q=0.1";
+
+/// Why there is no page.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScrapeError {
+    /// Nobody answers there.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The other side's certificate is not trusted, or there is none.
+    #[error("no trusted TLS connection: {0}; name its authority's certificate with control_plane_ca")]
+    Tls(String),
+    /// No whole answer in time.
+    #[error("no whole answer within {0:?}")]
+    Timeout(Duration),
+    /// 403.
+    #[error(
+        "the answer is 403 Forbidden: METRICS_LOCALHOST_ACCESS_ONLY is probably set there, which lets only the pod itself read \
+         its metrics"
+    )]
+    Forbidden,
+    /// The network namespace that it must be read from inside may not be entered.
+    #[error("{0}")]
+    NotPermitted(String),
+    /// The process whose network namespace it must be read from inside has ended.
+    #[error("{0}")]
+    Gone(String),
+    /// A redirection, which is not followed: it could lead anywhere.
+    #[error("the answer is a redirection ({0}), which is not followed; give the address it leads to")]
+    Redirect(u16),
+    /// Any other status.
+    #[error("the answer has status {0}")]
+    Status(u16),
+    /// Not a metrics page.
+    #[error("the answer is {0:?}, which is not a metrics format; the path is /metrics in most places")]
+    ContentType(String),
+    /// Compressed in a way that was not asked for.
+    #[error("the answer is compressed as {0:?}, which was not asked for")]
+    Encoding(String),
+    /// The connection broke.
+    #[error("the answer broke off: {0}")]
+    Broken(String),
+    /// Not what gzip makes.
+    #[error("the answer's gzip is broken: {0}")]
+    Gzip(String),
+    /// More than [`BODY_BYTES`].
+    #[error("the page is larger than {} MiB", BODY_BYTES / 1024 / 1024)]
+    TooLarge,
+    /// More samples than are kept.
+    #[error("the page has more than {} samples", MAX_SAMPLES)]
+    TooManySamples,
+    /// The page was cut.
+    #[error("the page does not end as it should: it was cut")]
+    Cut,
+    /// Nothing on it could be read.
+    #[error("the answer holds no metrics: none of its lines is a sample")]
+    NoMetrics,
+}
+
+impl ScrapeError {
+    /// Label value it is counted under.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::Timeout(_) => "timeout",
+            Self::Forbidden => "forbidden",
+            Self::NotPermitted(_) => "not_permitted",
+            Self::Gone(_) => "gone",
+            Self::Redirect(_) => "redirect",
+            Self::Status(_) => "status",
+            Self::ContentType(_) => "content_type",
+            Self::Encoding(_) => "encoding",
+            Self::Broken(_) => "broken",
+            Self::Gzip(_) => "gzip",
+            Self::TooLarge => "too_large",
+            Self::TooManySamples => "too_many_samples",
+            Self::Cut => "cut",
+            Self::NoMetrics => "no_metrics",
+        }
+    }
+}
+
+/// Reads the page of an answer. `reserved` names the labels that the target itself has; `limit` is the client's time-out.
+///
+/// # Errors
+/// Whatever keeps the page from being read whole.
+pub(super) async fn read(
+    mut response: Response,
+    reserved: &'static [&'static str],
+    limit: Duration,
+) -> Result<Arc<ScrapedExposition>, ScrapeError> {
+    let format = check_headers(&response)?;
+    let mut body = Body::new(format, compressed(&response)?, reserved);
+    while let Some(piece) = response.chunk().await.map_err(|error| failed(&error, limit))? {
+        for turn in piece.chunks(body.turn()) {
+            body.take(turn)?;
+            tokio::task::yield_now().await;
+        }
+    }
+    body.finish().map(Arc::new)
+}
+
+/// What a failed request or answer means.
+pub(super) fn failed(error: &reqwest::Error, limit: Duration) -> ScrapeError {
+    if error.is_connect() && is_tls(error) {
+        ScrapeError::Tls(causes(error))
+    } else if error.is_connect() {
+        ScrapeError::Connect(causes(error))
+    } else if error.is_timeout() {
+        ScrapeError::Timeout(limit)
+    } else {
+        ScrapeError::Broken(causes(error))
+    }
+}
+
+/// rustls reports inside I/O errors, and these inside others.
+fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    error.is::<rustls::Error>() || inside.is_some_and(|inside| is_tls(inside)) || error.source().is_some_and(is_tls)
+}
+
+/// Status first, then what the answer says it is.
+fn check_headers(response: &Response) -> Result<Format, ScrapeError> {
+    match response.status() {
+        StatusCode::OK => {}
+        StatusCode::FORBIDDEN => return Err(ScrapeError::Forbidden),
+        status if status.is_redirection() => return Err(ScrapeError::Redirect(status.as_u16())),
+        status => return Err(ScrapeError::Status(status.as_u16())),
+    }
+    // Without a word it is the format that was there first.
+    let Some(content_type) = response.headers().get(header::CONTENT_TYPE) else { return Ok(Format::Text) };
+    let content_type = String::from_utf8_lossy(content_type.as_bytes());
+    match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+        "text/plain" => Ok(Format::Text),
+        "application/openmetrics-text" => Ok(Format::OpenMetrics),
+        _ => Err(ScrapeError::ContentType(content_type.chars().take(100).collect())),
+    }
+}
+
+fn compressed(response: &Response) -> Result<bool, ScrapeError> {
+    let Some(encoding) = response.headers().get(header::CONTENT_ENCODING) else { return Ok(false) };
+    match encoding.to_str().unwrap_or_default().to_ascii_lowercase().as_str() {
+        "gzip" | "x-gzip" => Ok(true),
+        "" | "identity" => Ok(false),
+        other => Err(ScrapeError::Encoding(other.chars().take(100).collect())),
+    }
+}
+
+/// An answer's body as it comes.
+pub struct Body(Coding);
+
+enum Coding {
+    Plain(Box<Reader>),
+    Gzip(Box<MultiGzDecoder<Reader>>),
+}
+
+impl Body {
+    /// The body of a page of this format, compressed by gzip or not. `reserved` names the labels that the target itself has.
+    #[must_use]
+    pub fn new(format: Format, compressed: bool, reserved: &'static [&'static str]) -> Self {
+        let reader =
+            Reader { parser: Parser::new(format), builder: ExpositionBuilder::new(reserved), bytes: 0, refused: None };
+        Self(if compressed {
+            Coding::Gzip(Box::new(MultiGzDecoder::new(reader)))
+        } else {
+            Coding::Plain(Box::new(reader))
+        })
+    }
+
+    const fn turn(&self) -> usize {
+        match self.0 {
+            Coding::Plain(_) => TURN,
+            Coding::Gzip(_) => COMPRESSED_TURN,
+        }
+    }
+
+    /// Reads on.
+    ///
+    /// # Errors
+    /// It is more than a page may be, or not what gzip makes.
+    pub fn take(&mut self, piece: &[u8]) -> Result<(), ScrapeError> {
+        match &mut self.0 {
+            Coding::Plain(reader) => reader.take(piece),
+            Coding::Gzip(decoder) => decoder.write_all(piece).map_err(|error| refused(decoder.get_mut(), &error)),
+        }
+    }
+
+    /// The page, now that all of it has come.
+    ///
+    /// # Errors
+    /// It is not whole, or no page.
+    pub fn finish(self) -> Result<ScrapedExposition, ScrapeError> {
+        match self.0 {
+            Coding::Plain(reader) => reader.finish(),
+            Coding::Gzip(mut decoder) => match decoder.try_finish() {
+                Ok(()) => decoder.finish().map_err(|error| ScrapeError::Gzip(error.to_string()))?.finish(),
+                Err(error) => Err(refused(decoder.get_mut(), &error)),
+            },
+        }
+    }
+}
+
+/// The reader's own reason, or else the decoder's.
+fn refused(reader: &mut Reader, error: &io::Error) -> ScrapeError {
+    reader.refused.take().unwrap_or_else(|| ScrapeError::Gzip(error.to_string()))
+}
+
+/// Reads what is decompressed.
+struct Reader {
+    parser: Parser,
+    builder: ExpositionBuilder,
+    bytes: usize,
+    refused: Option<ScrapeError>,
+}
+
+impl Reader {
+    fn take(&mut self, piece: &[u8]) -> Result<(), ScrapeError> {
+        self.bytes += piece.len();
+        if self.bytes > BODY_BYTES {
+            return Err(ScrapeError::TooLarge);
+        }
+        let mut outcome = Ok(());
+        self.parser.feed(piece, &mut |event| {
+            if outcome.is_ok() {
+                outcome = self.builder.record(&event);
+            }
+        });
+        outcome.map_err(|LimitExceeded| ScrapeError::TooManySamples)
+    }
+
+    fn finish(mut self) -> Result<ScrapedExposition, ScrapeError> {
+        let mut outcome = Ok(());
+        self.parser.finish(&mut |event| {
+            if outcome.is_ok() {
+                outcome = self.builder.record(&event);
+            }
+        });
+        let page = self.builder.finish();
+        if page.samples == 0 {
+            return Err(ScrapeError::NoMetrics);
+        }
+        // A page that was cut would pass for one without the figures that are missing.
+        if [Reason::Unended, Reason::NoEnd].iter().any(|reason| page.skipped.contains_key(reason.as_str())) {
+            return Err(ScrapeError::Cut);
+        }
+        Ok(page)
+    }
+}
+
+impl Write for Reader {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        match self.take(piece) {
+            Ok(()) => Ok(piece.len()),
+            Err(error) => {
+                self.refused = Some(error);
+                Err(io::Error::other("refused"))
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! Batches that wait on disk for a receiver that does not take them, one file each, oldest first.
+//!
+//! A file is written under another name and renamed, so a half-written one is never taken for a batch. It is not forced
+//! to the medium: what outlives the process is the aim, not what outlives the power. A batch that was being sent when the
+//! observer was killed is sent again.
+
+use std::{
+    collections::VecDeque,
+    fmt::Display,
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use flate2::read::GzDecoder;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
+use super::{Batch, Form, gzip};
+
+/// End of a batch's file name, after its number, its points and the word for its form.
+const EXTENSION: &str = "gz";
+const FORMS: [(Form, &str); 2] = [(Form::Points, "points"), (Form::Distributions, "distributions")];
+/// Most bytes of a batch, unpacked: far more than one has that was written here.
+const MAX_BATCH_BYTES: u64 = 8 << 20;
+/// Most points in a file's name, and the highest number: so far from where numbers end that they can be added up.
+const MAX_NUMBER: u64 = u64::MAX >> 20;
+/// The file being written.
+const TEMPORARY: &str = "unfinished";
+/// Held by the observer that uses the directory.
+const LOCK: &str = "lock";
+
+/// A directory of batches. It is made, and what an earlier run left is found, at its first use.
+#[derive(Debug)]
+pub struct DiskQueue {
+    directory: PathBuf,
+    limit_bytes: u64,
+    opened: Option<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    /// Held open for its lock.
+    _lock: File,
+    waiting: VecDeque<Entry>,
+    next_number: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    points: u64,
+    form: Form,
+    bytes: u64,
+}
+
+/// Why nothing can be kept on disk or taken from it.
+#[derive(Debug, thiserror::Error)]
+#[error("queue directory {directory}: {problem}; what waits is kept in memory meanwhile (--queue-dir)")]
+pub struct DiskQueueError {
+    directory: PathBuf,
+    problem: String,
+}
+
+impl DiskQueueError {
+    /// There is no directory, or work on it was given up.
+    pub(super) fn absent() -> Self {
+        Self { directory: PathBuf::new(), problem: "there is none".to_owned() }
+    }
+}
+
+/// What waits on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Points.
+    pub points: u64,
+    /// Bytes of the files.
+    pub bytes: u64,
+}
+
+/// The oldest batch, as far as it could be read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Oldest {
+    /// Nothing waits.
+    None,
+    /// This one.
+    Batch(Batch),
+    /// It cannot be read; so many points are lost with it.
+    Unreadable(u64),
+}
+
+impl DiskQueue {
+    /// Batches in `directory`, together at most `limit_bytes` on disk.
+    #[must_use]
+    pub fn new(directory: PathBuf, limit_bytes: u64) -> Self {
+        Self { directory, limit_bytes, opened: None }
+    }
+
+    /// What waits; nothing as long as the directory cannot be used.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn waiting(&mut self) -> Result<Waiting, DiskQueueError> {
+        let waiting = &self.open()?.waiting;
+        Ok(Waiting {
+            points: waiting.iter().map(|entry| entry.points).sum(),
+            bytes: waiting.iter().map(|entry| entry.bytes).sum(),
+        })
+    }
+
+    /// Keeps a batch as the newest. Returns how many points were dropped to make room: the oldest, or its own.
+    ///
+    /// # Errors
+    /// It could not be written; nothing was dropped.
+    pub fn push(&mut self, batch: &Batch) -> Result<u64, DiskQueueError> {
+        let packed = gzip(batch);
+        let bytes = packed.len() as u64;
+        if bytes > self.limit_bytes {
+            return Ok(batch.points);
+        }
+        let number = self.open()?.next_number;
+        let name = file_name(number, batch);
+        let (unfinished, finished) = (self.directory.join(TEMPORARY), self.directory.join(&name));
+        let written = fs::write(&unfinished, &packed).and_then(|()| fs::rename(&unfinished, finished));
+        if let Err(error) = written {
+            // On a full disk the part that was written would take room that smaller batches could have.
+            let _ = fs::remove_file(unfinished);
+            return Err(self.error(&error));
+        }
+        let opened = self.open()?;
+        opened.next_number += 1;
+        opened.waiting.push_back(Entry { name, points: batch.points, form: batch.form, bytes });
+        let mut dropped = 0;
+        while self.waiting()?.bytes > self.limit_bytes {
+            dropped += self.remove_oldest();
+        }
+        Ok(dropped)
+    }
+
+    /// The oldest batch; it stays.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn oldest(&mut self) -> Result<Oldest, DiskQueueError> {
+        let Some(entry) = self.open()?.waiting.front() else { return Ok(Oldest::None) };
+        let (name, points, form) = (entry.name.clone(), entry.points, entry.form);
+        let mut text = Vec::new();
+        let read = File::open(self.directory.join(name))
+            .and_then(|file| GzDecoder::new(file).take(MAX_BATCH_BYTES + 1).read_to_end(&mut text));
+        Ok(match read {
+            Ok(_) if text.len() as u64 <= MAX_BATCH_BYTES => Oldest::Batch(Batch { text: text.into(), points, form }),
+            _ => Oldest::Unreadable(points),
+        })
+    }
+
+    /// Removes the oldest batch; returns its points.
+    pub fn remove_oldest(&mut self) -> u64 {
+        let Some(entry) = self.opened.as_mut().and_then(|opened| opened.waiting.pop_front()) else { return 0 };
+        // One that cannot be removed comes back after a restart; nothing better can be done about it here.
+        let _ = fs::remove_file(self.directory.join(&entry.name));
+        entry.points
+    }
+
+    fn open(&mut self) -> Result<&mut Opened, DiskQueueError> {
+        let opened = match self.opened.take() {
+            Some(opened) => opened,
+            None => Opened::find(&self.directory).map_err(|error| self.error(&error))?,
+        };
+        Ok(self.opened.insert(opened))
+    }
+
+    fn error(&self, problem: &dyn Display) -> DiskQueueError {
+        DiskQueueError { directory: self.directory.clone(), problem: problem.to_string() }
+    }
+}
+
+impl Opened {
+    fn find(directory: &Path) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        // Nothing is written through a link that somebody laid, and nothing while another holds it.
+        let mut options = File::options();
+        let mut lock = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(directory.join(LOCK))?;
+        lock.try_lock().map_err(|_| io::Error::other("another observer uses it"))?;
+        lock.set_len(0)?;
+        writeln!(lock, "{}", std::process::id())?;
+        let mut numbered = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some((number, points, form)) = parse(&name) {
+                numbered.push((number, Entry { name, points, form, bytes: entry.metadata()?.len() }));
+            }
+        }
+        numbered.sort_unstable_by_key(|(number, _)| *number);
+        let next_number = numbered.last().map_or(0, |(number, _)| number + 1);
+        Ok(Self { _lock: lock, waiting: numbered.into_iter().map(|(_, entry)| entry).collect(), next_number })
+    }
+}
+
+fn file_name(number: u64, batch: &Batch) -> String {
+    let form = FORMS.iter().find(|(form, _)| *form == batch.form).map_or("", |(_, word)| word);
+    format!("{number:020}.{}.{form}.{EXTENSION}", batch.points)
+}
+
+/// Number, points and form in the name of a batch's file.
+fn parse(name: &str) -> Option<(u64, u64, Form)> {
+    let mut parts = name.split('.');
+    let mut number = || parts.next()?.parse().ok().filter(|number| *number <= MAX_NUMBER);
+    let (number, points) = (number()?, number()?);
+    let form = parts.next()?;
+    let (form, _) = FORMS.iter().find(|(_, word)| *word == form)?;
+    (parts.next() == Some(EXTENSION) && parts.next().is_none()).then_some((number, points, *form))
+}
+
+/// Whether another observer uses the directory now. Nothing is made or changed.
+///
+/// # Errors
+/// It could not be used: it or the nearest directory above it that is there is none, or may not be written to.
+pub fn is_in_use(directory: &Path) -> Result<bool, DiskQueueError> {
+    let error =
+        |problem: &dyn Display| DiskQueueError { directory: directory.to_owned(), problem: problem.to_string() };
+    let present = directory.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    if !present.is_dir() {
+        return Err(error(&format!("{} is not a directory", present.display())));
+    }
+    accessat(CWD, present, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(|reason| {
+        error(&format!("{} may not be written to: {}", present.display(), io::Error::from(reason)))
+    })?;
+    let lock = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(directory.join(LOCK));
+    Ok(lock.is_ok_and(|lock| lock.try_lock().is_err()))
+}
+
+/// Directories in `parent` that hold batches and are none of `used`, by name: of receivers that are not named any more.
+#[must_use]
+pub fn orphans(parent: &Path, used: &[String]) -> Vec<String> {
+    let holds_batches = |directory: &Path| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).any(|name| parse(&name.to_string_lossy()).is_some())
+    };
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    let mut orphans: Vec<String> = entries
+        .filter(|entry| holds_batches(&entry.path()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !used.contains(name))
+        .collect();
+    orphans.sort_unstable();
+    orphans
+}
+
+/// A name for a directory, of anything.
+#[must_use]
+pub fn directory_name(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(text: &str) -> Batch {
+        Batch { text: text.to_owned().into(), points: text.lines().count() as u64, form: Form::Points }
+    }
+
+    #[test]
+    fn batches_come_back_in_order_also_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("deep/down");
+        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
+        assert_eq!(spool.waiting().unwrap(), Waiting::default());
+        assert_eq!(spool.oldest().unwrap(), Oldest::None);
+        let distribution = Batch { form: Form::Distributions, ..batch("d\n") };
+        for batch in [&batch("a\nb\n"), &batch("c\n"), &distribution] {
+            assert_eq!(spool.push(batch).unwrap(), 0);
+        }
+        assert_eq!(spool.oldest().unwrap(), Oldest::Batch(batch("a\nb\n")));
+        assert_eq!(spool.remove_oldest(), 2);
+        drop(spool);
+        fs::write(place.join(TEMPORARY), "half").unwrap();
+        fs::write(place.join("note.txt"), "not ours").unwrap();
+        let mut spool = DiskQueue::new(place, 1 << 20);
+        assert_eq!(spool.waiting().unwrap().points, 2);
+        spool.push(&batch("e\n")).unwrap();
+        let rest = std::iter::from_fn(|| match spool.oldest().unwrap() {
+            Oldest::Batch(batch) => Some((batch, spool.remove_oldest())),
+            _ => None,
+        });
+        assert_eq!(rest.collect::<Vec<_>>(), [(batch("c\n"), 1), (distribution, 1), (batch("e\n"), 1)]);
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_is_no_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let one = batch("a\nb\n");
+        let size = gzip(&one).len() as u64;
+        let mut spool = DiskQueue::new(directory.path().to_owned(), 2 * size);
+        assert_eq!([1, 2, 3].map(|_| spool.push(&one).unwrap()), [0, 0, 2]);
+        assert_eq!(spool.waiting().unwrap(), Waiting { points: 4, bytes: 2 * size });
+        let mut spool = DiskQueue::new(directory.path().join("other"), size - 1);
+        assert_eq!(spool.push(&one).unwrap(), 2);
+        assert_eq!(spool.waiting().unwrap(), Waiting::default());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_known_by_its_points() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = DiskQueue::new(directory.path().to_owned(), 1 << 20);
+        spool.push(&batch("a\nb\n")).unwrap();
+        fs::write(directory.path().join(&spool.opened.as_ref().unwrap().waiting[0].name), "garbage").unwrap();
+        assert_eq!(spool.oldest().unwrap(), Oldest::Unreadable(2));
+        // A megabyte may hold a thousand.
+        let bomb = gzip(&batch(&"x".repeat(MAX_BATCH_BYTES as usize + 1)));
+        assert!(bomb.len() < 100_000);
+        fs::write(directory.path().join(&spool.opened.as_ref().unwrap().waiting[0].name), bomb).unwrap();
+        assert_eq!(spool.oldest().unwrap(), Oldest::Unreadable(2));
+    }
+
+    #[test]
+    fn a_file_of_a_name_that_no_batch_has_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [format!("{}.1.points.gz", u64::MAX), format!("1.{}.points.gz", u64::MAX), "1.1.x.gz".to_owned()] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        let mut spool = DiskQueue::new(directory.path().to_owned(), 1 << 20);
+        spool.push(&batch("a\n")).unwrap();
+        assert_eq!(spool.waiting().unwrap().points, 1);
+        assert_eq!(spool.oldest().unwrap(), Oldest::Batch(batch("a\n")));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_used_is_named_and_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("taken");
+        fs::write(&place, "a file").unwrap();
+        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
+        let error = spool.push(&batch("a\n")).unwrap_err().to_string();
+        assert!(error.contains(place.to_str().unwrap()) && error.contains("--queue-dir"), "{error}");
+        fs::remove_file(&place).unwrap();
+        assert_eq!(spool.push(&batch("a\n")).unwrap(), 0);
+        let error = DiskQueue::new(place, 1 << 20).push(&batch("a\n")).unwrap_err().to_string();
+        assert!(error.contains("another observer uses it"), "{error}");
+    }
+
+    #[test]
+    fn what_waits_for_a_receiver_that_is_not_named_any_more_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(orphans(&directory.path().join("none"), &[]).is_empty());
+        for name in ["old", "used"] {
+            DiskQueue::new(directory.path().join(name), 1 << 20).push(&batch("a\n")).unwrap();
+        }
+        fs::create_dir(directory.path().join("others")).unwrap();
+        fs::write(directory.path().join("others/file"), "").unwrap();
+        assert_eq!(orphans(directory.path(), &["used".to_owned()]), ["old"]);
+    }
+
+    #[test]
+    fn looking_says_who_uses_a_directory_and_what_is_in_the_way_and_makes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("deep/down");
+        assert!(!is_in_use(&place).unwrap() && !directory.path().join("deep").exists());
+        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
+        spool.waiting().unwrap();
+        assert!(is_in_use(&place).unwrap());
+        drop(spool);
+        assert!(!is_in_use(&place).unwrap());
+        let file = place.join("file");
+        fs::write(&file, "").unwrap();
+        let error = is_in_use(&file.join("below")).unwrap_err().to_string();
+        assert!(error.contains("is not a directory") && error.contains("--queue-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_leads_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let place = directory.path().join("queue");
+        fs::create_dir(&place).unwrap();
+        std::os::unix::fs::symlink(&victim, place.join(LOCK)).unwrap();
+        assert!(DiskQueue::new(place, 1 << 20).push(&batch("a\n")).is_err());
+        assert_eq!(fs::read_to_string(victim).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_target_makes_one_name() {
+        assert_eq!(directory_name("wavefront+http://a:2878/x"), "wavefront_http___a_2878_x");
+    }
+}

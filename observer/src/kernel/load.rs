@@ -1,0 +1,128 @@
+//! Opens the kernel object: creates or reuses its maps, and loads its programs.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{MapData, ProgramArray},
+    programs::{Program, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+};
+use aya_obj::Object;
+use observer_common::names;
+
+use super::{error::Error, sys};
+use crate::persist::abi::Abi;
+
+/// The kernel object; empty in a build without one.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kernel.o"));
+
+/// Maximum numbers of map entries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) max_series: u32,
+    pub(super) max_open_calls: u32,
+}
+
+impl Sizes {
+    fn by_map(self) -> [(&'static str, u32); 6] {
+        let slots = self.max_series.saturating_add(1);
+        let blocks = slots.saturating_mul(BLOCKS_PER_SERIES);
+        [
+            (names::SLOTS, self.max_series),
+            (names::CALLS, self.max_open_calls),
+            (names::SERIES, slots),
+            (names::FREE_SLOTS, slots),
+            (names::BLOCKS, blocks),
+            (names::FREE_BLOCKS, blocks),
+        ]
+    }
+}
+
+/// Octaves that a series' three histograms touch between them; measured: 4 to 9.
+const BLOCKS_PER_SERIES: u32 = 12;
+
+/// Opens the object and creates its maps, or reuses those pinned in `pins`.
+pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, Error> {
+    if OBJECT.is_empty() {
+        return Err(Error::NoObject);
+    }
+    let missing = missing_features();
+    if !missing.is_empty() {
+        return Err(Error::Unsupported { features: missing.join(" and ") });
+    }
+    let mut loader = EbpfLoader::new();
+    // A rejected program is loaded once more for its log. A trace of every instruction is megabytes long and would take ten
+    // more loads of seconds each.
+    let traced = tracing::enabled!(tracing::Level::TRACE);
+    loader.verifier_log_level(
+        VerifierLogLevel::STATS | if traced { VerifierLogLevel::DEBUG } else { VerifierLogLevel::DISABLE },
+    );
+    // The kernel's own types are not needed: no program reads kernel memory.
+    loader.btf(None);
+    for (name, size) in sizes.by_map() {
+        loader.map_max_entries(name, size);
+    }
+    for name in names::MAPS {
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.join(name));
+        }
+    }
+    loader.load(OBJECT).map_err(Error::open)
+}
+
+/// Returns the required features that a probe did not find. The probes load programs of a type that needs the same privileges
+/// as every helper: without them the probe fails, and creating the maps reports why.
+fn missing_features() -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if let Ok(false) = is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_loop) {
+        missing.push("bpf_loop");
+    }
+    if !sys::takes_fetching_atomics() {
+        missing.push("atomics that return a value");
+    }
+    missing
+}
+
+/// Returns the ABI hash of the maps that [`open`] creates.
+pub(super) fn abi_hash(sizes: Sizes) -> Result<String, Error> {
+    if OBJECT.is_empty() {
+        return Err(Error::NoObject);
+    }
+    let object = Object::parse(OBJECT).map_err(|error| Error::open(error.into()))?;
+    let abi = Abi::of(&object, &sizes.by_map()).ok_or(Error::Missing { name: ".BTF" })?;
+    Ok(abi.hash())
+}
+
+/// Loads one program into the kernel.
+pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let program = ebpf.program_mut(name).ok_or(Error::Missing { name })?;
+    let result = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        _ => return Err(Error::Missing { name }),
+    };
+    result.map_err(|source| Error::load(name, source))
+}
+
+/// Fills the program arrays for tail calls. The kernel empties an array when its last owner drops it.
+pub(super) fn link_tail_calls(ebpf: &mut Ebpf) -> Result<Vec<ProgramArray<MapData>>, Error> {
+    names::HANDED.iter().map(|(table, programs)| fill(ebpf, table, programs)).collect()
+}
+
+fn fill(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    programs: &'static [&'static str],
+) -> Result<ProgramArray<MapData>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing { name })?;
+    let mut table = ProgramArray::try_from(map).map_err(|source| Error::map(name, source))?;
+    for (number, &program) in programs.iter().enumerate() {
+        let loaded = ebpf.program(program).ok_or(Error::Missing { name: program })?;
+        let fd = loaded.fd().map_err(|source| Error::load(program, source))?;
+        table.set(number as u32, fd, 0).map_err(|source| Error::map(name, source))?;
+    }
+    Ok(table)
+}

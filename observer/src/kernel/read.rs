@@ -1,0 +1,119 @@
+//! Reads the counters of the maps.
+
+use std::{collections::HashSet, os::fd::AsFd, time::Duration};
+
+use aya::maps::{Array, HashMap};
+use observer_common::{
+    Block, Histogram, INSERTED, OVERFLOW_SLOT, Series, SeriesKey, health::Counter, latency::CELLS, names,
+};
+
+use super::{
+    Kernel,
+    batch::{self, Blocks, Elements},
+    error::Error,
+    sys,
+};
+use crate::collect::{HistogramReading, KernelReading, ProgramReading, SeriesReading};
+
+/// Series read at a time, some half a megabyte.
+const BATCH_SERIES: usize = 512;
+
+impl Kernel {
+    /// Reads every counter, and passes the series to `each` one by one, so that they are never all in memory.
+    /// `cells` selects the log-linear cells too.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn read(&mut self, cells: bool, mut each: impl FnMut(&SeriesReading)) -> Result<KernelReading, Error> {
+        self.refresh_slots()?;
+        let mut series = self.elements::<Series>(names::SERIES)?;
+        let mut blocks = self.elements::<Block>(names::BLOCKS)?;
+        let health: Array<_, u64> = self.map(names::HEALTH)?;
+        let mut reading = KernelReading { series_capacity: u64::from(self.max_series), ..KernelReading::default() };
+        for chunk in self.slots.chunks(BATCH_SERIES) {
+            let slots: Vec<u32> = chunk.iter().filter_map(|&(_, slot)| slot).collect();
+            let values = series.read(&slots)?;
+            let cells = if cells { batch::blocks(&mut blocks, &values)? } else { Blocks::new() };
+            let mut values = values.iter();
+            for &(key, slot) in chunk {
+                let counted = slot.and_then(|_| values.next());
+                let mut reading =
+                    counted.map_or_else(|| SeriesReading::empty(key), |own| series_reading(key, own, &cells));
+                self.map_state.carried_over.add_to(&mut reading);
+                if slot != Some(OVERFLOW_SLOT) || !is_unused(&reading) {
+                    each(&reading);
+                }
+            }
+        }
+        for &counter in Counter::ALL {
+            let value = health.get(&(counter as u32), 0).map_err(|source| Error::map(names::HEALTH, source))?;
+            reading.health.push((counter, self.map_state.carried_over.health(counter).saturating_add(value)));
+        }
+        for name in names::PROGRAMS {
+            reading.programs.push(self.read_program(name)?);
+        }
+        Ok(reading)
+    }
+
+    /// Reads the list of slots again if keys were inserted since.
+    pub(super) fn refresh_slots(&mut self) -> Result<(), Error> {
+        let next: Array<_, u32> = self.map(names::NEXT)?;
+        // Read before the keys: a key inserted meanwhile is found next time.
+        let inserted = next.get(&INSERTED, 0).map_err(|source| Error::map(names::NEXT, source))?;
+        if self.inserted == Some(inserted) {
+            return Ok(());
+        }
+        let slots: HashMap<_, SeriesKey, u32> = self.map(names::SLOTS)?;
+        let read: Result<Vec<_>, _> = slots.iter().collect();
+        let mut read = read.map_err(|source| Error::map(names::SLOTS, source))?;
+        read.sort_unstable_by_key(|&(_, slot)| slot);
+        self.inserted = Some(inserted);
+        let overflow = (SeriesKey::default(), OVERFLOW_SLOT);
+        self.slots = [overflow].into_iter().chain(read).map(|(key, slot)| (key, Some(slot))).collect();
+        let counted: HashSet<SeriesKey> = self.slots.iter().map(|&(key, _)| key).collect();
+        self.slots
+            .extend(self.map_state.carried_over.keys().filter(|key| !counted.contains(key)).map(|&key| (key, None)));
+        Ok(())
+    }
+
+    fn read_program(&self, name: &'static str) -> Result<ProgramReading, Error> {
+        let program = self.ebpf.program(name).ok_or(Error::Missing { name })?;
+        let fd = program.fd().map_err(|source| Error::load(name, source))?;
+        let (runs, run_time_ns) = sys::run_statistics(fd.as_fd());
+        let links = if names::ATTACHED.contains(&name) { self.links.len() as u64 } else { 0 };
+        Ok(ProgramReading { name, links, runs, run_time: Duration::from_nanos(run_time_ns) })
+    }
+
+    fn elements<V: aya::Pod>(&self, name: &'static str) -> Result<Elements<'_, V>, Error> {
+        Elements::new(name, self.ebpf.map(name).ok_or(Error::Missing { name })?)
+    }
+}
+
+/// Builds a reading with the log-linear cells of `blocks`.
+fn series_reading(key: SeriesKey, values: &Series, blocks: &Blocks) -> SeriesReading {
+    let histograms = values.histograms.each_ref().map(|histogram| HistogramReading {
+        buckets: histogram.buckets,
+        sum: histogram.sum,
+        cells: cells(blocks, histogram),
+    });
+    let &Series { opened, closed, received, sent, messages, .. } = values;
+    SeriesReading { key, histograms, opened, closed, received, sent, messages }
+}
+
+fn is_unused(series: &SeriesReading) -> bool {
+    series.opened == 0
+        && series.closed == 0
+        && series.received == 0
+        && series.sent == 0
+        && series.histograms[0].buckets.iter().all(|&count| count == 0)
+}
+
+fn cells(blocks: &Blocks, histogram: &Histogram) -> Vec<(u16, u32)> {
+    let mut cells = Vec::new();
+    for (octave, name) in histogram.blocks.iter().enumerate() {
+        let Some(block) = blocks.get(name) else { continue };
+        let used = block.cells.iter().enumerate().filter(|&(_, &count)| count != 0);
+        cells.extend(used.map(|(cell, &count)| ((octave * CELLS + cell) as u16, count)));
+    }
+    cells
+}

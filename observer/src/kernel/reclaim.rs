@@ -1,0 +1,93 @@
+//! Reclaims the map entries of sidecars that can no longer be counted ([`CgroupUsage`](super::cgroup_usage::CgroupUsage)).
+//!
+//! A socket keeps the number of its slot. No program runs again for the sockets of a removed cgroup after its programs were
+//! detached, and a cgroup's id is never reused: no program finds its slot to be another sidecar's.
+
+use std::collections::BTreeSet;
+
+use aya::maps::{Array, HashMap, Stack};
+use observer_common::{
+    Block, Door, Histogram, InboundKey, Series, SeriesKey,
+    latency::{BLOCKS, BUCKETS, CELLS},
+    names,
+};
+use observer_proto::http2::{Call, CallKey};
+
+use super::{Kernel, error::Error};
+use crate::discovery::SidecarId;
+
+const ZERO: Series = Series {
+    histograms: [Histogram { buckets: [0; BUCKETS], sum: 0, blocks: [0; BLOCKS] }; 3],
+    opened: 0,
+    closed: 0,
+    received: 0,
+    sent: 0,
+    messages: [0; 2],
+};
+
+impl Kernel {
+    /// Reclaims the entries of sidecars that can no longer be counted. Returns the number of their series.
+    ///
+    /// # Errors
+    /// A map cannot be read or written; entries that are not reclaimed then stay until the observer is restarted.
+    pub fn reclaim(&mut self) -> Result<usize, Error> {
+        let sidecars = self.usage.take_reclaimable();
+        if sidecars.is_empty() {
+            return Ok(0);
+        }
+        self.refresh_slots()?;
+        let (gone, kept): (Vec<_>, _) = self.slots.drain(..).partition(|(key, _)| sidecars.contains(&key.sidecar));
+        self.slots = kept;
+        self.map_state.carried_over.remove(&sidecars);
+        for (key, slot) in &gone {
+            slot.map_or(Ok(()), |slot| self.free_series(key, slot))?;
+        }
+        self.free_inbound_ports(&sidecars)?;
+        self.free_streams(&sidecars)?;
+        Ok(gone.len())
+    }
+
+    /// Frees in an order in which free entries are always zero, and entries that can be looked up are never free.
+    fn free_series(&mut self, key: &SeriesKey, slot: u32) -> Result<(), Error> {
+        let mut slots: HashMap<_, SeriesKey, u32> = self.map_mut(names::SLOTS)?;
+        slots.remove(key).map_err(|source| Error::map(names::SLOTS, source))?;
+        let mut series: Array<_, Series> = self.map_mut(names::SERIES)?;
+        let values = series.get(&slot, 0).map_err(|source| Error::map(names::SERIES, source))?;
+        series.set(slot, ZERO, 0).map_err(|source| Error::map(names::SERIES, source))?;
+        for block in values.histograms.iter().flat_map(|histogram| histogram.blocks).filter(|&name| name != 0) {
+            let mut blocks: Array<_, Block> = self.map_mut(names::BLOCKS)?;
+            let zero = Block { cells: [0; CELLS] };
+            blocks.set(block - 1, zero, 0).map_err(|source| Error::map(names::BLOCKS, source))?;
+            self.free(names::FREE_BLOCKS, block - 1)?;
+        }
+        self.free(names::FREE_SLOTS, slot)
+    }
+
+    fn free_inbound_ports(&mut self, sidecars: &BTreeSet<SidecarId>) -> Result<(), Error> {
+        let inbound: HashMap<_, InboundKey, u32> = self.map(names::INBOUND)?;
+        let all: Result<Vec<_>, _> = inbound.iter().collect();
+        let all = all.map_err(|source| Error::map(names::INBOUND, source))?;
+        for (key, name) in all.into_iter().filter(|(key, _)| sidecars.contains(&key.sidecar)) {
+            let mut inbound: HashMap<_, InboundKey, u32> = self.map_mut(names::INBOUND)?;
+            inbound.remove(&key).map_err(|source| Error::map(names::INBOUND, source))?;
+            let mut doors: Array<_, Door> = self.map_mut(names::DOORS)?;
+            doors.set(name - 1, Door::default(), 0).map_err(|source| Error::map(names::DOORS, source))?;
+            self.free(names::FREE_DOORS, name - 1)?;
+        }
+        Ok(())
+    }
+
+    /// Removes streams that were open when programs were detached from their sockets.
+    fn free_streams(&mut self, sidecars: &BTreeSet<SidecarId>) -> Result<(), Error> {
+        let error = |source| Error::map(names::CALLS, source);
+        let mut calls: HashMap<_, CallKey, Call> = self.map_mut(names::CALLS)?;
+        let all: Vec<CallKey> = calls.keys().collect::<Result<_, _>>().map_err(error)?;
+        let gone = all.iter().filter(|key| sidecars.contains(&key.sidecar));
+        gone.into_iter().try_for_each(|key| calls.remove(key)).map_err(error)
+    }
+
+    fn free(&mut self, stack: &'static str, number: u32) -> Result<(), Error> {
+        let mut free: Stack<_, u32> = self.map_mut(stack)?;
+        free.push(number, 0).map_err(|source| Error::map(stack, source))
+    }
+}

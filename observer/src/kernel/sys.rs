@@ -1,0 +1,191 @@
+//! The calls of bpf(2) that aya does not offer, each a safe function: the only place here that talks to the kernel past aya.
+//! Source: kernel `include/uapi/linux/bpf.h`, `union bpf_attr`.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{
+    BPF_ALU, BPF_ATOMIC, BPF_EXIT, BPF_FETCH, BPF_JMP, BPF_K, BPF_MEM, BPF_MOV, BPF_OR, BPF_ST, BPF_STX, BPF_W,
+    bpf_attach_type, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info, bpf_prog_type,
+};
+
+/// Does the kernel take atomic operations that return a value? Asked by a program of five instructions; where it may not be
+/// loaded, or not now, what is refused next says why.
+pub(crate) fn takes_fetching_atomics() -> bool {
+    let instruction = |code: u32, registers: u8, offset: i16, value: i32| -> u64 {
+        let [low, high] = offset.to_ne_bytes();
+        pair(u32::from_ne_bytes([code as u8, registers, low, high]), value.cast_unsigned())
+    };
+    let program = [
+        instruction(BPF_ST | BPF_MEM | BPF_W, 10, -4, 0),
+        instruction(BPF_ALU | BPF_MOV | BPF_K, 1, 0, 1),
+        instruction(BPF_STX | BPF_ATOMIC | BPF_W, 10 | 1 << 4, -4, (BPF_OR | BPF_FETCH).cast_signed()),
+        instruction(BPF_ALU | BPF_MOV | BPF_K, 0, 0, 1),
+        instruction(BPF_JMP | BPF_EXIT, 0, 0, 0),
+    ];
+    let kind = pair(bpf_prog_type::BPF_PROG_TYPE_SOCK_OPS as u32, program.len() as u32);
+    let mut attribute = [kind, program.as_ptr() as u64, c"GPL".as_ptr() as u64, 0, 0, 0];
+    match made(bpf_cmd::BPF_PROG_LOAD, &mut attribute) {
+        Ok(_) => true,
+        Err(error) => matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOMEM)),
+    }
+}
+
+/// Opens what is pinned at `path`.
+pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    made(bpf_cmd::BPF_OBJ_GET, &mut [path.as_ptr() as u64, 0])
+}
+
+/// Pins at `path`.
+pub(crate) fn pin(it: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    call(bpf_cmd::BPF_OBJ_PIN, &mut [path.as_ptr() as u64, u64::from(number(it))]).map(drop)
+}
+
+/// Attaches `program` to a cgroup, in company: for links the kernel adds `BPF_F_ALLOW_MULTI` itself (`kernel/bpf/cgroup.c`).
+pub(crate) fn create_link(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    place: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    made(bpf_cmd::BPF_LINK_CREATE, &mut [pair(number(program), number(cgroup)), pair(place as u32, 0)])
+}
+
+/// Puts `program` in the place of the link's present one, for every cgroup below it at once.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    call(bpf_cmd::BPF_LINK_UPDATE, &mut [pair(number(link), number(program)), 0]).map(drop)
+}
+
+/// The cgroup that a link attaches to; 0 once that was removed and its last socket is gone.
+pub(crate) fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: plain numbers, for which zero is valid.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut attribute = [pair(number(link), size_of_val(&info) as u32), (&raw mut info) as u64];
+    call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attribute)?;
+    // SAFETY: the link is one to a cgroup, for which the kernel fills this part.
+    Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
+}
+
+/// Detaches the link, whoever else holds it.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    call(bpf_cmd::BPF_LINK_DETACH, &mut [u64::from(number(link))]).map(drop)
+}
+
+/// A pinned map of any layout, read as bytes.
+pub(crate) struct RawMap {
+    fd: OwnedFd,
+    key_size: usize,
+    value_size: usize,
+}
+
+impl RawMap {
+    /// Opens what is pinned at `path`; an error unless it is a map with keys and values of these sizes.
+    pub(crate) fn open(path: &Path, key_size: usize, value_size: usize) -> io::Result<Self> {
+        let fd = open(path)?;
+        // SAFETY: plain numbers, for which zero is valid.
+        let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
+        let mut attribute = [pair(number(fd.as_fd()), size_of_val(&info) as u32), (&raw mut info) as u64];
+        call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attribute)?;
+        if (info.key_size as usize, info.value_size as usize) != (key_size, value_size) {
+            let problem = format!("keys of {} and values of {} bytes", info.key_size, info.value_size);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        Ok(Self { fd, key_size, value_size })
+    }
+
+    /// The key that follows `key`, or the first; `None` behind the last.
+    pub(crate) fn next_key(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+        let mut next = vec![0; self.key_size];
+        let key = key.filter(|key| key.len() == self.key_size).map_or(0, |key| key.as_ptr() as u64);
+        let mut attribute = [u64::from(number(self.fd.as_fd())), key, next.as_mut_ptr() as u64, 0];
+        match call(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attribute) {
+            Ok(_) => Ok(Some(next)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The value at `key`, which must be of the map's size.
+    pub(crate) fn get(&self, key: &[u8]) -> io::Result<Vec<u8>> {
+        if key.len() != self.key_size {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut value = vec![0; self.value_size];
+        let mut attribute = [u64::from(number(self.fd.as_fd())), key.as_ptr() as u64, value.as_mut_ptr() as u64, 0];
+        call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attribute).map(|_| value)
+    }
+}
+
+/// `length` elements of an array map from index `first` on, which must all be there.
+pub(crate) fn read_array<V: aya::Pod>(map: BorrowedFd<'_>, first: u32, length: usize) -> io::Result<Vec<V>> {
+    let wanted = u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let before = first.wrapping_sub(1);
+    let before = if first == 0 { 0 } else { (&raw const before) as u64 };
+    let (mut last, mut keys, mut values) = (0_u32, vec![0_u32; length], Vec::<V>::with_capacity(length));
+    let mut attribute = [
+        before,
+        (&raw mut last) as u64,
+        keys.as_mut_ptr() as u64,
+        values.as_mut_ptr() as u64,
+        pair(wanted, number(map)),
+        0,
+        0,
+    ];
+    match call(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attribute) {
+        // There is nothing behind the last of them.
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+        _ => {}
+    }
+    if attribute[4] != pair(wanted, number(map)) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // SAFETY: the kernel has written as many values, of the map's size, which is that of `V`, as the caller's type of map says;
+    // `V` is plain data, for which every bit pattern is valid.
+    unsafe { values.set_len(length) };
+    Ok(values)
+}
+
+/// Runs and nanoseconds of a program, where `kernel.bpf_stats_enabled` is on.
+pub(crate) fn run_statistics(program: BorrowedFd<'_>) -> (u64, u64) {
+    // SAFETY: plain numbers, for which zero is valid; an all-zero one asks for no array.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attribute = [pair(number(program), size_of_val(&info) as u32), (&raw mut info) as u64];
+    match call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attribute) {
+        Ok(_) => (info.run_cnt, info.run_time_ns),
+        Err(_) => (0, 0),
+    }
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// Two fields of 32 bits, as they lie in memory.
+fn pair(first: u32, second: u32) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&second.to_ne_bytes());
+    u64::from_ne_bytes(bytes)
+}
+
+/// A call that makes or opens something.
+fn made(command: bpf_cmd, attribute: &mut [u64]) -> io::Result<OwnedFd> {
+    // SAFETY: a descriptor that the kernel has just given us, and nobody else has.
+    call(command, attribute).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn call(command: bpf_cmd, attribute: &mut [u64]) -> io::Result<i32> {
+    let (pointer, length) = (attribute.as_mut_ptr(), size_of_val(attribute));
+    // SAFETY: the kernel reads and writes within the given length, and where the pointers in it lead; every caller's lead to
+    // buffers of the size that the command implies, which live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, pointer, length) };
+    i32::try_from(result).ok().filter(|result| *result >= 0).ok_or_else(io::Error::last_os_error)
+}
