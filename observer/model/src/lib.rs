@@ -31,9 +31,9 @@ use std::{
 };
 
 use observer_common::{
-    DURATION, PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST, REQUEST_BYTES, RESPONSE, RESPONSE_BYTES, SeriesKey,
+    DURATION, Direction, Protocol, REQUEST_BYTES, RESPONSE_BYTES, SeriesKey,
     health::{self, Group},
-    latency::BUCKETS,
+    histogram::BUCKETS,
 };
 
 use self::{
@@ -242,14 +242,14 @@ impl Round<'_> {
         let overflow = key.sidecar == 0;
         let alive = overflow || self.alive.contains(&key.sidecar);
         self.series += u64::from(!overflow);
-        if key.protocol == PROTOCOL_ENCRYPTED && !overflow {
+        if key.protocol == Protocol::ENCRYPTED && !overflow {
             take(encrypted, reading, alive, at, || directory.gateway(key));
             return;
         }
-        if key.protocol == PROTOCOL_TCP || overflow {
+        if key.protocol == Protocol::TCP || overflow {
             take(tcp, reading, alive, at, || directory.resolve(key));
         }
-        if key.protocol != PROTOCOL_TCP || overflow {
+        if key.protocol != Protocol::TCP || overflow {
             take(http, reading, alive, at, || directory.resolve(key));
             if self.closes_interval {
                 http.cells(key, reading.histograms.each_ref().map(|histogram| histogram.cells.as_slice()));
@@ -283,7 +283,7 @@ impl Round<'_> {
         });
         let (http, tcp) = (series(&model.http), series(&model.tcp));
         let has_messages = |series: &Series<HttpFigures>| {
-            series.labels.is_grpc() || [REQUEST, RESPONSE].iter().any(|&way| series.figures.messages(way) > 0)
+            series.labels.is_grpc() || Direction::BOTH.into_iter().any(|way| series.figures.messages(way) > 0)
         };
         let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
         let mut control_plane = ControlPlane::new(&reading.control_plane);
@@ -418,8 +418,8 @@ fn own_kernel(kernel: &KernelReading, families: &mut Families) {
     for (group, family) in [
         (Group::Connections, &catalogue::CONNECTIONS),
         (Group::Requests, &catalogue::PARSED_REQUESTS),
-        (Group::LostSync, &catalogue::LOST_SYNC),
-        (Group::Losses, &catalogue::LOSSES),
+        (Group::Desyncs, &catalogue::LOST_SYNC),
+        (Group::Uncounted, &catalogue::LOSSES),
         (Group::Audit, &catalogue::AUDIT_BYTES),
     ] {
         let family = families.add(family);
@@ -525,7 +525,7 @@ pub struct FamilyPoints<'a> {
 enum Points<'a> {
     Requests(&'a [Series<HttpFigures>]),
     Histograms(&'a [Series<HttpFigures>], usize),
-    Messages(&'a [Series<HttpFigures>], usize),
+    Messages(&'a [Series<HttpFigures>], Direction),
     Tcp(&'a [Series<TcpFigures>], fn(&TcpFigures) -> u64),
     Own(&'a [OwnPoint]),
 }
@@ -644,8 +644,8 @@ impl Snapshot {
             1 => (&catalogue::REQUEST_DURATION, Points::Histograms(&self.http, DURATION)),
             2 => (&catalogue::REQUEST_BYTES, Points::Histograms(&self.http, REQUEST_BYTES)),
             3 => (&catalogue::RESPONSE_BYTES, Points::Histograms(&self.http, RESPONSE_BYTES)),
-            4 => (&catalogue::REQUEST_MESSAGES, Points::Messages(&self.grpc, REQUEST)),
-            5 => (&catalogue::RESPONSE_MESSAGES, Points::Messages(&self.grpc, RESPONSE)),
+            4 => (&catalogue::REQUEST_MESSAGES, Points::Messages(&self.grpc, Direction::Request)),
+            5 => (&catalogue::RESPONSE_MESSAGES, Points::Messages(&self.grpc, Direction::Response)),
             6 => (&catalogue::TCP_OPENED, Points::Tcp(&self.tcp, |figures| figures.opened)),
             7 => (&catalogue::TCP_CLOSED, Points::Tcp(&self.tcp, |figures| figures.closed)),
             8 => (&catalogue::TCP_RECEIVED_BYTES, Points::Tcp(&self.tcp, |figures| figures.received_bytes)),
@@ -829,7 +829,7 @@ mod tests {
         fixture::{at, http, key, peers, reading, sidecar, sidecars, snapshots},
         *,
     };
-    use observer_common::{LEG_SOURCE, PROTOCOL_HTTP};
+    use observer_common::{Leg, Protocol};
 
     struct Bench {
         model: Model,
@@ -858,7 +858,7 @@ mod tests {
     }
 
     fn call(sidecar: u32) -> SeriesKey {
-        key(sidecar, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200)
+        key(sidecar, Leg::SOURCE, "10.96.0.1:80", Protocol::HTTP, 200)
     }
 
     fn requests(snapshot: &Snapshot) -> Vec<u64> {

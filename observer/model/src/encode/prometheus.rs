@@ -330,7 +330,7 @@ mod tests {
         identity::{Role, Workload},
         labels::Peers,
     };
-    use observer_common::{LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
+    use observer_common::{Leg, Protocol};
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -462,8 +462,8 @@ mod tests {
             };
             let sidecars = [fixture::sidecar(1, Role::Sidecar, "10.0.0.1", Arc::new(workload))];
             let series = vec![
-                fixture::tcp(fixture::key(1, LEG_SOURCE, "10.0.0.9:1", PROTOCOL_TCP, 0), 1, 0, bytes, 0),
-                fixture::http(fixture::key(1, LEG_SOURCE, "10.0.0.9:1", PROTOCOL_HTTP, 200), &[1]),
+                fixture::tcp(fixture::key(1, Leg::SOURCE, "10.0.0.9:1", Protocol::TCP, 0), 1, 0, bytes, 0),
+                fixture::http(fixture::key(1, Leg::SOURCE, "10.0.0.9:1", Protocol::HTTP, 200), &[1]),
             ];
             let snapshot = Model::new(fixture::at(0), Duration::ZERO).update(Inputs {
                 reading: &fixture::reading(1, series),
