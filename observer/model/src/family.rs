@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use observer_common::Direction;
+
 use crate::{
     aggregate::Series,
     catalogue::{self, Descriptor, Origin},
@@ -33,7 +35,7 @@ pub(crate) struct Recorded<'a> {
 pub(crate) enum Points<'a> {
     Requests(&'a [Series<HttpTotals>]),
     Histograms(&'a [Series<HttpTotals>], usize),
-    Messages(&'a [Series<HttpTotals>], usize),
+    Messages(&'a [Series<HttpTotals>], Direction),
     Tcp(&'a [Series<TcpTotals>], fn(&TcpTotals) -> u64),
     Recorded(&'a [RecordedPoint]),
 }

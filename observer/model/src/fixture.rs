@@ -9,10 +9,9 @@ use std::{
 };
 
 use observer_common::{
-    Endpoint, GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_ENCRYPTED, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_TCP,
-    SECURITY_MUTUAL_TLS, SeriesKey,
+    Endpoint, GRPC_NONE, Leg, Protocol, Security, SeriesKey,
     health::Counter,
-    latency::{self, CELLS},
+    histogram::{self, SUB_BUCKETS},
 };
 
 use crate::{
@@ -34,8 +33,8 @@ pub const HOSTILE: &str = "a\"b\\c\nd é \\";
 const COUNTERS: [Counter; 8] = [
     Counter::ConnectionHttp1,
     Counter::RequestOk,
-    Counter::RequestLostSync,
-    Counter::SyncGap,
+    Counter::RequestDesync,
+    Counter::DesyncGap,
     Counter::LossSeries,
     Counter::AuditConnections,
     Counter::AuditEmpty,
@@ -134,7 +133,7 @@ pub fn peers() -> Arc<StaticPeers> {
 }
 
 /// Returns the key of a series; `destination` is `ADDRESS:PORT`.
-pub fn key(sidecar: u32, leg: u8, destination: &str, protocol: u8, status: u16) -> SeriesKey {
+pub fn key(sidecar: u32, leg: Leg, destination: &str, protocol: Protocol, status: u16) -> SeriesKey {
     let (address, port) = destination.rsplit_once(':').unwrap();
     let address = match address.parse().unwrap() {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -157,10 +156,10 @@ pub fn http(key: SeriesKey, milliseconds: &[u64]) -> SeriesReading {
         let mut reading = HistogramReading::default();
         let mut cells = BTreeMap::new();
         for (exposed, exact) in values {
-            reading.buckets[latency::bucket(exposed) as usize] += 1;
+            reading.buckets[histogram::bucket(exposed) as usize] += 1;
             reading.sum += exact;
-            let (block, cell) = latency::cell(exact);
-            *cells.entry((block * CELLS as u32 + cell) as u16).or_insert(0) += 1;
+            let (block, cell) = histogram::sub_bucket(exact);
+            *cells.entry((block * SUB_BUCKETS as u32 + cell) as u16).or_insert(0) += 1;
         }
         reading.cells = cells.into_iter().collect();
         reading
@@ -231,25 +230,25 @@ pub fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
 pub fn every_kind(round: u64) -> Vec<SeriesReading> {
     let times = |values: &[u64]| -> Vec<u64> { (0..round).flat_map(|_| values.iter().copied()).collect() };
     let mutual = |mut key: SeriesKey| {
-        key.security = SECURITY_MUTUAL_TLS;
+        key.security = Security::MUTUAL_TLS;
         key
     };
-    let mut grpc = key(1, LEG_SOURCE, "10.0.9.9:9000", PROTOCOL_GRPC, 200);
+    let mut grpc = key(1, Leg::SOURCE, "10.0.9.9:9000", Protocol::GRPC, 200);
     grpc.grpc_status = 14;
     vec![
-        http(key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200), &times(&[0, 3, 3, 70])),
+        http(key(1, Leg::SOURCE, "10.96.0.1:80", Protocol::HTTP, 200), &times(&[0, 3, 3, 70])),
         SeriesReading { messages: [round, 3 * round], ..http(grpc, &times(&[2])) },
-        http(mutual(key(2, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[1, 1])),
-        http(mutual(key(3, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[2])),
-        http(key(5, LEG_SOURCE, "203.0.113.9:8080", PROTOCOL_HTTP, 0), &times(&[4_000_000])),
+        http(mutual(key(2, Leg::DESTINATION, "127.0.0.1:9080", Protocol::HTTP, 200)), &times(&[1, 1])),
+        http(mutual(key(3, Leg::DESTINATION, "127.0.0.1:9080", Protocol::HTTP, 200)), &times(&[2])),
+        http(key(5, Leg::SOURCE, "203.0.113.9:8080", Protocol::HTTP, 0), &times(&[4_000_000])),
         tcp(
-            key(1, LEG_SOURCE, "10.96.0.2:3306", PROTOCOL_TCP, 0),
+            key(1, Leg::SOURCE, "10.96.0.2:3306", Protocol::TCP, 0),
             round,
             round - 1,
             1_000 * round,
             5_000_000_000 * round,
         ),
-        tcp(key(4, LEG_SOURCE, "10.0.0.4:8443", PROTOCOL_ENCRYPTED, 0), round, 0, 10, 10),
+        tcp(key(4, Leg::SOURCE, "10.0.0.4:8443", Protocol::ENCRYPTED, 0), round, 0, 10, 10),
         tcp(SeriesKey::default(), 1, 0, 7, 9),
     ]
 }

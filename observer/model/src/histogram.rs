@@ -2,8 +2,8 @@
 
 use hdrhistogram::Histogram;
 use observer_common::{
-    DURATION,
-    latency::{self, BLOCKS, BUCKETS, CELLS},
+    DURATION, Direction,
+    histogram::{self, BUCKET_PAGES, BUCKETS, SUB_BUCKETS},
 };
 
 use serde::{Deserialize, Serialize};
@@ -87,9 +87,9 @@ impl HttpTotals {
         self.sums[histogram]
     }
 
-    /// Returns the gRPC messages of a direction (`observer_common::{REQUEST, RESPONSE}`).
+    /// gRPC messages of a direction.
     #[must_use]
-    pub fn messages(&self, direction: usize) -> u64 {
+    pub fn messages(&self, direction: Direction) -> u64 {
         self.messages[direction]
     }
 
@@ -240,8 +240,8 @@ impl PackedCells {
     }
 }
 
-/// Number of cells of a histogram.
-const HISTOGRAM_CELLS: u16 = (BLOCKS * CELLS) as u16;
+/// Cells a histogram can have.
+const HISTOGRAM_CELLS: u16 = (BUCKET_PAGES * SUB_BUCKETS) as u16;
 
 /// Returns the cells of three histograms as one ascending list.
 fn joined(histograms: [&[Cell]; 3]) -> impl Iterator<Item = Cell> {
@@ -261,7 +261,7 @@ pub fn quantiles(cells: &[Cell]) -> Option<[u64; QUANTILES.len()]> {
         histogram.record_n(midpoint(*index), u64::from(*count)).ok()?;
     }
     let quantile = |(_, quantile)| {
-        let (block, cell) = latency::cell(histogram.value_at_quantile(quantile));
+        let (block, cell) = histogram::sub_bucket(histogram.value_at_quantile(quantile));
         middle(block, cell)
     };
     (!histogram.is_empty()).then(|| QUANTILES.map(quantile))
@@ -290,11 +290,11 @@ fn merge(
 /// Returns the value that represents a cell, in the unit of the cells.
 #[must_use]
 pub fn midpoint(index: u16) -> u64 {
-    middle(u32::from(index) / CELLS as u32, u32::from(index) % CELLS as u32)
+    middle(u32::from(index) / SUB_BUCKETS as u32, u32::from(index) % SUB_BUCKETS as u32)
 }
 
 fn middle(block: u32, cell: u32) -> u64 {
-    let (low, high) = latency::bounds(block, cell);
+    let (low, high) = histogram::bounds(block, cell);
     low + (high - low) / 2
 }
 
@@ -322,8 +322,8 @@ mod tests {
     }
 
     fn cell_index(value: u64) -> u16 {
-        let (block, cell) = latency::cell(value);
-        u16::try_from(block * CELLS as u32 + cell).unwrap()
+        let (block, cell) = histogram::sub_bucket(value);
+        u16::try_from(block * SUB_BUCKETS as u32 + cell).unwrap()
     }
 
     fn cells() -> impl Strategy<Value = [Vec<Cell>; 3]> {
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn bounds_are_printed_as_envoy_prints_them() {
-        for (text, bound) in LE.into_iter().zip(latency::BOUNDS) {
+        for (text, bound) in LE.into_iter().zip(histogram::BOUNDS) {
             let printed: f64 = text.parse().unwrap();
             // Whole values are at most 0.5 when they are 0.
             assert!((printed - bound as f64).abs() < 0.6 && (printed == bound as f64 || bound == 0));

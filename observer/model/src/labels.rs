@@ -414,7 +414,7 @@ mod tests {
         fixture::{self, key},
         workload_index::WorkloadIndex,
     };
-    use observer_common::{LEG_SOURCE, PROTOCOL_HTTP};
+    use observer_common::Leg;
 
     fn index() -> WorkloadIndex {
         WorkloadIndex::new(fixture::sidecars().iter(), &fixture::peers())
@@ -423,8 +423,8 @@ mod tests {
     #[test]
     fn a_subset_is_equal_if_its_labels_are() {
         let (two, other) = (
-            Arc::new(index().resolve(&key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200))),
-            Arc::new(index().resolve(&key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 500))),
+            Arc::new(index().resolve(&key(1, Leg::SOURCE, "10.96.0.1:80", observer_common::Protocol::HTTP, 200))),
+            Arc::new(index().resolve(&key(1, Leg::SOURCE, "10.96.0.1:80", observer_common::Protocol::HTTP, 500))),
         );
         let subset = |labels: &Arc<MeshLabels>, kept: [Label; 3]| LabelSubset::new(labels.clone(), kept.into());
         assert!(

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer_common::{PROTOCOL_ENCRYPTED, PROTOCOL_TCP, REQUEST, RESPONSE, SeriesKey};
+use observer_common::{Direction, Protocol, SeriesKey};
 
 use crate::{
     aggregate::{Aggregator, Round, Series},
@@ -172,14 +172,14 @@ impl Update<'_> {
         let is_overflow = key.sidecar == 0;
         let is_alive = is_overflow || self.alive.contains(&key.sidecar);
         self.series += u64::from(!is_overflow);
-        if key.protocol == PROTOCOL_ENCRYPTED && !is_overflow {
+        if key.protocol == Protocol::ENCRYPTED && !is_overflow {
             ingest(encrypted, reading, is_alive, round, || index.gateway(key));
             return;
         }
-        if key.protocol == PROTOCOL_TCP || is_overflow {
+        if key.protocol == Protocol::TCP || is_overflow {
             ingest(tcp, reading, is_alive, round, || index.resolve(key));
         }
-        if key.protocol != PROTOCOL_TCP || is_overflow {
+        if key.protocol != Protocol::TCP || is_overflow {
             ingest(http, reading, is_alive, round, || index.resolve(key));
             if self.closes_interval {
                 http.record_interval(key, reading.histograms.each_ref().map(|histogram| histogram.cells.as_slice()));
@@ -213,7 +213,7 @@ impl Update<'_> {
         });
         let (http, tcp) = (exposed(&model.http), exposed(&model.tcp));
         let has_messages = |series: &Series<HttpTotals>| {
-            series.labels.is_grpc() || [REQUEST, RESPONSE].iter().any(|&way| series.totals.messages(way) > 0)
+            series.labels.is_grpc() || Direction::BOTH.iter().any(|&way| series.totals.messages(way) > 0)
         };
         let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
         let mut scraped = ScrapedFamilies::new(&reading.scrapes);
@@ -313,7 +313,7 @@ mod tests {
         identity::Role,
         labels,
     };
-    use observer_common::{LEG_SOURCE, PROTOCOL_HTTP};
+    use observer_common::Leg;
 
     struct Testbed {
         model: Model,
@@ -342,7 +342,7 @@ mod tests {
     }
 
     fn call(sidecar: u32) -> SeriesKey {
-        key(sidecar, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200)
+        key(sidecar, Leg::SOURCE, "10.96.0.1:80", Protocol::HTTP, 200)
     }
 
     fn requests(snapshot: &Snapshot) -> Vec<u64> {

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use observer_common::{DURATION, latency::BUCKETS};
+use observer_common::{DURATION, histogram::BUCKETS};
 
 use crate::{
     delay::DelayHistogram,

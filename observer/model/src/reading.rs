@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer_common::{SeriesKey, health::Counter, latency::BUCKETS};
+use observer_common::{SeriesKey, health::Counter, histogram::BUCKETS};
 
 use crate::{
     identity::{Instance, ProcessId},

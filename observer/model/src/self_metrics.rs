@@ -99,8 +99,8 @@ pub(crate) fn record_kernel(kernel: &KernelReading, families: &mut RecordedFamil
     for (group, family) in [
         (Group::Connections, &catalogue::CONNECTIONS),
         (Group::Requests, &catalogue::PARSED_REQUESTS),
-        (Group::LostSync, &catalogue::DESYNCS),
-        (Group::Losses, &catalogue::UNCOUNTED),
+        (Group::Desyncs, &catalogue::DESYNCS),
+        (Group::Uncounted, &catalogue::UNCOUNTED),
         (Group::Audit, &catalogue::AUDIT_BYTES),
     ] {
         let family = families.add(family);

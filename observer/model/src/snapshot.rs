@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer_common::{DURATION, REQUEST, REQUEST_BYTES, RESPONSE, RESPONSE_BYTES};
+use observer_common::{DURATION, Direction, REQUEST_BYTES, RESPONSE_BYTES};
 
 use crate::{
     aggregate::Series,
@@ -83,8 +83,8 @@ impl Snapshot {
             1 => (&catalogue::REQUEST_DURATION, Points::Histograms(&self.http, DURATION)),
             2 => (&catalogue::REQUEST_BYTES, Points::Histograms(&self.http, REQUEST_BYTES)),
             3 => (&catalogue::RESPONSE_BYTES, Points::Histograms(&self.http, RESPONSE_BYTES)),
-            4 => (&catalogue::REQUEST_MESSAGES, Points::Messages(&self.grpc, REQUEST)),
-            5 => (&catalogue::RESPONSE_MESSAGES, Points::Messages(&self.grpc, RESPONSE)),
+            4 => (&catalogue::REQUEST_MESSAGES, Points::Messages(&self.grpc, Direction::Request)),
+            5 => (&catalogue::RESPONSE_MESSAGES, Points::Messages(&self.grpc, Direction::Response)),
             6 => (&catalogue::TCP_OPENED, Points::Tcp(&self.tcp, |totals| totals.opened)),
             7 => (&catalogue::TCP_CLOSED, Points::Tcp(&self.tcp, |totals| totals.closed)),
             8 => (&catalogue::TCP_RECEIVED_BYTES, Points::Tcp(&self.tcp, |totals| totals.received_bytes)),

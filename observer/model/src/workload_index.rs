@@ -11,10 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use observer_common::{
-    GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_GRPC, PROTOCOL_TCP, PROTOCOL_UNKNOWN, SECURITY_MUTUAL_TLS,
-    SECURITY_NONE, SeriesKey,
-};
+use observer_common::{GRPC_NONE, Leg, SeriesKey};
 
 use crate::{
     identity::{Role, Sidecar, SidecarId, Workload},
@@ -202,14 +199,14 @@ impl WorkloadIndex {
         if labels.protocol == Protocol::Tcp {
             (labels.response_code, labels.grpc_status) = (0, GRPC_NONE);
         }
-        if key.leg == LEG_DESTINATION {
+        if key.leg == Leg::DESTINATION {
             labels.reporter = Reporter::Destination;
             labels.source = self.unknown.peer.clone();
             labels.destination = own.peer.clone();
             labels.service = own.inbound(key.destination.port);
             labels.security = match key.security {
-                SECURITY_MUTUAL_TLS => Security::MutualTls,
-                SECURITY_NONE => Security::None,
+                observer_common::Security::MUTUAL_TLS => Security::MutualTls,
+                observer_common::Security::NONE => Security::None,
                 _ => Security::Unknown,
             };
             labels.destination_authenticated = labels.security == Security::MutualTls && own.authenticated;
@@ -250,8 +247,8 @@ impl WorkloadIndex {
         let mut labels = MeshLabels::overflow();
         if key.sidecar != 0 {
             labels.reporter = match key.leg {
-                LEG_SOURCE => Reporter::Source,
-                LEG_DESTINATION => Reporter::Destination,
+                Leg::SOURCE => Reporter::Source,
+                Leg::DESTINATION => Reporter::Destination,
                 _ => Reporter::Unknown,
             };
             labels.protocol = protocol(key);
@@ -415,9 +412,9 @@ fn principal(workload: &Workload) -> String {
 
 fn protocol(key: &SeriesKey) -> Protocol {
     match key.protocol {
-        PROTOCOL_TCP => Protocol::Tcp,
-        PROTOCOL_GRPC => Protocol::Grpc,
-        PROTOCOL_UNKNOWN => Protocol::Unknown,
+        observer_common::Protocol::TCP => Protocol::Tcp,
+        observer_common::Protocol::GRPC => Protocol::Grpc,
+        observer_common::Protocol::UNKNOWN => Protocol::Unknown,
         _ => Protocol::Http,
     }
 }
@@ -433,7 +430,7 @@ mod tests {
         fixture::{self, key},
         labels::HTTP,
     };
-    use observer_common::{PROTOCOL_HTTP, SECURITY_UNKNOWN, STATUS_UNKNOWN};
+    use observer_common::STATUS_UNKNOWN;
 
     fn index() -> WorkloadIndex {
         WorkloadIndex::new(fixture::sidecars().iter(), &fixture::peers())
@@ -455,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_call_to_a_service_names_the_service_and_the_workload_behind_it() {
-        let labels = labels_of(&key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 404));
+        let labels = labels_of(&key(1, Leg::SOURCE, "10.96.0.1:80", observer_common::Protocol::HTTP, 404));
         assert_labels(
             &labels,
             &[
@@ -487,7 +484,7 @@ mod tests {
     #[test]
     fn a_call_to_a_pod_finds_the_pod_and_its_service() {
         for address in ["10.0.0.3:9080", "10.0.9.9:1234"] {
-            let labels = labels_of(&key(1, LEG_SOURCE, address, PROTOCOL_HTTP, 200));
+            let labels = labels_of(&key(1, Leg::SOURCE, address, observer_common::Protocol::HTTP, 200));
             let name = if address.starts_with("10.0.0.3") { "reviews" } else { "ratings" };
             assert_eq!(labels["destination_service_name"], name);
             assert!(labels["destination_workload"].starts_with(name));
@@ -497,7 +494,7 @@ mod tests {
     #[test]
     fn principals_are_of_connections_with_mutual_tls() {
         let principals = |index: &WorkloadIndex, address: &str, protocol| {
-            let labels = index.resolve(&key(1, LEG_SOURCE, address, protocol, 200));
+            let labels = index.resolve(&key(1, Leg::SOURCE, address, protocol, 200));
             let mut found = Vec::new();
             labels.each(&crate::labels::TCP, |name, value| {
                 if name.ends_with("_principal") {
@@ -506,7 +503,9 @@ mod tests {
             });
             found
         };
-        for protocol in [PROTOCOL_HTTP, PROTOCOL_GRPC, PROTOCOL_TCP] {
+        for protocol in
+            [observer_common::Protocol::HTTP, observer_common::Protocol::GRPC, observer_common::Protocol::TCP]
+        {
             for (address, is_secured) in [
                 ("10.96.0.1:80", true),
                 // A port that the service does not have.
@@ -524,8 +523,8 @@ mod tests {
         let mut peers = StaticPeers::clone(&fixture::peers());
         peers.services[0].addresses.push("10.0.0.3".parse().unwrap());
         let headless = WorkloadIndex::new(fixture::sidecars().iter(), &peers);
-        assert_eq!(principals(&headless, "10.0.0.3:80", PROTOCOL_HTTP), [true; 2]);
-        assert_eq!(principals(&headless, "10.0.0.3:9080", PROTOCOL_HTTP), [false; 2]);
+        assert_eq!(principals(&headless, "10.0.0.3:80", observer_common::Protocol::HTTP), [true; 2]);
+        assert_eq!(principals(&headless, "10.0.0.3:9080", observer_common::Protocol::HTTP), [false; 2]);
         // A pod whose sidecar does not accept mutual TLS.
         let mut sidecars = fixture::sidecars();
         for sidecar in &mut sidecars {
@@ -533,18 +532,19 @@ mod tests {
             workload.labels.insert(TLS_MODE.to_owned(), "disabled".to_owned());
         }
         let disabled = WorkloadIndex::new(sidecars.iter(), &fixture::peers());
-        assert_eq!(principals(&disabled, "10.96.0.1:80", PROTOCOL_HTTP), [false; 2]);
+        assert_eq!(principals(&disabled, "10.96.0.1:80", observer_common::Protocol::HTTP), [false; 2]);
     }
 
     #[test]
     fn a_port_that_a_service_does_not_have_is_not_its() {
-        let labels = labels_of(&key(1, LEG_SOURCE, "10.96.0.1:81", PROTOCOL_HTTP, 200));
+        let labels = labels_of(&key(1, Leg::SOURCE, "10.96.0.1:81", observer_common::Protocol::HTTP, 200));
         assert_labels(&labels, &[("destination_service", "unknown"), ("destination_workload", "unknown")]);
     }
 
     #[test]
     fn nobody_known_is_said_as_istio_says_it() {
-        let labels = labels_of(&key(1, LEG_SOURCE, "203.0.113.1:443", PROTOCOL_HTTP, STATUS_UNKNOWN));
+        let labels =
+            labels_of(&key(1, Leg::SOURCE, "203.0.113.1:443", observer_common::Protocol::HTTP, STATUS_UNKNOWN));
         let unknown = [
             "destination_workload",
             "destination_workload_namespace",
@@ -565,11 +565,15 @@ mod tests {
 
     #[test]
     fn the_destination_leg_knows_itself_and_the_kind_of_security() {
-        let mut inbound = key(2, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200);
+        let mut inbound = key(2, Leg::DESTINATION, "127.0.0.1:9080", observer_common::Protocol::HTTP, 200);
         for (security, policy, principal) in [
-            (SECURITY_MUTUAL_TLS, "mutual_tls", "spiffe://mesh.example/ns/default/sa/bookinfo-reviews-v2"),
-            (SECURITY_NONE, "none", "unknown"),
-            (SECURITY_UNKNOWN, "unknown", "unknown"),
+            (
+                observer_common::Security::MUTUAL_TLS,
+                "mutual_tls",
+                "spiffe://mesh.example/ns/default/sa/bookinfo-reviews-v2",
+            ),
+            (observer_common::Security::NONE, "none", "unknown"),
+            (observer_common::Security::UNKNOWN, "unknown", "unknown"),
         ] {
             inbound.security = security;
             assert_labels(
@@ -594,18 +598,18 @@ mod tests {
 
     #[test]
     fn inbound_ports_without_a_service_are_named_as_istio_names_them() {
-        let unmatched = labels_of(&key(2, LEG_DESTINATION, "127.0.0.1:7777", PROTOCOL_HTTP, 200));
+        let unmatched = labels_of(&key(2, Leg::DESTINATION, "127.0.0.1:7777", observer_common::Protocol::HTTP, 200));
         assert_labels(
             &unmatched,
             &[("destination_service", "reviews"), ("destination_service_name", "InboundPassthroughCluster")],
         );
-        let none = labels_of(&key(1, LEG_DESTINATION, "127.0.0.1:7777", PROTOCOL_HTTP, 200));
+        let none = labels_of(&key(1, Leg::DESTINATION, "127.0.0.1:7777", observer_common::Protocol::HTTP, 200));
         assert_labels(&none, &[("destination_service", "productpage"), ("destination_service_name", "productpage")]);
     }
 
     #[test]
     fn where_a_gateway_routes_to_is_unknown() {
-        let labels = labels_of(&key(4, LEG_SOURCE, "10.0.0.4:8080", PROTOCOL_HTTP, 200));
+        let labels = labels_of(&key(4, Leg::SOURCE, "10.0.0.4:8080", observer_common::Protocol::HTTP, 200));
         assert_labels(
             &labels,
             &[("source_workload", "gateway"), ("destination_workload", "unknown"), ("destination_service", "unknown")],
@@ -619,7 +623,7 @@ mod tests {
         peers.services[1].addresses.push("::ffff:10.96.0.77".parse().unwrap());
         let index = WorkloadIndex::new(fixture::sidecars().iter(), &peers);
         for (address, name) in [("2001:db8::7:80", "reviews"), ("10.96.0.77:80", "ratings")] {
-            let labels = index.resolve(&key(1, LEG_SOURCE, address, PROTOCOL_HTTP, 200));
+            let labels = index.resolve(&key(1, Leg::SOURCE, address, observer_common::Protocol::HTTP, 200));
             assert_eq!(&*labels.service.name, name);
         }
     }

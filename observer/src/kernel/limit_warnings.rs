@@ -36,7 +36,7 @@ fn remedy(counter: Counter) -> Option<&'static str> {
             "max_series series are in use: what comes with further labels is counted together, without labels; raise max_series \
              in the configuration file"
         }
-        Counter::LossBlocks => {
+        Counter::LossPages => {
             "the cells for percentiles are used up: counts and buckets stay exact, percentiles lack some values; raise max_series \
              in the configuration file, which they grow with"
         }

@@ -105,7 +105,7 @@ impl CarriedOver {
 
 #[cfg(test)]
 mod tests {
-    use observer_common::latency::BUCKETS;
+    use observer_common::histogram::BUCKETS;
 
     use super::*;
 

@@ -31,7 +31,7 @@ use observer::{
     },
     model::{Inputs, Model, SelfMetrics, Snapshot, workload_index::StaticPeers},
 };
-use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP, SeriesKey};
+use observer_common::{Endpoint, GRPC_NONE, Leg, Protocol, SeriesKey};
 
 /// An output of a snapshot, and its parser.
 #[derive(Clone, Copy)]
@@ -116,13 +116,13 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
         destination: Endpoint { address: [9; 16], port: 80, padding: 0 },
         status: 200,
         grpc_status: GRPC_NONE,
-        leg: LEG_SOURCE,
-        protocol: PROTOCOL_HTTP,
+        leg: Leg::SOURCE,
+        protocol: Protocol::HTTP,
         ..SeriesKey::default()
     };
     let mut http = SeriesReading::empty(key);
     http.histograms[0].buckets[3] = 1;
-    let tcp = SeriesKey { protocol: PROTOCOL_TCP, status: 0, ..key };
+    let tcp = SeriesKey { protocol: Protocol::TCP, status: 0, ..key };
     let tcp = SeriesReading { opened: 1, ..SeriesReading::empty(tcp) };
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let kernel = KernelReading { series: vec![http, tcp], ..KernelReading::default() };

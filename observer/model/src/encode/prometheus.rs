@@ -192,7 +192,7 @@ mod tests {
         identity::{Role, Workload},
         workload_index::StaticPeers,
     };
-    use observer_common::{LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
+    use observer_common::{Leg, Protocol};
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -324,8 +324,8 @@ mod tests {
             };
             let sidecars = [fixture::sidecar(1, Role::Sidecar, "10.0.0.1", Arc::new(workload))];
             let series = vec![
-                fixture::tcp(fixture::key(1, LEG_SOURCE, "10.0.0.9:1", PROTOCOL_TCP, 0), 1, 0, bytes, 0),
-                fixture::http(fixture::key(1, LEG_SOURCE, "10.0.0.9:1", PROTOCOL_HTTP, 200), &[1]),
+                fixture::tcp(fixture::key(1, Leg::SOURCE, "10.0.0.9:1", Protocol::TCP, 0), 1, 0, bytes, 0),
+                fixture::http(fixture::key(1, Leg::SOURCE, "10.0.0.9:1", Protocol::HTTP, 200), &[1]),
             ];
             let snapshot = Model::new(fixture::at(0), Duration::ZERO).update(Inputs {
                 reading: &fixture::reading(1, series),

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use observer_common::{Endpoint, GRPC_NONE, GRPC_UNKNOWN, SeriesKey};
+use observer_common::{Endpoint, GRPC_NONE, GRPC_UNKNOWN, Leg, Protocol, Security, SeriesKey};
 use serde::{Deserialize, Serialize};
 
 /// Sidecar, address, port, status, gRPC status, leg, protocol, security.
@@ -43,7 +43,16 @@ impl From<PersistedStatus> for u64 {
 impl From<SeriesKey> for PersistedKey {
     fn from(key: SeriesKey) -> Self {
         let SeriesKey { sidecar, destination, status, grpc_status, leg, protocol, security, padding: _ } = key;
-        Self(sidecar, destination.address.into(), destination.port, status, grpc_status.into(), leg, protocol, security)
+        Self(
+            sidecar,
+            destination.address.into(),
+            destination.port,
+            status,
+            grpc_status.into(),
+            leg.0,
+            protocol.0,
+            security.0,
+        )
     }
 }
 
@@ -52,7 +61,16 @@ impl From<PersistedKey> for SeriesKey {
         let PersistedKey(sidecar, address, port, status, grpc_status, leg, protocol, security) = key;
         let destination = Endpoint { address: address.octets(), port, padding: 0 };
         let grpc_status = grpc_status.into();
-        Self { sidecar, destination, status, grpc_status, leg, protocol, security, padding: [0; 3] }
+        Self {
+            sidecar,
+            destination,
+            status,
+            grpc_status,
+            leg: Leg(leg),
+            protocol: Protocol(protocol),
+            security: Security(security),
+            padding: [0; 3],
+        }
     }
 }
 
@@ -68,9 +86,9 @@ mod tests {
             destination,
             status: 2,
             grpc_status: 3,
-            leg: 4,
-            protocol: 5,
-            security: 6,
+            leg: Leg(4),
+            protocol: Protocol(5),
+            security: Security(6),
             padding: [0; 3],
         };
         let statuses = [0, 3, 16, 65_533, 65_534, 65_535, 65_536, u32::MAX.into(), GRPC_NONE, GRPC_UNKNOWN];

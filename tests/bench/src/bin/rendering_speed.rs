@@ -14,7 +14,7 @@ use std::{
 };
 
 use observer::collect::self_usage;
-use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, SeriesKey};
+use observer_common::{Endpoint, GRPC_NONE, Leg, Protocol, SeriesKey};
 use observer_model::{
     Inputs, Model, SelfMetrics, Snapshot,
     encode::{
@@ -154,7 +154,7 @@ fn sidecar(id: u32) -> Arc<Sidecar> {
 fn key(sidecar: u32, status: u16) -> SeriesKey {
     let destination =
         Endpoint { address: std::net::Ipv4Addr::new(10, 96, 0, 1).to_ipv6_mapped().octets(), port: 9080, padding: 0 };
-    let (grpc_status, leg, protocol) = (GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP);
+    let (grpc_status, leg, protocol) = (GRPC_NONE, Leg::SOURCE, Protocol::HTTP);
     SeriesKey { sidecar, destination, status, grpc_status, leg, protocol, ..SeriesKey::default() }
 }
 

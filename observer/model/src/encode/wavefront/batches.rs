@@ -7,7 +7,7 @@ use std::{
     vec,
 };
 
-use observer_common::{DURATION, REQUEST, REQUEST_BYTES, RESPONSE, RESPONSE_BYTES};
+use observer_common::{DURATION, Direction, REQUEST_BYTES, RESPONSE_BYTES};
 
 use super::{
     limits::MAX_CENTROIDS,
@@ -160,7 +160,9 @@ fn write_requests(options: &Options, requests: &Requests, writer: &mut Writer<'_
     let family = &catalogue::REQUESTS;
     let total = Number::Integer(requests.total.requests());
     writer.counter(family.documented_name, total, &tags, family.origin, requests.created);
-    for (family, direction) in [(&catalogue::REQUEST_MESSAGES, REQUEST), (&catalogue::RESPONSE_MESSAGES, RESPONSE)] {
+    for (family, direction) in
+        [(&catalogue::REQUEST_MESSAGES, Direction::Request), (&catalogue::RESPONSE_MESSAGES, Direction::Response)]
+    {
         let messages = requests.total.messages(direction);
         if messages > 0 {
             let messages = Number::Integer(messages);

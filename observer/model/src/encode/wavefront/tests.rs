@@ -15,7 +15,7 @@ use crate::{
 };
 use decoder::{Decoded, Point, decode};
 use line::{Number, Tags};
-use observer_common::{DURATION, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP};
+use observer_common::{DURATION, Leg, Protocol};
 use proptest::prelude::*;
 use std::{collections::HashSet, time::Duration};
 
@@ -51,8 +51,8 @@ fn snapshot(app: &str, workload: &str) -> Arc<Snapshot> {
     };
     let sidecars = [fixture::sidecar(1, Role::Sidecar, "10.0.0.1", Arc::new(workload))];
     let series = vec![
-        fixture::tcp(fixture::key(1, LEG_SOURCE, "10.0.0.9:1", PROTOCOL_TCP, 0), 1, 0, 5, 0),
-        fixture::http(fixture::key(1, LEG_SOURCE, "10.0.0.9:1", PROTOCOL_HTTP, 200), &[1]),
+        fixture::tcp(fixture::key(1, Leg::SOURCE, "10.0.0.9:1", Protocol::TCP, 0), 1, 0, 5, 0),
+        fixture::http(fixture::key(1, Leg::SOURCE, "10.0.0.9:1", Protocol::HTTP, 200), &[1]),
     ];
     Model::new(fixture::at(0), Duration::ZERO).update(Inputs {
         reading: &fixture::reading(1, series),
@@ -241,7 +241,7 @@ fn a_sum_keeps_the_past_of_series_that_retire_and_does_not_count_it_twice() {
         let series =
             ["10.96.0.1:80", "10.96.0.2:80"].into_iter().zip(counts).enumerate().map(|(index, (to, count))| {
                 let id = index as u32 + 1;
-                fixture::http(fixture::key(id, LEG_SOURCE, to, PROTOCOL_HTTP, 200), &vec![1; count])
+                fixture::http(fixture::key(id, Leg::SOURCE, to, Protocol::HTTP, 200), &vec![1; count])
             });
         let snapshot = model.update(Inputs {
             reading: &fixture::reading(seconds, series.collect()),
@@ -576,7 +576,7 @@ fn rates_are_those_of_a_clock_that_nobody_sets() {
         let sidecars = fixture::sidecars();
         let mut sent = Vec::new();
         for (seconds, requests) in [(10, 10), (20, 30)] {
-            let key = fixture::key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200);
+            let key = fixture::key(1, Leg::SOURCE, "10.96.0.1:80", Protocol::HTTP, 200);
             let mut reading = fixture::reading(seconds, vec![fixture::http(key, &vec![1; requests])]);
             if seconds == 20 {
                 reading.at = fixture::at(seconds.saturating_add_signed(step));

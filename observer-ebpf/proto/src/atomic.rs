@@ -1,8 +1,8 @@
-//! Words that both directions of a connection, on two processors, read and write.
+//! Atomics for state shared by the two directions of a connection, which may run on different CPUs.
 //!
-//! The kernel target has no stable read-modify-write operations, and a relaxed one whose result is used is miscompiled
-//! there (llvm#210280): those here are acquire-release, and an object test holds the line. [`add`] is relaxed, since its
-//! result is not used.
+//! The BPF target has no stable read-modify-write operations, and a relaxed one whose result is used is miscompiled
+//! there (llvm#210280). Operations with a result are therefore acquire-release, which an object test enforces;
+//! [`add32`] and [`add64`] are relaxed, since they have none.
 
 #[cfg(target_arch = "bpf")]
 mod imp {
@@ -10,7 +10,7 @@ mod imp {
 
     #[inline(always)]
     pub(super) unsafe fn or(word: *mut u32, bits: u32) -> u32 {
-        // SAFETY: the caller's pointer is valid and aligned; so for all of these.
+        // SAFETY: the caller's pointer is valid and aligned, here and below.
         unsafe { atomic_or::<u32, u32, { AtomicOrdering::AcqRel }>(word, bits) }
     }
     #[inline(always)]
@@ -53,7 +53,7 @@ mod imp {
     };
 
     pub(super) unsafe fn or(word: *mut u32, bits: u32) -> u32 {
-        // SAFETY: the caller's pointer is valid and aligned; so for all of these.
+        // SAFETY: the caller's pointer is valid and aligned, here and below.
         unsafe { AtomicU32::from_ptr(word) }.fetch_or(bits, AcqRel)
     }
     pub(super) unsafe fn and(word: *mut u32, bits: u32) -> u32 {
@@ -82,76 +82,69 @@ mod imp {
     }
 }
 
-/// Sets bits and returns the word as it was.
+/// Sets bits and returns the previous value.
 #[inline(always)]
-pub fn set(word: &mut u32, bits: u32) -> u32 {
+pub fn fetch_or(word: &mut u32, bits: u32) -> u32 {
     // SAFETY: a reference is valid and aligned.
     unsafe { imp::or(word, bits) }
 }
 
-/// Clears bits and returns the word as it was.
+/// Clears all other bits and returns the previous value.
 #[inline(always)]
-pub fn clear(word: &mut u32, bits: u32) -> u32 {
+pub fn fetch_and(word: &mut u32, bits: u32) -> u32 {
     // SAFETY: as above.
-    unsafe { imp::and(word, !bits) }
+    unsafe { imp::and(word, bits) }
 }
 
-/// Adds and returns the word as it was.
+/// Adds and returns the previous value.
 #[inline(always)]
-pub fn take(word: &mut u32, by: u32) -> u32 {
+pub fn fetch_add(word: &mut u32, by: u32) -> u32 {
     // SAFETY: as above.
     unsafe { imp::fetch_add(word, by) }
 }
 
-/// Adds.
+/// Adds to a word of 64 bits.
 #[inline(always)]
-pub fn add(word: &mut u64, by: u64) {
+pub fn add64(word: &mut u64, by: u64) {
     // SAFETY: as above.
-    unsafe { imp::add64(word, by) }
+    unsafe { imp::add64(word, by) };
 }
 
-/// Adds one.
+/// Adds to a word of 32 bits.
 #[inline(always)]
-pub fn bump(word: &mut u32) {
-    raise(word, 1);
-}
-
-/// As [`add`], to a word of 32 bits.
-#[inline(always)]
-pub fn raise(word: &mut u32, by: u32) {
+pub fn add32(word: &mut u32, by: u32) {
     // SAFETY: as above.
-    unsafe { imp::add32(word, by) }
+    unsafe { imp::add32(word, by) };
 }
 
-/// Takes one away.
+/// Subtracts one.
 #[inline(always)]
-pub fn lower(word: &mut u32) {
-    // SAFETY: as above; adding all ones takes one away.
-    unsafe { imp::add32(word, u32::MAX) }
+pub fn decrement(word: &mut u32) {
+    add32(word, u32::MAX);
 }
 
-/// Replaces the word and returns it as it was.
+/// Replaces the value and returns the previous one.
 #[inline(always)]
 pub fn swap(word: &mut u64, value: u64) -> u64 {
     // SAFETY: as above.
     unsafe { imp::swap(word, value) }
 }
 
-/// Replaces the word if it is `old`; says whether it did.
+/// Replaces the value if it is `old`; returns whether it was.
 #[inline(always)]
-pub fn claim(word: &mut u32, old: u32, new: u32) -> bool {
+pub fn compare_exchange(word: &mut u32, old: u32, new: u32) -> bool {
     // SAFETY: as above.
     unsafe { imp::cas(word, old, new) }
 }
 
-/// Reads a word that another processor may be writing.
+/// Reads a word that another CPU may be writing.
 #[inline(always)]
 pub fn load(word: &u32) -> u32 {
-    // SAFETY: as above; volatile, since the kernel target cannot select an atomic load.
+    // SAFETY: as above; volatile, since the BPF target cannot select an atomic load.
     unsafe { core::ptr::read_volatile(word) }
 }
 
-/// Writes a word that another processor may be reading.
+/// Writes a word that another CPU may be reading.
 #[inline(always)]
 pub fn store(word: &mut u32, value: u32) {
     // SAFETY: as above.
