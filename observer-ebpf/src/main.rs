@@ -1,6 +1,6 @@
 //! The kernel object. On the host this is an empty program, so that the workspace builds everywhere.
 //!
-//! The object is offered to the kernel under GPL-2.0, as LICENSE-GPL-2.0 says: some kernels offer helpers such as
+//! The object is offered to the kernel under GPL-2.0, see LICENSE-GPL-2.0: some kernels offer helpers such as
 //! `bpf_ktime_get_ns` to such programs only.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(

@@ -1,24 +1,33 @@
-//! The programs, in the order a connection meets them. Every one lets everything pass.
+//! The eBPF programs. Every one lets everything pass.
 
-/// A line in the observer's own log, in development builds (`cargo xtask build --kernel-log`) only.
-macro_rules! note {
+/// Logs a line through the observer, in development builds (`cargo xtask build --kernel-log`) only.
+macro_rules! debug {
     ($ctx:expr, $($argument:tt)+) => {
         #[cfg(feature = "kernel-log")]
         aya_log_ebpf::debug!($ctx, $($argument)+);
     };
 }
 
-mod connect;
+mod attribution;
+mod bpf_loop;
 mod context;
-mod early;
+mod env;
 mod handshake;
-mod http1;
-mod http2;
+mod lock;
 mod maps;
-mod owner;
 mod packet;
 mod preexisting;
+mod reassembly;
 mod record;
-mod skb;
-mod sock_ops;
-mod sockopt;
+mod tail_call;
+
+/// The hooks, in the order in which a connection meets them.
+mod hooks {
+    mod connect;
+    mod first_data;
+    mod http1;
+    mod http2;
+    mod skb;
+    mod sock_ops;
+    mod sockopt;
+}

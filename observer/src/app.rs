@@ -250,7 +250,7 @@ impl State {
     /// Ends an interval that was due then, or is cut short: one snapshot for every emitter.
     fn push(&mut self, due: Option<Instant>) {
         if let Some(due) = due {
-            self.reporter.record_lateness(due);
+            self.reporter.record_delay(due);
         }
         let snapshot = self.round(true);
         self.reporter.push(&snapshot);

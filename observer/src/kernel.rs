@@ -23,10 +23,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, ProgramArray},
 };
 use aya_log::EbpfLogger;
-use observer_common::{
-    CGROUP_BY_THREAD, CGROUP_SHARED, Cgroup, IGNORED, MODE_GATEWAY, MODE_REDIRECT, MODE_TPROXY, PORT_EXCLUDED,
-    PORT_HTTP, PORT_TCP, SeriesKey, names,
-};
+use observer_common::{Cgroup, CgroupMode, IGNORED, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, SeriesKey, names};
 
 use self::{attach::Link, cgroup_usage::CgroupUsage, error::Error, load::Sizes};
 use crate::{
@@ -228,9 +225,9 @@ impl Kernel {
     /// The map update fails.
     pub fn set_cgroup_owner(&mut self, sidecar: &Sidecar) -> Result<(), Error> {
         let mode = match sidecar.role {
-            Role::Sidecar => MODE_REDIRECT,
-            Role::TproxySidecar => MODE_TPROXY,
-            Role::Gateway => MODE_GATEWAY,
+            Role::Sidecar => CgroupMode::REDIRECT,
+            Role::TproxySidecar => CgroupMode::TPROXY,
+            Role::Gateway => CgroupMode::GATEWAY,
         };
         let mut addresses = [[0; 16]; 2];
         for (slot, address) in addresses.iter_mut().zip(&sidecar.addresses) {
@@ -239,8 +236,8 @@ impl Kernel {
                 IpAddr::V6(address) => address.octets(),
             };
         }
-        let shared = if sidecar.is_cgroup_shared { CGROUP_SHARED } else { 0 };
-        let by_thread = if self.is_nested && sidecar.process.is_process() { CGROUP_BY_THREAD } else { 0 };
+        let shared = if sidecar.is_cgroup_shared { Cgroup::SHARED } else { 0 };
+        let by_thread = if self.is_nested && sidecar.process.is_process() { Cgroup::BY_THREAD } else { 0 };
         let value = Cgroup { sidecar: sidecar.id, mode, addresses, flags: shared | by_thread, padding: 0 };
         let mut cgroups: HashMap<_, u64, Cgroup> = self.map_mut(names::CGROUPS)?;
         cgroups.insert(sidecar.cgroup_id, value, 0).map_err(|source| Error::map(names::CGROUPS, source))

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::tools;
-use observer_model::exposition::{Event, Format, Kind, Labels, Parser, Part, Sample};
+use observer_model::exposition::{Event, Format, Labels, MetricType, Parser, Part, Sample};
 use serde_json::{Value, json};
 
 const MADE_UP: u32 = 200;
@@ -78,7 +78,10 @@ fn read(format: Format, metrics: &[u8]) -> Result<Vec<Value>> {
 fn said(format: Format, sample: &Sample<'_>) -> Value {
     let mut name = sample.name.to_owned();
     // The reference adds the suffix of OpenMetrics to counters of the text format.
-    if format == Format::Text && sample.kind == Kind::Counter && sample.part == Part::Value && !name.ends_with("_total")
+    if format == Format::Text
+        && sample.metric_type == MetricType::Counter
+        && sample.part == Part::Value
+        && !name.ends_with("_total")
     {
         name.push_str("_total");
     }

@@ -10,35 +10,35 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya_obj::{Map, Object, ProgramSection};
 use harness::tools;
-use observer_common::{Block, Cgroup, Door, InboundKey, Series, SeriesKey, health::Counter, names};
+use observer_common::{BucketPage, Cgroup, InboundKey, InboundPort, Series, SeriesKey, health::Counter, names};
 use observer_proto::{
-    early::{Greeting, Place},
-    hpack::Wide,
-    http2::{Call, CallKey, Http2, More},
-    socket::Connection,
+    Connection,
+    hpack::LargeTable,
+    http2::{H2Stream, Http2, MoreStreams, StreamKey},
+    reassembly::{Buffer, HandshakeData},
 };
 
 /// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
 const HELPERS: [(u32, &str); 19] = [
     (1, "map_lookup_elem: every map but the arrays, whose look-up is inlined"),
     (2, "map_update_elem: a new series, a new inbound port"),
-    (3, "map_delete_elem: a call that has ended"),
+    (3, "map_delete_elem: a stream that has ended"),
     (5, "ktime_get_ns: begin and end of a request"),
     (12, "tail_call: packets of HTTP/2 go on in a program of their own"),
     (14, "get_current_pid_tgid: which process connects, and which accepted"),
     (16, "get_current_comm: whose thread it is, where process ids are those of another namespace"),
     (26, "skb_load_bytes: header bytes of a packet"),
-    (46, "get_socket_cookie: tells a connection's calls in the map from others'"),
+    (46, "get_socket_cookie: distinguishes a connection's streams in the map from others"),
     (59, "sock_ops_cb_flags_set: ask for the close"),
     (79, "skb_cgroup_id: whose accepted socket this is"),
     (80, "get_current_cgroup_id: mode of the cgroup that connects"),
-    (84, "sk_lookup_tcp: is the port of an older connection one that is listened on"),
+    (84, "sk_lookup_tcp: whether the port of a preexisting connection has a listener"),
     (86, "sk_release: of what that found"),
     (87, "map_push_elem: a free slot that another processor made needless"),
-    (88, "map_pop_elem: a free slot, block or listener"),
+    (88, "map_pop_elem: a free slot, bucket page or inbound port"),
     (96, "tcp_sock: what TCP has accepted, and whether it will take a segment"),
     (107, "sk_storage_get: the connection"),
-    (181, "loop: turns through a packet"),
+    (181, "loop: steps through a packet"),
 ];
 
 const CALL: u8 = 0x85;
@@ -101,7 +101,7 @@ fn only_the_helpers_on_the_list() -> Result<()> {
 
 /// A relaxed operation whose result is used is compiled to one that does not fetch, with the wrong result
 /// (llvm#210280). All but plain addition must therefore fetch; that additions whose result is used are not relaxed is
-/// a rule on `shared.rs`, the only file with atomics, checked below.
+/// a rule on `atomic.rs`, the only file with atomics, checked below.
 #[test]
 fn no_atomic_with_a_used_result_is_relaxed() -> Result<()> {
     let bytes = object()?;
@@ -120,7 +120,7 @@ fn no_atomic_with_a_used_result_is_relaxed() -> Result<()> {
     }
     ensure!(fetching > 0, "no fetching operation at all");
 
-    let source = fs::read_to_string(tools::repository().join("observer-ebpf/proto/src/shared.rs"))?;
+    let source = fs::read_to_string(tools::repository().join("observer-ebpf/proto/src/atomic.rs"))?;
     for function in source.split("\n    #[inline(always)]\n    pub(super) unsafe fn ").skip(1) {
         let (signature, body) = function.split_once('{').context("function")?;
         let returns = signature.contains("->");
@@ -128,11 +128,13 @@ fn no_atomic_with_a_used_result_is_relaxed() -> Result<()> {
         ensure!(!(returns && relaxed), "`{}` returns what a relaxed operation gave", signature.trim());
     }
     let kernel = tools::repository().join("observer-ebpf");
-    for entry in fs::read_dir(kernel.join("proto/src"))?.chain(fs::read_dir(kernel.join("src/programs"))?) {
-        let path = entry?.path();
-        if path.is_file() && !path.ends_with("shared.rs") {
-            let text = fs::read_to_string(&path)?;
-            ensure!(!text.contains("intrinsics::atomic"), "{} has atomics of its own", path.display());
+    for folder in ["proto/src", "proto/src/http1", "proto/src/http2", "src/programs", "src/programs/hooks"] {
+        for entry in fs::read_dir(kernel.join(folder))? {
+            let path = entry?.path();
+            if path.is_file() && !path.ends_with("atomic.rs") {
+                let text = fs::read_to_string(&path)?;
+                ensure!(!text.contains("intrinsics::atomic"), "{} has atomics of its own", path.display());
+            }
         }
     }
     Ok(())
@@ -145,27 +147,27 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
     let expected = [
         (names::CONNECTIONS, 4, size_of::<Connection>()),
         (names::HTTP2, 4, size_of::<Http2>()),
-        (names::WIDE, 4, 2 * size_of::<Wide>()),
+        (names::LARGE_TABLES, 4, 2 * size_of::<LargeTable>()),
         (names::UNOBSERVED, 4, 4),
-        (names::MORE, 4, size_of::<More>()),
-        (names::CALLS, size_of::<CallKey>(), size_of::<Call>()),
-        (names::EARLY, 4, size_of::<Place>()),
-        (names::GREETINGS, 4, size_of::<Greeting>()),
-        (names::NEXT_PROGRAMS, 4, 4),
-        (names::NEXT_EVENTS, 4, 4),
+        (names::MORE_STREAMS, 4, size_of::<MoreStreams>()),
+        (names::H2_STREAMS, size_of::<StreamKey>(), size_of::<H2Stream>()),
+        (names::REASSEMBLY, 4, size_of::<Buffer>()),
+        (names::HANDSHAKE_DATA, 4, size_of::<HandshakeData>()),
+        (names::TAIL_CALLS_SKB, 4, 4),
+        (names::TAIL_CALLS_OPS, 4, 4),
         (names::PROCESSES, 4, 4),
         (names::CGROUPS, 8, size_of::<Cgroup>()),
         (names::PORTS, 4, 4),
         (names::SLOTS, size_of::<SeriesKey>(), 4),
         (names::SERIES, 4, size_of::<Series>()),
-        (names::BLOCKS, 4, size_of::<Block>()),
-        (names::NEXT, 4, 4),
+        (names::BUCKET_PAGES, 4, size_of::<BucketPage>()),
+        (names::ALLOCATED, 4, 4),
         (names::FREE_SLOTS, 0, 4),
-        (names::FREE_BLOCKS, 0, 4),
-        (names::FREE_DOORS, 0, 4),
+        (names::FREE_PAGES, 0, 4),
+        (names::FREE_PORTS, 0, 4),
         (names::HEALTH, 4, 8),
         (names::INBOUND, size_of::<InboundKey>(), 4),
-        (names::DOORS, 4, size_of::<Door>()),
+        (names::INBOUND_PORTS, 4, size_of::<InboundPort>()),
     ];
     for (name, key, value) in expected {
         let map: &Map = object.maps.get(name).with_context(|| format!("map {name}"))?;

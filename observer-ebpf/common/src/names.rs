@@ -1,6 +1,6 @@
-//! Names of maps and programs, so that the loader, the object tests and the programs cannot disagree.
+//! Names of maps and programs, shared by the loader, the object tests and the programs.
 
-/// Socket storage: one `observer_proto::socket::Connection` per observed socket.
+/// Socket storage: one `observer_proto::Connection` per observed socket.
 pub const CONNECTIONS: &str = "CONNECTIONS";
 /// Process (thread-group id) to sidecar id or [`crate::IGNORED`].
 pub const PROCESSES: &str = "PROCESSES";
@@ -12,40 +12,40 @@ pub const PORTS: &str = "PORTS";
 pub const SLOTS: &str = "SLOTS";
 /// Slot number to [`crate::Series`].
 pub const SERIES: &str = "SERIES";
-/// Block number to [`crate::Block`].
-pub const BLOCKS: &str = "BLOCKS";
-/// How many slots, blocks and doors were ever taken for the first time, and how many keys of [`SLOTS`] were ever inserted.
-pub const NEXT: &str = "NEXT";
-/// Slots that have been taken and are free again.
+/// Page number to [`crate::BucketPage`].
+pub const BUCKET_PAGES: &str = "BUCKET_PAGES";
+/// Allocation counters, indexed by the `ALLOCATED_` constants of this crate and their neighbours.
+pub const ALLOCATED: &str = "ALLOCATED";
+/// Slots that were freed.
 pub const FREE_SLOTS: &str = "FREE_SLOTS";
-/// Blocks that have been taken and are free again.
-pub const FREE_BLOCKS: &str = "FREE_BLOCKS";
-/// Doors that have been taken and are free again.
-pub const FREE_DOORS: &str = "FREE_DOORS";
+/// Bucket pages that were freed.
+pub const FREE_PAGES: &str = "FREE_PAGES";
+/// Inbound ports that were freed.
+pub const FREE_PORTS: &str = "FREE_PORTS";
 /// [`crate::health::Counter`] to its value.
 pub const HEALTH: &str = "HEALTH";
-/// [`crate::InboundKey`] to the number of its [`crate::Door`].
+/// [`crate::InboundKey`] to the number of its [`crate::InboundPort`].
 pub const INBOUND: &str = "INBOUND";
-/// Number to [`crate::Door`]: what is open on the inbound listener, by kind of encryption.
-pub const DOORS: &str = "DOORS";
-/// Socket storage: one `observer_proto::http2::Http2` for each connection that speaks HTTP/2.
+/// Number to [`crate::InboundPort`].
+pub const INBOUND_PORTS: &str = "INBOUND_PORTS";
+/// Socket storage: one `observer_proto::http2::Http2` per connection that speaks HTTP/2.
 pub const HTTP2: &str = "HTTP2";
-/// Socket storage: larger header tables, by direction, for connections that announced them.
-pub const WIDE: &str = "WIDE";
-/// Socket storage: nothing but that it was decided not to observe the socket.
+/// Socket storage: larger HPACK tables, by direction, for connections that announced them.
+pub const LARGE_TABLES: &str = "LARGE_TABLES";
+/// Socket storage: marks a socket that is not observed.
 pub const UNOBSERVED: &str = "UNOBSERVED";
-/// Socket storage: one `observer_proto::http2::More` for each connection with more calls open than [`HTTP2`] has room for.
-pub const MORE: &str = "MORE";
-/// `observer_proto::http2::CallKey` to `observer_proto::http2::Call`: open calls that no storage has room for.
-pub const CALLS: &str = "CALLS";
-/// Number to `observer_proto::early::Place`: bytes that came before the bytes in front of them.
-pub const EARLY: &str = "EARLY";
-/// One for each processor: the `observer_proto::early::Greeting` of the last packet for a listener.
-pub const GREETINGS: &str = "GREETINGS";
-/// Number to program: where packets of HTTP are handed on to.
-pub const NEXT_PROGRAMS: &str = "NEXT_PROGRAMS";
-/// Number to program: where connections that begin with the handshake's last packet are handed on to.
-pub const NEXT_EVENTS: &str = "NEXT_EVENTS";
+/// Socket storage: one `observer_proto::http2::MoreStreams` per connection with more open streams than [`HTTP2`] holds.
+pub const MORE_STREAMS: &str = "MORE_STREAMS";
+/// `observer_proto::http2::StreamKey` to `observer_proto::http2::H2Stream`: open streams that no socket storage holds.
+pub const H2_STREAMS: &str = "H2_STREAMS";
+/// Number to `observer_proto::reassembly::Buffer`.
+pub const REASSEMBLY: &str = "REASSEMBLY";
+/// Per CPU: the `observer_proto::reassembly::HandshakeData` of the last packet to a listener.
+pub const HANDSHAKE_DATA: &str = "HANDSHAKE_DATA";
+/// Tail-call table of the packet programs.
+pub const TAIL_CALLS_SKB: &str = "TAIL_CALLS_SKB";
+/// Tail-call table of the sock_ops programs.
+pub const TAIL_CALLS_OPS: &str = "TAIL_CALLS_OPS";
 
 /// All maps.
 pub const MAPS: [&str; 23] = [
@@ -55,32 +55,32 @@ pub const MAPS: [&str; 23] = [
     PORTS,
     SLOTS,
     SERIES,
-    BLOCKS,
-    NEXT,
+    BUCKET_PAGES,
+    ALLOCATED,
     FREE_SLOTS,
-    FREE_BLOCKS,
-    FREE_DOORS,
+    FREE_PAGES,
+    FREE_PORTS,
     HEALTH,
     INBOUND,
-    DOORS,
+    INBOUND_PORTS,
     HTTP2,
-    WIDE,
+    LARGE_TABLES,
     UNOBSERVED,
-    MORE,
-    CALLS,
-    EARLY,
-    GREETINGS,
-    NEXT_PROGRAMS,
-    NEXT_EVENTS,
+    MORE_STREAMS,
+    H2_STREAMS,
+    REASSEMBLY,
+    HANDSHAKE_DATA,
+    TAIL_CALLS_SKB,
+    TAIL_CALLS_OPS,
 ];
 
-/// Programs attached to a cgroup, in the order a connection meets them.
+/// Programs attached to a cgroup, in the order in which a connection meets them.
 pub const ATTACHED: [&str; 6] =
     ["mesh_connect4", "mesh_connect6", "mesh_sock_ops", "mesh_getsockopt", "mesh_ingress", "mesh_egress"];
-/// Programs that others hand packets or events on to: the table, and in it, by their number.
-pub const HANDED: [(&str, &[&str]); 2] = [
-    (NEXT_PROGRAMS, &["mesh_ingress_h2", "mesh_egress_h2", "mesh_request_h1", "mesh_response_h1"]),
-    (NEXT_EVENTS, &["mesh_greeting", "mesh_greeting_h2"]),
+/// Tail-call tables, each with its programs by index.
+pub const TAIL_CALLED: [(&str, &[&str]); 2] = [
+    (TAIL_CALLS_SKB, &["mesh_ingress_h2", "mesh_egress_h2", "mesh_request_h1", "mesh_response_h1"]),
+    (TAIL_CALLS_OPS, &["mesh_first_data", "mesh_first_data_h2"]),
 ];
 /// All programs.
 pub const PROGRAMS: [&str; 12] = [
@@ -90,10 +90,10 @@ pub const PROGRAMS: [&str; 12] = [
     ATTACHED[3],
     ATTACHED[4],
     ATTACHED[5],
-    HANDED[0].1[0],
-    HANDED[0].1[1],
-    HANDED[0].1[2],
-    HANDED[0].1[3],
-    HANDED[1].1[0],
-    HANDED[1].1[1],
+    TAIL_CALLED[0].1[0],
+    TAIL_CALLED[0].1[1],
+    TAIL_CALLED[0].1[2],
+    TAIL_CALLED[0].1[3],
+    TAIL_CALLED[1].1[0],
+    TAIL_CALLED[1].1[1],
 ];

@@ -1,28 +1,27 @@
-//! HPACK (RFC 7541), walked only as far as five fields need: `:status`, `grpc-status`, `content-type`, `:protocol` and
-//! `:method`.
+//! HPACK decoder (RFC 7541) for the fields that matter: `:status`, `grpc-status`, `content-type`, `:protocol` and `:method`.
 //!
-//! The dynamic table is not kept. Every insertion is counted, and a ring holds what each of the last ones means here;
-//! an index is turned into the number of its insertion. Eviction needs no model: a valid encoder never names an evicted
+//! The dynamic table is not stored. Every insertion is counted, and a ring holds the meaning of the last ones; an index
+//! is translated to the number of its insertion. Eviction needs no model: a valid encoder never refers to an evicted
 //! entry, and a table of 4,096 bytes holds at most 128 entries of 32 bytes or more, as many as the ring. An entry too
-//! large to be stored empties the table (section 4.4); counting it does no harm, since all before it are gone.
+//! large for the table empties it (section 4.4); counting it does no harm, since all before it are gone.
 //!
-//! Indices count back from the newest entry. So what was inserted since the walk began is known whatever was in the table
-//! before; only what reaches further back is not.
+//! Indices count back from the newest entry. Insertions since decoding began are therefore known whatever the table held
+//! before; only indices that reach further back are not.
 //!
-//! Strings are compared as they are sent: a Huffman code (Appendix B) is as good as its text for that.
+//! Strings are compared as they are sent: a Huffman code (Appendix B) identifies its text.
 
 use observer_common::{GRPC_NONE, GRPC_UNKNOWN};
 
-use crate::{shared, stream::Stream};
+use crate::{atomic, flow::Flow};
 
-/// Insertions remembered in the connection: all that a table of 4,096 bytes can hold.
+/// Insertions that the ring holds: all of a table of 4,096 bytes.
 pub const RING: usize = 128;
-/// Insertions remembered for an encoder that announced a larger table: all that 65,536 bytes can hold.
-pub const WIDE: usize = 2048;
-/// Table size from which on [`RING`] may not suffice.
+/// Insertions that a [`LargeTable`] holds, for an encoder that announced one: all of a table of 65,536 bytes.
+pub const LARGE_TABLE: usize = 2048;
+/// Largest table size for which [`RING`] suffices.
 const RING_BYTES: u32 = 4_096;
 
-/// A name that says nothing here.
+/// Any other name.
 pub const OTHER: u32 = 0;
 /// `:status`.
 pub const STATUS: u32 = 1;
@@ -30,141 +29,161 @@ pub const STATUS: u32 = 1;
 pub const GRPC_STATUS: u32 = 2;
 /// `content-type`; its value is 1 for gRPC, else 0.
 pub const CONTENT_TYPE: u32 = 3;
-/// `:protocol`, which makes CONNECT an upgrade (RFC 8441); its value says nothing here.
+/// `:protocol`, which makes CONNECT an upgrade (RFC 8441); its value does not matter.
 pub const PROTOCOL: u32 = 4;
-/// `grpc-status` with a value that an entry has no room for: the value is its index in [`Walk::large`].
+/// `grpc-status` with a value that an entry has no room for: the value is its index in [`HpackDecoder::large`].
 const LARGE: u32 = 5;
 /// `:method`; its value is 1 for POST, else 0.
 const METHOD: u32 = 6;
-/// A field that no message of HTTP/2 may have (section 8.2 of RFC 9113); its value says nothing here.
+/// A field that no message of HTTP/2 may have (section 8.2 of RFC 9113); its value does not matter.
 const FORBIDDEN: u32 = 7;
 /// Position of the name in an entry of the ring; the value is below it.
 const NAME_SHIFT: u32 = 13;
-/// Value of an entry that was not understood.
+/// Value of an entry that could not be read.
 pub const UNREADABLE: u32 = (1 << NAME_SHIFT) - 1;
 
-/// State: at the first byte of a field.
-pub const FIRST: u32 = 0;
-/// State: in the field's index.
-const INDEX: u32 = 1;
-/// State: at the length of the name.
-const NAME_LENGTH: u32 = 2;
-/// State: in the name.
-const NAME: u32 = 3;
-/// State: at the length of the value.
-const VALUE_LENGTH: u32 = 4;
-/// State: in the value.
-const VALUE: u32 = 5;
-/// State: at an index that the ring does not reach; [`resolve`] goes on.
-pub const FAR: u32 = 6;
+/// Position in a field.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FieldState(u32);
 
-/// Form: an indexed field (section 6.1).
-const INDEXED: u32 = 0;
-/// Form: a literal that enters the table (section 6.2.1).
-const INSERTED: u32 = 1;
-/// Form: a literal that does not (sections 6.2.2 and 6.2.3).
-const PLAIN: u32 = 2;
-/// Form: a change of the table's size (section 6.3).
-const SIZE: u32 = 3;
-
-/// [`Walk::wide`]: the ring holds the whole table.
-pub const WIDE_UNUSED: u32 = 0;
-/// [`Walk::wide`]: a [`Wide`] is to be made before the next step.
-pub const WIDE_WANTED: u32 = 1;
-/// [`Walk::wide`]: there is a [`Wide`].
-pub const WIDE_USED: u32 = 2;
-/// [`Walk::wide`]: there is no room for one.
-pub const WIDE_MISSING: u32 = 3;
-
-/// Most fields that [`indexed`] reads.
-const RUN: u32 = 8;
-/// Most bytes of a string that are looked at.
-const LOOK: u32 = 32;
-/// Most digits of a number, leading zeros and a sign included.
-const DIGITS: u32 = 16;
-/// Beside the number of digits: they have a sign.
-const SIGN: u32 = 32;
-/// Distinct values of [`Walk::large`]; the last one is not kept.
-const LARGES: usize = 8;
-/// Most changes of the table's size in one block (section 4.2).
-const SIZES: u32 = 2;
-
-/// Fact: an index could not be resolved.
-pub const UNSURE: u32 = 1;
-/// Fact: the block has `:protocol`.
-pub const EXTENDED: u32 = 2;
-/// Fact: the block has a `:method` that is not POST.
-pub const NO_POST: u32 = 4;
-/// Fact: the block has a field that it may not have.
-pub const REFUSED: u32 = 8;
-/// A value not found in the block.
-pub const NONE: u32 = u32::MAX;
-
-/// Insertions of an encoder with a large table that the ring has no more.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Wide {
-    /// By the insertion's number modulo [`WIDE`].
-    pub entries: [u16; WIDE],
+impl FieldState {
+    /// At the first byte of a field.
+    pub const FIRST: Self = Self(0);
+    /// In the field's index.
+    const INDEX: Self = Self(1);
+    /// At the length of the name.
+    const NAME_LENGTH: Self = Self(2);
+    /// In the name.
+    const NAME: Self = Self(3);
+    /// At the length of the value.
+    const VALUE_LENGTH: Self = Self(4);
+    /// In the value.
+    const VALUE: Self = Self(5);
+    /// At an index beyond the ring; [`resolve_far`] goes on.
+    pub const FAR: Self = Self(6);
 }
 
-/// One direction's header blocks.
+/// Representation of a field.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form(u32);
+
+impl Form {
+    /// An indexed field (section 6.1).
+    const INDEXED: Self = Self(0);
+    /// A literal that is inserted into the table (section 6.2.1).
+    const INSERTED: Self = Self(1);
+    /// A literal that is not (sections 6.2.2 and 6.2.3).
+    const NOT_INSERTED: Self = Self(2);
+    /// A table size update (section 6.3).
+    const SIZE_UPDATE: Self = Self(3);
+}
+
+/// Storage of the dynamic table.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableSize(u32);
+
+impl TableSize {
+    /// The ring holds the whole table.
+    pub const RING: Self = Self(0);
+    /// A [`LargeTable`] is to be created before the next step.
+    pub const LARGE_WANTED: Self = Self(1);
+    /// There is a [`LargeTable`].
+    pub const LARGE: Self = Self(2);
+    /// There is no room for one.
+    pub const LARGE_MISSING: Self = Self(3);
+}
+
+/// Most fields per call of [`read_indexed`].
+const MAX_INDEXED: u32 = 8;
+/// Most bytes of a string that are read.
+const MAX_TEXT: u32 = 32;
+/// Most digits of a number, leading zeros and a sign included.
+const MAX_DIGITS: u32 = 16;
+/// Bit beside the number of digits: the number has a sign.
+const SIGN: u32 = 32;
+/// Distinct values in [`HpackDecoder::large`]; the last one is temporary.
+const MAX_LARGE: usize = 8;
+/// Most table size updates per block (section 4.2).
+const MAX_SIZE_UPDATES: u32 = 2;
+
+/// Flag of a block: an index could not be resolved.
+pub const UNRESOLVED: u32 = 1;
+/// Flag of a block: it has `:protocol`.
+pub const EXTENDED_CONNECT: u32 = 2;
+/// Flag of a block: it has a `:method` that is not POST.
+pub const NOT_POST: u32 = 4;
+/// Flag of a block: it has a field that it may not have.
+pub const REFUSED: u32 = 8;
+/// In place of a value that is not in the block.
+pub const NONE: u32 = u32::MAX;
+
+/// Insertions into a large table that are no longer in the ring.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Walk {
-    /// State above.
-    pub state: u32,
-    /// Form of the field.
-    pub form: u32,
+pub struct LargeTable {
+    /// By the insertion's number modulo [`LARGE_TABLE`].
+    pub entries: [u16; LARGE_TABLE],
+}
+
+/// Decoder of one direction's header blocks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HpackDecoder {
+    /// Position in the field.
+    pub state: FieldState,
+    /// Representation of the field.
+    pub form: Form,
     /// The integer being read.
     pub number: u32,
-    /// Bits of it that are read; 0 at its first byte.
+    /// Number of its bits that are read; 0 at its first byte.
     pub shift: u32,
     /// Name of the field.
     pub name: u32,
     /// Whether the string is Huffman coded.
     pub huffman: u32,
     /// Bytes of the string in `text`.
-    pub have: u32,
-    /// Bytes of the string to pass over in the next fragment.
+    pub text_length: u32,
+    /// Bytes of the string to skip in the next fragment.
     pub rest: u32,
     /// The string's first bytes, first byte lowest.
-    pub text: [u64; LOOK as usize / 8],
+    pub text: [u64; MAX_TEXT as usize / 8],
     /// Insertions so far.
     pub inserted: u32,
-    /// One of the `WIDE_` states: may the encoder's table be larger than the ring?
-    pub wide: u32,
+    /// Storage of the table.
+    pub table_size: TableSize,
     /// `:status` of the block, or [`NONE`].
     pub status: u32,
     /// Fields of the block.
     pub fields: u32,
-    /// Changes of the table's size in the block, [`SIZES`] once none may come any more.
-    pub sizes: u32,
+    /// Table size updates in the block; [`MAX_SIZE_UPDATES`] once none may follow.
+    pub size_updates: u32,
     /// `grpc-status` of the block, [`GRPC_NONE`] or [`GRPC_UNKNOWN`].
     pub grpc_status: u64,
-    /// Is the block's `content-type` gRPC's? [`NONE`] if it has none.
-    pub grpc: u32,
-    /// Facts of the block.
-    pub facts: u32,
-    /// 1 if the table may hold more than was inserted so far.
-    pub partial: u32,
-    /// The field's entry in the table, or what would be; handed over by storage, since what the verifier does not know it does
-    /// not follow.
+    /// 1 if the block's `content-type` is gRPC's, 0 if it is not, [`NONE`] if there is none.
+    pub content_is_grpc: u32,
+    /// Flags of the block.
+    pub flags: u32,
+    /// 1 if the table may hold entries whose insertion was not seen.
+    pub is_partial: u32,
+    /// The field as an entry of the table; passed through storage, so that the verifier does not track it.
     pub entry: u32,
-    /// The entry of the ring whose place the last insertion took.
+    /// The entry of the ring that the last insertion replaced.
     pub replaced: u32,
-    /// The oldest insertion that the larger rings have.
-    pub oldest: u32,
-    /// What the string says; handed over by storage too.
-    pub read: u32,
+    /// The first insertion that the large table holds.
+    pub large_from: u32,
+    /// Parsed value of the string; passed through storage too.
+    pub parsed: u32,
     /// Bits of a number's string that are not read.
     pub bits: u32,
-    /// The number that a string is as far as read.
+    /// The number in the string as far as read.
     pub decimal: u64,
-    /// Statuses of gRPC from [`UNREADABLE`] on; those in use are never replaced, since entries name them.
-    pub large: [u32; LARGES],
+    /// gRPC statuses from [`UNREADABLE`] on; those in use are never replaced, since entries refer to them.
+    pub large: [u32; MAX_LARGE],
     /// How many of them are in use.
-    pub larges: u32,
+    pub large_count: u32,
     /// By the insertion's number modulo [`RING`].
     pub ring: [u16; RING],
 }
@@ -175,225 +194,225 @@ pub struct Malformed;
 
 /// Begins a header block.
 #[inline(always)]
-pub fn begin(w: &mut Walk) {
-    w.state = FIRST;
-    w.shift = 0;
-    w.rest = 0;
-    w.status = NONE;
-    w.grpc_status = GRPC_NONE;
-    w.grpc = NONE;
-    w.facts = 0;
-    w.fields = 0;
-    w.sizes = 0;
+pub(crate) fn begin(decoder: &mut HpackDecoder) {
+    decoder.state = FieldState::FIRST;
+    decoder.shift = 0;
+    decoder.rest = 0;
+    decoder.status = NONE;
+    decoder.grpc_status = GRPC_NONE;
+    decoder.content_is_grpc = NONE;
+    decoder.flags = 0;
+    decoder.fields = 0;
+    decoder.size_updates = 0;
 }
 
-/// Begins a table that may hold what was not seen to be inserted.
+/// Begins a table that may hold entries whose insertion was not seen.
 #[inline(always)]
-pub fn forget(w: &mut Walk) {
-    w.partial = 1;
-    w.inserted = 0;
-    w.oldest = 0;
+pub fn reset(decoder: &mut HpackDecoder) {
+    decoder.is_partial = 1;
+    decoder.inserted = 0;
+    decoder.large_from = 0;
 }
 
-/// Could a header block end here (section 4.3 of RFC 9113: it is one whole)?
+/// Returns whether a header block can end here (section 4.3 of RFC 9113).
 #[inline(always)]
-#[must_use]
-pub fn is_whole(w: &Walk) -> bool {
-    w.state == FIRST && w.shift == 0 && w.rest == 0
+pub fn is_complete(decoder: &HpackDecoder) -> bool {
+    decoder.state == FieldState::FIRST && decoder.shift == 0 && decoder.rest == 0
 }
 
-/// Reads the fields that are next in the window and sent as an index of one byte, which are most once an encoder knows its peer.
+/// Reads the next fields in the window that are an index of one byte, as most are once the table is filled.
 #[inline(never)]
-pub fn indexed(w: &mut Walk, s: &mut Stream, left: &mut u32) {
-    if w.state != FIRST || w.shift != 0 || w.rest != 0 {
+pub fn read_indexed(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) {
+    if decoder.state != FieldState::FIRST || decoder.shift != 0 || decoder.rest != 0 {
         return;
     }
     let mut i = 0;
-    while i < RUN {
-        // Loaded anew for each field: what one field says of a register would be followed through all after it.
-        let line = shared::load(&s.line);
-        let left_now = shared::load(left);
-        if line == shared::load(&s.have) || left_now == 0 {
+    while i < MAX_INDEXED {
+        // Loaded for each field: the verifier would track what one field reveals of a register through all that follow.
+        let line = atomic::load(&flow.line);
+        let left_now = atomic::load(left);
+        if line == atomic::load(&flow.filled) || left_now == 0 {
             return;
         }
-        let byte = u32::from(s.byte(line));
+        let byte = u32::from(flow.byte(line));
         if !(0x81..0xff).contains(&byte) {
             return;
         }
-        if !look_up(w, byte & 0x7f) {
+        if !look_up(decoder, byte & 0x7f) {
             return;
         }
-        found(w);
-        w.sizes = SIZES;
-        shared::store(&mut s.line, line.wrapping_add(1));
-        shared::store(left, left_now.wrapping_sub(1));
+        on_field(decoder);
+        decoder.size_updates = MAX_SIZE_UPDATES;
+        atomic::store(&mut flow.line, line.wrapping_add(1));
+        atomic::store(left, left_now.wrapping_sub(1));
         i += 1;
     }
 }
 
-/// Reads on in a block of which `left` bytes are in this frame; at least one of them is in the window. What is passed
-/// over unread is taken from `left` and given to the stream to skip. [`FAR`] may be the state then.
+/// Reads on in a block of which `left` bytes are in this frame; at least one of them is in the window. Skipped bytes are
+/// moved from `left` to the flow's skip count. The state may be [`FieldState::FAR`] afterwards.
 #[inline(never)]
-pub fn step(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed> {
-    if w.rest != 0 {
-        let rest = w.rest;
-        w.rest = 0;
-        pass(w, s, left, rest);
+pub fn step(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) -> Result<(), Malformed> {
+    if decoder.rest != 0 {
+        let rest = decoder.rest;
+        decoder.rest = 0;
+        skip(decoder, flow, left, rest);
         return Ok(());
     }
-    let state = w.state;
-    if state == NAME || state == VALUE {
-        text(w, s, left);
+    let state = decoder.state;
+    if state == FieldState::NAME || state == FieldState::VALUE {
+        text(decoder, flow, left);
         return Ok(());
     }
-    let byte = u32::from(s.byte(s.line));
-    s.line = s.line.wrapping_add(1);
+    let byte = u32::from(flow.byte(flow.line));
+    flow.line = flow.line.wrapping_add(1);
     *left = left.wrapping_sub(1);
-    if w.shift != 0 {
-        return integer(w, s, left, byte);
+    if decoder.shift != 0 {
+        return integer(decoder, flow, left, byte);
     }
-    if state == FIRST {
+    if state == FieldState::FIRST {
         let (form, mask) = if byte & 0x80 != 0 {
-            (INDEXED, 0x7f)
+            (Form::INDEXED, 0x7f)
         } else if byte & 0x40 != 0 {
-            (INSERTED, 0x3f)
+            (Form::INSERTED, 0x3f)
         } else if byte & 0x20 != 0 {
-            (SIZE, 0x1f)
+            (Form::SIZE_UPDATE, 0x1f)
         } else {
-            (PLAIN, 0x0f)
+            (Form::NOT_INSERTED, 0x0f)
         };
-        w.form = form;
-        w.state = INDEX;
-        return prefix(w, s, left, byte & mask, mask);
+        decoder.form = form;
+        decoder.state = FieldState::INDEX;
+        return prefix(decoder, flow, left, byte & mask, mask);
     }
-    w.huffman = byte >> 7;
-    prefix(w, s, left, byte & 0x7f, 0x7f)
+    decoder.huffman = byte >> 7;
+    prefix(decoder, flow, left, byte & 0x7f, 0x7f)
 }
 
-/// The first byte of an integer (section 5.1), without the bits that are not its own.
+/// Reads the first byte of an integer (section 5.1), without the bits in front of it.
 #[inline(always)]
-fn prefix(w: &mut Walk, s: &mut Stream, left: &mut u32, value: u32, mask: u32) -> Result<(), Malformed> {
-    w.number = value;
+fn prefix(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32, value: u32, mask: u32) -> Result<(), Malformed> {
+    decoder.number = value;
     if value == mask {
-        // Seven bits are counted from here, so that the shift tells that the integer goes on.
-        w.shift = 7;
+        // Counted from seven, so that a shift of 0 means the first byte.
+        decoder.shift = 7;
         return Ok(());
     }
-    number(w, s, left)
+    number(decoder, flow, left)
 }
 
-/// A further byte of an integer.
+/// Reads a further byte of an integer.
 #[inline(always)]
-fn integer(w: &mut Walk, s: &mut Stream, left: &mut u32, byte: u32) -> Result<(), Malformed> {
-    let shift = w.shift.wrapping_sub(7);
+fn integer(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32, byte: u32) -> Result<(), Malformed> {
+    let shift = decoder.shift.wrapping_sub(7);
     if shift > 21 {
         return Err(Malformed);
     }
-    w.number = w.number.wrapping_add((byte & 0x7f) << shift);
+    decoder.number = decoder.number.wrapping_add((byte & 0x7f) << shift);
     if byte & 0x80 != 0 {
-        w.shift += 7;
+        decoder.shift += 7;
         return Ok(());
     }
-    w.shift = 0;
-    number(w, s, left)
+    decoder.shift = 0;
+    number(decoder, flow, left)
 }
 
-/// The integer is whole: an index, the length of a name or that of a value.
+/// Handles a whole integer: an index, the length of a name or that of a value.
 #[inline(always)]
-fn number(w: &mut Walk, s: &mut Stream, left: &mut u32) -> Result<(), Malformed> {
-    let state = w.state;
-    if state == INDEX {
-        return index(w);
+fn number(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) -> Result<(), Malformed> {
+    let state = decoder.state;
+    if state == FieldState::INDEX {
+        return index(decoder);
     }
-    let number = w.number;
-    w.have = 0;
-    if state == NAME_LENGTH {
-        w.name = OTHER;
-        w.state = VALUE_LENGTH;
+    let number = decoder.number;
+    decoder.text_length = 0;
+    if state == FieldState::NAME_LENGTH {
+        decoder.name = OTHER;
+        decoder.state = FieldState::VALUE_LENGTH;
         if number == 0 {
-            w.name = FORBIDDEN;
+            decoder.name = FORBIDDEN;
             return Ok(());
         }
-        // All names of interest are among these, and whatever is spelt out is looked at for what no name may have.
-        let candidate = if w.huffman == 0 { number <= LOOK } else { (5..=12).contains(&number) };
+        // All names that matter have these lengths, and plain ones are checked for bytes that no name may have.
+        let candidate = if decoder.huffman == 0 { number <= MAX_TEXT } else { (5..=12).contains(&number) };
         if candidate {
-            w.state = NAME;
+            decoder.state = FieldState::NAME;
         } else {
-            pass(w, s, left, number);
+            skip(decoder, flow, left, number);
         }
         return Ok(());
     }
-    if w.name != OTHER && w.name != FORBIDDEN && number != 0 {
-        w.state = VALUE;
+    if decoder.name != OTHER && decoder.name != FORBIDDEN && number != 0 {
+        decoder.state = FieldState::VALUE;
         return Ok(());
     }
-    w.state = FIRST;
-    let sure = w.name == FORBIDDEN || (w.name == OTHER && w.facts & UNSURE == 0);
-    value(w, if sure { 0 } else { UNREADABLE });
-    pass(w, s, left, number);
+    decoder.state = FieldState::FIRST;
+    let sure = decoder.name == FORBIDDEN || (decoder.name == OTHER && decoder.flags & UNRESOLVED == 0);
+    on_literal(decoder, if sure { 0 } else { UNREADABLE });
+    skip(decoder, flow, left, number);
     Ok(())
 }
 
-/// The index of a field's name, or of a whole field; or a table size.
+/// Handles the index of a field or of its name, or a table size.
 #[inline(always)]
-fn index(w: &mut Walk) -> Result<(), Malformed> {
-    let index = w.number;
-    let form = w.form;
-    w.state = FIRST;
-    if form == SIZE {
-        if w.sizes == SIZES {
+fn index(decoder: &mut HpackDecoder) -> Result<(), Malformed> {
+    let index = decoder.number;
+    let form = decoder.form;
+    decoder.state = FieldState::FIRST;
+    if form == Form::SIZE_UPDATE {
+        if decoder.size_updates == MAX_SIZE_UPDATES {
             return Err(Malformed);
         }
-        w.sizes += 1;
-        if index > RING_BYTES && w.wide == WIDE_UNUSED {
-            w.wide = WIDE_WANTED;
+        decoder.size_updates += 1;
+        if index > RING_BYTES && decoder.table_size == TableSize::RING {
+            decoder.table_size = TableSize::LARGE_WANTED;
         }
         return Ok(());
     }
-    w.sizes = SIZES;
+    decoder.size_updates = MAX_SIZE_UPDATES;
     if index == 0 {
-        w.state = NAME_LENGTH;
-        return if form == INDEXED { Err(Malformed) } else { Ok(()) };
+        decoder.state = FieldState::NAME_LENGTH;
+        return if form == Form::INDEXED { Err(Malformed) } else { Ok(()) };
     }
-    if !look_up(w, index) {
+    if !look_up(decoder, index) {
         let back = index - 62;
-        if back >= w.inserted && w.partial == 0 {
+        if back >= decoder.inserted && decoder.is_partial == 0 {
             return Err(Malformed);
         }
-        if w.partial != 0 && back >= RING as u32 && w.wide == WIDE_UNUSED {
-            // It was made larger before.
-            w.wide = WIDE_WANTED;
+        if decoder.is_partial != 0 && back >= RING as u32 && decoder.table_size == TableSize::RING {
+            // The table was enlarged before the first byte seen.
+            decoder.table_size = TableSize::LARGE_WANTED;
         }
-        w.state = FAR;
+        decoder.state = FieldState::FAR;
         return Ok(());
     }
-    resolve(w);
+    resolve(decoder);
     Ok(())
 }
 
-/// Goes on behind the index of a field, whose entry is known.
+/// Goes on behind an index whose entry is known.
 #[inline(always)]
-fn resolve(w: &mut Walk) {
-    if w.form == INDEXED {
-        w.state = FIRST;
-        found(w);
+fn resolve(decoder: &mut HpackDecoder) {
+    if decoder.form == Form::INDEXED {
+        decoder.state = FieldState::FIRST;
+        on_field(decoder);
     } else {
-        let entry = shared::load(&w.entry);
+        let entry = atomic::load(&decoder.entry);
         let name = entry >> NAME_SHIFT;
         if name == OTHER && entry != 0 {
-            // Itself inserted under a name that could not be resolved.
-            w.facts |= UNSURE;
+            // An entry whose own name could not be resolved.
+            decoder.flags |= UNRESOLVED;
         }
-        w.name = if name == LARGE { GRPC_STATUS } else { name };
-        w.state = VALUE_LENGTH;
+        decoder.name = if name == LARGE { GRPC_STATUS } else { name };
+        decoder.state = FieldState::VALUE_LENGTH;
     }
 }
 
-/// Finds what the table has at an index (section 2.3.3, Appendix A): [`Walk::entry`]. False if the ring does not reach so far.
+/// Sets [`HpackDecoder::entry`] to the entry of an index (section 2.3.3, Appendix A); returns false if it is not in the
+/// ring.
 #[inline(never)]
-fn look_up(w: &mut Walk, index: u32) -> bool {
+fn look_up(decoder: &mut HpackDecoder, index: u32) -> bool {
     if index < 62 {
-        w.entry = match index {
+        decoder.entry = match index {
             2 => METHOD << NAME_SHIFT,
             3 => METHOD << NAME_SHIFT | 1,
             8 => STATUS << NAME_SHIFT | 200,
@@ -411,200 +430,202 @@ fn look_up(w: &mut Walk, index: u32) -> bool {
         return true;
     }
     let back = index - 62;
-    let inserted = shared::load(&w.inserted);
+    let inserted = atomic::load(&decoder.inserted);
     if back >= inserted || back >= RING as u32 {
         return false;
     }
     let number = inserted.wrapping_sub(1).wrapping_sub(back) as usize;
     // SAFETY: the ring's length is a power of two.
-    w.entry = u32::from(unsafe { *w.ring.get_unchecked(number & (RING - 1)) });
+    decoder.entry = u32::from(unsafe { *decoder.ring.get_unchecked(number & (RING - 1)) });
     true
 }
 
-/// Goes on behind the index of a field that the ring did not reach, knowing what the larger ring has there, if there is one and
-/// it does.
+/// Goes on behind an index that is not in the ring, with the large table's entry, if there is one.
 #[inline(always)]
-pub fn resolve_far(w: &mut Walk, wide: Option<&Wide>) {
-    let back = w.number.wrapping_sub(62);
-    let number = w.inserted.wrapping_sub(1).wrapping_sub(back) as usize;
-    match wide {
-        Some(wide) if back < WIDE as u32 && back < w.inserted && number as u32 >= w.oldest => {
+pub fn resolve_far(decoder: &mut HpackDecoder, table: Option<&LargeTable>) {
+    let back = decoder.number.wrapping_sub(62);
+    let number = decoder.inserted.wrapping_sub(1).wrapping_sub(back) as usize;
+    match table {
+        Some(table) if back < LARGE_TABLE as u32 && back < decoder.inserted && number as u32 >= decoder.large_from => {
             // SAFETY: the ring's length is a power of two.
-            w.entry = u32::from(unsafe { *wide.entries.get_unchecked(number & (WIDE - 1)) });
+            decoder.entry = u32::from(unsafe { *table.entries.get_unchecked(number & (LARGE_TABLE - 1)) });
         }
         _ => {
-            w.facts |= UNSURE;
-            w.entry = 0;
+            decoder.flags |= UNRESOLVED;
+            decoder.entry = 0;
         }
     }
-    resolve(w);
+    resolve(decoder);
 }
 
-/// Begins a larger ring. It has what the ring has no more: nothing yet.
+/// Begins a large table. It holds what the ring no longer holds: nothing yet.
 #[inline(always)]
-pub fn begin_wide(w: &mut Walk) {
-    w.oldest = w.inserted.saturating_sub(RING as u32);
+pub fn begin_large_table(decoder: &mut HpackDecoder) {
+    decoder.large_from = decoder.inserted.saturating_sub(RING as u32);
 }
 
-/// Puts what the last insertion took the place of into the larger ring.
+/// Moves the entry that the last insertion replaced into the large table.
 #[inline(always)]
-pub fn keep_in_wide(w: &Walk, wide: &mut Wide) {
-    let number = w.inserted.wrapping_sub(1 + RING as u32) as usize;
+pub fn store_in_large_table(decoder: &HpackDecoder, table: &mut LargeTable) {
+    let number = decoder.inserted.wrapping_sub(1 + RING as u32) as usize;
     // SAFETY: the ring's length is a power of two.
-    unsafe { *wide.entries.get_unchecked_mut(number & (WIDE - 1)) = w.replaced as u16 };
+    unsafe { *table.entries.get_unchecked_mut(number & (LARGE_TABLE - 1)) = decoder.replaced as u16 };
 }
 
-/// Notes a whole field: [`Walk::entry`].
+/// Handles a whole field, [`HpackDecoder::entry`].
 #[inline(never)]
-fn found(w: &mut Walk) {
-    let entry = shared::load(&w.entry);
+fn on_field(decoder: &mut HpackDecoder) {
+    let entry = atomic::load(&decoder.entry);
     let value = entry & UNREADABLE;
-    w.fields = w.fields.wrapping_add(1);
+    decoder.fields = decoder.fields.wrapping_add(1);
     match entry >> NAME_SHIFT {
         STATUS => {
-            // The only one with a colon, and so the first (section 8.3 of RFC 9113).
-            w.facts |= if w.fields == 1 { 0 } else { REFUSED };
-            w.status = value;
+            // The only field with a colon in a response, and so the first (section 8.3 of RFC 9113).
+            decoder.flags |= if decoder.fields == 1 { 0 } else { REFUSED };
+            decoder.status = value;
         }
-        FORBIDDEN => w.facts |= REFUSED,
-        GRPC_STATUS => w.grpc_status = if value == UNREADABLE { GRPC_UNKNOWN } else { u64::from(value) },
-        // SAFETY: the length is a power of two.
-        LARGE => w.grpc_status = u64::from(unsafe { *w.large.get_unchecked(value as usize & (LARGES - 1)) }),
-        METHOD => w.facts |= if value == 1 { 0 } else { NO_POST },
-        PROTOCOL => w.facts |= EXTENDED,
-        CONTENT_TYPE => w.grpc = u32::from(value == 1),
-        // Inserted under a name that could not be resolved.
-        _ if value != 0 => w.facts |= UNSURE,
+        FORBIDDEN => decoder.flags |= REFUSED,
+        GRPC_STATUS => decoder.grpc_status = if value == UNREADABLE { GRPC_UNKNOWN } else { u64::from(value) },
+        LARGE => {
+            // SAFETY: the length is a power of two.
+            decoder.grpc_status = u64::from(unsafe { *decoder.large.get_unchecked(value as usize & (MAX_LARGE - 1)) });
+        }
+        METHOD => decoder.flags |= if value == 1 { 0 } else { NOT_POST },
+        PROTOCOL => decoder.flags |= EXTENDED_CONNECT,
+        CONTENT_TYPE => decoder.content_is_grpc = u32::from(value == 1),
+        // An entry whose name could not be resolved.
+        _ if value != 0 => decoder.flags |= UNRESOLVED,
         _ => {}
     }
 }
 
-/// Notes a literal field's value, and the insertion if it is one.
+/// Handles a literal field with its value, and inserts it if it is to be.
 #[inline(always)]
-fn value(w: &mut Walk, value: u32) {
-    let entry = w.name << NAME_SHIFT | value;
-    shared::store(&mut w.entry, entry);
-    found(w);
-    if w.form != INSERTED {
+fn on_literal(decoder: &mut HpackDecoder, value: u32) {
+    let entry = decoder.name << NAME_SHIFT | value;
+    atomic::store(&mut decoder.entry, entry);
+    on_field(decoder);
+    if decoder.form != Form::INSERTED {
         return;
     }
-    // What there was no room for is read once.
-    let once = entry == LARGE << NAME_SHIFT | (LARGES as u32 - 1);
+    // A value without room in `large` is used once.
+    let once = entry == LARGE << NAME_SHIFT | (MAX_LARGE as u32 - 1);
     let entry = if once { GRPC_STATUS << NAME_SHIFT | UNREADABLE } else { entry };
-    let number = w.inserted as usize;
-    w.inserted = w.inserted.wrapping_add(1);
+    let number = decoder.inserted as usize;
+    decoder.inserted = decoder.inserted.wrapping_add(1);
     // SAFETY: the ring's length is a power of two.
-    let place = unsafe { w.ring.get_unchecked_mut(number & (RING - 1)) };
-    w.replaced = u32::from(*place);
+    let place = unsafe { decoder.ring.get_unchecked_mut(number & (RING - 1)) };
+    decoder.replaced = u32::from(*place);
     *place = entry as u16;
 }
 
-/// Reads a string that is a name or a value to be known.
+/// Reads a name or a value that matters.
 #[inline(always)]
-fn text(w: &mut Walk, s: &mut Stream, left: &mut u32) {
-    if !collect(w, s, left) {
+fn text(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) {
+    if !collect(decoder, flow, left) {
         return;
     }
-    if w.state == NAME {
-        w.name = name_of(w);
-        w.state = VALUE_LENGTH;
+    if decoder.state == FieldState::NAME {
+        decoder.name = name_of_text(decoder);
+        decoder.state = FieldState::VALUE_LENGTH;
         return;
     }
-    interpret(w);
-    w.state = FIRST;
-    let read = w.read;
-    value(w, read);
-    let rest = w.number.saturating_sub(LOOK);
-    pass(w, s, left, rest);
+    interpret(decoder);
+    decoder.state = FieldState::FIRST;
+    let read = decoder.parsed;
+    on_literal(decoder, read);
+    let rest = decoder.number.saturating_sub(MAX_TEXT);
+    skip(decoder, flow, left, rest);
 }
 
-/// Collects a string's first bytes: at once where enough of it is in the window, else byte by byte; true once they are there.
+/// Collects a string's first bytes: at once if they are in the window, else byte by byte; returns true once they are
+/// there.
 #[inline(never)]
-fn collect(w: &mut Walk, s: &mut Stream, left: &mut u32) -> bool {
-    let want = if w.number < LOOK { w.number } else { LOOK };
-    let line = s.line;
-    if w.have == 0 && s.pending() >= want && *left >= want {
-        w.text = [s.word(line), s.word(line + 8), s.word(line + 16), s.word(line + 24)];
-        w.have = want;
-        s.line = line.wrapping_add(want);
+fn collect(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) -> bool {
+    let want = if decoder.number < MAX_TEXT { decoder.number } else { MAX_TEXT };
+    let line = flow.line;
+    if decoder.text_length == 0 && flow.pending() >= want && *left >= want {
+        decoder.text = [flow.word(line), flow.word(line + 8), flow.word(line + 16), flow.word(line + 24)];
+        decoder.text_length = want;
+        flow.line = line.wrapping_add(want);
         *left = left.wrapping_sub(want);
         return true;
     }
-    let at = w.have & (LOOK - 1);
-    let byte = u64::from(s.byte(line));
+    let at = decoder.text_length & (MAX_TEXT - 1);
+    let byte = u64::from(flow.byte(line));
     // SAFETY: `at` is below 32.
-    let word = unsafe { w.text.get_unchecked_mut((at >> 3) as usize) };
+    let word = unsafe { decoder.text.get_unchecked_mut((at >> 3) as usize) };
     let shift = (at & 7) * 8;
     *word = *word & !(0xff << shift) | byte << shift;
-    w.have = at + 1;
-    s.line = line.wrapping_add(1);
+    decoder.text_length = at + 1;
+    flow.line = line.wrapping_add(1);
     *left = left.wrapping_sub(1);
-    w.have >= want
+    decoder.text_length >= want
 }
 
-/// Passes over bytes of a string, those in later frames too.
+/// Skips bytes of a string, those in later frames too.
 #[inline(always)]
-fn pass(w: &mut Walk, s: &mut Stream, left: &mut u32, length: u32) {
+fn skip(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32, length: u32) {
     let here = if length < *left { length } else { *left };
-    if here <= s.pending() {
-        s.line = s.line.wrapping_add(here);
+    if here <= flow.pending() {
+        flow.line = flow.line.wrapping_add(here);
     } else {
-        s.skip = u64::from(here);
+        flow.skip = u64::from(here);
     }
     *left = left.wrapping_sub(here);
-    w.rest = length.wrapping_sub(here);
+    decoder.rest = length.wrapping_sub(here);
 }
 
-/// Reads the collected string as a value of the field's name: what an entry of the ring has below its name.
+/// Parses the collected string as a value of the field's name, as in an entry.
 #[inline(never)]
-fn interpret(w: &mut Walk) {
-    if w.name == CONTENT_TYPE {
-        w.read = content_type(w);
-    } else if w.name == METHOD {
-        w.read = is_post(w);
-    } else if w.name == PROTOCOL {
-        w.read = 0;
+fn interpret(decoder: &mut HpackDecoder) {
+    if decoder.name == CONTENT_TYPE {
+        decoder.parsed = content_type(decoder);
+    } else if decoder.name == METHOD {
+        decoder.parsed = is_post(decoder);
+    } else if decoder.name == PROTOCOL {
+        decoder.parsed = 0;
     } else {
-        number_of(w);
-        let (symbols, number) = (w.have, w.decimal);
+        parse_number(decoder);
+        let (symbols, number) = (decoder.text_length, decoder.decimal);
         let is_number = symbols & !SIGN != 0;
-        w.read = UNREADABLE;
-        if w.name == STATUS {
+        decoder.parsed = UNREADABLE;
+        if decoder.name == STATUS {
             // Three digits (RFC 9113 section 8.3.2, RFC 9110 section 15).
             if symbols == 3 && number < 1_000 {
-                w.read = number as u32;
+                decoder.parsed = number as u32;
             }
         } else if is_number && number < u64::from(UNREADABLE) {
-            w.read = number as u32;
+            decoder.parsed = number as u32;
         } else if is_number && number <= u64::from(u32::MAX) {
-            w.name = LARGE;
-            w.read = keep_large(w, number as u32);
+            decoder.name = LARGE;
+            decoder.parsed = intern_large(decoder, number as u32);
         }
     }
 }
 
-/// Where [`Walk::large`] has a value, which is put there if there is room; else in the last place, from where it is read once.
+/// Returns the place of a value in [`HpackDecoder::large`], inserted if there is room, else the temporary last place.
 #[inline(never)]
-fn keep_large(w: &mut Walk, value: u32) -> u32 {
+fn intern_large(decoder: &mut HpackDecoder, value: u32) -> u32 {
     let mut i = 0;
-    while i < LARGES - 1 && i < w.larges as usize {
-        if w.large[i] == value {
+    while i < MAX_LARGE - 1 && i < decoder.large_count as usize {
+        if decoder.large[i] == value {
             return i as u32;
         }
         i += 1;
     }
-    w.large[i] = value;
-    if i < LARGES - 1 {
-        w.larges = i as u32 + 1;
+    decoder.large[i] = value;
+    if i < MAX_LARGE - 1 {
+        decoder.large_count = i as u32 + 1;
     }
     i as u32
 }
 
-/// Which name the collected string is.
+/// Returns the name in the collected string.
 #[inline(always)]
-fn name_of(w: &Walk) -> u32 {
-    let [first, second, third, fourth] = w.text;
-    let (length, huffman) = (w.number, w.huffman);
+fn name_of_text(decoder: &HpackDecoder) -> u32 {
+    let [first, second, third, fourth] = decoder.text;
+    let (length, huffman) = (decoder.number, decoder.huffman);
     let is = |head: &[u8; 8], head_bytes: u32, tail: &[u8; 8], tail_bytes: u32| {
         (first ^ word(head)) & ones(head_bytes) == 0 && (second ^ word(tail)) & ones(tail_bytes) == 0
     };
@@ -623,11 +644,11 @@ fn name_of(w: &Walk) -> u32 {
             17 if is(b"transfer", 8, b"-encodin", 8) => FORBIDDEN,
             _ => {
                 let rest = |before: u32| ones(length.saturating_sub(before));
-                let bad = no_name(first) & rest(0)
-                    | no_name(second) & rest(8)
-                    | no_name(third) & rest(16)
-                    | no_name(fourth) & rest(24);
-                // Of names with a colon there are few, and these lengths have more.
+                let bad = not_in_names(first) & rest(0)
+                    | not_in_names(second) & rest(8)
+                    | not_in_names(third) & rest(16)
+                    | not_in_names(fourth) & rest(24);
+                // Few names begin with a colon, of these lengths.
                 let unknown = first as u8 == b':' && !matches!(length, 5 | 7 | 9 | 10);
                 if bad == 0 && !unknown { OTHER } else { FORBIDDEN }
             }
@@ -648,9 +669,10 @@ fn name_of(w: &Walk) -> u32 {
     }
 }
 
-/// Has a word of a name a byte that no name may have: a capital letter, a space or a control character (section 8.2.1 of RFC 9113)?
+/// Returns 0x80 in each byte of a word that no name may have: a capital letter, a space or a control character (section
+/// 8.2.1 of RFC 9113).
 #[inline(always)]
-const fn no_name(word: u64) -> u64 {
+const fn not_in_names(word: u64) -> u64 {
     const ONES: u64 = u64::MAX / 255;
     const HIGH: u64 = ONES << 7;
     let low = word & !HIGH;
@@ -659,13 +681,13 @@ const fn no_name(word: u64) -> u64 {
     (capital | small) & !word & HIGH
 }
 
-/// 1 if the collected string is `application/grpc`, alone or with a suffix behind `+`; else 0.
+/// Returns 1 if the collected string is `application/grpc`, alone or with a suffix behind `+`; else 0.
 /// Source: envoy `source/common/grpc/common.cc`, `hasGrpcContentType`.
 #[inline(always)]
-fn content_type(w: &Walk) -> u32 {
-    let length = w.number;
-    let [first, second, third, _] = w.text;
-    let is = if w.huffman == 0 {
+fn content_type(decoder: &HpackDecoder) -> u32 {
+    let length = decoder.number;
+    let [first, second, third, _] = decoder.text;
+    let is = if decoder.huffman == 0 {
         first == word(b"applicat")
             && second == word(b"ion/grpc")
             && (length == 16 || (length > 16 && third as u8 == b'+'))
@@ -678,52 +700,53 @@ fn content_type(w: &Walk) -> u32 {
     u32::from(is)
 }
 
-/// 1 if the collected string is `POST`, else 0.
+/// Returns 1 if the collected string is `POST`, else 0.
 #[inline(always)]
-fn is_post(w: &Walk) -> u32 {
-    let post = if w.huffman == 0 { *b"POST" } else { *b"\xd7\xab\x76\xff" };
-    u32::from(w.number == 4 && w.text[0] as u32 == u32::from_le_bytes(post))
+fn is_post(decoder: &HpackDecoder) -> u32 {
+    let post = if decoder.huffman == 0 { *b"POST" } else { *b"\xd7\xab\x76\xff" };
+    u32::from(decoder.number == 4 && decoder.text[0] as u32 == u32::from_le_bytes(post))
 }
 
-/// Reads the collected string as a decimal number, which may have leading zeros and a plus sign: [`Walk::decimal`], and in
-/// [`Walk::have`] the number of its digits and [`SIGN`], 0 if it is none. The string is used up.
-/// Source: what envoy reads with, abseil `strings/numbers.cc`, `safe_parse_sign_and_base`.
+/// Parses the collected string as a decimal number, which may have leading zeros and a plus sign. Sets
+/// [`HpackDecoder::decimal`], and [`HpackDecoder::text_length`] to the number of its digits and [`SIGN`], 0 if it is not
+/// a number. The string is used up.
+/// Source: abseil `strings/numbers.cc`, `safe_parse_sign_and_base`, as envoy uses it.
 #[inline(always)]
-fn number_of(w: &mut Walk) {
-    let length = w.number;
-    w.have = 0;
-    w.decimal = 0;
-    if length == 0 || length > DIGITS {
+fn parse_number(decoder: &mut HpackDecoder) {
+    let length = decoder.number;
+    decoder.text_length = 0;
+    decoder.decimal = 0;
+    if length == 0 || length > MAX_DIGITS {
         return;
     }
     // The bits from the top down; what follows the string is ones, as its padding is.
-    let (first, second) = (w.text[0].swap_bytes(), w.text[1].swap_bytes());
-    w.text[0] = if length < 8 { first | (u64::MAX >> ((length * 8) & 63)) } else { first };
-    w.text[1] = if length <= 8 {
+    let (first, second) = (decoder.text[0].swap_bytes(), decoder.text[1].swap_bytes());
+    decoder.text[0] = if length < 8 { first | (u64::MAX >> ((length * 8) & 63)) } else { first };
+    decoder.text[1] = if length <= 8 {
         u64::MAX
     } else if length < 16 {
         second | (u64::MAX >> (((length - 8) * 8) & 63))
     } else {
         second
     };
-    w.bits = length * 8;
-    // The padding may need a turn too.
+    decoder.bits = length * 8;
+    // The padding may take a step too.
     let mut i = 0;
-    while i <= DIGITS && shared::load(&w.bits) != 0 {
-        symbol(w);
+    while i <= MAX_DIGITS && atomic::load(&decoder.bits) != 0 {
+        symbol(decoder);
         i += 1;
     }
 }
 
-/// Takes the next symbol of a number off the collected string. All that it works on is in storage: what the verifier knows of
-/// one symbol would be followed through all after it.
+/// Takes the next symbol of a number off the collected string. All its state is in storage: the verifier would track what
+/// one symbol reveals through all that follow.
 #[inline(never)]
-fn symbol(w: &mut Walk) {
-    let (top, bits) = (w.text[0], w.bits);
-    let (symbol, width) = if w.huffman == 0 {
+fn symbol(decoder: &mut HpackDecoder) {
+    let (top, bits) = (decoder.text[0], decoder.bits);
+    let (symbol, width) = if decoder.huffman == 0 {
         (top >> 56, 8)
     } else if top >> 56 == 0xff && bits < 8 {
-        w.bits = 0;
+        decoder.bits = 0;
         return;
     } else if top >> 59 < 3 {
         ((top >> 59) + 48, 5)
@@ -735,24 +758,24 @@ fn symbol(w: &mut Walk) {
         (0, 6)
     };
     let digit = symbol.wrapping_sub(48);
-    let symbols = (w.have & !SIGN) + w.have / SIGN;
-    if width > bits || symbols == DIGITS || (digit > 9 && (symbol != 43 || symbols != 0)) {
-        w.have = 0;
-        w.bits = 0;
+    let symbols = (decoder.text_length & !SIGN) + decoder.text_length / SIGN;
+    if width > bits || symbols == MAX_DIGITS || (digit > 9 && (symbol != 43 || symbols != 0)) {
+        decoder.text_length = 0;
+        decoder.bits = 0;
         return;
     }
     if digit <= 9 {
-        w.decimal = w.decimal.wrapping_mul(10).wrapping_add(digit);
-        w.have += 1;
+        decoder.decimal = decoder.decimal.wrapping_mul(10).wrapping_add(digit);
+        decoder.text_length += 1;
     } else {
-        w.have = SIGN;
+        decoder.text_length = SIGN;
     }
-    w.text[0] = top << width | w.text[1] >> (64 - width);
-    w.text[1] = w.text[1] << width | ((1 << width) - 1);
-    w.bits = bits - width;
+    decoder.text[0] = top << width | decoder.text[1] >> (64 - width);
+    decoder.text[1] = decoder.text[1] << width | ((1 << width) - 1);
+    decoder.bits = bits - width;
 }
 
-/// The lowest `bytes` bytes of a word.
+/// Returns the mask of the lowest `bytes` bytes of a word.
 #[inline(always)]
 const fn ones(bytes: u32) -> u64 {
     if bytes >= 8 { u64::MAX } else { (1 << (bytes * 8)) - 1 }

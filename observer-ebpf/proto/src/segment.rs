@@ -1,8 +1,9 @@
-//! Which received segments TCP will take: the hooks see a segment before TCP has judged it, and whoever can send to a socket can
-//! write any numbers into its header.
+//! TCP acceptance test for received segments: the hooks see a segment before TCP validates it, and any sender can forge
+//! its header.
 //!
-//! Source: RFC 9293 section 3.10.7.4 and kernel `net/ipv4/tcp_input.c` (`tcp_validate_incoming`, `tcp_ack`). The receive window is
-//! not shown to programs: a segment behind it but within [`REACH`] passes here, so that nothing may be given up because of one.
+//! Source: RFC 9293 section 3.10.7.4 and kernel `net/ipv4/tcp_input.c` (`tcp_validate_incoming`, `tcp_ack`). Programs
+//! cannot read the receive window: a segment beyond it but within [`MAX_WINDOW`] passes here, so that no state may be
+//! dropped because of one.
 
 /// Flag of a TCP header.
 pub const FIN: u8 = 1;
@@ -13,8 +14,8 @@ pub const RST: u8 = 4;
 /// Flag of a TCP header.
 pub const ACK: u8 = 16;
 
-/// Sequence numbers that no window of either side reaches beyond: the kernel's largest buffers by default are 6 MiB (`tcp_rmem`).
-pub const REACH: u32 = 1 << 24;
+/// Upper bound of both windows, in sequence numbers: the kernel's largest buffers by default are 6 MiB (`tcp_rmem`).
+pub const MAX_WINDOW: u32 = 1 << 24;
 
 /// [`Socket::state`]. Source: kernel `include/net/tcp_states.h`.
 pub const ESTABLISHED: u32 = 1;
@@ -33,7 +34,7 @@ pub const LISTEN: u32 = 10;
 /// [`Socket::state`].
 pub const CLOSING: u32 = 11;
 
-/// What is in a segment's header, and where its payload lies.
+/// Header fields of a segment, and the position of its payload in the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Sequence number of the first byte.
@@ -49,22 +50,20 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Sequence number behind the last byte.
+    /// Returns the sequence number behind the last byte.
     #[inline(always)]
-    #[must_use]
     pub fn end(&self) -> u32 {
         self.seq.wrapping_add(self.length)
     }
 
-    /// Does it end its direction, one way or the other?
+    /// Returns whether it carries FIN or RST.
     #[inline(always)]
-    #[must_use]
-    pub fn ends(&self) -> bool {
+    pub fn is_end(&self) -> bool {
         self.flags & (FIN | RST) != 0
     }
 }
 
-/// Where TCP is with a socket. It may lag behind what the hooks have seen, while the socket is owned by a process.
+/// TCP state of a socket. It may lag behind the hooks while a process owns the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Socket {
     /// One of the states above.
@@ -80,47 +79,43 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Will TCP take the segment? `read` is how far its direction was read, `sent` what the hooks saw sent, which may be more than
-    /// the socket says yet.
+    /// Returns whether TCP will accept the segment. `read` is the next sequence number to be read in its direction, `sent`
+    /// the next one that the hooks will see sent, which may be ahead of the socket's.
     #[inline(always)]
-    #[must_use]
     pub fn accepts(&self, segment: &Segment, read: u32, sent: u32) -> bool {
         if segment.flags & RST != 0 {
-            // Elsewhere in the window it is answered with a challenge (RFC 5961 section 3.2).
+            // Elsewhere in the window TCP answers with a challenge ACK (RFC 5961 section 3.2).
             return segment.seq == self.rcv_nxt || segment.seq == read;
         }
         if segment.flags & (ACK | SYN) != ACK {
             return false;
         }
         let ahead = segment.end().wrapping_sub(self.rcv_nxt);
-        if (ahead as i32) > REACH as i32 {
+        if (ahead as i32) > MAX_WINDOW as i32 {
             return false;
         }
         let old = self.snd_una.wrapping_sub(segment.ack);
         if (old as i32) > 0 {
-            return old <= REACH && u64::from(old) <= self.acknowledged;
+            return old <= MAX_WINDOW && u64::from(old) <= self.acknowledged;
         }
         segment.ack.wrapping_sub(self.snd_nxt) as i32 <= 0
             || (sent.wrapping_add(self.sends_fin()).wrapping_sub(segment.ack) as i32) >= 0
     }
 
-    /// Sequence number behind the last payload byte that TCP has taken: an accepted FIN has a number too.
+    /// Returns the sequence number behind the last accepted payload byte: an accepted FIN has a number of its own.
     #[inline(always)]
-    #[must_use]
     pub fn accepted(&self) -> u32 {
-        self.rcv_nxt.wrapping_sub(u32::from(self.received_fin()))
+        self.rcv_nxt.wrapping_sub(u32::from(self.has_received_fin()))
     }
 
-    /// Has it taken a FIN?
+    /// Returns whether a FIN was accepted.
     #[inline(always)]
-    #[must_use]
-    pub fn received_fin(&self) -> bool {
+    pub fn has_received_fin(&self) -> bool {
         in_states(self.state, [CLOSE_WAIT, LAST_ACK, CLOSING, TIME_WAIT])
     }
 
-    /// Has the application closed it, or its sending direction?
+    /// Returns whether the application has closed the socket or its sending direction.
     #[inline(always)]
-    #[must_use]
     pub fn is_closed(&self) -> bool {
         !in_states(self.state, [ESTABLISHED, SYN_RECV, CLOSE_WAIT, CLOSE_WAIT])
     }

@@ -1,178 +1,175 @@
-//! The ClientHello of an inbound connection, read only as far as its application protocols (RFC 8446 section 4.1.2,
+//! ClientHello of an inbound connection, read only as far as its application protocols (RFC 8446 section 4.1.2,
 //! RFC 7301): a peer with Istio's mutual TLS offers names that begin with `istio`.
 //! Source: istio `pilot/pkg/networking/util/util.go`, the ALPN lists for mesh traffic.
 
-use observer_common::{SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN};
+use observer_common::{Direction::Request, Security};
 
 use crate::{
+    connection::Connection,
+    env::{ByteSource, Step},
+    flow::{Flow, Phase},
+    option::OptionU32,
+    reassembly::{buffer_segment, free_if_drained},
     segment::Segment,
-    socket::{self, Connection, Env, REQUEST},
-    stream::Stream,
 };
 
 /// Record header, handshake header, version, random, length of the session id.
-const HELLO: u32 = 0;
+const HELLO: Phase = Phase(0);
 /// Length of the cipher suites.
-const CIPHERS: u32 = 1;
+const CIPHERS: Phase = Phase(1);
 /// Length of the compression methods.
-const COMPRESSION: u32 = 2;
+const COMPRESSION: Phase = Phase(2);
 /// Length of the extensions.
-const EXTENSIONS: u32 = 3;
+const EXTENSIONS: Phase = Phase(3);
 /// Type and length of an extension.
-const EXTENSION: u32 = 4;
-/// Head of the list of application protocols.
-const PROTOCOLS: u32 = 5;
+const EXTENSION: Phase = Phase(4);
+/// Header of the list of application protocols.
+const PROTOCOLS: Phase = Phase(5);
 
-/// Most steps that a ClientHello takes: one a field, and one a segment it is split into.
-pub const STEPS: u32 = 256;
+/// Most steps per packet: one per field, and one per segment.
+pub const MAX_STEPS: u32 = 256;
 const ALPN: u64 = 16;
 
-/// Takes a segment of a peer's connection, of which TCP has taken everything up to `accepted`; `turns` takes turns until one says
-/// that it was the last, and returns false if [`STEPS`] were not enough. Leaves its finding in [`Connection::opening`].
+/// Handles a segment of a peer's connection of which TCP has accepted everything up to `accepted`. Sets
+/// [`Connection::peer_security`] once it is known.
 #[inline(always)]
-pub fn payload<E: Env>(
-    c: &mut Connection,
-    env: &mut E,
-    accepted: u32,
-    segment: &Segment,
-    turns: impl FnOnce(&mut Connection, &mut E) -> bool,
-) {
+pub fn on_payload<E: ByteSource>(c: &mut Connection, env: &mut E, accepted: u32, segment: &Segment) {
     let &Segment { seq, offset, length, .. } = segment;
-    let s = &mut c.streams[REQUEST];
-    if (accepted.wrapping_sub(s.next) as i32) > 0 {
-        // What it began with was not seen.
-        found(c, SECURITY_UNKNOWN);
-    } else if s.place(seq, offset, length) {
-        if s.gap() != 0 {
-            socket::wait(env, s, seq, offset, length);
+    let flow = &mut c.flows[Request];
+    if (accepted.wrapping_sub(flow.next) as i32) > 0 {
+        // The first bytes were not seen.
+        decide(c, Security::UNKNOWN);
+    } else if flow.locate(seq, offset, length) {
+        if flow.gap() != 0 {
+            buffer_segment(env, flow, seq, offset, length);
         } else {
-            s.advance(seq.wrapping_add(length));
-            if !turns(c, env) {
+            flow.advance(seq.wrapping_add(length));
+            if !env.repeat(MAX_STEPS, |env, _| step(c, env)) {
                 // More extensions than any client of a mesh sends.
-                found(c, SECURITY_UNKNOWN);
+                decide(c, Security::UNKNOWN);
             }
         }
     }
-    let s = &mut c.streams[REQUEST];
-    if c.opening != 0 {
-        s.forget_parked();
+    let flow = &mut c.flows[Request];
+    if c.peer_security.is_some() {
+        flow.clear_ranges();
     }
-    socket::wait_no_more(env, s);
+    free_if_drained(env, flow);
 }
 
-/// Takes one turn through the packet's part of the ClientHello, and what of it came early; true if it was the last.
 #[inline(always)]
-pub fn turn<E: Env>(c: &mut Connection, env: &mut E) -> bool {
-    if !step(c, env) {
-        return false;
-    }
-    c.opening != 0 || c.streams[REQUEST].waiting == 0 || !rejoin(c, env)
+fn decide(c: &mut Connection, security: Security) {
+    c.peer_security = OptionU32::some(u32::from(security.0));
 }
 
-/// Goes on with a segment that came early, now that the bytes in front of it are here; false if there is none.
+/// Takes one step through the packet, and then through the segments that were buffered behind it.
+#[inline(always)]
+fn step<E: ByteSource>(c: &mut Connection, env: &mut E) -> Step {
+    match read_step(c, env) {
+        Step::Done if c.peer_security.is_none() && c.flows[Request].ranges_used != 0 => resume_buffered(c, env),
+        step => step,
+    }
+}
+
+/// Goes on with a buffered segment once the bytes in front of it are here.
 #[inline(never)]
-fn rejoin<E: Env>(c: &mut Connection, env: &mut E) -> bool {
-    let s = &mut c.streams[REQUEST];
-    let brought = s.unpark();
-    if brought == 0 {
-        return false;
+fn resume_buffered<E: ByteSource>(c: &mut Connection, env: &mut E) -> Step {
+    let flow = &mut c.flows[Request];
+    let length = flow.pop_contiguous();
+    if length == 0 {
+        return Step::Done;
     }
-    let skipped = u64::from(brought);
-    if s.skip >= skipped {
-        s.skip -= skipped;
-        let end = s.next.wrapping_add(brought);
-        s.advance(end);
-        return true;
+    let skipped = u64::from(length);
+    if flow.skip >= skipped {
+        flow.skip -= skipped;
+        let end = flow.next.wrapping_add(length);
+        flow.advance(end);
+        return Step::More;
     }
-    if !env.holds(s) {
-        found(c, SECURITY_UNKNOWN);
-        return false;
+    if !env.is_valid(flow) {
+        decide(c, Security::UNKNOWN);
+        return Step::Done;
     }
-    s.reopen(brought);
-    true
+    flow.read_buffered(length);
+    Step::More
 }
 
+/// Takes one step through the packet.
 #[inline(always)]
-fn found(c: &mut Connection, security: u8) {
-    c.opening = u32::from(security) + 1;
-}
-
-/// Takes one step; true if there is nothing left to read.
-#[inline(always)]
-fn step<E: Env>(c: &mut Connection, env: &mut E) -> bool {
-    let s = &mut c.streams[REQUEST];
-    let left = s.end.wrapping_sub(s.offset);
-    if s.skip > 0 {
-        let passed = if s.skip < u64::from(left) { s.skip } else { u64::from(left) };
-        s.skip -= passed;
-        s.offset = s.offset.wrapping_add(passed as u32);
-        return s.skip > 0;
+fn read_step<E: ByteSource>(c: &mut Connection, env: &mut E) -> Step {
+    let flow = &mut c.flows[Request];
+    let left = flow.unloaded();
+    if flow.skip > 0 {
+        let skipped = if flow.skip < u64::from(left) { flow.skip } else { u64::from(left) };
+        flow.skip -= skipped;
+        flow.offset = flow.offset.wrapping_add(skipped as u32);
+        return if flow.skip > 0 { Step::Done } else { Step::More };
     }
-    let need = match s.phase {
+    let need = match flow.phase {
         HELLO => 44,
         COMPRESSION => 1,
         EXTENSION => 4,
         PROTOCOLS => 8,
         _ => 2,
     };
-    if s.have < need {
-        let missing = need - s.have;
+    if flow.filled < need {
+        let missing = need - flow.filled;
         let length = if missing < left { missing } else { left };
         if length == 0 {
-            return true;
+            return Step::Done;
         }
-        let (offset, at) = (s.offset, s.have);
-        if !env.load(s, offset, length, at) {
-            found(c, SECURITY_UNKNOWN);
-            return true;
+        let (offset, at) = (flow.offset, flow.filled);
+        if !env.load(flow, offset, length, at) {
+            decide(c, Security::UNKNOWN);
+            return Step::Done;
         }
-        s.loaded(length);
-        if s.phase == HELLO && !plausible(s) {
-            found(c, SECURITY_NONE);
-            return true;
+        flow.loaded(length);
+        if flow.phase == HELLO && !is_plausible(flow) {
+            decide(c, Security::NONE);
+            return Step::Done;
         }
-        return false;
+        return Step::More;
     }
-    s.have = 0;
-    let word = s.word(0);
-    match s.phase {
-        HELLO => s.skip = u64::from(s.byte(43)),
-        COMPRESSION => s.skip = word & 0xff,
-        CIPHERS => s.skip = big(word),
-        EXTENSIONS => s.length = big(word),
+    flow.filled = 0;
+    let word = flow.word(0);
+    match flow.phase {
+        HELLO => flow.skip = u64::from(flow.byte(43)),
+        COMPRESSION => flow.skip = word & 0xff,
+        CIPHERS => flow.skip = be16(word),
+        EXTENSIONS => flow.body_length = be16(word),
         EXTENSION => {
-            let size = big(word >> 16);
-            if big(word) == ALPN {
-                s.phase = PROTOCOLS;
-                return false;
+            let size = be16(word >> 16);
+            if be16(word) == ALPN {
+                flow.phase = PROTOCOLS;
+                return Step::More;
             }
-            if s.length <= size + 4 {
-                found(c, SECURITY_NONE);
-                return true;
+            if flow.body_length <= size + 4 {
+                decide(c, Security::NONE);
+                return Step::Done;
             }
-            s.length -= size + 4;
-            s.skip = size;
-            return false;
+            flow.body_length -= size + 4;
+            flow.skip = size;
+            return Step::More;
         }
         _ => {
-            let istio = word >> 24 == u64::from_le_bytes(*b"istio\0\0\0");
-            found(c, if istio { SECURITY_MUTUAL_TLS } else { SECURITY_NONE });
-            return true;
+            let is_istio = word >> 24 == u64::from_le_bytes(*b"istio\0\0\0");
+            decide(c, if is_istio { Security::MUTUAL_TLS } else { Security::NONE });
+            return Step::Done;
         }
     }
-    s.phase += 1;
-    false
+    flow.phase.0 += 1;
+    Step::More
 }
 
-/// Could the bytes so far begin a ClientHello: a handshake record of version 3.x with a message of type 1?
+/// Returns whether the bytes so far can begin a ClientHello: a handshake record of version 3.x with a message of type 1.
 #[inline(always)]
-fn plausible(s: &Stream) -> bool {
-    let known = if s.have >= 6 { 0xff00_0000_ffff } else { (1u64 << (s.have * 8)).wrapping_sub(1) & 0xffff };
-    (s.word(0) ^ 0x0100_0000_0316) & known == 0
+fn is_plausible(flow: &Flow) -> bool {
+    let known = if flow.filled >= 6 { 0xff00_0000_ffff } else { (1u64 << (flow.filled * 8)).wrapping_sub(1) & 0xffff };
+    (flow.word(0) ^ 0x0100_0000_0316) & known == 0
 }
 
-/// The first two bytes of a word as a number in network order.
+/// Returns the first two bytes of a word as a number in network order.
 #[inline(always)]
-fn big(word: u64) -> u64 {
+fn be16(word: u64) -> u64 {
     (word & 0xff) << 8 | (word >> 8 & 0xff)
 }

@@ -1,12 +1,12 @@
 //! What a peer's first segments tell of its security, in whatever order they come.
 
-mod bed;
+mod fixture;
 
-use bed::Wire;
-use observer_common::{SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN};
+use fixture::Wire;
+use observer_common::{Direction, Security};
 use observer_proto::{
+    ConnLeg, OptionU32,
     segment::{ACK, Segment},
-    socket::{INBOUND, REQUEST},
     tls,
 };
 
@@ -33,31 +33,29 @@ fn extension(kind: u16, body: &[u8]) -> Vec<u8> {
 }
 
 /// The finding, once the pieces `[from, to)` came in this order; up to where TCP has taken everything is given with each.
-fn finding(stream: &[u8], pieces: &[(usize, usize, usize)]) -> u32 {
-    let mut wire = Wire::new(INBOUND);
-    let base = wire.base[REQUEST];
+fn finding(stream: &[u8], pieces: &[(usize, usize, usize)]) -> OptionU32 {
+    let mut wire = Wire::new(ConnLeg::INBOUND);
+    let base = wire.base[Direction::Request];
     for &(from, to, accepted) in pieces {
-        if wire.c.opening != 0 {
+        if wire.c.peer_security.is_some() {
             break;
         }
-        wire.bed.packet = [&[0xee; 52], &stream[from..to]].concat();
+        wire.env.packet = [&[0xee; 52], &stream[from..to]].concat();
         let seq = base.wrapping_add(from as u32);
         let segment = Segment { seq, ack: 0, offset: 52, length: (to - from) as u32, flags: ACK };
-        tls::payload(&mut wire.c, &mut wire.bed, base.wrapping_add(accepted as u32), &segment, |c, bed| {
-            (1..tls::STEPS).any(|_| tls::turn(c, bed))
-        });
+        tls::on_payload(&mut wire.c, &mut wire.env, base.wrapping_add(accepted as u32), &segment);
     }
-    assert!(wire.c.opening == 0 || wire.bed.places.is_empty());
-    wire.c.opening
+    assert!(wire.c.peer_security.is_none() || wire.env.buffers.is_empty());
+    wire.c.peer_security
 }
 
-const fn found(security: u8) -> u32 {
-    security as u32 + 1
+const fn found(security: Security) -> OptionU32 {
+    OptionU32::some(security.0 as u32)
 }
 
 #[test]
 fn it_is_read_in_order_however_it_comes() {
-    for (protocol, expected) in [("istio-peer-exchange", SECURITY_MUTUAL_TLS), ("h2", SECURITY_NONE)] {
+    for (protocol, expected) in [("istio-peer-exchange", Security::MUTUAL_TLS), ("h2", Security::NONE)] {
         let stream = hello(protocol);
         let whole = stream.len();
         assert_eq!(finding(&stream, &[(0, whole, 0)]), found(expected));
@@ -78,26 +76,26 @@ fn it_is_read_in_order_however_it_comes() {
 fn what_was_not_seen_is_unknown() {
     let stream = hello("istio");
     let whole = stream.len();
-    assert_eq!(finding(&stream, &[(1_000, whole, 1_000)]), found(SECURITY_UNKNOWN));
-    assert_eq!(finding(&stream, &[(0, 500, 0), (whole - 6, whole, whole - 6)]), found(SECURITY_UNKNOWN));
+    assert_eq!(finding(&stream, &[(1_000, whole, 1_000)]), found(Security::UNKNOWN));
+    assert_eq!(finding(&stream, &[(0, 500, 0), (whole - 6, whole, whole - 6)]), found(Security::UNKNOWN));
 }
 
 #[test]
 fn what_is_missing_is_waited_for() {
     let stream = hello("istio");
-    assert_eq!(finding(&stream, &[(stream.len() - 6, stream.len(), 0)]), 0);
-    assert_eq!(finding(&stream, &[(0, 500, 0), (1_000, 1_100, 500)]), 0);
+    assert_eq!(finding(&stream, &[(stream.len() - 6, stream.len(), 0)]), OptionU32::NONE);
+    assert_eq!(finding(&stream, &[(0, 500, 0), (1_000, 1_100, 500)]), OptionU32::NONE);
 }
 
 /// Nobody's clients send hundreds of extensions: what comes with a segment is read as far as the steps go, then given up.
 #[test]
 fn extensions_without_end_are_given_up() {
     let [few, many] = [50, 300].map(|count| hello_behind(&extension(0xfafa, &[]).repeat(count), "istio"));
-    assert_eq!(finding(&few, &[(0, few.len(), 0)]), found(SECURITY_MUTUAL_TLS));
+    assert_eq!(finding(&few, &[(0, few.len(), 0)]), found(Security::MUTUAL_TLS));
     let whole = many.len();
     for cut in [600, 800, whole - 6] {
         let first = finding(&many, &[(0, cut, 0), (cut, whole, cut)]);
-        assert!([found(SECURITY_UNKNOWN), found(SECURITY_MUTUAL_TLS)].contains(&first), "cut at {cut}: {first}");
+        assert!([found(Security::UNKNOWN), found(Security::MUTUAL_TLS)].contains(&first), "cut at {cut}: {first:?}");
     }
-    assert_eq!(finding(&many, &[(0, whole, 0)]), found(SECURITY_UNKNOWN));
+    assert_eq!(finding(&many, &[(0, whole, 0)]), found(Security::UNKNOWN));
 }

@@ -1,30 +1,30 @@
 //! The kernel's HTTP/2 reading on connections between a client and a server that nobody here wrote: what they said to
 //! each other, cut in any way, yields the requests they made.
 
-mod bed;
+mod fixture;
 
-use bed::{
+use fixture::{
     Wire,
     frames::meter_both,
     library::{Exchange, Setup, record},
 };
-use observer_common::{GRPC_NONE, PROTOCOL_GRPC, PROTOCOL_HTTP, health::Counter};
-use observer_proto::socket::{DESTINATION, Finished, REQUEST, RESPONSE};
+use observer_common::{Direction, GRPC_NONE, Protocol, health::Counter};
+use observer_proto::{ConnLeg, FinishedRequest};
 use proptest::{collection::vec, prelude::*};
 
 /// What is compared: status, gRPC status, protocol, bytes, messages.
-type Outcome = (u16, u64, u8, [u64; 2], [u32; 2]);
+type Outcome = (u16, u64, Protocol, [u64; 2], [u32; 2]);
 
-fn outcome(f: &Finished) -> Outcome {
+fn outcome(f: &FinishedRequest) -> Outcome {
     assert_eq!(f.outcome, Counter::RequestOk as u16);
     (f.status, f.grpc_status, f.protocol, f.bytes, f.messages)
 }
 
-/// Has exchanges made and read, cut as told.
+/// Has exchanges made and read, cut as given.
 fn check(exchanges: &[Exchange], setup: &Setup, cuts: &[usize]) {
     let (written, ids) = record(exchanges, setup);
     let mut streams = [Vec::new(), Vec::new()];
-    let mut wire = Wire::new(DESTINATION);
+    let mut wire = Wire::new(ConnLeg::DESTINATION);
     let mut cuts = cuts.iter().cycle();
     for (direction, bytes) in &written {
         let stream = &mut streams[*direction];
@@ -38,21 +38,22 @@ fn check(exchanges: &[Exchange], setup: &Setup, cuts: &[usize]) {
     }
     assert_eq!(wire.open(), 0);
     wire.close();
-    let meters = meter_both(&written, REQUEST);
+    let meters = meter_both(&written, Direction::Request);
     let expected = |(exchange, id): (&Exchange, &u32)| {
         let bytes = meters[id];
-        let messages = [REQUEST, RESPONSE].map(|direction| exchange.bodies[direction].len() as u32);
+        let messages =
+            [Direction::Request, Direction::Response].map(|direction| exchange.bodies[direction].len() as u32);
         match exchange.grpc {
-            Some(grpc) => (exchange.status, grpc.into(), PROTOCOL_GRPC, bytes, messages),
-            None => (exchange.status, GRPC_NONE, PROTOCOL_HTTP, bytes, [0; 2]),
+            Some(grpc) => (exchange.status, grpc.into(), Protocol::GRPC, bytes, messages),
+            None => (exchange.status, GRPC_NONE, Protocol::HTTP, bytes, [0; 2]),
         }
     };
     let mut expected: Vec<Outcome> = exchanges.iter().zip(&ids).map(expected).collect();
-    let mut finished: Vec<Outcome> = wire.bed.finished.iter().map(outcome).collect();
+    let mut finished: Vec<Outcome> = wire.env.finished.iter().map(outcome).collect();
     expected.sort_unstable();
     finished.sort_unstable();
-    assert_eq!(finished, expected, "{:?}", wire.bed.counts);
-    assert_eq!(wire.bed.counts, [(Counter::ConnectionHttp2, 1)]);
+    assert_eq!(finished, expected, "{:?}", wire.env.counts);
+    assert_eq!(wire.env.counts, [(Counter::ConnectionHttp2, 1)]);
 }
 
 fn exchange() -> impl Strategy<Value = Exchange> {
@@ -60,7 +61,7 @@ fn exchange() -> impl Strategy<Value = Exchange> {
     let status = prop_oneof![Just(200u16), Just(204), 200..1000u16];
     (prop::option::of(0..17u16), status, body(), body(), "[ -~]{0,80}", 0..2usize).prop_map(
         |(grpc, status, asked, answered, field, interim)| Exchange {
-            // A gRPC call is answered by 200 and whatever its status is.
+            // A gRPC stream is answered by 200 and whatever its status is.
             status: if grpc.is_some() { 200 } else { status },
             grpc,
             // A body that is forbidden is not written.

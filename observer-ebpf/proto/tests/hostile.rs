@@ -1,12 +1,12 @@
 //! Segments whose headers are forged, woven between honest ones: what TCP refuses changes nothing and costs nothing.
 
-mod bed;
+mod fixture;
 
-use bed::Wire;
-use observer_common::health::Counter;
+use fixture::Wire;
+use observer_common::{Direction, health::Counter};
 use observer_proto::{
+    ConnLeg, Peer, close, http1,
     segment::{ACK, ESTABLISHED, FIN, RST, SYN, Segment, Socket},
-    socket::{self, REQUEST, RESPONSE, SOURCE},
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -23,29 +23,29 @@ struct Proxy {
 
 impl Proxy {
     fn new() -> Self {
-        let wire = Wire::new(SOURCE);
+        let wire = Wire::new(ConnLeg::SOURCE);
         let [rcv_nxt, snd_nxt] = wire.base;
         Self { wire, tcp: Socket { state: ESTABLISHED, rcv_nxt, snd_una: snd_nxt, snd_nxt, acknowledged: 0 } }
     }
 
-    /// A segment as the hook has it: before TCP, and whatever TCP makes of it. Returns the turns that it cost.
+    /// A segment as the hook has it: before TCP, and whatever TCP makes of it. Returns the steps that it cost.
     fn arrives(&mut self, segment: &Segment, payload: &[u8]) -> u64 {
-        let Wire { c, bed, .. } = &mut self.wire;
-        let before = bed.turns;
-        let [request, response] = &c.streams;
+        let Wire { c, env, .. } = &mut self.wire;
+        let before = env.steps;
+        let [request, response] = &c.flows;
         let (next, sent) = (request.next, response.next);
-        let known = !segment.ends() && request.has_seen(segment.end());
+        let known = !segment.is_end() && request.has_seen(segment.end());
         if !known && self.tcp.accepts(segment, next, sent) {
-            bed.packet = [&[0xee; 52], payload].concat();
-            socket::catch_up(c, bed, REQUEST, self.tcp.accepted());
+            env.packet = [&[0xee; 52], payload].concat();
+            http1::catch_up(c, env, Direction::Request, self.tcp.accepted());
             if segment.length != 0 {
-                socket::payload(c, bed, REQUEST, segment.seq, segment.offset, segment.length);
+                http1::on_payload(c, env, Direction::Request, segment.seq, segment.offset, segment.length);
             }
-            if socket::reached_end(c, bed, REQUEST, segment) {
-                socket::ended(c, bed);
+            if close::on_segment_end(c, env, Direction::Request, segment) {
+                close::on_close(c, env);
             }
         }
-        self.wire.bed.turns - before
+        self.wire.env.steps - before
     }
 
     /// An honest request, and its answer.
@@ -53,10 +53,10 @@ impl Proxy {
         let segment = self.honest(GET.len());
         self.arrives(&segment, GET);
         self.tcp.rcv_nxt = segment.end();
-        let Wire { c, bed, .. } = &mut self.wire;
-        bed.packet = [&[0xee; 52], ANSWER].concat();
+        let Wire { c, env, .. } = &mut self.wire;
+        env.packet = [&[0xee; 52], ANSWER].concat();
         let length = ANSWER.len() as u32;
-        socket::payload(c, bed, RESPONSE, self.tcp.snd_nxt, 52, length);
+        http1::on_payload(c, env, Direction::Response, self.tcp.snd_nxt, 52, length);
         self.tcp.snd_nxt = self.tcp.snd_nxt.wrapping_add(length);
         self.tcp.snd_una = self.tcp.snd_nxt;
         self.tcp.acknowledged += u64::from(length);
@@ -131,15 +131,15 @@ proptest! {
             }
             proxy.exchange();
         }
-        let finished = &proxy.wire.bed.finished;
+        let finished = &proxy.wire.env.finished;
         prop_assert_eq!(finished.len(), exchanges);
         prop_assert!(finished.iter().all(|f| f.status == 200 && f.bytes == [GET.len() as u64, ANSWER.len() as u64]));
-        prop_assert_eq!(&proxy.wire.bed.counts, &[(Counter::ConnectionHttp1, 1)]);
-        prop_assert_eq!(proxy.wire.c.first_end, 0, "nothing has ended");
+        prop_assert_eq!(&proxy.wire.env.counts, &[(Counter::ConnectionHttp1, 1)]);
+        prop_assert_eq!(proxy.wire.c.first_end, Peer::NONE, "nothing has ended");
     }
 
     #[test]
-    fn what_tcp_refuses_leaves_room_for_what_comes_early(
+    fn what_tcp_refuses_leaves_room_for_out_of_order_segments(
         hostile in vec((0..250_000u32, 1..2_000u32), 0..40), cut in 1..GET.len(),
     ) {
         let mut proxy = Proxy::new();
@@ -153,11 +153,11 @@ proptest! {
         proxy.arrives(&second, &GET[cut..]);
         proxy.arrives(&Segment { length: cut as u32, ..whole }, &GET[..cut]);
         proxy.tcp.rcv_nxt = whole.end();
-        let Wire { c, bed, .. } = &mut proxy.wire;
-        bed.packet = [&[0xee; 52], ANSWER].concat();
-        socket::payload(c, bed, RESPONSE, proxy.tcp.snd_nxt, 52, ANSWER.len() as u32);
-        let bytes: Vec<_> = bed.finished.iter().map(|f| f.bytes).collect();
-        prop_assert_eq!(bytes, vec![[GET.len() as u64, ANSWER.len() as u64]; 2], "{:?}", bed.counts);
+        let Wire { c, env, .. } = &mut proxy.wire;
+        env.packet = [&[0xee; 52], ANSWER].concat();
+        http1::on_payload(c, env, Direction::Response, proxy.tcp.snd_nxt, 52, ANSWER.len() as u32);
+        let bytes: Vec<_> = env.finished.iter().map(|f| f.bytes).collect();
+        prop_assert_eq!(bytes, vec![[GET.len() as u64, ANSWER.len() as u64]; 2], "{:?}", env.counts);
     }
 }
 
@@ -186,16 +186,16 @@ fn a_segment_is_taken_or_refused_as_tcp_does() {
 
 /// The bytes in front of a FIN come behind it.
 #[test]
-fn a_fin_ends_an_answer_at_its_place() {
-    let mut wire = Wire::new(observer_proto::socket::DESTINATION);
-    wire.deliver(REQUEST, GET, 0, GET.len());
+fn a_fin_ends_a_response_at_its_sequence_number() {
+    let mut wire = Wire::new(ConnLeg::DESTINATION);
+    wire.deliver(Direction::Request, GET, 0, GET.len());
     let answer = b"HTTP/1.0 200 OK\r\n\r\nsome bytes";
-    wire.deliver(RESPONSE, answer, 0, 24);
-    let fin = Segment { seq: wire.base[RESPONSE] + 29, ack: 0, offset: 52, length: 0, flags: ACK | FIN };
-    assert!(!socket::reached_end(&mut wire.c, &mut wire.bed, RESPONSE, &fin));
-    assert!(wire.bed.finished.is_empty());
-    wire.deliver(RESPONSE, answer, 24, 29);
-    let data = Segment { seq: wire.base[RESPONSE] + 24, length: 5, flags: ACK, ..fin };
-    socket::reached_end(&mut wire.c, &mut wire.bed, RESPONSE, &data);
-    assert_eq!(wire.bed.finished.iter().map(|f| f.bytes[RESPONSE]).collect::<Vec<_>>(), [29]);
+    wire.deliver(Direction::Response, answer, 0, 24);
+    let fin = Segment { seq: wire.base[Direction::Response] + 29, ack: 0, offset: 52, length: 0, flags: ACK | FIN };
+    assert!(!close::on_segment_end(&mut wire.c, &mut wire.env, Direction::Response, &fin));
+    assert!(wire.env.finished.is_empty());
+    wire.deliver(Direction::Response, answer, 24, 29);
+    let data = Segment { seq: wire.base[Direction::Response] + 24, length: 5, flags: ACK, ..fin };
+    close::on_segment_end(&mut wire.c, &mut wire.env, Direction::Response, &data);
+    assert_eq!(wire.env.finished.iter().map(|f| f.bytes[Direction::Response]).collect::<Vec<_>>(), [29]);
 }

@@ -1,57 +1,61 @@
-//! The kernel's HPACK walk against an independent encoder and an independent decoder: any fields in any representation,
+//! The kernel's HPACK decoder against an independent encoder and an independent decoder: any fields in any representation,
 //! with any table size, cut in any way, yield the same statuses.
 
-mod bed;
+mod fixture;
 
-use bed::{
+use fixture::{
     Wire,
     frames::{END_STREAM, PREFACE, SETTINGS, Shape, frame, headers},
 };
 use httlib_hpack::Encoder;
-use observer_common::{GRPC_NONE, GRPC_UNKNOWN, health::Counter};
+use observer_common::{Direction, GRPC_NONE, GRPC_UNKNOWN, health::Counter};
 use observer_proto::{
-    hpack::{EXTENDED, NO_POST, NONE, REFUSED, RING, UNREADABLE, UNSURE, WIDE_MISSING, WIDE_UNUSED, WIDE_USED, forget},
-    socket::{DESTINATION, REQUEST, RESPONSE, SOURCE},
+    ConnLeg,
+    hpack::{EXTENDED_CONNECT, NONE, NOT_POST, REFUSED, RING, TableSize, UNREADABLE, UNRESOLVED, reset},
 };
-use proptest::{collection::vec, prelude::*, sample::Index};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::{Index, select},
+};
 
 /// Any table may be this large.
 const LARGEST: u32 = 65_536;
 
-/// One direction's header blocks on a connection, and the decoder that judges their walk.
+/// One direction's header blocks on a connection, and the decoder that judges their decoder.
 struct Judge {
     wire: Wire,
     decoder: loona_hpack::Decoder<'static>,
-    direction: usize,
+    direction: Direction,
     stream: Vec<u8>,
     sent: usize,
     number: u32,
-    /// What the last block judged had: [`EXTENDED`] and [`NO_POST`].
-    facts: u32,
+    /// What the last block judged had: [`EXTENDED_CONNECT`] and [`NOT_POST`].
+    flags: u32,
 }
 
-/// What a walk is to find: status, gRPC status, and whether the content type is gRPC's.
+/// What the decoder is to find: status, gRPC status, and whether the content type is gRPC's.
 type Found = (u32, u64, u32);
 
 impl Judge {
-    fn new(direction: usize) -> Self {
+    fn new(direction: Direction) -> Self {
         // What a proxy receives it may refuse; this is what it sends.
-        let mut wire = Wire::new(if direction == REQUEST { DESTINATION } else { SOURCE });
+        let mut wire = Wire::new(if direction == Direction::Request { ConnLeg::DESTINATION } else { ConnLeg::SOURCE });
         let mut opening = PREFACE.to_vec();
         opening.extend(frame(SETTINGS, 0, 0, &[]));
-        wire.deliver(REQUEST, &opening, 0, opening.len());
-        let stream = if direction == REQUEST { opening } else { frame(SETTINGS, 0, 0, &[]) };
-        if direction == RESPONSE {
-            wire.deliver(RESPONSE, &stream, 0, stream.len());
+        wire.deliver(Direction::Request, &opening, 0, opening.len());
+        let stream = if direction == Direction::Request { opening } else { frame(SETTINGS, 0, 0, &[]) };
+        if direction == Direction::Response {
+            wire.deliver(Direction::Response, &stream, 0, stream.len());
         }
         let mut decoder = loona_hpack::Decoder::new();
         decoder.set_max_allowed_table_size(LARGEST as usize);
         let sent = stream.len();
-        Self { wire, decoder, direction, stream, sent, number: 0, facts: 0 }
+        Self { wire, decoder, direction, stream, sent, number: 0, flags: 0 }
     }
 
-    /// Has a block walked, and says what was found.
-    fn walk(&mut self, block: &[u8], shape: &Shape, cuts: &[usize]) -> Found {
+    /// Decodes a block and returns what was found.
+    fn decode(&mut self, block: &[u8], shape: &Shape, cuts: &[usize]) -> Found {
         self.number += 1;
         self.stream.extend(headers(self.number * 2 - 1, END_STREAM, block, shape));
         for cut in cuts.iter().cycle() {
@@ -62,19 +66,19 @@ impl Judge {
             self.wire.deliver(self.direction, &self.stream, self.sent, to);
             self.sent = to;
         }
-        let walk = &self.wire.h.frames[self.direction].walk;
-        (walk.status, walk.grpc_status, walk.grpc)
+        let decoder = &self.wire.h.frames[self.direction].decoder;
+        (decoder.status, decoder.grpc_status, decoder.content_is_grpc)
     }
 
     /// What the decoder finds.
     fn judge(&mut self, block: &[u8]) -> Found {
         let mut found = (NONE, GRPC_NONE, NONE);
-        self.facts = 0;
+        self.flags = 0;
         for (name, value) in self.decoder.decode(block).expect("a valid block") {
             match &name[..] {
                 b":status" => found.0 = status_of(&value),
-                b":protocol" => self.facts |= EXTENDED,
-                b":method" if &value[..] != b"POST" => self.facts |= NO_POST,
+                b":protocol" => self.flags |= EXTENDED_CONNECT,
+                b":method" if &value[..] != b"POST" => self.flags |= NOT_POST,
                 b"grpc-status" => found.1 = grpc_status_of(&value),
                 b"content-type" => {
                     found.2 = u32::from(&value[..] == b"application/grpc" || value.starts_with(b"application/grpc+"));
@@ -86,7 +90,7 @@ impl Judge {
     }
 
     fn losses(&self) -> u64 {
-        self.wire.bed.count_of(Counter::SyncMalformed)
+        self.wire.env.count_of(Counter::DesyncMalformed)
     }
 }
 
@@ -231,7 +235,7 @@ fn cuts() -> impl Strategy<Value = Vec<usize>> {
     vec(prop_oneof![1..20usize, 1..400usize, Just(1), Just(3_000)], 1..40)
 }
 
-fn agree(direction: usize, blocks: &[(Vec<Field>, Shape)], cuts: &[usize]) -> Result<Judge, TestCaseError> {
+fn agree(direction: Direction, blocks: &[(Vec<Field>, Shape)], cuts: &[usize]) -> Result<Judge, TestCaseError> {
     let mut encoder = Encoder::default();
     let mut judge = Judge::new(direction);
     for (number, (fields, shape)) in blocks.iter().enumerate() {
@@ -240,13 +244,13 @@ fn agree(direction: usize, blocks: &[(Vec<Field>, Shape)], cuts: &[usize]) -> Re
             field.write(&mut encoder, &mut block);
         }
         let expected = judge.judge(&block);
-        let found = judge.walk(&block, shape, cuts);
-        let walk = &judge.wire.h.frames[direction].walk;
+        let found = judge.decode(&block, shape, cuts);
+        let decoder = &judge.wire.h.frames[direction].decoder;
         // Of large ones, only so many are remembered.
-        let forgotten = found.1 == GRPC_UNKNOWN && expected.1 >= u64::from(UNREADABLE) && walk.larges == 7;
+        let forgotten = found.1 == GRPC_UNKNOWN && expected.1 >= u64::from(UNREADABLE) && decoder.large_count == 7;
         let expected = if forgotten { (expected.0, GRPC_UNKNOWN, expected.2) } else { expected };
-        prop_assert_eq!(found, expected, "block {} {:?}", number, judge.wire.bed.counts);
-        prop_assert_eq!(walk.facts & !REFUSED, judge.facts);
+        prop_assert_eq!(found, expected, "block {} {:?}", number, judge.wire.env.counts);
+        prop_assert_eq!(decoder.flags & !REFUSED, judge.flags);
         prop_assert_eq!(judge.losses(), 0);
     }
     Ok(judge)
@@ -257,16 +261,16 @@ proptest! {
 
     #[test]
     fn any_representation_and_segmentation_yields_what_the_decoder_finds(
-        blocks in vec((block(4_096), shape()), 1..12), cuts in cuts(), direction in 0..2usize,
+        blocks in vec((block(4_096), shape()), 1..12), cuts in cuts(), direction in select(Direction::BOTH.to_vec()),
     ) {
         let judge = agree(direction, &blocks, &cuts)?;
-        prop_assert_eq!(judge.wire.h.frames[direction].walk.wide, WIDE_UNUSED);
-        prop_assert!(judge.wire.bed.wide.is_none());
+        prop_assert_eq!(judge.wire.h.frames[direction].decoder.table_size, TableSize::RING);
+        prop_assert!(judge.wire.env.tables.is_none());
     }
 
     #[test]
     fn a_larger_table_yields_what_the_decoder_finds(
-        blocks in vec((block(LARGEST), shape()), 1..30), cuts in cuts(), direction in 0..2usize,
+        blocks in vec((block(LARGEST), shape()), 1..30), cuts in cuts(), direction in select(Direction::BOTH.to_vec()),
     ) {
         agree(direction, &blocks, &cuts)?;
     }
@@ -317,11 +321,11 @@ fn dynamic_indices(mut block: &[u8]) -> Vec<(u32, u32)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A walk that begins in the middle of a connection: blocks that name nothing from before are read exactly, and of others
+    /// A decoder that begins in the middle of a connection: blocks that name nothing from before are read exactly, and of others
     /// nothing is claimed but what they say.
     #[test]
     fn what_was_inserted_since_is_known_whatever_was_before(
-        before in vec(block(LARGEST), 0..20), after in vec((block(LARGEST), shape()), 1..20), cuts in cuts(), direction in 0..2usize,
+        before in vec(block(LARGEST), 0..20), after in vec((block(LARGEST), shape()), 1..20), cuts in cuts(), direction in select(Direction::BOTH.to_vec()),
     ) {
         let mut encoder = Encoder::default();
         let mut judge = Judge::new(direction);
@@ -330,7 +334,7 @@ proptest! {
             fields.iter().for_each(|field| field.write(&mut encoder, &mut block));
             judge.judge(&block);
         }
-        forget(&mut judge.wire.h.frames[direction].walk);
+        reset(&mut judge.wire.h.frames[direction].decoder);
         let mut since = 0;
         // Of an entry under a name from before only that it is there is known.
         let mut doubtful = Vec::new();
@@ -348,18 +352,18 @@ proptest! {
                 doubtful.extend(since..since + inserted);
             }
             since += inserted;
-            let found = judge.walk(&block, &shape, &cuts);
+            let found = judge.decode(&block, &shape, &cuts);
             prop_assert_eq!(judge.losses(), 0);
-            let walk = &judge.wire.h.frames[direction].walk;
+            let decoder = &judge.wire.h.frames[direction].decoder;
             let said = |wanted: &'static [u8]| {
                 said.iter().filter(move |(name, _)| name == wanted).map(|(_, value)| value.as_slice())
             };
             let statuses: Vec<u32> = said(b":status").map(status_of).collect();
             let grpc: Vec<u64> = said(b"grpc-status").map(grpc_status_of).collect();
-            let unsure = walk.facts & UNSURE != 0;
+            let unsure = decoder.flags & UNRESOLVED != 0;
             prop_assert!(!unsure || old || names_doubtful, "nothing of it is from before");
             prop_assert!(found.0 == NONE && unsure || found.0 == statuses.last().copied().unwrap_or(NONE) || unsure && statuses.contains(&found.0));
-            let few = found.1 == GRPC_UNKNOWN && walk.larges == 7;
+            let few = found.1 == GRPC_UNKNOWN && decoder.large_count == 7;
             prop_assert!(
                 few || found.1 == GRPC_NONE && unsure || found.1 == grpc.last().copied().unwrap_or(GRPC_NONE) || unsure && grpc.contains(&found.1)
             );
@@ -368,27 +372,27 @@ proptest! {
 }
 
 /// Walks blocks given in hexadecimal, one connection for all of them.
-fn walk_all(direction: usize, blocks: &[&str], size: Option<u32>) -> Vec<Found> {
+fn decode_all(direction: Direction, blocks: &[&str], size: Option<u32>) -> Vec<Found> {
     let mut judge = Judge::new(direction);
     if let Some(size) = size {
         judge.decoder.set_max_table_size(size as usize);
     }
-    let walk = |block: &&str| {
+    let decode = |block: &&str| {
         let digits: Vec<u8> = block.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
         let block: Vec<u8> = digits
             .chunks(2)
             .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).expect("two digits"))
             .collect();
         let expected = judge.judge(&block);
-        let found = judge.walk(&block, &Shape::default(), &[1]);
+        let found = judge.decode(&block, &Shape::default(), &[1]);
         assert_eq!(found, expected, "{block:x?}");
         found
     };
-    blocks.iter().map(walk).collect()
+    blocks.iter().map(decode).collect()
 }
 
 #[test]
-fn the_examples_of_rfc_7541_c_2_to_c_4_are_walked() {
+fn the_examples_of_rfc_7541_c_2_to_c_4_are_decoded() {
     let nothing = (NONE, GRPC_NONE, NONE);
     for single in [
         "400a 6375 7374 6f6d 2d6b 6579 0d63 7573 746f 6d2d 6865 6164 6572",
@@ -396,7 +400,7 @@ fn the_examples_of_rfc_7541_c_2_to_c_4_are_walked() {
         "1008 7061 7373 776f 7264 0673 6563 7265 74",
         "82",
     ] {
-        assert_eq!(walk_all(REQUEST, &[single], None), [nothing]);
+        assert_eq!(decode_all(Direction::Request, &[single], None), [nothing]);
     }
     let plain = [
         "8286 8441 0f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
@@ -408,12 +412,12 @@ fn the_examples_of_rfc_7541_c_2_to_c_4_are_walked() {
         "8286 84be 5886 a8eb 1064 9cbf",
         "8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf",
     ];
-    assert_eq!(walk_all(REQUEST, &plain, None), [nothing; 3]);
-    assert_eq!(walk_all(REQUEST, &huffman, None), [nothing; 3]);
+    assert_eq!(decode_all(Direction::Request, &plain, None), [nothing; 3]);
+    assert_eq!(decode_all(Direction::Request, &huffman, None), [nothing; 3]);
 }
 
 #[test]
-fn the_examples_of_rfc_7541_c_5_and_c_6_are_walked_with_evictions() {
+fn the_examples_of_rfc_7541_c_5_and_c_6_are_decoded_with_evictions() {
     let plain = [
         "4803 3330 3258 0770 7269 7661 7465 611d 4d6f 6e2c 2032 3120 4f63 7420 3230 3133 2032 303a 3133 3a32 3120 474d
          546e 1768 7474 7073 3a2f 2f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
@@ -430,14 +434,14 @@ fn the_examples_of_rfc_7541_c_5_and_c_6_are_walked_with_evictions() {
          dfdf cd5b 3960 d5af 2708 7f36 72c1 ab27 0fb5 291f 9587 3160 65c0 03ed 4ee5 b106 3d50 07",
     ];
     let expected = [302, 307, 200].map(|status| (status, GRPC_NONE, NONE));
-    assert_eq!(walk_all(RESPONSE, &plain, Some(256)), expected);
-    assert_eq!(walk_all(RESPONSE, &huffman, Some(256)), expected);
+    assert_eq!(decode_all(Direction::Response, &plain, Some(256)), expected);
+    assert_eq!(decode_all(Direction::Response, &huffman, Some(256)), expected);
 }
 
 #[test]
 fn every_status_is_read_plain_and_huffman_coded_and_from_the_table() {
     let mut encoder = Encoder::default();
-    let mut judge = Judge::new(RESPONSE);
+    let mut judge = Judge::new(Direction::Response);
     let numbers = (100..=999).map(|status| (":status", status)).chain((0..=16).map(|status| ("grpc-status", status)));
     for (name, status) in numbers {
         for flags in 0..4 {
@@ -445,7 +449,7 @@ fn every_status_is_read_plain_and_huffman_coded_and_from_the_table() {
                 let mut block = Vec::new();
                 let field = (name.as_bytes().to_vec(), status.to_string().into_bytes(), flags | form);
                 encoder.encode(field, &mut block).unwrap();
-                let found = judge.walk(&block, &Shape::default(), &[block.len() + 9]);
+                let found = judge.decode(&block, &Shape::default(), &[block.len() + 9]);
                 let expected = if name == ":status" { (status, GRPC_NONE, NONE) } else { (NONE, status.into(), NONE) };
                 assert_eq!(found, expected, "{name} {status} {flags} {form}");
             }
@@ -456,40 +460,40 @@ fn every_status_is_read_plain_and_huffman_coded_and_from_the_table() {
 #[test]
 fn ninety_seven_statuses_live_in_a_table_of_4096_bytes() {
     let mut encoder = Encoder::default();
-    let mut judge = Judge::new(RESPONSE);
+    let mut judge = Judge::new(Direction::Response);
     let mut block = Vec::new();
     for status in 300..397 {
         let field = (b":status".to_vec(), status.to_string().into_bytes(), Encoder::WITH_INDEXING);
         encoder.encode(field, &mut block).unwrap();
     }
-    judge.walk(&block, &Shape::default(), &[4_000]);
+    judge.decode(&block, &Shape::default(), &[4_000]);
     for status in 300..397 {
         let mut block = Vec::new();
         let field = (b":status".to_vec(), status.to_string().into_bytes(), Encoder::BEST_FORMAT);
         encoder.encode(field, &mut block).unwrap();
         assert!(block.len() <= 2 && block[0] & 0x80 != 0, "indexed");
-        assert_eq!(judge.walk(&block, &Shape::default(), &[9]), (status, GRPC_NONE, NONE));
+        assert_eq!(judge.decode(&block, &Shape::default(), &[9]), (status, GRPC_NONE, NONE));
     }
 }
 
 #[test]
 fn an_entry_larger_than_the_table_empties_it() {
     let mut encoder = Encoder::default();
-    let mut judge = Judge::new(RESPONSE);
+    let mut judge = Judge::new(Direction::Response);
     let literal = |name: &str, value: &str| Field::Literal(name.to_owned(), value.to_owned(), Encoder::WITH_INDEXING);
     let best = |name: &str, value: &str| Field::Best(name.to_owned(), value.to_owned(), Encoder::WITH_INDEXING);
     let mut block = Vec::new();
     for field in [literal(":status", "401"), literal("x-large", &"x".repeat(5_000)), literal(":status", "402")] {
         field.write(&mut encoder, &mut block);
     }
-    assert_eq!(judge.judge(&block), judge.walk(&block, &Shape::default(), &[700]));
+    assert_eq!(judge.judge(&block), judge.decode(&block, &Shape::default(), &[700]));
     let mut block = Vec::new();
     for field in [best(":status", "402"), best("grpc-status", "7"), best("grpc-status", "7")] {
         field.write(&mut encoder, &mut block);
     }
     assert_eq!(block.last(), Some(&0xbe));
     assert_eq!(judge.judge(&block), (402, 7, NONE));
-    assert_eq!(judge.walk(&block, &Shape::default(), &[700]), (402, 7, NONE));
+    assert_eq!(judge.decode(&block, &Shape::default(), &[700]), (402, 7, NONE));
 }
 
 /// A table of 8,192 bytes whose oldest entry, of more than the ring can hold, is a status.
@@ -501,33 +505,33 @@ fn far(judge: &mut Judge) -> Encoder<'static> {
     for number in 0..150 {
         Field::Literal("a".into(), number.to_string(), Encoder::WITH_INDEXING).write(&mut encoder, &mut block);
     }
-    judge.walk(&block, &Shape::default(), &[10_000]);
+    judge.decode(&block, &Shape::default(), &[10_000]);
     encoder
 }
 
 #[test]
-fn a_larger_table_is_kept_in_a_larger_ring() {
-    let mut judge = Judge::new(RESPONSE);
+fn a_larger_table_is_kept_in_a_large_table() {
+    let mut judge = Judge::new(Direction::Response);
     let mut encoder = far(&mut judge);
     let mut block = Vec::new();
     Field::Best(":status".into(), "418".into(), 0).write(&mut encoder, &mut block);
-    assert_eq!(judge.walk(&block, &Shape::default(), &[1]), (418, GRPC_NONE, NONE));
-    assert_eq!(judge.wire.h.frames[RESPONSE].walk.wide, WIDE_USED);
-    assert_eq!(judge.wire.bed.count_of(Counter::LossTables), 0);
+    assert_eq!(judge.decode(&block, &Shape::default(), &[1]), (418, GRPC_NONE, NONE));
+    assert_eq!(judge.wire.h.frames[Direction::Response].decoder.table_size, TableSize::LARGE);
+    assert_eq!(judge.wire.env.count_of(Counter::LossTables), 0);
 }
 
 #[test]
-fn without_room_for_a_larger_ring_what_is_far_is_unsure() {
-    let mut judge = Judge::new(RESPONSE);
-    judge.wire.bed.narrow = true;
+fn without_room_for_a_large_table_what_is_far_is_unsure() {
+    let mut judge = Judge::new(Direction::Response);
+    judge.wire.env.is_full = true;
     let mut encoder = far(&mut judge);
-    assert_eq!(judge.wire.bed.count_of(Counter::LossTables), 1);
-    assert_eq!(judge.wire.h.frames[RESPONSE].walk.wide, WIDE_MISSING);
+    assert_eq!(judge.wire.env.count_of(Counter::LossTables), 1);
+    assert_eq!(judge.wire.h.frames[Direction::Response].decoder.table_size, TableSize::LARGE_MISSING);
     let mut walk = |field: Field| {
         let mut block = Vec::new();
         field.write(&mut encoder, &mut block);
-        let found = judge.walk(&block, &Shape::default(), &[1]);
-        (found.0, judge.wire.h.frames[RESPONSE].walk.facts & UNSURE)
+        let found = judge.decode(&block, &Shape::default(), &[1]);
+        (found.0, judge.wire.h.frames[Direction::Response].decoder.flags & UNRESOLVED)
     };
     let best = |value: &str| Field::Best(":status".into(), value.into(), Encoder::WITH_INDEXING);
     assert_eq!(walk(best("418")), (NONE, 1), "an index out of reach");
@@ -537,14 +541,14 @@ fn without_room_for_a_larger_ring_what_is_far_is_unsure() {
 
 #[test]
 fn what_was_inserted_under_a_name_out_of_reach_stays_unsure() {
-    let mut judge = Judge::new(RESPONSE);
-    judge.wire.bed.narrow = true;
+    let mut judge = Judge::new(Direction::Response);
+    judge.wire.env.is_full = true;
     let mut encoder = far(&mut judge);
     // The oldest entry's name is that of the status.
     let mut block = Vec::new();
     encoder.encode((62 + 150, b"420".to_vec(), Encoder::WITH_INDEXING), &mut block).unwrap();
-    assert_eq!(judge.walk(&block, &Shape::default(), &[1]), (NONE, GRPC_NONE, NONE));
-    assert_eq!(judge.wire.h.frames[RESPONSE].walk.facts & UNSURE, UNSURE);
-    assert_eq!(judge.walk(&[0xbe], &Shape::default(), &[1]), (NONE, GRPC_NONE, NONE));
-    assert_eq!(judge.wire.h.frames[RESPONSE].walk.facts & UNSURE, UNSURE);
+    assert_eq!(judge.decode(&block, &Shape::default(), &[1]), (NONE, GRPC_NONE, NONE));
+    assert_eq!(judge.wire.h.frames[Direction::Response].decoder.flags & UNRESOLVED, UNRESOLVED);
+    assert_eq!(judge.decode(&[0xbe], &Shape::default(), &[1]), (NONE, GRPC_NONE, NONE));
+    assert_eq!(judge.wire.h.frames[Direction::Response].decoder.flags & UNRESOLVED, UNRESOLVED);
 }

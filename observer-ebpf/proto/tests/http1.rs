@@ -1,11 +1,15 @@
 //! The kernel's HTTP/1 reading against an independent parser: any stream of messages, cut, repeated and overlapped in
 //! any way, yields the same requests.
 
-mod bed;
+mod fixture;
 
-use bed::{Wire, exchange};
-use observer_common::health::Counter;
-use observer_proto::socket::{DECLARED_HTTP, DESTINATION, GATEWAY, HTTP1, REQUEST, RESPONSE, SOURCE, TCP};
+use fixture::{Wire, exchange};
+use observer_common::{Direction, health::Counter};
+use observer_proto::{
+    ConnLeg, ConnProtocol,
+    connection::flags::{DECLARED_HTTP, GATEWAY},
+    http1,
+};
 use proptest::{collection::vec, prelude::*};
 
 /// One request and its response as text, with what an independent reading makes of them.
@@ -162,8 +166,8 @@ fn cuts() -> impl Strategy<Value = Cuts> {
     )
 }
 
-/// Delivers `stream[from..to]` cut as told; starts over with the cuts when they are used up.
-fn deliver(wire: &mut Wire, direction: usize, stream: &[u8], from: usize, to: usize, cuts: &Cuts) {
+/// Delivers `stream[from..to]` cut as given; starts over with the cuts when they are used up.
+fn deliver(wire: &mut Wire, direction: Direction, stream: &[u8], from: usize, to: usize, cuts: &Cuts) {
     let mut at = from;
     for &(length, back, repeats) in cuts.iter().cycle() {
         if at == to {
@@ -180,33 +184,33 @@ fn deliver(wire: &mut Wire, direction: usize, stream: &[u8], from: usize, to: us
 fn check(pairs: &[Pair], depth: usize, request_cuts: &Cuts, response_cuts: &Cuts) -> Result<(), TestCaseError> {
     let requests: Vec<u8> = pairs.iter().flat_map(|p| p.request.clone()).collect();
     let responses: Vec<u8> = pairs.iter().flat_map(|p| p.response.clone()).collect();
-    let mut wire = Wire::new(DESTINATION);
+    let mut wire = Wire::new(ConnLeg::DESTINATION);
     wire.c.flags |= DECLARED_HTTP;
     let (mut sent, mut answered) = (0, 0);
     for batch in pairs.chunks(depth) {
         let asked = sent + batch.iter().map(|p| p.request.len()).sum::<usize>();
-        deliver(&mut wire, REQUEST, &requests, sent, asked, request_cuts);
+        deliver(&mut wire, Direction::Request, &requests, sent, asked, request_cuts);
         sent = asked;
         let replied = answered + batch.iter().map(|p| p.response.len()).sum::<usize>();
-        deliver(&mut wire, RESPONSE, &responses, answered, replied, response_cuts);
+        deliver(&mut wire, Direction::Response, &responses, answered, replied, response_cuts);
         answered = replied;
     }
-    wire.end(RESPONSE, false);
+    wire.end(Direction::Response, false);
     wire.close();
-    prop_assert_eq!(wire.bed.finished.len(), pairs.len(), "counts {:?}", wire.bed.counts);
-    for (pair, finished) in pairs.iter().zip(&wire.bed.finished) {
+    prop_assert_eq!(wire.env.finished.len(), pairs.len(), "counts {:?}", wire.env.counts);
+    for (pair, finished) in pairs.iter().zip(&wire.env.finished) {
         let (request, _) = oracle(&pair.request, None);
         let blank = pair.request.iter().take_while(|b| b"\r\n".contains(b)).count();
         let (response, status) = oracle(&pair.response, Some(&pair.request[blank..]));
         prop_assert_eq!(status, pair.status);
         prop_assert_eq!(finished.status, status);
         // The meter counts empty lines before the request line with the request.
-        prop_assert_eq!(finished.bytes[REQUEST] as usize, request);
-        prop_assert_eq!(finished.bytes[RESPONSE] as usize, response);
+        prop_assert_eq!(finished.bytes[Direction::Request] as usize, request);
+        prop_assert_eq!(finished.bytes[Direction::Response] as usize, response);
         prop_assert!(finished.outcome == Counter::RequestOk as u16);
     }
-    prop_assert_eq!(wire.c.streams[REQUEST].seen as usize, requests.len());
-    prop_assert_eq!(wire.c.streams[RESPONSE].seen as usize, responses.len());
+    prop_assert_eq!(wire.c.flows[Direction::Request].seen_bytes as usize, requests.len());
+    prop_assert_eq!(wire.c.flows[Direction::Response].seen_bytes as usize, responses.len());
     Ok(())
 }
 
@@ -224,13 +228,13 @@ proptest! {
     fn any_bytes_end_without_panic_or_endless_loop(
         requests in vec(any::<u8>(), 0..2_000), responses in vec(any::<u8>(), 0..2_000), http in any::<bool>(), cuts in cuts(),
     ) {
-        let mut wire = Wire::new(SOURCE);
+        let mut wire = Wire::new(ConnLeg::SOURCE);
         let requests = if http { [b"GET / HTTP/1.1\r\n".to_vec(), requests].concat() } else { requests };
         let responses = if http { [b"HTTP/1.1 200 OK\r\n".to_vec(), responses].concat() } else { responses };
-        deliver(&mut wire, REQUEST, &requests, 0, requests.len(), &cuts);
-        deliver(&mut wire, RESPONSE, &responses, 0, responses.len(), &cuts);
+        deliver(&mut wire, Direction::Request, &requests, 0, requests.len(), &cuts);
+        deliver(&mut wire, Direction::Response, &responses, 0, responses.len(), &cuts);
         wire.close();
-        prop_assert!(wire.bed.turns <= 20 * (requests.len() + responses.len() + 100) as u64 * 3);
+        prop_assert!(wire.env.steps <= 20 * (requests.len() + responses.len() + 100) as u64 * 3);
     }
 
     #[test]
@@ -240,46 +244,53 @@ proptest! {
     ) {
         let requests: Vec<u8> = pairs.iter().flat_map(|p| p.request.clone()).collect();
         let responses: Vec<u8> = pairs.iter().flat_map(|p| p.response.clone()).collect();
-        let mut wire = Wire::new(DESTINATION);
+        let mut wire = Wire::new(ConnLeg::DESTINATION);
         wire.c.flags |= DECLARED_HTTP;
-        wire.bed.crowded = crowded;
-        wire.deliver(REQUEST, &requests, 0, requests.len());
+        wire.env.no_buffers = crowded;
+        wire.deliver(Direction::Request, &requests, 0, requests.len());
         let from = late.index(responses.len());
         let to = (from + cuts[0].0).min(responses.len());
-        deliver(&mut wire, RESPONSE, &responses, 0, from, &cuts);
+        deliver(&mut wire, Direction::Response, &responses, 0, from, &cuts);
         let mut end = to;
         for &(length, ..) in cuts.iter().cycle().take(ahead) {
             let next = (end + length).min(responses.len());
             if next > end {
-                wire.deliver(RESPONSE, &responses, end, next);
+                wire.deliver(Direction::Response, &responses, end, next);
             }
             end = next;
         }
-        wire.deliver(RESPONSE, &responses, from, to);
-        deliver(&mut wire, RESPONSE, &responses, end, responses.len(), &cuts);
+        wire.deliver(Direction::Response, &responses, from, to);
+        deliver(&mut wire, Direction::Response, &responses, end, responses.len(), &cuts);
         wire.close();
-        let losses = wire.bed.count_of(Counter::SyncGap);
+        let losses = wire.env.count_of(Counter::DesyncGap);
         prop_assert!(losses <= u64::from(crowded));
-        prop_assert!(wire.bed.places.is_empty());
+        prop_assert!(wire.env.buffers.is_empty());
         if losses == 0 {
-            let codes: Vec<u16> = wire.bed.finished.iter().map(|f| f.status).collect();
+            let codes: Vec<u16> = wire.env.finished.iter().map(|f| f.status).collect();
             let expected: Vec<u16> = pairs.iter().map(|p| p.status).collect();
-            prop_assert_eq!(codes, expected, "{:?}", wire.bed.counts);
-            let bytes: u64 = wire.bed.finished.iter().map(|f| f.bytes[RESPONSE]).sum();
+            prop_assert_eq!(codes, expected, "{:?}", wire.env.counts);
+            let bytes: u64 = wire.env.finished.iter().map(|f| f.bytes[Direction::Response]).sum();
             prop_assert_eq!(bytes as usize, responses.len());
         } else {
-            let counted = wire.bed.finished.len() as u64 + wire.bed.count_of(Counter::RequestLostSync);
-            prop_assert_eq!(counted, pairs.len() as u64, "{:?}", wire.bed.counts);
+            let counted = wire.env.finished.len() as u64 + wire.env.count_of(Counter::RequestDesync);
+            prop_assert_eq!(counted, pairs.len() as u64, "{:?}", wire.env.counts);
         }
     }
 }
 
 #[track_caller]
 fn requests(wire: &Wire) -> Vec<(u16, u64, u64, bool)> {
-    wire.bed
+    wire.env
         .finished
         .iter()
-        .map(|f| (f.status, f.bytes[REQUEST], f.bytes[RESPONSE], f.outcome == Counter::RequestEndedEarly as u16))
+        .map(|f| {
+            (
+                f.status,
+                f.bytes[Direction::Request],
+                f.bytes[Direction::Response],
+                f.outcome == Counter::RequestEndedEarly as u16,
+            )
+        })
         .collect()
 }
 
@@ -295,8 +306,8 @@ fn a_folded_header_is_one_header() {
 #[test]
 fn a_body_until_close_ends_with_the_fin() {
     let mut wire = exchange(GET, b"HTTP/1.0 200 OK\r\n\r\nsome bytes");
-    assert!(wire.bed.finished.is_empty());
-    wire.end(RESPONSE, false);
+    assert!(wire.env.finished.is_empty());
+    wire.end(Direction::Response, false);
     wire.close();
     assert_eq!(requests(&wire), [(200, GET.len() as u64, 29, false)]);
 }
@@ -307,10 +318,10 @@ fn a_tunnel_is_one_request_until_the_close() {
     let response = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
     let mut wire = exchange(request, response);
     let both = [&request[..], b"client bytes"].concat();
-    wire.deliver(REQUEST, &both, request.len(), both.len());
+    wire.deliver(Direction::Request, &both, request.len(), both.len());
     let both = [&response[..], b"server"].concat();
-    wire.deliver(RESPONSE, &both, response.len(), both.len());
-    wire.end(RESPONSE, false);
+    wire.deliver(Direction::Response, &both, response.len(), both.len());
+    wire.end(Direction::Response, false);
     wire.close();
     assert_eq!(requests(&wire), [(101, request.len() as u64 + 12, response.len() as u64 + 6, false)]);
 }
@@ -321,9 +332,9 @@ fn a_refused_upgrade_leaves_http_going_on() {
     let refused = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
     let mut wire = exchange(upgrade, refused);
     let both = [&upgrade[..], GET].concat();
-    wire.deliver(REQUEST, &both, upgrade.len(), both.len());
+    wire.deliver(Direction::Request, &both, upgrade.len(), both.len());
     let both = [&refused[..], refused].concat();
-    wire.deliver(RESPONSE, &both, refused.len(), both.len());
+    wire.deliver(Direction::Response, &both, refused.len(), both.len());
     let expected = |request: usize| (200, request as u64, refused.len() as u64, false);
     assert_eq!(requests(&wire), [expected(upgrade.len()), expected(GET.len())]);
 }
@@ -340,17 +351,20 @@ fn a_connect_tunnel_needs_a_2xx() {
 
 #[test]
 fn an_early_end_has_the_code_of_who_ended_it() {
-    for (leg, ended_by, expected) in
-        [(SOURCE, REQUEST, 0), (SOURCE, RESPONSE, 0), (DESTINATION, RESPONSE, 503), (DESTINATION, REQUEST, 0)]
-    {
+    for (leg, ended_by, expected) in [
+        (ConnLeg::SOURCE, Direction::Request, 0),
+        (ConnLeg::SOURCE, Direction::Response, 0),
+        (ConnLeg::DESTINATION, Direction::Response, 503),
+        (ConnLeg::DESTINATION, Direction::Request, 0),
+    ] {
         let mut wire = Wire::new(leg);
-        wire.deliver(REQUEST, GET, 0, GET.len());
+        wire.deliver(Direction::Request, GET, 0, GET.len());
         wire.end(ended_by, false);
         wire.close();
-        assert_eq!(requests(&wire), [(expected, GET.len() as u64, 0, true)], "leg {leg} ended by {ended_by}");
+        assert_eq!(requests(&wire), [(expected, GET.len() as u64, 0, true)], "leg {leg:?} ended by {ended_by:?}");
     }
     let mut wire = exchange(GET, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfive.");
-    wire.end(RESPONSE, true);
+    wire.end(Direction::Response, true);
     wire.close();
     assert_eq!(requests(&wire), [(200, GET.len() as u64, 44, true)]);
 }
@@ -363,24 +377,24 @@ fn an_answer_before_the_request_is_complete_waits_for_its_end() {
     // The application reads on: the whole body is the request's.
     let mut wire = exchange(&request[..request.len() - 3], response);
     assert_eq!(requests(&wire), []);
-    wire.deliver(REQUEST, request, request.len() - 3, request.len());
+    wire.deliver(Direction::Request, request, request.len() - 3, request.len());
     assert_eq!(requests(&wire), expected(request.len()));
     let both = [&request[..], GET].concat();
-    wire.deliver(REQUEST, &both, request.len(), both.len());
+    wire.deliver(Direction::Request, &both, request.len(), both.len());
     let both = [&response[..], response].concat();
-    wire.deliver(RESPONSE, &both, response.len(), both.len());
+    wire.deliver(Direction::Response, &both, response.len(), both.len());
     assert_eq!(requests(&wire).len(), 2);
     // The connection ends first: what was sent is.
     let mut wire = exchange(&request[..request.len() - 3], response);
-    wire.end(RESPONSE, false);
+    wire.end(Direction::Response, false);
     wire.close();
     assert_eq!(requests(&wire), expected(request.len() - 3));
     // At the source Envoy closes the connection where it has not read the whole.
     let response = b"HTTP/1.1 413 Too Large\r\nconnection: close\r\nContent-Length: 0\r\n\r\n";
-    let mut wire = Wire::new(SOURCE);
-    wire.deliver(REQUEST, request, 0, request.len() - 3);
-    wire.deliver(RESPONSE, response, 0, response.len());
-    wire.deliver(REQUEST, request, request.len() - 3, request.len());
+    let mut wire = Wire::new(ConnLeg::SOURCE);
+    wire.deliver(Direction::Request, request, 0, request.len() - 3);
+    wire.deliver(Direction::Response, response, 0, response.len());
+    wire.deliver(Direction::Request, request, request.len() - 3, request.len());
     wire.close();
     assert_eq!(requests(&wire), [(413, request.len() as u64 - 3, response.len() as u64, false)]);
 }
@@ -391,10 +405,10 @@ fn a_pipelined_request_begins_with_the_end_of_the_answer_before_it() {
     let mut wire = exchange(&[GET, GET, GET].concat(), b"");
     let responses = [&response[..], response, response].concat();
     for number in 0..3 {
-        wire.bed.clock += 1_000_000;
-        wire.deliver(RESPONSE, &responses, number * response.len(), (number + 1) * response.len());
+        wire.env.clock += 1_000_000;
+        wire.deliver(Direction::Response, &responses, number * response.len(), (number + 1) * response.len());
     }
-    let durations: Vec<u64> = wire.bed.finished.iter().map(|finished| finished.duration_ns / 1_000_000).collect();
+    let durations: Vec<u64> = wire.env.finished.iter().map(|finished| finished.duration_ns / 1_000_000).collect();
     assert_eq!(durations, [1, 1, 1]);
 }
 
@@ -404,9 +418,9 @@ fn segments_that_overtake_a_header_are_passed_over_once_it_came() {
     for order in [[1, 2, 0, 3], [2, 1, 0, 3], [3, 1, 0, 2], [1, 3, 2, 0], [3, 2, 1, 0]] {
         let mut wire = exchange(GET, b"");
         for part in order {
-            wire.deliver(RESPONSE, &response, part * 110, ((part + 1) * 110).min(response.len()));
+            wire.deliver(Direction::Response, &response, part * 110, ((part + 1) * 110).min(response.len()));
         }
-        assert_eq!(requests(&wire), [(200, GET.len() as u64, 440, false)], "{order:?}: {:?}", wire.bed.counts);
+        assert_eq!(requests(&wire), [(200, GET.len() as u64, 440, false)], "{order:?}: {:?}", wire.env.counts);
     }
 }
 
@@ -475,17 +489,17 @@ fn the_first_line_decides_as_envoy_decides() {
                 // As much of the preface is taken for the preface.
                 continue;
             }
-            let mut wire = Wire::new(DESTINATION);
+            let mut wire = Wire::new(ConnLeg::DESTINATION);
             if cut != 0 {
-                wire.deliver(REQUEST, line, 0, cut);
+                wire.deliver(Direction::Request, line, 0, cut);
             }
-            wire.deliver(REQUEST, line, cut, line.len());
-            let expected = if http { HTTP1 } else { TCP };
+            wire.deliver(Direction::Request, line, cut, line.len());
+            let expected = if http { ConnProtocol::HTTP1 } else { ConnProtocol::TCP };
             assert_eq!(wire.c.protocol, expected, "\"{}\" cut at {cut}", line.escape_ascii());
             wire.close();
             if !http {
-                assert_eq!((wire.bed.opened, wire.bed.closed), (1, 1), "{}", line.escape_ascii());
-                assert_eq!(wire.bed.bytes, [line.len() as u64, 0]);
+                assert_eq!((wire.env.opened, wire.env.closed), (1, 1), "{}", line.escape_ascii());
+                assert_eq!(wire.env.bytes, [line.len() as u64, 0]);
             }
         }
     }
@@ -495,11 +509,11 @@ fn the_first_line_decides_as_envoy_decides() {
 fn a_long_first_line_is_judged_by_its_head() {
     let long = [b"GET /".as_slice(), &[b'a'; 9_000], b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
     let response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-    let mut wire = Wire::new(DESTINATION);
+    let mut wire = Wire::new(ConnLeg::DESTINATION);
     for from in (0..long.len()).step_by(1_000) {
-        wire.deliver(REQUEST, &long, from, (from + 1_000).min(long.len()));
+        wire.deliver(Direction::Request, &long, from, (from + 1_000).min(long.len()));
     }
-    wire.deliver(RESPONSE, response, 0, response.len());
+    wire.deliver(Direction::Response, response, 0, response.len());
     assert_eq!(requests(&wire), [(200, long.len() as u64, response.len() as u64, false)]);
 }
 
@@ -507,27 +521,32 @@ fn a_long_first_line_is_judged_by_its_head() {
 fn where_the_client_leaves_it_open_the_server_decides() {
     // Nothing decides: TCP, as soon as somebody says anything else, or in the end.
     for first in [&b"G"[..], b"DELETE ", b"GET / HTTP/1.1", b"hello"] {
-        let mut wire = Wire::new(SOURCE);
-        wire.deliver(REQUEST, first, 0, first.len());
+        let mut wire = Wire::new(ConnLeg::SOURCE);
+        wire.deliver(Direction::Request, first, 0, first.len());
         wire.close();
-        assert_eq!((wire.bed.opened, wire.bed.closed), (1, 1), "{}", first.escape_ascii());
-        assert_eq!((wire.bed.bytes, wire.bed.finished.len()), ([first.len() as u64, 0], 0));
+        assert_eq!((wire.env.opened, wire.env.closed), (1, 1), "{}", first.escape_ascii());
+        assert_eq!((wire.env.bytes, wire.env.finished.len()), ([first.len() as u64, 0], 0));
         let mut wire = exchange(first, b"answer");
-        assert_eq!((wire.c.protocol, wire.bed.bytes[RESPONSE]), (TCP, 6), "{}", first.escape_ascii());
+        assert_eq!(
+            (wire.c.protocol, wire.env.bytes[Direction::Response]),
+            (ConnProtocol::TCP, 6),
+            "{}",
+            first.escape_ascii()
+        );
         wire.close();
-        assert_eq!((wire.bed.opened, wire.bed.closed, wire.bed.bytes), (1, 1, [first.len() as u64, 6]));
+        assert_eq!((wire.env.opened, wire.env.closed, wire.env.bytes), (1, 1, [first.len() as u64, 6]));
     }
-    let mut wire = Wire::new(SOURCE);
-    wire.deliver(RESPONSE, b"220 mail\r\n", 0, 10);
-    wire.deliver(REQUEST, b"GET / HTTP/1.1\r\n\r\n", 0, 18);
+    let mut wire = Wire::new(ConnLeg::SOURCE);
+    wire.deliver(Direction::Response, b"220 mail\r\n", 0, 10);
+    wire.deliver(Direction::Request, b"GET / HTTP/1.1\r\n\r\n", 0, 18);
     wire.close();
-    assert_eq!(wire.bed.bytes, [18, 10]);
+    assert_eq!(wire.env.bytes, [18, 10]);
     // A request line, but the answer is none: so was the port.
-    let mut wire = Wire::new(SOURCE);
-    wire.deliver(REQUEST, GET, 0, GET.len());
-    wire.deliver(RESPONSE, b"ICY 200 OK\r\n\r\n", 0, 14);
+    let mut wire = Wire::new(ConnLeg::SOURCE);
+    wire.deliver(Direction::Request, GET, 0, GET.len());
+    wire.deliver(Direction::Response, b"ICY 200 OK\r\n\r\n", 0, 14);
     wire.close();
-    assert_eq!((wire.bed.opened, wire.bed.closed, wire.bed.bytes), (1, 1, [GET.len() as u64, 14]));
+    assert_eq!((wire.env.opened, wire.env.closed, wire.env.bytes), (1, 1, [GET.len() as u64, 14]));
     assert_eq!(requests(&wire), []);
 }
 
@@ -562,17 +581,17 @@ fn a_malformed_request_ends_with_the_answer_that_refuses_it() {
         b"GET / HTTP/1.1\r\nhost: a\r\nx y: z\r\n\r\n",
     ] {
         for declared in [0, DECLARED_HTTP] {
-            let mut wire = Wire::new(SOURCE);
+            let mut wire = Wire::new(ConnLeg::SOURCE);
             wire.c.flags |= declared;
-            wire.deliver(REQUEST, request, 0, request.len());
-            wire.deliver(RESPONSE, REFUSAL, 0, REFUSAL.len());
+            wire.deliver(Direction::Request, request, 0, request.len());
+            wire.deliver(Direction::Response, REFUSAL, 0, REFUSAL.len());
             // What comes behind it nobody reads.
             let more = [request, GET].concat();
-            wire.deliver(REQUEST, &more, request.len(), more.len());
+            wire.deliver(Direction::Request, &more, request.len(), more.len());
             wire.close();
             let expected = [(400, request.len() as u64, REFUSAL.len() as u64, false)];
-            assert_eq!(requests(&wire), expected, "{}: {:?}", request.escape_ascii(), wire.bed.counts);
-            assert_eq!(wire.bed.count_of(Counter::SyncMalformed), 0);
+            assert_eq!(requests(&wire), expected, "{}: {:?}", request.escape_ascii(), wire.env.counts);
+            assert_eq!(wire.env.count_of(Counter::DesyncMalformed), 0);
         }
     }
 }
@@ -588,43 +607,43 @@ fn what_is_no_request_line_is_one_where_the_answer_says_so() {
         (b"hello world\r\n\r\n", false),
         (b"\x01\x02\x03 what\r\n\r\n", false),
     ] {
-        let mut wire = Wire::new(SOURCE);
+        let mut wire = Wire::new(ConnLeg::SOURCE);
         if declared {
             wire.c.flags |= DECLARED_HTTP;
         }
-        wire.deliver(REQUEST, first, 0, first.len());
-        wire.deliver(RESPONSE, REFUSAL, 0, REFUSAL.len());
+        wire.deliver(Direction::Request, first, 0, first.len());
+        wire.deliver(Direction::Response, REFUSAL, 0, REFUSAL.len());
         wire.close();
         let expected = [(400, first.len() as u64, REFUSAL.len() as u64, false)];
-        assert_eq!(requests(&wire), expected, "{}: {:?}", first.escape_ascii(), wire.bed.counts);
+        assert_eq!(requests(&wire), expected, "{}: {:?}", first.escape_ascii(), wire.env.counts);
     }
     // Another's refusal is TCP.
     let other = b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\nConnection: close\r\n\r\n";
-    let mut wire = Wire::new(SOURCE);
-    wire.deliver(REQUEST, b"hello world\r\n\r\n", 0, 15);
-    wire.deliver(RESPONSE, other, 0, other.len());
+    let mut wire = Wire::new(ConnLeg::SOURCE);
+    wire.deliver(Direction::Request, b"hello world\r\n\r\n", 0, 15);
+    wire.deliver(Direction::Response, other, 0, other.len());
     wire.close();
-    assert_eq!((wire.bed.opened, wire.bed.bytes), (1, [15, other.len() as u64]));
+    assert_eq!((wire.env.opened, wire.env.bytes), (1, [15, other.len() as u64]));
 }
 
 #[test]
 fn a_malformed_answer_is_a_bad_gateway_with_all_its_bytes() {
     for (answer, code) in ANSWERS {
         let mut wire = exchange(GET, answer);
-        wire.end(RESPONSE, false);
+        wire.end(Direction::Response, false);
         wire.close();
         let early = requests(&wire).first().is_some_and(|request| request.3);
         let expected = [(*code, GET.len() as u64, answer.len() as u64, early)];
-        assert_eq!(requests(&wire), expected, "{}: {:?}", answer.escape_ascii(), wire.bed.counts);
+        assert_eq!(requests(&wire), expected, "{}: {:?}", answer.escape_ascii(), wire.env.counts);
         // The next one is read as if nothing had been.
         let mut wire = exchange(GET, answer);
-        if wire.bed.finished.len() == 1 {
+        if wire.env.finished.len() == 1 {
             let ok = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n";
             let (asked, answered) = ([GET, GET].concat(), [answer, ok.as_slice()].concat());
-            wire.deliver(REQUEST, &asked, GET.len(), asked.len());
-            wire.deliver(RESPONSE, &answered, answer.len(), answered.len());
+            wire.deliver(Direction::Request, &asked, GET.len(), asked.len());
+            wire.deliver(Direction::Response, &answered, answer.len(), answered.len());
             let expected = (201, GET.len() as u64, ok.len() as u64, false);
-            assert_eq!(requests(&wire).last(), Some(&expected), "{}: {:?}", answer.escape_ascii(), wire.bed.counts);
+            assert_eq!(requests(&wire).last(), Some(&expected), "{}: {:?}", answer.escape_ascii(), wire.env.counts);
         }
     }
 }
@@ -719,12 +738,12 @@ fn a_request_that_closes_is_the_last_one() {
     ] {
         let first = format!("GET / {head}host: a\r\n\r\n");
         let both = [first.as_bytes(), GET].concat();
-        let mut wire = Wire::new(SOURCE);
-        wire.deliver(REQUEST, &both, 0, both.len());
-        wire.deliver(RESPONSE, response, 0, response.len());
+        let mut wire = Wire::new(ConnLeg::SOURCE);
+        wire.deliver(Direction::Request, &both, 0, both.len());
+        wire.deliver(Direction::Response, response, 0, response.len());
         wire.close();
         assert_eq!(requests(&wire), [(200, both.len() as u64, response.len() as u64, false)], "{head:?}");
-        assert_eq!(wire.bed.count_of(Counter::RequestAbandoned), u64::from(!last), "{head:?}");
+        assert_eq!(wire.env.count_of(Counter::RequestAbandoned), u64::from(!last), "{head:?}");
     }
 }
 
@@ -745,7 +764,7 @@ fn only_a_true_upgrade_opens_a_tunnel() {
         let first = format!("GET / HTTP/1.1\r\nhost: a\r\n{head}\r\n");
         let both = [first.as_bytes(), GET].concat();
         let mut wire = exchange(&both, &[&response[..], response].concat());
-        wire.end(RESPONSE, false);
+        wire.end(Direction::Response, false);
         wire.close();
         let (all, size) = (both.len() as u64, response.len() as u64);
         if tunnel {
@@ -760,23 +779,23 @@ fn only_a_true_upgrade_opens_a_tunnel() {
 #[test]
 fn a_client_that_leaves_after_an_interim_answer_has_its_code() {
     let interim = b"HTTP/1.1 103 Early Hints\r\n\r\n";
-    let mut wire = Wire::new(SOURCE);
-    wire.deliver(REQUEST, GET, 0, GET.len());
-    wire.deliver(RESPONSE, interim, 0, interim.len());
-    wire.end(REQUEST, false);
+    let mut wire = Wire::new(ConnLeg::SOURCE);
+    wire.deliver(Direction::Request, GET, 0, GET.len());
+    wire.deliver(Direction::Response, interim, 0, interim.len());
+    wire.end(Direction::Request, false);
     wire.close();
     assert_eq!(requests(&wire), [(103, GET.len() as u64, interim.len() as u64, true)]);
 }
 
 #[test]
 fn an_empty_line_begins_a_request() {
-    let mut wire = Wire::new(SOURCE);
+    let mut wire = Wire::new(ConnLeg::SOURCE);
     let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-    wire.deliver(REQUEST, GET, 0, GET.len());
-    wire.deliver(RESPONSE, response, 0, response.len());
+    wire.deliver(Direction::Request, GET, 0, GET.len());
+    wire.deliver(Direction::Response, response, 0, response.len());
     let more = [GET, b"\r\n"].concat();
-    wire.deliver(REQUEST, &more, GET.len(), more.len());
-    wire.end(REQUEST, false);
+    wire.deliver(Direction::Request, &more, GET.len(), more.len());
+    wire.end(Direction::Request, false);
     wire.close();
     assert_eq!(requests(&wire), [(200, GET.len() as u64, response.len() as u64, false), (0, 2, 0, true)]);
 }
@@ -806,33 +825,33 @@ fn a_proxy_protocol_header_is_of_no_request() {
     for header in v1.iter().chain(&v2) {
         let all = [header.as_slice(), GET].concat();
         for cut in 0..all.len() {
-            let mut wire = Wire::new(SOURCE);
+            let mut wire = Wire::new(ConnLeg::SOURCE);
             wire.c.flags |= GATEWAY;
             if cut != 0 {
-                wire.deliver(REQUEST, &all, 0, cut);
+                wire.deliver(Direction::Request, &all, 0, cut);
             }
-            wire.deliver(REQUEST, &all, cut, all.len());
-            wire.deliver(RESPONSE, response, 0, response.len());
+            wire.deliver(Direction::Request, &all, cut, all.len());
+            wire.deliver(Direction::Response, response, 0, response.len());
             let expected = [(200, GET.len() as u64, response.len() as u64, false)];
-            assert_eq!(requests(&wire), expected, "{} cut at {cut}: {:?}", header.escape_ascii(), wire.bed.counts);
+            assert_eq!(requests(&wire), expected, "{} cut at {cut}: {:?}", header.escape_ascii(), wire.env.counts);
         }
         // What begins as one, elsewhere and here.
-        let mut wire = Wire::new(SOURCE);
+        let mut wire = Wire::new(ConnLeg::SOURCE);
         wire.c.flags |= GATEWAY;
         let all = [header.as_slice(), b"\x16\x03\x01\x02\0\x01"].concat();
-        wire.deliver(REQUEST, &all, 0, all.len());
-        assert_eq!(wire.bed.count_of(Counter::ConnectionEncrypted), 1, "{}", header.escape_ascii());
+        wire.deliver(Direction::Request, &all, 0, all.len());
+        assert_eq!(wire.env.count_of(Counter::ConnectionEncrypted), 1, "{}", header.escape_ascii());
     }
-    let mut wire = Wire::new(SOURCE);
+    let mut wire = Wire::new(ConnLeg::SOURCE);
     wire.c.flags |= GATEWAY;
     let patch = b"PROXY / HTTP/1.1\r\nhost: a\r\n\r\n";
-    wire.deliver(REQUEST, &patch[..3], 0, 3);
+    wire.deliver(Direction::Request, &patch[..3], 0, 3);
     assert_eq!(wire.c.tail, 0);
 }
 
 #[test]
 fn grpc_over_http1_is_grpc() {
-    use observer_common::{GRPC_NONE, PROTOCOL_GRPC, PROTOCOL_HTTP};
+    use observer_common::{GRPC_NONE, Protocol};
     let call = |kind: &str| {
         format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: {kind}\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0")
     };
@@ -860,8 +879,8 @@ fn grpc_over_http1_is_grpc() {
             ("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_owned(), GRPC_NONE),
         ] {
             let wire = exchange(call(kind).as_bytes(), answer.as_bytes());
-            let [finished] = wire.bed.finished[..] else { panic!("{kind} {answer}: {:?}", wire.bed.counts) };
-            let protocol = if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP };
+            let [finished] = wire.env.finished[..] else { panic!("{kind} {answer}: {:?}", wire.env.counts) };
+            let protocol = if grpc { Protocol::GRPC } else { Protocol::HTTP };
             let status = if grpc { status } else { GRPC_NONE };
             assert_eq!((finished.protocol, finished.grpc_status), (protocol, status), "{kind}: {answer}");
         }
@@ -869,9 +888,9 @@ fn grpc_over_http1_is_grpc() {
     // An application that breaks the protocol, or leaves.
     for answer in [&b"ICY\r\n\r\n"[..], b""] {
         let mut wire = exchange(call("application/grpc").as_bytes(), answer);
-        wire.end(RESPONSE, false);
+        wire.end(Direction::Response, false);
         wire.close();
-        let finished = wire.bed.finished[0];
+        let finished = wire.env.finished[0];
         assert_eq!((finished.status, finished.grpc_status), (200, 14), "{}", answer.escape_ascii());
     }
 }
@@ -880,11 +899,14 @@ fn grpc_over_http1_is_grpc() {
 fn an_answer_that_nothing_was_asked_for_is_a_loss_and_no_tcp() {
     let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let mut wire = exchange(b"", response);
-    assert_eq!((wire.c.protocol, wire.bed.count_of(Counter::SyncUnasked), wire.bed.opened), (HTTP1, 1, 0));
+    assert_eq!(
+        (wire.c.protocol, wire.env.count_of(Counter::DesyncUnexpected), wire.env.opened),
+        (ConnProtocol::HTTP1, 1, 0)
+    );
     // Once both are seen, they are counted.
-    wire.deliver(REQUEST, GET, 0, GET.len());
+    wire.deliver(Direction::Request, GET, 0, GET.len());
     let both = [response, &response[..]].concat();
-    wire.deliver(RESPONSE, &both, response.len(), both.len());
+    wire.deliver(Direction::Response, &both, response.len(), both.len());
     assert_eq!(requests(&wire), [(200, GET.len() as u64, response.len() as u64, false)]);
 }
 
@@ -892,8 +914,8 @@ fn an_answer_that_nothing_was_asked_for_is_a_loss_and_no_tcp() {
 fn http2_is_recognised_and_counted_as_neither() {
     let mut wire = exchange(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\x04\0\0\0\0\0");
     wire.close();
-    assert_eq!(wire.bed.count_of(Counter::ConnectionHttp2), 1);
-    assert_eq!((wire.bed.opened, wire.bed.bytes, wire.bed.finished.len()), (0, [0, 0], 0));
+    assert_eq!(wire.env.count_of(Counter::ConnectionHttp2), 1);
+    assert_eq!((wire.env.opened, wire.env.bytes, wire.env.finished.len()), (0, [0, 0], 0));
 }
 
 #[test]
@@ -901,38 +923,38 @@ fn a_large_body_costs_no_more_than_a_small_one() {
     let turns = |length: u64| {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").into_bytes();
         let mut wire = exchange(GET, &head);
-        let before = wire.bed.turns;
+        let before = wire.env.steps;
         let mut left = length;
         let mut packets = 0;
         let body = vec![b'x'; 65_000];
-        let mut seq = wire.base[RESPONSE].wrapping_add(head.len() as u32);
+        let mut seq = wire.base[Direction::Response].wrapping_add(head.len() as u32);
         while left > 0 {
             let part = left.min(65_000) as usize;
-            wire.bed.packet = body[..part].to_vec();
-            observer_proto::socket::payload(&mut wire.c, &mut wire.bed, RESPONSE, seq, 0, part as u32);
+            wire.env.packet = body[..part].to_vec();
+            http1::on_payload(&mut wire.c, &mut wire.env, Direction::Response, seq, 0, part as u32);
             seq = seq.wrapping_add(part as u32);
             left -= part as u64;
             packets += 1;
         }
         assert_eq!(requests(&wire), [(200, GET.len() as u64, head.len() as u64 + length, false)]);
-        (wire.bed.turns - before) / packets
+        (wire.env.steps - before) / packets
     };
     assert!(turns(1 << 30) <= turns(1_000));
 }
 
 #[test]
 fn sync_is_found_again_at_the_next_request() {
-    let mut wire = Wire::new(SOURCE);
+    let mut wire = Wire::new(ConnLeg::SOURCE);
     let odd = b"HTTP/1.1 200 OK\r\nContent-Length: nine\r\n\r\n";
     wire.c.flags |= DECLARED_HTTP;
-    wire.deliver(REQUEST, GET, 0, GET.len());
-    wire.deliver(RESPONSE, odd, 0, odd.len());
-    assert_eq!(wire.bed.count_of(Counter::SyncMalformed), 1);
-    assert_eq!(wire.bed.count_of(Counter::RequestLostSync), 1);
+    wire.deliver(Direction::Request, GET, 0, GET.len());
+    wire.deliver(Direction::Response, odd, 0, odd.len());
+    assert_eq!(wire.env.count_of(Counter::DesyncMalformed), 1);
+    assert_eq!(wire.env.count_of(Counter::RequestDesync), 1);
     let both = [GET, GET].concat();
-    wire.deliver(REQUEST, &both, GET.len(), both.len());
+    wire.deliver(Direction::Request, &both, GET.len(), both.len());
     let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
     let responses = [odd, &answer[..]].concat();
-    wire.deliver(RESPONSE, &responses, odd.len(), responses.len());
+    wire.deliver(Direction::Response, &responses, odd.len(), responses.len());
     assert_eq!(requests(&wire), [(404, GET.len() as u64, answer.len() as u64, false)]);
 }

@@ -1,11 +1,11 @@
-//! The kernel's HTTP/2 reading on whole connections written by hand: any interleaving of calls, framed, cut, repeated
+//! The kernel's HTTP/2 reading on whole connections written by hand: any interleaving of streams, framed, cut, repeated
 //! and overlapped in any way, yields the same requests.
 
-mod bed;
+mod fixture;
 
 use std::collections::VecDeque;
 
-use bed::{
+use fixture::{
     Wire,
     frames::{
         self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PREFACE, PRIORITY, RST_STREAM,
@@ -13,14 +13,16 @@ use bed::{
     },
 };
 use httlib_hpack::Encoder;
-use observer_common::{
-    GRPC_NONE, GRPC_UNKNOWN, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_UNKNOWN, STATUS_UNKNOWN, health::Counter,
-};
+use observer_common::{Direction, GRPC_NONE, GRPC_UNKNOWN, Protocol, STATUS_UNKNOWN, health::Counter};
 use observer_proto::{
-    http2::{CALLS, MAPPED, MORE, settle},
-    socket::{DESTINATION, Finished, REQUEST, RESPONSE, SOURCE},
+    ConnLeg, FinishedRequest, OptionU32,
+    http2::{self, MAX_MAPPED, MORE_STREAMS, OWN_STREAMS},
 };
-use proptest::{collection::vec, prelude::*, sample::Index};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::{Index, select},
+};
 
 const BEST: u8 = Encoder::BEST_FORMAT | Encoder::WITH_INDEXING;
 const HUFFMAN: u8 = Encoder::HUFFMAN_NAME | Encoder::HUFFMAN_VALUE;
@@ -43,7 +45,7 @@ impl Writer {
         }
     }
 
-    fn block(&mut self, direction: usize, fields: &[(&str, &str)]) -> Vec<u8> {
+    fn block(&mut self, direction: Direction, fields: &[(&str, &str)]) -> Vec<u8> {
         let mut block = Vec::new();
         for &(name, value) in fields {
             let field = (name.as_bytes().to_vec(), value.as_bytes().to_vec(), self.flags);
@@ -52,27 +54,27 @@ impl Writer {
         block
     }
 
-    fn write(&mut self, direction: usize, bytes: &[u8]) {
+    fn write(&mut self, direction: Direction, bytes: &[u8]) {
         self.streams[direction].extend_from_slice(bytes);
     }
 
-    fn headers(&mut self, direction: usize, stream: u32, flags: u8, fields: &[(&str, &str)]) {
+    fn headers(&mut self, direction: Direction, stream: u32, flags: u8, fields: &[(&str, &str)]) {
         let block = self.block(direction, fields);
         self.write(direction, &headers(stream, flags, &block, &Shape::default()));
     }
 
     fn ask(&mut self, stream: u32, flags: u8) {
-        self.headers(REQUEST, stream, flags, &[(":method", "GET"), (":path", "/"), (":scheme", "http")]);
+        self.headers(Direction::Request, stream, flags, &[(":method", "GET"), (":path", "/"), (":scheme", "http")]);
     }
 
     fn call(&mut self, stream: u32) {
         let fields =
             [(":method", "POST"), (":path", "/a.B/C"), ("content-type", "application/grpc"), ("te", "trailers")];
-        self.headers(REQUEST, stream, 0, &fields);
+        self.headers(Direction::Request, stream, 0, &fields);
     }
 
     fn answer(&mut self, stream: u32, flags: u8, status: &str) {
-        self.headers(RESPONSE, stream, flags, &[(":status", status)]);
+        self.headers(Direction::Response, stream, flags, &[(":status", status)]);
     }
 }
 
@@ -84,12 +86,12 @@ struct Talk {
 }
 
 impl Talk {
-    fn new(leg: u32) -> Self {
+    fn new(leg: ConnLeg) -> Self {
         Self { writer: Writer::new(), wire: Wire::new(leg), sent: [0; 2] }
     }
 
     /// Delivers what is written and not yet sent, whole.
-    fn send(&mut self, direction: usize) {
+    fn send(&mut self, direction: Direction) {
         let stream = &self.writer.streams[direction];
         if self.sent[direction] < stream.len() {
             self.wire.deliver(direction, stream, self.sent[direction], stream.len());
@@ -98,33 +100,33 @@ impl Talk {
     }
 
     fn flush(&mut self) {
-        self.send(REQUEST);
-        self.send(RESPONSE);
+        self.send(Direction::Request);
+        self.send(Direction::Response);
     }
 
     /// Forgets what is written and not yet sent: the peer gets it, the programs do not.
-    fn lose(&mut self, direction: usize) {
+    fn lose(&mut self, direction: Direction) {
         let to = self.writer.streams[direction].len();
         self.wire.miss(direction, self.sent[direction], to);
         self.sent[direction] = to;
     }
 
     fn finished(&self) -> Vec<(u16, u64, Counter)> {
-        let outcome = |f: &Finished| *Counter::ALL.iter().find(|c| **c as u16 == f.outcome).expect("a counter");
-        self.wire.bed.finished.iter().map(|f| (f.status, f.grpc_status, outcome(f))).collect()
+        let outcome = |f: &FinishedRequest| *Counter::ALL.iter().find(|c| **c as u16 == f.outcome).expect("a counter");
+        self.wire.env.finished.iter().map(|f| (f.status, f.grpc_status, outcome(f))).collect()
     }
 
     fn count_of(&self, counter: Counter) -> u64 {
-        self.wire.bed.count_of(counter)
+        self.wire.env.count_of(counter)
     }
 }
 
 /// Does the proxy receive what is written in a direction?
-fn received(leg: u32, direction: usize) -> bool {
-    (leg == SOURCE) == (direction == REQUEST)
+fn received(leg: ConnLeg, direction: Direction) -> bool {
+    (leg == ConnLeg::SOURCE) == (direction == Direction::Request)
 }
 
-/// How a call ends.
+/// How a stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Normal,
@@ -132,7 +134,7 @@ enum End {
     ResetByServer,
 }
 
-/// One call, before it is written.
+/// One stream, before it is written.
 #[derive(Clone, Debug)]
 struct Plan {
     grpc: Option<u32>,
@@ -197,7 +199,7 @@ enum Unit {
 
 impl Plan {
     /// The bodies' data as it is cut into frames: with gRPC a message may begin in one and end in another.
-    fn data(&self, direction: usize) -> Vec<Vec<u8>> {
+    fn data(&self, direction: Direction) -> Vec<Vec<u8>> {
         let bodies = &self.bodies[direction];
         if self.grpc.is_none() {
             return bodies.iter().map(|&length| vec![b'd'; length]).collect();
@@ -207,12 +209,13 @@ impl Plan {
         whole.chunks(size).map(<[u8]>::to_vec).collect()
     }
 
-    fn units(&self, direction: usize) -> Vec<Unit> {
+    fn units(&self, direction: Direction) -> Vec<Unit> {
         let own = |name: &str, value: String| (name.to_owned(), value);
         let mut fields = Vec::new();
         let mut units = Vec::new();
-        let trailers_only = self.grpc.is_some() && direction == RESPONSE && self.bodies[RESPONSE].is_empty();
-        if direction == REQUEST {
+        let trailers_only =
+            self.grpc.is_some() && direction == Direction::Response && self.bodies[Direction::Response].is_empty();
+        if direction == Direction::Request {
             fields.push(own(":method", "POST".into()));
             let kind = if self.grpc.is_some() { "application/grpc+proto" } else { "application/grpc-web" };
             fields.push(own("content-type", kind.into()));
@@ -227,7 +230,7 @@ impl Plan {
         }
         fields.extend(self.fields.clone());
         let data = self.data(direction);
-        let trailers = direction == RESPONSE && !trailers_only && (self.grpc.is_some() || self.trailers);
+        let trailers = direction == Direction::Response && !trailers_only && (self.grpc.is_some() || self.trailers);
         let open = !data.is_empty() || trailers || (self.empty_end && !trailers_only);
         units.push(Unit::Block { flags: if open { 0 } else { END_STREAM }, fields });
         let last = data.len();
@@ -246,19 +249,19 @@ impl Plan {
     }
 }
 
-/// What is to come out of one call.
+/// What is to come out of one stream.
 #[derive(Debug, PartialEq, Eq)]
 struct Expected {
     status: u16,
     grpc_status: u64,
-    protocol: u8,
+    protocol: Protocol,
     bytes: [u64; 2],
     messages: [u32; 2],
     early: bool,
 }
 
-impl From<&Finished> for Expected {
-    fn from(f: &Finished) -> Self {
+impl From<&FinishedRequest> for Expected {
+    fn from(f: &FinishedRequest) -> Self {
         Self {
             status: f.status,
             grpc_status: f.grpc_status,
@@ -270,12 +273,12 @@ impl From<&Finished> for Expected {
     }
 }
 
-/// One call while its frames are written.
+/// One stream while its frames are written.
 struct Progress {
     plan: Plan,
     units: [VecDeque<Unit>; 2],
     left_to_reset: usize,
-    reset: Option<usize>,
+    reset: Option<Direction>,
     status: u16,
     grpc_status: u64,
     done: [bool; 2],
@@ -285,7 +288,7 @@ struct Progress {
 
 impl Progress {
     fn new(plan: &Plan) -> Self {
-        let units = [plan.units(REQUEST).into(), plan.units(RESPONSE).into()];
+        let units = [plan.units(Direction::Request).into(), plan.units(Direction::Response).into()];
         let total: usize = units.iter().map(VecDeque::len).sum();
         Self {
             plan: plan.clone(),
@@ -305,17 +308,17 @@ impl Progress {
     }
 
     /// The next direction to write and what; a response only once the request has begun.
-    fn next(&mut self, wish: usize) -> (usize, Unit) {
-        let begun = self.bytes[REQUEST] > 0;
+    fn next(&mut self, wish: Direction) -> (Direction, Unit) {
+        let begun = self.bytes[Direction::Request] > 0;
         if begun && self.left_to_reset == 0 && self.plan.end != End::Normal {
-            let by = if self.plan.end == End::ResetByClient { REQUEST } else { RESPONSE };
+            let by = if self.plan.end == End::ResetByClient { Direction::Request } else { Direction::Response };
             return (by, Unit::Reset);
         }
         self.left_to_reset = self.left_to_reset.saturating_sub(1);
-        let direction = if !begun || self.done[RESPONSE] {
-            REQUEST
-        } else if self.done[REQUEST] {
-            RESPONSE
+        let direction = if !begun || self.done[Direction::Response] {
+            Direction::Request
+        } else if self.done[Direction::Request] {
+            Direction::Response
         } else {
             wish
         };
@@ -323,15 +326,15 @@ impl Progress {
     }
 
     /// Messages whose first byte was sent.
-    fn begun(&self, direction: usize) -> u32 {
+    fn begun(&self, direction: Direction) -> u32 {
         let begins =
             self.plan.bodies[direction].iter().scan(0, |at, length| Some(std::mem::replace(at, *at + 5 + length)));
         begins.filter(|begin| *begin < self.sent[direction]).count() as u32
     }
 
-    fn expected(&self, leg: u32) -> Expected {
+    fn expected(&self, leg: ConnLeg) -> Expected {
         let grpc = self.plan.grpc.is_some();
-        let unanswered = self.status == 0 && leg == DESTINATION && self.reset == Some(RESPONSE);
+        let unanswered = self.status == 0 && leg == ConnLeg::DESTINATION && self.reset == Some(Direction::Response);
         Expected {
             status: match self.status {
                 0 if unanswered => {
@@ -344,22 +347,26 @@ impl Progress {
                 status => status,
             },
             grpc_status: if unanswered && grpc { 14 } else { self.grpc_status },
-            protocol: if grpc { PROTOCOL_GRPC } else { PROTOCOL_HTTP },
+            protocol: if grpc { Protocol::GRPC } else { Protocol::HTTP },
             bytes: self.bytes,
-            messages: [REQUEST, RESPONSE].map(|direction| if grpc { self.begun(direction) } else { 0 }),
+            messages: [Direction::Request, Direction::Response]
+                .map(|direction| if grpc { self.begun(direction) } else { 0 }),
             early: self.reset.is_some(),
         }
     }
 }
 
-/// Writes the plans' calls interleaved as told; returns what is to come out, in order, and when each direction was
+/// Writes the plans' streams interleaved as given; returns what is to come out, in order, and when each direction was
 /// written up to where.
-fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expected>, Vec<(usize, usize)>) {
+fn write(plans: &[Plan], order: &[(Index, bool)], leg: ConnLeg) -> (Writer, Vec<Expected>, Vec<(Direction, usize)>) {
     let mut writer = Writer::new();
-    let mut turns = vec![(REQUEST, writer.streams[REQUEST].len()), (RESPONSE, writer.streams[RESPONSE].len())];
+    let mut turns = vec![
+        (Direction::Request, writer.streams[Direction::Request].len()),
+        (Direction::Response, writer.streams[Direction::Response].len()),
+    ];
     let mut calls: Vec<Progress> = plans.iter().map(Progress::new).collect();
     let mut expected = Vec::new();
-    // The first calls are open; a new one opens only behind all before it, as its number demands.
+    // The first streams are open; a new one opens only behind all before it, as its number demands.
     let mut opened = 0;
     for (pick, response) in order.iter().cycle() {
         let candidates: Vec<usize> = (0..calls.len().min(opened + 1)).filter(|&number| !calls[number].over()).collect();
@@ -370,11 +377,11 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expe
         opened = opened.max(number + 1);
         let id = number as u32 * 2 + 1;
         let call = &mut calls[number];
-        let (direction, unit) = call.next(usize::from(*response));
+        let (direction, unit) = call.next(if *response { Direction::Response } else { Direction::Request });
         let before = writer.streams[direction].len();
         let noise = [
             frame(PING, 0, 0, &[7; 8]),
-            frame(WINDOW_UPDATE, 0, if call.bytes[REQUEST] > 0 { id } else { 0 }, &[0, 0, 1, 0]),
+            frame(WINDOW_UPDATE, 0, if call.bytes[Direction::Request] > 0 { id } else { 0 }, &[0, 0, 1, 0]),
             frame(PRIORITY, 0, id, &[0, 0, 0, 0, 9]),
             frame(0xbe, 0xff, id, b"unknown"),
             Vec::new(),
@@ -388,7 +395,7 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expe
                 let block = writer.block(direction, &fields);
                 writer.write(direction, &headers(id, flags, &block, &call.plan.shape));
                 let value = |name| fields.iter().find(|f| f.0 == name).map(|f| f.1.parse::<u64>().expect("a number"));
-                if direction == RESPONSE {
+                if direction == Direction::Response {
                     call.status = value(":status").filter(|s| *s >= 200).map_or(call.status, |s| s as u16);
                     call.grpc_status = value("grpc-status").unwrap_or(call.grpc_status);
                 }
@@ -401,7 +408,7 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: u32) -> (Writer, Vec<Expe
             }
             Unit::Reset => {
                 writer.write(direction, &reset(id));
-                let answered = direction == RESPONSE && call.done[RESPONSE];
+                let answered = direction == Direction::Response && call.done[Direction::Response];
                 if received(leg, direction) && !answered {
                     call.bytes[direction] += 13;
                 }
@@ -429,8 +436,8 @@ fn cuts() -> impl Strategy<Value = Cuts> {
     )
 }
 
-/// Delivers `stream[from..to]` cut as told; starts over with the cuts when they are used up.
-fn deliver(wire: &mut Wire, direction: usize, stream: &[u8], from: usize, to: usize, cuts: &Cuts) {
+/// Delivers `stream[from..to]` cut as given; starts over with the cuts when they are used up.
+fn deliver(wire: &mut Wire, direction: Direction, stream: &[u8], from: usize, to: usize, cuts: &Cuts) {
     let mut at = from;
     for &(length, back, repeats) in cuts.iter().cycle() {
         if at == to {
@@ -452,7 +459,7 @@ proptest! {
         plans in vec(plan(), 1..8), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in [cuts(), cuts()],
         source in any::<bool>(),
     ) {
-        let leg = if source { SOURCE } else { DESTINATION };
+        let leg = if source { ConnLeg::SOURCE } else { ConnLeg::DESTINATION };
         let (writer, expected, turns) = write(&plans, &order, leg);
         let mut wire = Wire::new(leg);
         let mut sent = [0; 2];
@@ -460,25 +467,25 @@ proptest! {
             deliver(&mut wire, direction, &writer.streams[direction], sent[direction], to, &cuts[direction]);
             sent[direction] = to;
         }
-        let finished: Vec<Expected> = wire.bed.finished.iter().map(Expected::from).collect();
-        prop_assert_eq!(finished, expected, "counts {:?}", wire.bed.counts);
+        let finished: Vec<Expected> = wire.env.finished.iter().map(Expected::from).collect();
+        prop_assert_eq!(finished, expected, "counts {:?}", wire.env.counts);
         prop_assert_eq!(wire.open(), 0);
         wire.close();
-        prop_assert_eq!(wire.bed.finished.len(), plans.len());
-        prop_assert_eq!(&wire.bed.counts, &[(Counter::ConnectionHttp2, 1)]);
-        prop_assert_eq!(wire.c.streams.map(|s| s.seen as usize), writer.streams.map(|s| s.len()));
+        prop_assert_eq!(wire.env.finished.len(), plans.len());
+        prop_assert_eq!(&wire.env.counts, &[(Counter::ConnectionHttp2, 1)]);
+        prop_assert_eq!(wire.c.flows.map(|s| s.seen_bytes as usize), writer.streams.map(|s| s.len()));
     }
 
     #[test]
     fn a_segment_that_comes_late_costs_no_request_or_is_counted(
         plans in vec(plan(), 1..5), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in cuts(),
-        late in any::<Index>(), ahead in 1..5usize, direction in 0..2usize, crowded in any::<bool>(),
+        late in any::<Index>(), ahead in 1..5usize, direction in select(Direction::BOTH.to_vec()), crowded in any::<bool>(),
     ) {
         // Resets cross what they end; which came first is then not told.
         let plans: Vec<Plan> = plans.into_iter().map(|plan| Plan { end: End::Normal, ..plan }).collect();
-        let (writer, expected, _) = write(&plans, &order, DESTINATION);
-        let mut wire = Wire::new(DESTINATION);
-        wire.bed.crowded = crowded;
+        let (writer, expected, _) = write(&plans, &order, ConnLeg::DESTINATION);
+        let mut wire = Wire::new(ConnLeg::DESTINATION);
+        wire.env.no_buffers = crowded;
         let late_one = |wire: &mut Wire| {
             let stream = &writer.streams[direction];
             let from = late.index(stream.len());
@@ -496,41 +503,41 @@ proptest! {
             deliver(wire, direction, stream, end, stream.len(), &cuts);
             wire.catch_up(direction);
         };
-        for each in [REQUEST, RESPONSE] {
+        for each in [Direction::Request, Direction::Response] {
             if each == direction {
                 late_one(&mut wire);
             } else {
                 deliver(&mut wire, each, &writer.streams[each], 0, writer.streams[each].len(), &cuts);
             }
         }
-        let losses = wire.bed.count_of(Counter::SyncGap);
+        let losses = wire.env.count_of(Counter::DesyncGap);
         prop_assert!(losses <= u64::from(crowded));
-        prop_assert!(wire.bed.places.is_empty());
+        prop_assert!(wire.env.buffers.is_empty());
         if losses == 0 && !crowded {
             prop_assert_eq!(wire.open(), 0);
             let by_bytes = |all: &mut Vec<Expected>| all.sort_by_key(|e| (e.bytes, e.status));
-            let mut finished: Vec<Expected> = wire.bed.finished.iter().map(Expected::from).collect();
+            let mut finished: Vec<Expected> = wire.env.finished.iter().map(Expected::from).collect();
             let mut expected = expected;
             by_bytes(&mut finished);
             by_bytes(&mut expected);
-            prop_assert_eq!(finished, expected, "{:?}", wire.bed.counts);
+            prop_assert_eq!(finished, expected, "{:?}", wire.env.counts);
         } else {
             wire.close();
-            // A position that a few bytes spoke for may be none, and its calls neither; answers begin no calls.
-            let counted = wire.bed.finished.len() as u64 + wire.bed.count_of(Counter::RequestLostSync);
-            prop_assert!(direction == REQUEST || counted == plans.len() as u64, "{:?}", wire.bed.counts);
+            // A position that a few bytes spoke for may be none, and its streams neither; answers begin no streams.
+            let counted = wire.env.finished.len() as u64 + wire.env.count_of(Counter::RequestDesync);
+            prop_assert!(direction == Direction::Request || counted == plans.len() as u64, "{:?}", wire.env.counts);
         }
     }
 
-    /// What is known of a call on a connection joined at any point is right, and what is not known is said to be so.
+    /// What is known of a stream on a connection joined at any point is right, and what is not known is said to be so.
     #[test]
     fn a_connection_joined_anywhere_claims_nothing_that_is_wrong(
         plans in vec(plan(), 1..12), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in [cuts(), cuts()],
         source in any::<bool>(), joined in any::<Index>(),
     ) {
-        let leg = if source { SOURCE } else { DESTINATION };
+        let leg = if source { ConnLeg::SOURCE } else { ConnLeg::DESTINATION };
         let (writer, expected, turns) = write(&plans, &order, leg);
-        let mut wire = Wire::late(leg);
+        let mut wire = Wire::preexisting(leg);
         let mut sent = [0; 2];
         let join = joined.index(turns.len());
         for (number, (direction, to)) in turns.into_iter().enumerate() {
@@ -540,18 +547,18 @@ proptest! {
             sent[direction] = to;
         }
         wire.close();
-        prop_assert_eq!(wire.bed.count_of(Counter::ConnectionHttp1), 0);
+        prop_assert_eq!(wire.env.count_of(Counter::ConnectionHttp1), 0);
         prop_assert_eq!(wire.open(), 0);
-        let late = Counter::RequestLate as u16;
-        for f in &wire.bed.finished {
-            // A position found inside a call, or given up there, leaves its bytes short and its end open.
+        let late = Counter::RequestPreexisting as u16;
+        for f in &wire.env.finished {
+            // A position found inside a stream, or given up there, leaves its bytes short and its end open.
             let fits = |e: &&Expected| {
                 (f.status == STATUS_UNKNOWN || f.status == e.status || f.outcome == Counter::RequestEndedEarly as u16)
                     && (f.outcome == late || f.protocol == e.protocol)
                     && (f.grpc_status == GRPC_UNKNOWN || f.grpc_status == e.grpc_status || f.outcome != Counter::RequestOk as u16)
             };
             prop_assert!(expected.iter().any(|e| fits(&e)), "{f:?} of {expected:?}");
-            let known = f.status != STATUS_UNKNOWN && f.grpc_status != GRPC_UNKNOWN && f.protocol != PROTOCOL_UNKNOWN;
+            let known = f.status != STATUS_UNKNOWN && f.grpc_status != GRPC_UNKNOWN && f.protocol != Protocol::UNKNOWN;
             prop_assert_eq!(known, f.outcome != late, "{:?}", f);
         }
     }
@@ -560,13 +567,13 @@ proptest! {
     fn any_bytes_end_without_panic_or_endless_loop(
         requests in vec(any::<u8>(), 0..2_000), responses in vec(any::<u8>(), 0..2_000), cuts in cuts(),
     ) {
-        let mut wire = Wire::new(SOURCE);
+        let mut wire = Wire::new(ConnLeg::SOURCE);
         let requests = [PREFACE, &requests].concat();
-        deliver(&mut wire, REQUEST, &requests, 0, requests.len(), &cuts);
-        deliver(&mut wire, RESPONSE, &responses, 0, responses.len(), &cuts);
+        deliver(&mut wire, Direction::Request, &requests, 0, requests.len(), &cuts);
+        deliver(&mut wire, Direction::Response, &responses, 0, responses.len(), &cuts);
         wire.close();
         prop_assert_eq!(wire.open(), 0);
-        prop_assert!(wire.bed.turns <= 20 * (requests.len() + responses.len() + 100) as u64 * 3);
+        prop_assert!(wire.env.steps <= 20 * (requests.len() + responses.len() + 100) as u64 * 3);
     }
 
     #[test]
@@ -574,12 +581,12 @@ proptest! {
         plans in vec(plan(), 1..5), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in cuts(),
         changes in vec((0..2usize, any::<Index>(), any::<u8>()), 1..6),
     ) {
-        let (mut writer, _, turns) = write(&plans, &order, SOURCE);
+        let (mut writer, _, turns) = write(&plans, &order, ConnLeg::SOURCE);
         for (direction, at, byte) in changes {
             let at = at.index(writer.streams[direction].len());
             writer.streams[direction][at] = byte;
         }
-        let mut wire = Wire::new(SOURCE);
+        let mut wire = Wire::new(ConnLeg::SOURCE);
         let mut sent = [0; 2];
         for (direction, to) in turns {
             deliver(&mut wire, direction, &writer.streams[direction], sent[direction], to, &cuts);
@@ -587,31 +594,31 @@ proptest! {
         }
         wire.close();
         prop_assert_eq!(wire.open(), 0);
-        for direction in [REQUEST, RESPONSE] {
-            let bytes: u64 = wire.bed.finished.iter().map(|f| f.bytes[direction]).sum();
-            prop_assert!(bytes as usize <= sent[direction] + 4 * wire.bed.finished.len(), "at most some cut short RST_STREAMs more");
+        for direction in [Direction::Request, Direction::Response] {
+            let bytes: u64 = wire.env.finished.iter().map(|f| f.bytes[direction]).sum();
+            prop_assert!(bytes as usize <= sent[direction] + 4 * wire.env.finished.len(), "at most some cut short RST_STREAMs more");
         }
     }
 }
 
 #[test]
 fn a_server_may_speak_first() {
-    let mut talk = Talk::new(SOURCE);
-    talk.send(RESPONSE);
+    let mut talk = Talk::new(ConnLeg::SOURCE);
+    talk.send(Direction::Response);
     talk.writer.ask(1, END_STREAM);
-    talk.send(REQUEST);
+    talk.send(Direction::Request);
     talk.writer.answer(1, END_STREAM, "418");
-    talk.send(RESPONSE);
+    talk.send(Direction::Response);
     assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)]);
-    assert_eq!(talk.wire.bed.counts, [(Counter::ConnectionHttp2, 1)]);
+    assert_eq!(talk.wire.env.counts, [(Counter::ConnectionHttp2, 1)]);
 }
 
 #[test]
 fn the_preface_may_come_in_pieces() {
     for first in 1..PREFACE.len() + 10 {
-        let mut talk = Talk::new(SOURCE);
-        talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], 0, first);
-        talk.sent[REQUEST] = first;
+        let mut talk = Talk::new(ConnLeg::SOURCE);
+        talk.wire.deliver(Direction::Request, &talk.writer.streams[Direction::Request], 0, first);
+        talk.sent[Direction::Request] = first;
         talk.writer.ask(1, END_STREAM);
         talk.writer.answer(1, END_STREAM, "418");
         talk.flush();
@@ -621,13 +628,13 @@ fn the_preface_may_come_in_pieces() {
 
 /// A client whose settings come before its preface.
 fn overtaken(crowded: bool) -> Talk {
-    let mut talk = Talk::new(SOURCE);
-    talk.wire.bed.crowded = crowded;
+    let mut talk = Talk::new(ConnLeg::SOURCE);
+    talk.wire.env.no_buffers = crowded;
     let preface = PREFACE.len();
-    let settings = talk.writer.streams[REQUEST].len();
-    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], preface, settings);
-    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], 0, preface);
-    talk.sent[REQUEST] = settings;
+    let settings = talk.writer.streams[Direction::Request].len();
+    talk.wire.deliver(Direction::Request, &talk.writer.streams[Direction::Request], preface, settings);
+    talk.wire.deliver(Direction::Request, &talk.writer.streams[Direction::Request], 0, preface);
+    talk.sent[Direction::Request] = settings;
     talk
 }
 
@@ -638,25 +645,25 @@ fn frames_that_overtake_the_preface_wait_for_it() {
     talk.writer.answer(1, END_STREAM, "418");
     talk.flush();
     assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)]);
-    assert!(talk.wire.bed.places.is_empty());
+    assert!(talk.wire.env.buffers.is_empty());
 }
 
 #[test]
 fn without_room_frames_that_overtake_the_preface_cost_the_position_once() {
     let mut talk = overtaken(true);
     // What shows the loss is passed over.
-    talk.writer.write(REQUEST, &frame(PING, 0, 0, &[7; 8]));
+    talk.writer.write(Direction::Request, &frame(PING, 0, 0, &[7; 8]));
     talk.flush();
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, END_STREAM, "418");
     talk.flush();
     assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)]);
-    assert_eq!(talk.count_of(Counter::SyncGap), 1);
+    assert_eq!(talk.count_of(Counter::DesyncGap), 1);
 }
 
 #[test]
-fn three_hundred_calls_are_open_at_once() {
-    let mut talk = Talk::new(SOURCE);
+fn three_hundred_streams_are_open_at_once() {
+    let mut talk = Talk::new(ConnLeg::SOURCE);
     let ids: Vec<u32> = (0..300).map(|number| number * 2 + 1).collect();
     for &id in &ids {
         if id % 3 == 0 { talk.writer.call(id) } else { talk.writer.ask(id, 0) }
@@ -664,52 +671,52 @@ fn three_hundred_calls_are_open_at_once() {
     talk.flush();
     assert_eq!(talk.wire.open(), 300);
     for &id in &ids {
-        talk.writer.write(REQUEST, &data(id, END_STREAM, &message(id as usize), &Shape::default()));
+        talk.writer.write(Direction::Request, &data(id, END_STREAM, &message(id as usize), &Shape::default()));
     }
     talk.flush();
     for id in ids.iter().rev() {
         let status = (300 + id).to_string();
         talk.writer.answer(*id, 0, &status);
-        talk.writer.write(RESPONSE, &data(*id, END_STREAM, b"", &Shape::default()));
+        talk.writer.write(Direction::Response, &data(*id, END_STREAM, b"", &Shape::default()));
     }
     talk.flush();
     let expected: Vec<_> = ids.iter().rev().map(|id| (300 + *id as u16, GRPC_NONE, Counter::RequestOk)).collect();
     assert_eq!(talk.finished(), expected);
     assert_eq!(talk.wire.open(), 0);
-    let messages: u32 = talk.wire.bed.finished.iter().map(|f| f.messages[REQUEST]).sum();
+    let messages: u32 = talk.wire.env.finished.iter().map(|f| f.messages[Direction::Request]).sum();
     assert_eq!(messages, 100);
-    for (finished, id) in talk.wire.bed.finished.iter().zip(ids.iter().rev()) {
-        assert_eq!(finished.bytes[REQUEST], meter(&talk.writer.streams[REQUEST], false)[id]);
-        assert_eq!(finished.bytes[RESPONSE], meter(&talk.writer.streams[RESPONSE], false)[id]);
+    for (finished, id) in talk.wire.env.finished.iter().zip(ids.iter().rev()) {
+        assert_eq!(finished.bytes[Direction::Request], meter(&talk.writer.streams[Direction::Request], false)[id]);
+        assert_eq!(finished.bytes[Direction::Response], meter(&talk.writer.streams[Direction::Response], false)[id]);
     }
 }
 
 /// The close counts each of them once, but those that are alike together.
 #[test]
-fn a_close_with_thousands_of_open_calls_is_bounded_and_counts_each() {
+fn a_close_with_thousands_of_open_streams_is_bounded_and_counts_each() {
     for narrow in [false, true] {
-        let mut talk = Talk::new(DESTINATION);
-        talk.wire.bed.narrow = narrow;
-        let most = CALLS + if narrow { 0 } else { MORE } + MAPPED;
+        let mut talk = Talk::new(ConnLeg::DESTINATION);
+        talk.wire.env.is_full = narrow;
+        let most = OWN_STREAMS + if narrow { 0 } else { MORE_STREAMS } + MAX_MAPPED;
         for number in 0..most as u32 + 500 {
             talk.writer.ask(number * 2 + 1, END_STREAM);
         }
         talk.flush();
         assert_eq!(talk.wire.open(), most);
         assert_eq!(talk.count_of(Counter::RequestNoRoom), 500);
-        talk.wire.end(RESPONSE, true);
+        talk.wire.end(Direction::Response, true);
         talk.wire.close();
         assert_eq!(talk.wire.open(), 0);
         assert_eq!(talk.finished(), vec![(503, GRPC_NONE, Counter::RequestEndedEarly); most]);
         // They differ in their first bytes only.
-        assert!(talk.wire.bed.booked < 100, "counted {} times", talk.wire.bed.booked);
+        assert!(talk.wire.env.batches < 100, "counted {} times", talk.wire.env.batches);
     }
 }
 
 /// However long some are open and however many come and go meanwhile.
 #[test]
-fn calls_that_stay_open_take_the_room_of_no_others() {
-    let mut talk = Talk::new(SOURCE);
+fn streams_that_stay_open_take_no_room_from_others() {
+    let mut talk = Talk::new(ConnLeg::SOURCE);
     let stay = 400;
     for number in 0..stay {
         talk.writer.ask(number * 2 + 1, END_STREAM);
@@ -730,40 +737,40 @@ fn calls_that_stay_open_take_the_room_of_no_others() {
 }
 
 #[test]
-fn a_graceful_goaway_touches_no_call() {
-    let mut talk = Talk::new(DESTINATION);
+fn a_graceful_goaway_closes_no_stream() {
+    let mut talk = Talk::new(ConnLeg::DESTINATION);
     talk.writer.ask(1, END_STREAM);
     talk.writer.ask(3, END_STREAM);
     talk.flush();
-    for last in [0x7fff_ffff, 3] {
-        talk.wire.h.frames[RESPONSE].going = last + 1;
-        assert!(!settle(&talk.wire.c, &mut talk.wire.h, RESPONSE, false, || 0));
+    for (last, open) in [(0x7fff_ffff, 2), (3, 2), (1, 1)] {
+        let Wire { c, h, env, .. } = &mut talk.wire;
+        h.frames[Direction::Response].goaway = OptionU32::some(last);
+        http2::on_segment_end(c, h, env, Direction::Response, false);
+        assert_eq!(talk.wire.open(), open, "last stream {last}");
     }
-    talk.wire.h.frames[RESPONSE].going = 2;
-    assert!(settle(&talk.wire.c, &mut talk.wire.h, RESPONSE, false, || 0));
 }
 
 #[test]
 fn answers_that_are_alike_are_counted_together_and_others_apart() {
-    let mut talk = Talk::new(SOURCE);
+    let mut talk = Talk::new(ConnLeg::SOURCE);
     for id in [1, 3, 5, 7, 9] {
         talk.writer.ask(id, END_STREAM);
     }
     talk.flush();
-    let booked = talk.wire.bed.booked;
+    let booked = talk.wire.env.batches;
     for (id, status) in [(1, "299"), (3, "299"), (5, "298"), (7, "299"), (9, "299")] {
         talk.writer.answer(id, END_STREAM, status);
     }
     talk.flush();
     assert_eq!(talk.finished(), [299, 299, 298, 299, 299].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
     // The first two differ by how the status is sent.
-    assert_eq!(talk.wire.bed.booked - booked, 4);
+    assert_eq!(talk.wire.env.batches - booked, 4);
 }
 
 #[test]
-fn a_call_without_room_is_counted_as_such() {
-    let mut talk = Talk::new(SOURCE);
-    (talk.wire.bed.refused, talk.wire.bed.narrow) = (vec![65], true);
+fn a_stream_without_room_is_counted_as_such() {
+    let mut talk = Talk::new(ConnLeg::SOURCE);
+    (talk.wire.env.refused, talk.wire.env.is_full) = (vec![65], true);
     for id in [1, 65, 67] {
         talk.writer.ask(id, END_STREAM);
     }
@@ -779,13 +786,14 @@ fn a_call_without_room_is_counted_as_such() {
 #[test]
 fn a_promise_fills_the_header_table_and_is_no_request() {
     for padding in [None, Some(0), Some(9)] {
-        let mut talk = Talk::new(SOURCE);
+        let mut talk = Talk::new(ConnLeg::SOURCE);
         talk.writer.ask(1, END_STREAM);
-        let promised = talk.writer.block(RESPONSE, &[(":method", "GET"), ("x-promised", "yes"), (":status", "207")]);
+        let promised =
+            talk.writer.block(Direction::Response, &[(":method", "GET"), ("x-promised", "yes"), (":status", "207")]);
         let shape = Shape { padding, fragments: vec![1, 0, 2], ..Shape::default() };
-        talk.writer.write(RESPONSE, &promise(1, 2, &promised, &shape));
+        talk.writer.write(Direction::Response, &promise(1, 2, &promised, &shape));
         talk.flush();
-        let before = talk.sent[RESPONSE];
+        let before = talk.sent[Direction::Response];
         talk.writer.answer(1, END_STREAM, "207");
         talk.writer.answer(2, END_STREAM, "208");
         talk.writer.ask(3, END_STREAM);
@@ -795,8 +803,8 @@ fn a_promise_fills_the_header_table_and_is_no_request() {
         assert_eq!(talk.wire.open(), 0);
         // The promise belongs to no request's bytes.
         assert_eq!(
-            talk.wire.bed.finished[0].bytes[RESPONSE],
-            meter(&talk.writer.streams[RESPONSE][before..], false)[&1]
+            talk.wire.env.finished[0].bytes[Direction::Response],
+            meter(&talk.writer.streams[Direction::Response][before..], false)[&1]
         );
     }
 }
@@ -804,43 +812,43 @@ fn a_promise_fills_the_header_table_and_is_no_request() {
 #[test]
 fn a_reset_has_its_thirteen_bytes_where_the_proxy_receives_it() {
     for (leg, by, received) in [
-        (SOURCE, REQUEST, true),
-        (SOURCE, RESPONSE, false),
-        (DESTINATION, REQUEST, false),
-        (DESTINATION, RESPONSE, true),
+        (ConnLeg::SOURCE, Direction::Request, true),
+        (ConnLeg::SOURCE, Direction::Response, false),
+        (ConnLeg::DESTINATION, Direction::Request, false),
+        (ConnLeg::DESTINATION, Direction::Response, true),
     ] {
         let mut talk = Talk::new(leg);
         talk.writer.ask(1, 0);
         talk.flush();
         talk.writer.write(by, &reset(1));
         talk.flush();
-        // What still comes of the call belongs to none.
+        // What still comes of the stream belongs to none.
         talk.writer.answer(1, END_STREAM, "200");
         talk.flush();
-        let status = if leg == DESTINATION && by == RESPONSE { 503 } else { 0 };
-        assert_eq!(talk.finished(), [(status, GRPC_NONE, Counter::RequestEndedEarly)], "leg {leg} reset by {by}");
-        let mut bytes = [meter(&talk.writer.streams[REQUEST], false)[&1], 0];
+        let status = if leg == ConnLeg::DESTINATION && by == Direction::Response { 503 } else { 0 };
+        assert_eq!(talk.finished(), [(status, GRPC_NONE, Counter::RequestEndedEarly)], "leg {leg:?} reset by {by:?}");
+        let mut bytes = [meter(&talk.writer.streams[Direction::Request], false)[&1], 0];
         bytes[by] += if received { 13 } else { 0 };
-        assert_eq!(talk.wire.bed.finished[0].bytes, bytes, "leg {leg} reset by {by}");
+        assert_eq!(talk.wire.env.finished[0].bytes, bytes, "leg {leg:?} reset by {by:?}");
         assert_eq!(talk.wire.open(), 0);
     }
 }
 
 #[test]
-fn goaway_ends_the_calls_above_its_last_stream() {
-    for leg in [SOURCE, DESTINATION] {
+fn goaway_closes_the_streams_above_its_last_one() {
+    for leg in [ConnLeg::SOURCE, ConnLeg::DESTINATION] {
         let mut talk = Talk::new(leg);
         for number in 0..50 {
             talk.writer.ask(number * 2 + 1, END_STREAM);
         }
         talk.flush();
-        talk.writer.write(RESPONSE, &goaway(0x7fff_ffff));
+        talk.writer.write(Direction::Response, &goaway(0x7fff_ffff));
         talk.flush();
         assert_eq!(talk.wire.open(), 50);
-        talk.writer.write(RESPONSE, &goaway(3));
+        talk.writer.write(Direction::Response, &goaway(3));
         talk.flush();
         assert_eq!(talk.wire.open(), 2);
-        if leg == SOURCE {
+        if leg == ConnLeg::SOURCE {
             assert_eq!(talk.count_of(Counter::RequestAbandoned), 48);
             assert_eq!(talk.finished(), []);
         } else {
@@ -858,10 +866,10 @@ fn goaway_ends_the_calls_above_its_last_stream() {
 }
 
 #[test]
-fn a_client_that_goes_away_ends_no_call() {
-    let mut talk = Talk::new(SOURCE);
+fn a_client_that_goes_away_closes_no_stream() {
+    let mut talk = Talk::new(ConnLeg::SOURCE);
     talk.writer.ask(1, END_STREAM);
-    talk.writer.write(REQUEST, &goaway(0));
+    talk.writer.write(Direction::Request, &goaway(0));
     talk.writer.answer(1, END_STREAM, "201");
     talk.flush();
     assert_eq!(talk.finished(), [(201, GRPC_NONE, Counter::RequestOk)]);
@@ -870,10 +878,10 @@ fn a_client_that_goes_away_ends_no_call() {
 #[test]
 fn an_early_end_has_the_status_of_who_ended_it() {
     for (leg, by, plain, grpc) in [
-        (SOURCE, REQUEST, (0, GRPC_NONE), (0, GRPC_NONE)),
-        (SOURCE, RESPONSE, (0, GRPC_NONE), (0, GRPC_NONE)),
-        (DESTINATION, RESPONSE, (503, GRPC_NONE), (200, 14)),
-        (DESTINATION, REQUEST, (0, GRPC_NONE), (0, GRPC_NONE)),
+        (ConnLeg::SOURCE, Direction::Request, (0, GRPC_NONE), (0, GRPC_NONE)),
+        (ConnLeg::SOURCE, Direction::Response, (0, GRPC_NONE), (0, GRPC_NONE)),
+        (ConnLeg::DESTINATION, Direction::Response, (503, GRPC_NONE), (200, 14)),
+        (ConnLeg::DESTINATION, Direction::Request, (0, GRPC_NONE), (0, GRPC_NONE)),
     ] {
         let mut talk = Talk::new(leg);
         talk.writer.ask(1, END_STREAM);
@@ -887,156 +895,163 @@ fn an_early_end_has_the_status_of_who_ended_it() {
         talk.wire.close();
         let early = |(status, grpc)| (status, grpc, Counter::RequestEndedEarly);
         let expected = [early(plain), early(grpc), early((299, GRPC_NONE)), early(plain)];
-        assert_eq!(talk.finished(), expected, "leg {leg} ended by {by}");
+        assert_eq!(talk.finished(), expected, "leg {leg:?} ended by {by:?}");
         assert_eq!(talk.wire.open(), 0);
     }
 }
 
 #[test]
 fn a_frame_that_never_came_whole_counts_no_more_than_came() {
-    let mut talk = Talk::new(DESTINATION);
+    let mut talk = Talk::new(ConnLeg::DESTINATION);
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, 0, "200");
     talk.flush();
-    let answer = meter(&talk.writer.streams[RESPONSE], false)[&1];
-    talk.writer.write(RESPONSE, &data(1, END_STREAM, &[b'x'; 10_000], &Shape::default())[..500]);
+    let answer = meter(&talk.writer.streams[Direction::Response], false)[&1];
+    talk.writer.write(Direction::Response, &data(1, END_STREAM, &[b'x'; 10_000], &Shape::default())[..500]);
     talk.flush();
-    talk.wire.end(RESPONSE, false);
+    talk.wire.end(Direction::Response, false);
     talk.wire.close();
     assert_eq!(talk.finished(), [(200, GRPC_NONE, Counter::RequestEndedEarly)]);
-    assert!((answer..=answer + 500).contains(&talk.wire.bed.finished[0].bytes[RESPONSE]));
+    assert!((answer..=answer + 500).contains(&talk.wire.env.finished[0].bytes[Direction::Response]));
 }
 
 #[test]
-fn a_body_whose_end_came_early_ends_with_what_was_missing() {
+fn a_body_whose_end_was_out_of_order_ends_with_the_missing_bytes() {
     for (first, second) in [(100, 200), (20, 40), (50, 308)] {
-        let mut talk = Talk::new(DESTINATION);
+        let mut talk = Talk::new(ConnLeg::DESTINATION);
         talk.writer.ask(1, END_STREAM);
         talk.writer.answer(1, 0, "299");
         talk.flush();
-        let from = talk.sent[RESPONSE];
-        talk.writer.write(RESPONSE, &data(1, END_STREAM, &[b'x'; 300], &Shape::default()));
-        let stream = &talk.writer.streams[RESPONSE];
-        talk.wire.deliver(RESPONSE, stream, from + second, stream.len());
-        talk.wire.deliver(RESPONSE, stream, from, from + first);
-        talk.wire.deliver(RESPONSE, stream, from + first, from + second);
+        let from = talk.sent[Direction::Response];
+        talk.writer.write(Direction::Response, &data(1, END_STREAM, &[b'x'; 300], &Shape::default()));
+        let stream = &talk.writer.streams[Direction::Response];
+        talk.wire.deliver(Direction::Response, stream, from + second, stream.len());
+        talk.wire.deliver(Direction::Response, stream, from, from + first);
+        talk.wire.deliver(Direction::Response, stream, from + first, from + second);
         assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk)]);
-        assert_eq!(talk.count_of(Counter::SyncGap), 0);
+        assert_eq!(talk.count_of(Counter::DesyncGap), 0);
     }
 }
 
 #[test]
-fn what_came_early_is_read_to_its_end() {
-    let mut talk = Talk::new(DESTINATION);
+fn out_of_order_segments_are_read_to_their_end() {
+    let mut talk = Talk::new(ConnLeg::DESTINATION);
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, 0, "299");
     talk.flush();
-    let from = talk.sent[RESPONSE];
+    let from = talk.sent[Direction::Response];
     for number in 0..300 {
-        talk.writer
-            .write(RESPONSE, &data(1, if number < 299 { 0 } else { END_STREAM }, &[b'x'; 1_000], &Shape::default()));
+        talk.writer.write(
+            Direction::Response,
+            &data(1, if number < 299 { 0 } else { END_STREAM }, &[b'x'; 1_000], &Shape::default()),
+        );
     }
-    let stream = &talk.writer.streams[RESPONSE];
+    let stream = &talk.writer.streams[Direction::Response];
     // While it waits for the first bytes, some of them come and make room for more.
     for (begin, end) in [(100_000, 150_000), (150_000, 200_000), (200_000, 250_000), (0, 50_000), (250_000, 300_000)] {
-        talk.wire.deliver(RESPONSE, stream, from + begin, from + end);
+        talk.wire.deliver(Direction::Response, stream, from + begin, from + end);
     }
-    talk.wire.deliver(RESPONSE, stream, from + 50_000, from + 100_000);
-    talk.wire.deliver(RESPONSE, stream, from + 300_000, stream.len());
+    talk.wire.deliver(Direction::Response, stream, from + 50_000, from + 100_000);
+    talk.wire.deliver(Direction::Response, stream, from + 300_000, stream.len());
     assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestOk)]);
-    assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(stream, false)[&1]);
-    assert_eq!(talk.wire.bed.counts, [(Counter::ConnectionHttp2, 1)]);
-    assert!(talk.wire.bed.places.is_empty());
+    assert_eq!(talk.wire.env.finished[0].bytes[Direction::Response], meter(stream, false)[&1]);
+    assert_eq!(talk.wire.env.counts, [(Counter::ConnectionHttp2, 1)]);
+    assert!(talk.wire.env.buffers.is_empty());
 }
 
 #[test]
 fn missing_data_is_passed_over() {
-    let mut talk = Talk::new(DESTINATION);
+    let mut talk = Talk::new(ConnLeg::DESTINATION);
     talk.writer.ask(1, END_STREAM);
     talk.writer.answer(1, 0, "299");
     talk.flush();
-    let from = talk.sent[RESPONSE];
-    talk.writer.write(RESPONSE, &data(1, END_STREAM, &[b'x'; 300], &Shape::default()));
+    let from = talk.sent[Direction::Response];
+    talk.writer.write(Direction::Response, &data(1, END_STREAM, &[b'x'; 300], &Shape::default()));
     talk.writer.ask(3, END_STREAM);
     talk.writer.answer(3, END_STREAM, "298");
-    talk.send(REQUEST);
-    let stream = &talk.writer.streams[RESPONSE];
-    talk.wire.deliver(RESPONSE, stream, from, from + 50);
-    talk.wire.miss(RESPONSE, from + 50, from + 309);
-    talk.wire.deliver(RESPONSE, stream, from + 309, stream.len());
+    talk.send(Direction::Request);
+    let stream = &talk.writer.streams[Direction::Response];
+    talk.wire.deliver(Direction::Response, stream, from, from + 50);
+    talk.wire.miss(Direction::Response, from + 50, from + 309);
+    talk.wire.deliver(Direction::Response, stream, from + 309, stream.len());
     assert_eq!(talk.finished(), [299, 298].map(|status| (status, GRPC_NONE, Counter::RequestOk)));
-    assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], meter(stream, false)[&1]);
+    assert_eq!(talk.wire.env.finished[0].bytes[Direction::Response], meter(stream, false)[&1]);
 }
 
 #[test]
-fn bytes_missing_elsewhere_cost_the_position_once_and_the_open_calls() {
-    let mut talk = Talk::new(DESTINATION);
+fn bytes_missing_elsewhere_cost_the_position_once_and_the_open_streams() {
+    let mut talk = Talk::new(ConnLeg::DESTINATION);
     for id in [1, 3, 65] {
         talk.writer.ask(id, END_STREAM);
     }
     talk.writer.answer(1, END_STREAM, "299");
     talk.flush();
     talk.writer.answer(3, END_STREAM, "298");
-    talk.lose(RESPONSE);
-    talk.writer.write(RESPONSE, &frame(0xbe, 0, 0, &[7; 900]));
-    talk.send(RESPONSE);
-    assert_eq!(talk.count_of(Counter::SyncGap), 1);
-    assert_eq!(talk.count_of(Counter::RequestLostSync), 2);
+    talk.lose(Direction::Response);
+    talk.writer.write(Direction::Response, &frame(0xbe, 0, 0, &[7; 900]));
+    talk.send(Direction::Response);
+    assert_eq!(talk.count_of(Counter::DesyncGap), 1);
+    assert_eq!(talk.count_of(Counter::RequestDesync), 2);
     assert_eq!(talk.wire.open(), 0);
     talk.writer.ask(67, END_STREAM);
     talk.writer.answer(67, END_STREAM, "299");
     talk.flush();
     // The same status, but from the table of before.
-    let expected = [(299, GRPC_NONE, Counter::RequestOk), (STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate)];
+    let expected = [(299, GRPC_NONE, Counter::RequestOk), (STATUS_UNKNOWN, GRPC_NONE, Counter::RequestPreexisting)];
     assert_eq!(talk.finished(), expected);
     talk.wire.close();
-    assert_eq!(talk.count_of(Counter::SyncGap), 1);
+    assert_eq!(talk.count_of(Counter::DesyncGap), 1);
 }
 
 #[test]
-fn an_older_connection_is_found_at_a_frame_and_counted_without_a_status_from_before() {
+fn a_preexisting_connection_is_found_at_a_frame_and_counted_without_a_status_from_before() {
     for base in [u32::MAX - 700, 12, 1 << 31, 3_000_000_000] {
-        let mut talk = Talk::new(SOURCE);
-        talk.wire = Wire::late(SOURCE);
+        let mut talk = Talk::new(ConnLeg::SOURCE);
+        talk.wire = Wire::preexisting(ConnLeg::SOURCE);
         talk.wire.base = [base; 2];
         talk.writer.ask(1, END_STREAM);
         talk.writer.answer(1, END_STREAM, "299");
-        talk.lose(REQUEST);
-        talk.lose(RESPONSE);
+        talk.lose(Direction::Request);
+        talk.lose(Direction::Response);
         for id in [3, 5] {
             talk.writer.ask(id, 0);
-            talk.writer.write(REQUEST, &data(id, END_STREAM, b"hello", &Shape::default()));
-            talk.send(REQUEST);
+            talk.writer.write(Direction::Request, &data(id, END_STREAM, b"hello", &Shape::default()));
+            talk.send(Direction::Request);
             talk.writer.answer(id, 0, "299");
-            talk.writer.write(RESPONSE, &data(id, END_STREAM, b"hello", &Shape::default()));
-            talk.send(RESPONSE);
+            talk.writer.write(Direction::Response, &data(id, END_STREAM, b"hello", &Shape::default()));
+            talk.send(Direction::Response);
         }
-        assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestLate); 2], "from {base} on");
-        for (finished, id) in talk.wire.bed.finished.iter().zip([3, 5]) {
+        assert_eq!(talk.finished(), [(STATUS_UNKNOWN, GRPC_NONE, Counter::RequestPreexisting); 2], "from {base} on");
+        for (finished, id) in talk.wire.env.finished.iter().zip([3, 5]) {
             assert_eq!(finished.bytes, [0, 1].map(|direction| meter(&talk.writer.streams[direction], false)[&id]));
         }
         assert_eq!(talk.wire.open(), 0);
         talk.writer.ask(7, END_STREAM);
-        talk.send(REQUEST);
-        talk.wire.end(REQUEST, false);
-        talk.wire.end(RESPONSE, false);
+        talk.send(Direction::Request);
+        talk.wire.end(Direction::Request, false);
+        talk.wire.end(Direction::Response, false);
         assert_eq!(talk.finished().len(), 3);
         assert_eq!(talk.wire.open(), 0);
     }
 }
 
 #[test]
-fn an_older_connection_is_not_found_inside_a_frame() {
-    let mut talk = Talk::new(SOURCE);
-    talk.wire = Wire::late(SOURCE);
-    talk.lose(REQUEST);
-    let from = talk.sent[REQUEST];
+fn a_preexisting_connection_is_not_found_inside_a_frame() {
+    let mut talk = Talk::new(ConnLeg::SOURCE);
+    talk.wire = Wire::preexisting(ConnLeg::SOURCE);
+    talk.lose(Direction::Request);
+    let from = talk.sent[Direction::Request];
     talk.writer.ask(1, 0);
-    talk.writer.write(REQUEST, &data(1, END_STREAM, &[b'x'; 1_000], &Shape::default()));
+    talk.writer.write(Direction::Request, &data(1, END_STREAM, &[b'x'; 1_000], &Shape::default()));
     // A segment that ends inside data, one that begins there, then one that begins with a frame.
-    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], from, from + 500);
-    talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], from + 500, talk.writer.streams[REQUEST].len());
-    talk.lose(REQUEST);
+    talk.wire.deliver(Direction::Request, &talk.writer.streams[Direction::Request], from, from + 500);
+    talk.wire.deliver(
+        Direction::Request,
+        &talk.writer.streams[Direction::Request],
+        from + 500,
+        talk.writer.streams[Direction::Request].len(),
+    );
+    talk.lose(Direction::Request);
     talk.writer.ask(3, END_STREAM);
     talk.writer.answer(3, END_STREAM, "299");
     talk.flush();
@@ -1044,23 +1059,23 @@ fn an_older_connection_is_not_found_inside_a_frame() {
 }
 
 #[test]
-fn an_older_connection_that_is_in_the_middle_of_data_is_known_by_its_server() {
+fn a_preexisting_connection_that_is_in_the_middle_of_data_is_known_by_its_server() {
     for update in [frame(WINDOW_UPDATE, 0, 0, &[0, 0, 64, 0]), frame(PING, 1, 0, &[7; 8])] {
-        let mut talk = Talk::new(SOURCE);
-        talk.wire = Wire::late(SOURCE);
+        let mut talk = Talk::new(ConnLeg::SOURCE);
+        talk.wire = Wire::preexisting(ConnLeg::SOURCE);
         talk.writer.ask(1, 0);
         talk.flush();
-        talk.wire = Wire::late(SOURCE);
-        talk.writer.write(REQUEST, &data(1, END_STREAM, &[b'x'; 10_000], &Shape::default()));
-        talk.sent[REQUEST] += 3_000;
+        talk.wire = Wire::preexisting(ConnLeg::SOURCE);
+        talk.writer.write(Direction::Request, &data(1, END_STREAM, &[b'x'; 10_000], &Shape::default()));
+        talk.sent[Direction::Request] += 3_000;
         for part in [1_000, 2_000] {
-            let from = talk.sent[REQUEST];
-            talk.wire.deliver(REQUEST, &talk.writer.streams[REQUEST], from, from + part);
-            talk.sent[REQUEST] += part;
-            talk.writer.write(RESPONSE, &update);
-            talk.send(RESPONSE);
+            let from = talk.sent[Direction::Request];
+            talk.wire.deliver(Direction::Request, &talk.writer.streams[Direction::Request], from, from + part);
+            talk.sent[Direction::Request] += part;
+            talk.writer.write(Direction::Response, &update);
+            talk.send(Direction::Response);
         }
-        talk.send(REQUEST);
+        talk.send(Direction::Request);
         talk.writer.answer(1, END_STREAM, "299");
         talk.flush();
         talk.writer.ask(3, END_STREAM);
@@ -1072,40 +1087,40 @@ fn an_older_connection_that_is_in_the_middle_of_data_is_known_by_its_server() {
     }
 }
 
-/// A content type of before is not known by its index; one of after is, at the first call and at all others. Either way the
+/// A content type of before is not known by its index; one of after is, at the first stream and at all others. Either way the
 /// answer's gRPC status tells.
 #[test]
-fn a_call_on_an_older_connection_is_told_from_others() {
-    let mut talk = Talk::new(SOURCE);
+fn a_stream_on_a_preexisting_connection_is_distinguished_from_others() {
+    let mut talk = Talk::new(ConnLeg::SOURCE);
     talk.writer.call(1);
-    talk.wire = Wire::late(SOURCE);
-    talk.lose(REQUEST);
-    talk.lose(RESPONSE);
+    talk.wire = Wire::preexisting(ConnLeg::SOURCE);
+    talk.lose(Direction::Request);
+    talk.lose(Direction::Response);
     let mut exchange = |id, content_type| {
-        talk.writer.headers(REQUEST, id, 0, &[(":method", "POST"), ("content-type", content_type)]);
-        talk.writer.write(REQUEST, &data(id, END_STREAM, &message(3), &Shape::default()));
-        talk.send(REQUEST);
+        talk.writer.headers(Direction::Request, id, 0, &[(":method", "POST"), ("content-type", content_type)]);
+        talk.writer.write(Direction::Request, &data(id, END_STREAM, &message(3), &Shape::default()));
+        talk.send(Direction::Request);
         talk.writer.answer(id, 0, "200");
-        talk.writer.write(RESPONSE, &data(id, 0, &[message(3), message(5)].concat(), &Shape::default()));
-        talk.writer.headers(RESPONSE, id, END_STREAM, &[("grpc-status", "5")]);
-        talk.send(RESPONSE);
+        talk.writer.write(Direction::Response, &data(id, 0, &[message(3), message(5)].concat(), &Shape::default()));
+        talk.writer.headers(Direction::Response, id, END_STREAM, &[("grpc-status", "5")]);
+        talk.send(Direction::Response);
     };
     for (id, content_type) in [(3, "application/grpc"), (5, "application/grpc+proto"), (7, "application/grpc+proto")] {
         exchange(id, content_type);
     }
     exchange(9, "application/grpc");
     assert_eq!(talk.finished(), [(200, 5, Counter::RequestOk); 4]);
-    let finished = &talk.wire.bed.finished;
+    let finished = &talk.wire.env.finished;
     let kinds: Vec<_> = finished.iter().map(|call| (call.protocol, call.messages)).collect();
     // Where only the answer says it, and behind the messages, they are not counted.
-    let (late, known) = ((PROTOCOL_GRPC, [0, 0]), (PROTOCOL_GRPC, [1, 2]));
+    let (late, known) = ((Protocol::GRPC, [0, 0]), (Protocol::GRPC, [1, 2]));
     assert_eq!(kinds, [late, known, known, late]);
 }
 
 #[test]
-fn an_older_connection_may_yet_have_its_preface_to_come() {
-    let mut talk = Talk::new(SOURCE);
-    talk.wire = Wire::late(SOURCE);
+fn a_preexisting_connection_may_yet_have_its_preface_to_come() {
+    let mut talk = Talk::new(ConnLeg::SOURCE);
+    talk.wire = Wire::preexisting(ConnLeg::SOURCE);
     talk.flush();
     assert_eq!(talk.count_of(Counter::ConnectionHttp2), 1);
     talk.writer.ask(1, END_STREAM);
@@ -1134,14 +1149,14 @@ fn what_is_no_http2_costs_the_position_once() {
         ("a string cut short", block(0, &[0x48, 3, b'2'])),
         ("a long string cut short", block(0, &[0, 100, b'2'])),
     ] {
-        let mut talk = Talk::new(SOURCE);
+        let mut talk = Talk::new(ConnLeg::SOURCE);
         talk.writer.ask(1, END_STREAM);
         talk.writer.ask(3, END_STREAM);
         talk.flush();
-        talk.writer.write(RESPONSE, &bytes);
+        talk.writer.write(Direction::Response, &bytes);
         talk.flush();
-        assert_eq!(talk.count_of(Counter::SyncMalformed), 1, "{what}");
-        assert_eq!(talk.count_of(Counter::RequestLostSync), 2, "{what}");
+        assert_eq!(talk.count_of(Counter::DesyncMalformed), 1, "{what}");
+        assert_eq!(talk.count_of(Counter::RequestDesync), 2, "{what}");
         assert_eq!(talk.wire.open(), 0);
         talk.writer.ask(5, END_STREAM);
         talk.writer.answer(5, END_STREAM, "299");
@@ -1151,20 +1166,20 @@ fn what_is_no_http2_costs_the_position_once() {
 }
 
 #[test]
-fn calls_to_an_application_that_breaks_the_protocol_are_answered_by_its_proxy() {
-    let mut talk = Talk::new(DESTINATION);
+fn streams_to_an_application_that_violates_the_protocol_are_answered_by_its_proxy() {
+    let mut talk = Talk::new(ConnLeg::DESTINATION);
     talk.writer.ask(1, END_STREAM);
     talk.writer.call(3);
     talk.writer.ask(5, END_STREAM);
     talk.writer.answer(5, 0, "299");
     talk.flush();
     // A frame larger than any that a proxy allows.
-    talk.writer.write(RESPONSE, &[1, 0, 0, DATA, 0, 0, 0, 0, 5]);
+    talk.writer.write(Direction::Response, &[1, 0, 0, DATA, 0, 0, 0, 0, 5]);
     talk.flush();
     let expected = [(502, GRPC_NONE), (200, 14), (299, GRPC_NONE)];
     assert_eq!(talk.finished(), expected.map(|(status, grpc)| (status, grpc, Counter::RequestEndedEarly)));
-    assert_eq!(talk.count_of(Counter::SyncMalformed), 1);
-    assert_eq!(talk.count_of(Counter::RequestLostSync), 0);
+    assert_eq!(talk.count_of(Counter::DesyncMalformed), 1);
+    assert_eq!(talk.count_of(Counter::RequestDesync), 0);
     assert_eq!(talk.wire.open(), 0);
 }
 
@@ -1191,21 +1206,21 @@ fn answers_that_are_refused_are_502() {
     ];
     for (what, fields) in refused {
         for flags in [0, BEST, BEST | HUFFMAN] {
-            let mut talk = Talk::new(DESTINATION);
+            let mut talk = Talk::new(ConnLeg::DESTINATION);
             talk.writer.flags = flags;
             talk.writer.ask(1, END_STREAM);
             talk.writer.ask(3, END_STREAM);
-            talk.writer.headers(RESPONSE, 1, END_STREAM, fields);
+            talk.writer.headers(Direction::Response, 1, END_STREAM, fields);
             talk.flush();
             assert_eq!(talk.finished(), [(502, GRPC_NONE, Counter::RequestEndedEarly); 2], "{what}");
-            assert!(talk.wire.bed.finished.iter().all(|finished| finished.bytes[RESPONSE] == 0));
+            assert!(talk.wire.env.finished.iter().all(|finished| finished.bytes[Direction::Response] == 0));
         }
     }
     for name in [":foo", "X-Upper", "x-uppeR", "x y", "x\t", "a-long-name-that-is-spelt-ouT"] {
-        let mut talk = Talk::new(DESTINATION);
+        let mut talk = Talk::new(ConnLeg::DESTINATION);
         talk.writer.flags = 0;
         talk.writer.ask(1, END_STREAM);
-        talk.writer.headers(RESPONSE, 1, END_STREAM, &[(":status", "200"), (name, "v")]);
+        talk.writer.headers(Direction::Response, 1, END_STREAM, &[(":status", "200"), (name, "v")]);
         talk.flush();
         assert_eq!(talk.finished(), [(502, GRPC_NONE, Counter::RequestEndedEarly)], "{name}");
     }
@@ -1221,10 +1236,10 @@ fn answers_that_are_refused_are_502() {
         ("a size behind a field", headers(1, END_STREAM, &[0x88, 0x20], &Shape::default())),
         ("three sizes", headers(1, END_STREAM, &[0x20, 0x20, 0x20, 0x88], &Shape::default())),
     ] {
-        let mut talk = Talk::new(DESTINATION);
+        let mut talk = Talk::new(ConnLeg::DESTINATION);
         talk.writer.ask(1, END_STREAM);
         talk.flush();
-        talk.writer.write(RESPONSE, &[frames, ok.clone()].concat());
+        talk.writer.write(Direction::Response, &[frames, ok.clone()].concat());
         talk.flush();
         assert_eq!(talk.finished(), [(502, GRPC_NONE, Counter::RequestEndedEarly)], "{what}");
     }
@@ -1232,21 +1247,21 @@ fn answers_that_are_refused_are_502() {
 
 /// What is wrong with trailers comes too late for another code.
 #[test]
-fn trailers_that_are_refused_end_the_call_early() {
+fn trailers_that_are_refused_end_the_stream_early() {
     for (flags, fields) in [(END_STREAM, [(":status", "200")]), (0, [("x-sum", "0")])] {
-        let mut talk = Talk::new(DESTINATION);
+        let mut talk = Talk::new(ConnLeg::DESTINATION);
         talk.writer.ask(1, END_STREAM);
         talk.writer.answer(1, 0, "299");
         talk.flush();
-        let answer = meter(&talk.writer.streams[RESPONSE], false)[&1];
-        talk.writer.headers(RESPONSE, 1, flags, &fields);
+        let answer = meter(&talk.writer.streams[Direction::Response], false)[&1];
+        talk.writer.headers(Direction::Response, 1, flags, &fields);
         talk.flush();
         assert_eq!(talk.finished(), [(299, GRPC_NONE, Counter::RequestEndedEarly)]);
-        assert_eq!(talk.wire.bed.finished[0].bytes[RESPONSE], answer);
+        assert_eq!(talk.wire.env.finished[0].bytes[Direction::Response], answer);
     }
 }
 
-/// The proxy resets the call, and its meter has the reset instead of the fields.
+/// The proxy resets the stream, and its meter has the reset instead of the fields.
 #[test]
 fn more_fields_than_a_proxy_takes() {
     let fields = |first: (&'static str, &'static str), number| {
@@ -1255,60 +1270,63 @@ fn more_fields_than_a_proxy_takes() {
         all.extend(more);
         all
     };
-    for (leg, number, status) in
-        [(DESTINATION, 100, 200), (DESTINATION, 101, 503), (SOURCE, 100, 299), (SOURCE, 101, 0)]
-    {
+    for (leg, number, status) in [
+        (ConnLeg::DESTINATION, 100, 200),
+        (ConnLeg::DESTINATION, 101, 503),
+        (ConnLeg::SOURCE, 100, 299),
+        (ConnLeg::SOURCE, 101, 0),
+    ] {
         let mut talk = Talk::new(leg);
-        let first = if leg == SOURCE { (":method", "GET") } else { (":status", "200") };
+        let first = if leg == ConnLeg::SOURCE { (":method", "GET") } else { (":status", "200") };
         let all = fields(first, number);
         let all: Vec<(&str, &str)> = all.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let (by, given) = if leg == SOURCE {
-            talk.writer.headers(REQUEST, 1, END_STREAM, &all);
-            (RESPONSE, REQUEST)
+        let (by, given) = if leg == ConnLeg::SOURCE {
+            talk.writer.headers(Direction::Request, 1, END_STREAM, &all);
+            (Direction::Response, Direction::Request)
         } else {
             talk.writer.ask(1, END_STREAM);
             talk.flush();
-            talk.writer.headers(RESPONSE, 1, END_STREAM, &all);
-            (REQUEST, RESPONSE)
+            talk.writer.headers(Direction::Response, 1, END_STREAM, &all);
+            (Direction::Request, Direction::Response)
         };
         talk.flush();
         if number > 100 {
             talk.writer.write(by, &reset(1));
-        } else if leg == SOURCE {
+        } else if leg == ConnLeg::SOURCE {
             talk.writer.answer(1, END_STREAM, "299");
         }
         talk.flush();
         assert_eq!(talk.finished().iter().map(|call| call.0).collect::<Vec<_>>(), [status], "{number} fields");
-        assert_eq!(talk.wire.bed.finished[0].bytes[given] == 0, number > 100);
-        let asked = if leg == SOURCE { 0 } else { meter(&talk.writer.streams[REQUEST], true)[&1] };
-        assert!(number == 100 || talk.wire.bed.finished[0].bytes[by] == asked + 13);
+        assert_eq!(talk.wire.env.finished[0].bytes[given] == 0, number > 100);
+        let asked = if leg == ConnLeg::SOURCE { 0 } else { meter(&talk.writer.streams[Direction::Request], true)[&1] };
+        assert!(number == 100 || talk.wire.env.finished[0].bytes[by] == asked + 13);
     }
 }
 
-/// A client that breaks the protocol has its connection ended, and its calls have no code.
+/// A client that breaks the protocol has its connection ended, and its streams have no code.
 #[test]
 fn requests_that_are_refused_have_no_code() {
     for fields in
         [[(":method", "GET"), ("connection", "close")], [(":method", "GET"), ("transfer-encoding", "chunked")]]
     {
-        let mut talk = Talk::new(SOURCE);
+        let mut talk = Talk::new(ConnLeg::SOURCE);
         talk.writer.ask(1, END_STREAM);
-        talk.writer.headers(REQUEST, 3, END_STREAM, &fields);
+        talk.writer.headers(Direction::Request, 3, END_STREAM, &fields);
         talk.flush();
         assert_eq!(talk.finished(), [(0, GRPC_NONE, Counter::RequestEndedEarly); 2]);
-        assert_eq!(talk.wire.bed.finished[1].bytes, [0, 0]);
+        assert_eq!(talk.wire.env.finished[1].bytes, [0, 0]);
     }
 }
 
 #[test]
 fn an_extended_connect_that_is_granted_is_an_upgrade() {
     for flags in [BEST, BEST | HUFFMAN] {
-        let mut talk = Talk::new(SOURCE);
+        let mut talk = Talk::new(ConnLeg::SOURCE);
         talk.writer.flags = flags;
         // The second time from the header table; the third is a plain CONNECT.
         for id in [1, 3, 5] {
             let fields = [(":method", "CONNECT"), (":protocol", "websocket")];
-            talk.writer.headers(REQUEST, id, END_STREAM, if id == 5 { &fields[..1] } else { &fields });
+            talk.writer.headers(Direction::Request, id, END_STREAM, if id == 5 { &fields[..1] } else { &fields });
             talk.writer.answer(id, END_STREAM, if id == 3 { "403" } else { "200" });
         }
         talk.flush();
@@ -1320,7 +1338,7 @@ fn an_extended_connect_that_is_granted_is_an_upgrade() {
 fn a_status_that_cannot_be_read_is_unknown() {
     for junk in ["", "2", "42", "0099", "20o", "1000", "99999", "two hundred"] {
         for flags in [BEST, BEST | HUFFMAN] {
-            let mut talk = Talk::new(SOURCE);
+            let mut talk = Talk::new(ConnLeg::SOURCE);
             talk.writer.flags = flags;
             for id in [1, 3] {
                 talk.writer.ask(id, END_STREAM);
@@ -1335,10 +1353,10 @@ fn a_status_that_cannot_be_read_is_unknown() {
 #[test]
 fn a_grpc_status_that_cannot_be_read_is_unknown() {
     for junk in ["", "-1", "+", "1e3", "++5", "4294967296", "ok"] {
-        let mut talk = Talk::new(SOURCE);
+        let mut talk = Talk::new(ConnLeg::SOURCE);
         talk.writer.call(1);
-        talk.writer.write(REQUEST, &data(1, END_STREAM, b"", &Shape::default()));
-        talk.writer.headers(RESPONSE, 1, END_STREAM, &[(":status", "200"), ("grpc-status", junk)]);
+        talk.writer.write(Direction::Request, &data(1, END_STREAM, b"", &Shape::default()));
+        talk.writer.headers(Direction::Response, 1, END_STREAM, &[(":status", "200"), ("grpc-status", junk)]);
         talk.flush();
         assert_eq!(talk.finished(), [(200, GRPC_UNKNOWN, Counter::RequestStatusUnknown)], "{junk:?}");
     }
@@ -1363,12 +1381,12 @@ fn a_grpc_status_is_any_number_of_32_bits() {
         ("0000000000000005", 5),
     ] {
         for flags in [0, BEST, BEST | HUFFMAN] {
-            let mut talk = Talk::new(SOURCE);
+            let mut talk = Talk::new(ConnLeg::SOURCE);
             talk.writer.flags = flags;
             for id in [1, 3] {
                 talk.writer.call(id);
-                talk.writer.write(REQUEST, &data(id, END_STREAM, b"", &Shape::default()));
-                talk.writer.headers(RESPONSE, id, END_STREAM, &[(":status", "200"), ("grpc-status", text)]);
+                talk.writer.write(Direction::Request, &data(id, END_STREAM, b"", &Shape::default()));
+                talk.writer.headers(Direction::Response, id, END_STREAM, &[(":status", "200"), ("grpc-status", text)]);
             }
             talk.flush();
             assert_eq!(talk.finished(), [(200, number, Counter::RequestOk); 2], "{text}");
@@ -1379,13 +1397,18 @@ fn a_grpc_status_is_any_number_of_32_bits() {
 /// Of those too large for the header table's entries only some are remembered; the others are exact where they are spelt out.
 #[test]
 fn more_large_grpc_statuses_than_are_remembered() {
-    let mut talk = Talk::new(SOURCE);
+    let mut talk = Talk::new(ConnLeg::SOURCE);
     let statuses: Vec<u64> = (0..12).map(|number| 100_000 + number).collect();
     for (call, status) in statuses.iter().chain(&statuses).enumerate() {
         let id = call as u32 * 2 + 1;
         talk.writer.call(id);
-        talk.writer.write(REQUEST, &data(id, END_STREAM, b"", &Shape::default()));
-        talk.writer.headers(RESPONSE, id, END_STREAM, &[(":status", "200"), ("grpc-status", &status.to_string())]);
+        talk.writer.write(Direction::Request, &data(id, END_STREAM, b"", &Shape::default()));
+        talk.writer.headers(
+            Direction::Response,
+            id,
+            END_STREAM,
+            &[(":status", "200"), ("grpc-status", &status.to_string())],
+        );
     }
     talk.flush();
     let finished: Vec<u64> = talk.finished().iter().map(|call| call.1).collect();
@@ -1397,26 +1420,26 @@ fn more_large_grpc_statuses_than_are_remembered() {
 #[test]
 fn only_grpc_has_messages_and_a_grpc_status() {
     for (kind, protocol) in [
-        ("", PROTOCOL_HTTP),
-        ("application/grpc", PROTOCOL_GRPC),
-        ("application/grpc+json", PROTOCOL_GRPC),
-        ("application/grpc-web", PROTOCOL_HTTP),
-        ("application/grp", PROTOCOL_HTTP),
-        ("application/json", PROTOCOL_HTTP),
-        ("application/grpc; x", PROTOCOL_HTTP),
+        ("", Protocol::HTTP),
+        ("application/grpc", Protocol::GRPC),
+        ("application/grpc+json", Protocol::GRPC),
+        ("application/grpc-web", Protocol::HTTP),
+        ("application/grp", Protocol::HTTP),
+        ("application/json", Protocol::HTTP),
+        ("application/grpc; x", Protocol::HTTP),
     ] {
         for flags in [BEST, BEST | HUFFMAN, Encoder::WITH_INDEXING, HUFFMAN] {
-            let mut talk = Talk::new(SOURCE);
+            let mut talk = Talk::new(ConnLeg::SOURCE);
             talk.writer.flags = flags;
             // The second time from the header table.
             for id in [1, 3] {
-                talk.writer.headers(REQUEST, id, 0, &[(":method", "POST"), ("content-type", kind)]);
-                talk.writer.write(REQUEST, &data(id, END_STREAM, &message(9), &Shape::default()));
-                talk.writer.headers(RESPONSE, id, END_STREAM, &[(":status", "200"), ("grpc-status", "5")]);
+                talk.writer.headers(Direction::Request, id, 0, &[(":method", "POST"), ("content-type", kind)]);
+                talk.writer.write(Direction::Request, &data(id, END_STREAM, &message(9), &Shape::default()));
+                talk.writer.headers(Direction::Response, id, END_STREAM, &[(":status", "200"), ("grpc-status", "5")]);
             }
             talk.flush();
-            let grpc = protocol == PROTOCOL_GRPC;
-            for finished in &talk.wire.bed.finished {
+            let grpc = protocol == Protocol::GRPC;
+            for finished in &talk.wire.env.finished {
                 let expected = (protocol, if grpc { 5 } else { GRPC_NONE }, [u32::from(grpc), 0]);
                 assert_eq!((finished.protocol, finished.grpc_status, finished.messages), expected, "{kind:?}");
             }

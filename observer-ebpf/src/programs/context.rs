@@ -1,15 +1,16 @@
-//! Reading the kernel's contexts in the way the verifier wants it.
+//! Access to the kernel's contexts in forms that the verifier accepts.
 //!
-//! The verifier takes a context field only at a constant offset from the context's pointer. Left to itself the compiler
-//! merges two loads behind a choice into one load at a chosen address; volatile reads of everything, before the choice,
-//! keep it from that.
+//! The verifier accepts a context field only at a constant offset from the context's pointer. The compiler would merge
+//! the loads of two branches into one load at a computed address; volatile reads of everything, before the branch,
+//! prevent that.
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops};
-use observer_proto::socket;
+use observer_common::Endpoint;
+use observer_proto::address;
 
 const AF_INET: u32 = 2;
 
-/// Reads fields of a context, each on its own.
+/// Reads a field of a context.
 macro_rules! read {
     ($context:expr, $($field:tt)+) => {
         // SAFETY: the kernel gives a valid context; the verifier checks every field read.
@@ -18,59 +19,75 @@ macro_rules! read {
 }
 pub(super) use read;
 
-macro_rules! address {
+macro_rules! ip_address {
     ($context:expr, $family:expr, $ip4:ident, $ip6:ident) => {{
         let ip4 = read!($context, $ip4);
         let ip6 =
             [read!($context, $ip6[0]), read!($context, $ip6[1]), read!($context, $ip6[2]), read!($context, $ip6[3])];
-        if $family == AF_INET { socket::mapped(ip4) } else { socket::address(ip6) }
+        if $family == AF_INET { address::mapped(ip4) } else { address::from_words(ip6) }
     }};
 }
 
-/// Local address of a socket.
+/// Returns the local address of a socket.
 #[inline(always)]
 pub(super) fn local_of(sk: *mut bpf_sock) -> [u8; 16] {
-    address!(sk, read!(sk, family), src_ip4, src_ip6)
+    ip_address!(sk, read!(sk, family), src_ip4, src_ip6)
 }
 
-/// Is the local address of a socket 127.0.0.6 or ::6? Asked of nearly every packet, so with few reads.
+/// Returns whether the local address of a socket is 127.0.0.6 or ::6, with few reads: nearly every packet needs it.
 #[inline(always)]
-pub(super) fn is_magic(sk: *mut bpf_sock) -> bool {
+pub(super) fn is_inbound_passthrough(sk: *mut bpf_sock) -> bool {
     if read!(sk, family) == AF_INET {
         read!(sk, src_ip4) == u32::from_ne_bytes([127, 0, 0, 6])
     } else {
-        socket::is_magic(&local_of(sk))
+        address::is_inbound_passthrough_source(&local_of(sk))
     }
 }
 
-/// Remote address of a socket.
+/// Returns the local endpoint of a socket.
+#[inline(always)]
+pub(super) fn local_endpoint(sk: *mut bpf_sock) -> Endpoint {
+    Endpoint { address: local_of(sk), port: read!(sk, src_port) as u16, padding: 0 }
+}
+
+/// Returns the remote address of a socket.
 #[inline(always)]
 pub(super) fn remote_of(sk: *mut bpf_sock) -> [u8; 16] {
-    address!(sk, read!(sk, family), dst_ip4, dst_ip6)
+    ip_address!(sk, read!(sk, family), dst_ip4, dst_ip6)
 }
 
-/// Remote address of a connection event.
+/// Returns the remote address of a connection event.
 #[inline(always)]
 pub(super) fn remote_of_event(ops: *mut bpf_sock_ops) -> [u8; 16] {
-    address!(ops, read!(ops, family), remote_ip4, remote_ip6)
+    ip_address!(ops, read!(ops, family), remote_ip4, remote_ip6)
 }
 
-/// Address that a task connects to, of the family its hook is for.
+/// Returns the socket of a connection event.
 #[inline(always)]
-pub(super) fn dialled(context: *mut bpf_sock_addr, ipv6: bool) -> [u8; 16] {
-    if ipv6 {
-        socket::address([
+pub(super) fn socket_of(ops: *mut bpf_sock_ops) -> Option<*mut bpf_sock> {
+    if read!(ops, is_fullsock) == 0 {
+        return None;
+    }
+    let sk = read!(ops, __bindgen_anon_2.sk);
+    if sk.is_null() { None } else { Some(sk) }
+}
+
+/// Returns the address that a task connects to.
+#[inline(always)]
+pub(super) fn connect_address(context: *mut bpf_sock_addr, is_ipv6: bool) -> [u8; 16] {
+    if is_ipv6 {
+        address::from_words([
             read!(context, user_ip6[0]),
             read!(context, user_ip6[1]),
             read!(context, user_ip6[2]),
             read!(context, user_ip6[3]),
         ])
     } else {
-        socket::mapped(read!(context, user_ip4))
+        address::mapped(read!(context, user_ip4))
     }
 }
 
-/// Hides a value's range from the compiler, so that the check behind it stays for the verifier to see.
+/// Hides a value's range from the compiler, so that a following bounds check stays for the verifier.
 #[inline(always)]
 pub(super) fn opaque(value: u32) -> u32 {
     let mut hidden = u64::from(value);
@@ -79,8 +96,8 @@ pub(super) fn opaque(value: u32) -> u32 {
     hidden as u32
 }
 
-/// A length of 1 to `most`, or nothing, so that the verifier sees both ends: before Linux 6.8 it learns nothing from a
-/// comparison with zero.
+/// Checks that a length is 1 to `most` in a way that shows the verifier both bounds: before Linux 6.8 a comparison with
+/// zero gives it none.
 #[inline(always)]
 pub(super) fn length_within(length: u32, most: u32) -> Option<u32> {
     let beyond_one = opaque(length.wrapping_sub(1));

@@ -1,4 +1,4 @@
-//! Every map, with who writes and who reads it. Sizes marked "user side" are set at load time.
+//! Every map, with who writes and who reads it. Sizes marked "userspace" are set at load time.
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
@@ -9,15 +9,14 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use observer_common::{
-    Block, Cgroup, Door, INSERTED, InboundKey, NEXT_BLOCK, NEXT_DOOR, NEXT_SLOT, Series, SeriesKey, WITHOUT_PORT,
-    health::Counter,
+    ALLOCATED_INBOUND_PORTS, ALLOCATED_PAGES, ALLOCATED_SLOTS, BucketPage, COUNTED_WITHOUT_PORT, Cgroup, Direction,
+    INSERTED_KEYS, InboundKey, InboundPort, OVERFLOW_SLOT, Series, SeriesKey, health::Counter,
 };
 use observer_proto::{
-    early::{Greeting, PLACES, Place},
-    hpack::Wide,
-    http2::{Call, CallKey, Http2, More},
-    shared,
-    socket::Connection,
+    Connection, OptionU32, atomic,
+    hpack::LargeTable,
+    http2::{H2Stream, Http2, MoreStreams, StreamKey},
+    reassembly::{BUFFERS, Buffer, HandshakeData},
 };
 
 /// Programs only. Freed with the socket.
@@ -26,110 +25,111 @@ static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
 /// Programs only. Freed with the socket; only connections that speak HTTP/2 have one.
 #[btf_map]
 static HTTP2: SkStorage<Http2> = SkStorage::new();
-/// Programs only. Freed with the socket; only connections with a large header table have one.
+/// Programs only. Freed with the socket; only connections with a large HPACK table have one.
 #[btf_map]
-static WIDE: SkStorage<[Wide; 2]> = SkStorage::new();
-/// Programs only. Freed with the socket; sockets that are older than the programs and that nothing is counted of have one.
+static LARGE_TABLES: SkStorage<[LargeTable; 2]> = SkStorage::new();
+/// Programs only. Freed with the socket; only preexisting sockets that are not counted have one.
 #[btf_map]
 static UNOBSERVED: SkStorage<u32> = SkStorage::new();
-/// Programs only. Freed with the socket; only connections with many open calls have one.
+/// Programs only. Freed with the socket; only connections with many open streams have one.
 #[btf_map]
-static MORE: SkStorage<More> = SkStorage::new();
-/// Programs insert and remove calls that no storage has room for; the user side removes what outlived its sidecar.
+static MORE_STREAMS: SkStorage<MoreStreams> = SkStorage::new();
+/// Programs insert and remove streams that no storage has room for; userspace removes those that outlived their sidecar.
+/// Size: userspace.
 #[btf_map]
-static CALLS: HashMap<CallKey, Call, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static H2_STREAMS: HashMap<StreamKey, H2Stream, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 /// Programs only.
 #[btf_map]
-static EARLY: Array<Place, { PLACES as usize }> = Array::new();
-/// Programs only. A processor's own: what a packet for a listener leaves, the same processor reads before it takes another.
+static REASSEMBLY: Array<Buffer, { BUFFERS as usize }> = Array::new();
+/// Programs only. Per CPU: the data of a packet to a listener is read on the same CPU before the next one is stored.
 #[btf_map]
-static GREETINGS: PerCpuArray<Greeting, 1> = PerCpuArray::new();
-/// Written by the user side before the programs are attached.
+static HANDSHAKE_DATA: PerCpuArray<HandshakeData, 1> = PerCpuArray::new();
+/// Written by userspace before the programs are attached.
 #[btf_map]
-static NEXT_PROGRAMS: ProgramArray<4> = ProgramArray::new();
-/// Written by the user side before the programs are attached.
+static TAIL_CALLS_SKB: ProgramArray<4> = ProgramArray::new();
+/// Written by userspace before the programs are attached.
 #[btf_map]
-static NEXT_EVENTS: ProgramArray<2> = ProgramArray::new();
-/// Written by the user side.
+static TAIL_CALLS_OPS: ProgramArray<2> = ProgramArray::new();
+/// Written by userspace.
 #[btf_map]
 static PROCESSES: HashMap<u32, u32, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// Written by the user side.
+/// Written by userspace.
 #[btf_map]
 static CGROUPS: HashMap<u64, Cgroup, 4096, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// Written by the user side before the programs are attached.
+/// Written by userspace before the programs are attached.
 #[btf_map]
 static PORTS: HashMap<u32, u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// Programs insert, the user side reads. Size: user side.
+/// Programs insert, userspace reads. Size: userspace.
 #[btf_map]
 static SLOTS: HashMap<SeriesKey, u32, 10240, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// Programs add, the user side reads. Size: user side.
+/// Programs add, userspace reads. Size: userspace.
 #[btf_map]
 static SERIES: Array<Series, 10240> = Array::new();
-/// Programs add, the user side reads. Size: user side.
+/// Programs add, userspace reads. Size: userspace.
 #[btf_map]
-static BLOCKS: Array<Block, 65536> = Array::new();
-/// Programs add, the user side reads. Slot 0 is the overflow series.
+static BUCKET_PAGES: Array<BucketPage, 65536> = Array::new();
+/// Programs add, userspace reads. Slot 0 is the overflow series.
 #[btf_map]
-static NEXT: Array<u32, 5> = Array::new();
-/// The user side pushes, programs pop. Size: user side, as that of `SERIES`.
+static ALLOCATED: Array<u32, 5> = Array::new();
+/// Userspace pushes, programs pop. Size: userspace, as that of `SERIES`.
 #[btf_map]
 static FREE_SLOTS: Stack<u32, 10240> = Stack::new();
-/// The user side pushes, programs pop. Size: user side, as that of `BLOCKS`.
+/// Userspace pushes, programs pop. Size: userspace, as that of `BUCKET_PAGES`.
 #[btf_map]
-static FREE_BLOCKS: Stack<u32, 65536> = Stack::new();
-/// The user side pushes, programs pop.
+static FREE_PAGES: Stack<u32, 65536> = Stack::new();
+/// Userspace pushes, programs pop.
 #[btf_map]
-static FREE_DOORS: Stack<u32, 8192> = Stack::new();
-/// Programs add, the user side reads.
+static FREE_PORTS: Stack<u32, 8192> = Stack::new();
+/// Programs add, userspace reads.
 #[btf_map]
 static HEALTH: Array<u64, 64> = Array::new();
-/// Programs insert, the user side removes.
+/// Programs insert, userspace removes.
 #[btf_map]
-static INBOUND: HashMap<InboundKey, u32, 8192, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// Programs only; the user side clears what it frees.
+static INBOUND: HashMap<InboundKey, OptionU32, 8192, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// Programs only; userspace clears what it frees.
 #[btf_map]
-static DOORS: Array<Door, 8192> = Array::new();
+static INBOUND_PORTS: Array<InboundPort, 8192> = Array::new();
 
-/// The socket's storage, if it has one.
+/// Returns the connection of a socket, if it has one.
 #[inline(always)]
 pub(super) fn connection(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
-    // SAFETY: it lives as long as the socket does, which is longer than the program runs. Words that another processor may
-    // write are accessed through `shared`.
+    // SAFETY: it lives as long as the socket, which outlives the program. Fields that another CPU may write are accessed
+    // through `atomic`.
     unsafe { storage(&raw const CONNECTIONS, sk, 0).cast::<Connection>().as_mut() }
 }
 
-/// The socket's storage, made if it has none. Where there is no room, that is counted once, if there is room to remember it.
+/// Returns the connection of a socket, created if it has none. A lack of room is counted once, if there is room to mark it.
 #[inline(always)]
 pub(super) fn new_connection(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
     // SAFETY: as above.
     let connection = unsafe { storage(&raw const CONNECTIONS, sk, CREATE).cast::<Connection>().as_mut() };
     if connection.is_none() {
         count(Counter::LossStorage as u32, 1);
-        leave_unobserved(sk);
+        mark_unobserved(sk);
     }
     connection
 }
 
-/// Was this socket without a connection looked at before, and found to be none of ours?
+/// Returns whether this socket was marked as not observed.
 #[inline(always)]
 pub(super) fn is_unobserved(sk: *mut bpf_sock) -> bool {
     !storage(&raw const UNOBSERVED, sk, 0).is_null()
 }
 
-/// Remembers it, if there is room.
+/// Marks a socket as not observed, if there is room.
 #[inline(always)]
-pub(super) fn leave_unobserved(sk: *mut bpf_sock) {
+pub(super) fn mark_unobserved(sk: *mut bpf_sock) {
     storage(&raw const UNOBSERVED, sk, CREATE);
 }
 
-/// The HTTP/2 part of a connection, if it has one.
+/// Returns the HTTP/2 state of a socket, if it has one.
 #[inline(always)]
 pub(super) fn http2(sk: *mut bpf_sock) -> Option<&'static mut Http2> {
     // SAFETY: as in `connection`.
     unsafe { storage(&raw const HTTP2, sk, 0).cast::<Http2>().as_mut() }
 }
 
-/// The HTTP/2 part of a connection, made if it has none.
+/// Returns the HTTP/2 state of a socket, created if it has none.
 #[inline(always)]
 pub(super) fn new_http2(sk: *mut bpf_sock) -> Option<&'static mut Http2> {
     // SAFETY: as in `connection`.
@@ -140,24 +140,23 @@ pub(super) fn new_http2(sk: *mut bpf_sock) -> Option<&'static mut Http2> {
     http2
 }
 
-/// The calls that a connection's HTTP/2 part has no room for; null if there are none, and if they are to be made and there is no
-/// room.
+/// Returns the further streams of a socket, created if `create` is set and there is room; else null.
 #[inline(always)]
-pub(super) fn more(sk: *mut bpf_sock, create: bool) -> *mut More {
-    storage(&raw const MORE, sk, if create { CREATE } else { 0 }).cast()
+pub(super) fn more_streams(sk: *mut bpf_sock, create: bool) -> *mut MoreStreams {
+    storage(&raw const MORE_STREAMS, sk, if create { CREATE } else { 0 }).cast()
 }
 
-/// The larger header table of a direction, made if there is none; null if there is no room.
+/// Returns the large HPACK table of a direction, created if there is none; null if there is no room.
 #[inline(always)]
-pub(super) fn wide(sk: *mut bpf_sock, direction: usize) -> *mut Wide {
-    let both = storage(&raw const WIDE, sk, CREATE).cast::<[Wide; 2]>();
-    // SAFETY: not null, and the direction is 0 or 1.
-    if both.is_null() { core::ptr::null_mut() } else { unsafe { &raw mut (*both)[direction & 1] } }
+pub(super) fn large_table(sk: *mut bpf_sock, direction: Direction) -> *mut LargeTable {
+    let tables = storage(&raw const LARGE_TABLES, sk, CREATE).cast::<[LargeTable; 2]>();
+    // SAFETY: not null.
+    if tables.is_null() { core::ptr::null_mut() } else { unsafe { &raw mut (&mut *tables)[direction] } }
 }
 
 const CREATE: u64 = BPF_SK_STORAGE_GET_F_CREATE as u64;
 
-/// The helper gives a pointer to the socket's storage or null.
+/// Returns a pointer to the socket's storage, or null.
 #[inline(always)]
 fn storage<T>(map: *const T, sk: *mut bpf_sock, flags: u64) -> *mut c_void {
     let map = map.cast_mut().cast();
@@ -167,73 +166,73 @@ fn storage<T>(map: *const T, sk: *mut bpf_sock, flags: u64) -> *mut c_void {
         if flags == 0 || !found.is_null() {
             return found;
         }
-        // Where both directions make it at once, one of them is refused, and then it is there.
+        // If both directions create it at once, one of them is refused, and then it is there.
         bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0)
     }
 }
 
-/// A call that the connection's storage had no room for, or null.
+/// Returns a stream that no storage had room for, or null.
 #[inline(always)]
-pub(super) fn call(key: &CallKey) -> *mut Call {
-    CALLS.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
+pub(super) fn stream(key: &StreamKey) -> *mut H2Stream {
+    H2_STREAMS.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
 }
 
-/// Keeps a call; false if there is no room.
+/// Inserts a stream; returns false if there is no room.
 #[inline(always)]
-pub(super) fn insert_call(key: &CallKey, call: &Call) -> bool {
-    CALLS.insert(key, call, BPF_NOEXIST as u64).is_ok()
+pub(super) fn insert_stream(key: &StreamKey, stream: &H2Stream) -> bool {
+    H2_STREAMS.insert(key, stream, BPF_NOEXIST as u64).is_ok()
 }
 
-/// Forgets a call.
+/// Removes a stream.
 #[inline(always)]
-pub(super) fn remove_call(key: &CallKey) {
-    // Nobody else removes it; if it is gone all the same, nothing is left to do.
-    let _ = CALLS.remove(key);
+pub(super) fn remove_stream(key: &StreamKey) {
+    // Only userspace removes others; a missing one needs no removal.
+    let _ = H2_STREAMS.remove(key);
 }
 
-/// A place for bytes that came early.
+/// Returns a reassembly buffer.
 #[inline(always)]
-pub(super) fn place(number: u32) -> Option<&'static mut Place> {
-    // SAFETY: array elements never move; who has the ticket alone writes to it.
-    EARLY.get_ptr_mut(number).map(|place| unsafe { &mut *place })
+pub(super) fn buffer(number: u32) -> Option<&'static mut Buffer> {
+    // SAFETY: array elements never move; only the holder of the handle writes to it.
+    REASSEMBLY.get_ptr_mut(number).map(|buffer| unsafe { &mut *buffer })
 }
 
-/// Goes on in another program; returns only if there is none.
+/// Continues in another packet program; returns only if that fails.
 #[inline(always)]
-pub(super) fn hand_over(ctx: &SkBuffContext, number: u32) {
-    // SAFETY: nothing here waits to be dropped.
-    unsafe { NEXT_PROGRAMS.tail_call(ctx, number) }
+pub(super) fn tail_call_skb(ctx: &SkBuffContext, index: u32) {
+    // SAFETY: nothing here is to be dropped.
+    unsafe { TAIL_CALLS_SKB.tail_call(ctx, index) }
 }
 
-/// As [`tail_call_failed`], for a connection's event.
+/// Continues in another sock_ops program; returns only if that fails.
 #[inline(always)]
-pub(super) fn hand_over_event(ctx: &SockOpsContext, number: u32) {
-    // SAFETY: nothing here waits to be dropped.
-    unsafe { NEXT_EVENTS.tail_call(ctx, number) }
+pub(super) fn tail_call_ops(ctx: &SockOpsContext, index: u32) {
+    // SAFETY: nothing here is to be dropped.
+    unsafe { TAIL_CALLS_OPS.tail_call(ctx, index) }
 }
 
-/// What the last packet for a listener on this processor carried.
+/// Returns the data of the last packet to a listener on this CPU.
 #[inline(always)]
-pub(super) fn greeting() -> Option<&'static mut Greeting> {
-    // SAFETY: array elements never move, and no other processor has this one.
-    GREETINGS.get_ptr_mut(0).map(|greeting| unsafe { &mut *greeting })
+pub(super) fn handshake_data() -> Option<&'static mut HandshakeData> {
+    // SAFETY: array elements never move, and no other CPU has this one.
+    HANDSHAKE_DATA.get_ptr_mut(0).map(|data| unsafe { &mut *data })
 }
 
-/// Sidecar id of a process, [`observer_common::IGNORED`], or 0 if it is not known.
+/// Returns the sidecar id of a process, [`observer_common::IGNORED`], or 0 if it is not known.
 #[inline(always)]
 pub(super) fn sidecar_of(process: u32) -> u32 {
-    // SAFETY: values are words that the user side replaces whole.
+    // SAFETY: values are words that userspace replaces as a whole.
     unsafe { PROCESSES.get(&process) }.copied().unwrap_or(0)
 }
 
-/// What the user side says of a cgroup.
+/// Returns the description of a cgroup.
 #[inline(always)]
 pub(super) fn cgroup(id: u64) -> Option<&'static Cgroup> {
     // SAFETY: as above; an element is replaced, never changed in place.
     unsafe { CGROUPS.get(&id) }
 }
 
-/// The flags of a port.
+/// Returns the flags of a port.
 #[inline(always)]
 pub(super) fn port_flags(port: u16) -> u32 {
     // SAFETY: as above.
@@ -243,13 +242,13 @@ pub(super) fn port_flags(port: u16) -> u32 {
 /// Adds to a health counter, by its number.
 #[inline(always)]
 pub(super) fn count(counter: u32, by: u64) {
-    if let Some(word) = HEALTH.get_ptr_mut(counter) {
+    if let Some(value) = HEALTH.get_ptr_mut(counter) {
         // SAFETY: array elements never move.
-        shared::add(unsafe { &mut *word }, by);
+        atomic::add64(unsafe { &mut *value }, by);
     }
 }
 
-/// The slot of a series, taken now if it has none; the overflow slot if there is no room.
+/// Returns the slot of a series, allocated if it has none; the overflow slot if there is no room.
 #[inline(always)]
 pub(super) fn slot_of(key: &SeriesKey) -> u32 {
     // SAFETY: values are written once, when they are inserted.
@@ -258,128 +257,128 @@ pub(super) fn slot_of(key: &SeriesKey) -> u32 {
     }
     let slot = match FREE_SLOTS.pop() {
         Ok(Some(slot)) => slot,
-        _ => match first_use(NEXT_SLOT, |next| SERIES.get_ptr(next.wrapping_add(1)).is_some()) {
+        _ => match allocate(ALLOCATED_SLOTS, |next| SERIES.get_ptr(next.wrapping_add(1)).is_some()) {
             Some(next) => next.wrapping_add(1),
             None => {
                 count(Counter::LossSeries as u32, 1);
-                return observer_common::OVERFLOW_SLOT;
+                return OVERFLOW_SLOT;
             }
         },
     };
     if SLOTS.insert(key, &slot, BPF_NOEXIST as u64).is_ok() {
-        if let Some(inserted) = NEXT.get_ptr_mut(INSERTED) {
-            // SAFETY: array elements never move. The user side looks for new keys when this has grown: after the insertion.
-            shared::take(unsafe { &mut *inserted }, 1);
+        if let Some(inserted) = ALLOCATED.get_ptr_mut(INSERTED_KEYS) {
+            // SAFETY: array elements never move. After the insertion: userspace looks for new keys when this has grown.
+            atomic::fetch_add(unsafe { &mut *inserted }, 1);
         }
         return slot;
     }
-    // Another processor was first, or the map has no memory: the slot is as it was. Every slot has room there.
+    // Another CPU was first, or the map has no memory: the slot is unused. The stack has room for every slot.
     let _ = FREE_SLOTS.push(slot, 0);
     // SAFETY: as above.
     if let Some(slot) = unsafe { SLOTS.get(key) } {
         return *slot;
     }
     count(Counter::LossSeries as u32, 1);
-    observer_common::OVERFLOW_SLOT
+    OVERFLOW_SLOT
 }
 
-/// The next number of a kind that was never used, if it `exists`.
+/// Allocates the next never used number of a kind, if it `exists`.
 #[inline(always)]
-fn first_use(kind: u32, exists: impl Fn(u32) -> bool) -> Option<u32> {
+fn allocate(kind: u32, exists: impl Fn(u32) -> bool) -> Option<u32> {
     // SAFETY: array elements never move.
-    let next = unsafe { &mut *NEXT.get_ptr_mut(kind)? };
-    if !exists(shared::load(next)) {
+    let next = unsafe { &mut *ALLOCATED.get_ptr_mut(kind)? };
+    if !exists(atomic::load(next)) {
         return None;
     }
-    // Another processor may take the last one meanwhile.
-    let taken = shared::take(next, 1);
-    exists(taken).then_some(taken)
+    // Another CPU may allocate the last one meanwhile.
+    let number = atomic::fetch_add(next, 1);
+    exists(number).then_some(number)
 }
 
-/// The figures of a slot.
+/// Returns the values of a slot.
 #[inline(always)]
 pub(super) fn series(slot: u32) -> Option<&'static mut Series> {
-    // SAFETY: array elements never move; every word of one is only added to, through `shared`.
+    // SAFETY: array elements never move; every value is only added to, through `atomic`.
     SERIES.get_ptr_mut(slot).map(|series| unsafe { &mut *series })
 }
 
-/// The block that `word` names, taken now if it names none.
+/// Returns the bucket page in `place`, as its number plus one, allocated if there is none.
 #[inline(never)]
-pub(super) fn block(word: &mut u32) -> Option<&'static mut Block> {
-    let mut name = shared::load(word);
-    if name == 0 {
-        let taken = match FREE_BLOCKS.pop() {
-            Ok(Some(block)) => block,
-            _ => match first_use(NEXT_BLOCK, |next| BLOCKS.get_ptr(next).is_some()) {
-                Some(block) => block,
+pub(super) fn bucket_page(place: &mut u32) -> Option<&'static mut BucketPage> {
+    let mut page = atomic::load(place);
+    if page == 0 {
+        let allocated = match FREE_PAGES.pop() {
+            Ok(Some(number)) => number,
+            _ => match allocate(ALLOCATED_PAGES, |next| BUCKET_PAGES.get_ptr(next).is_some()) {
+                Some(number) => number,
                 None => {
-                    count(Counter::LossBlocks as u32, 1);
+                    count(Counter::LossPages as u32, 1);
                     return None;
                 }
             },
         };
-        if shared::claim(word, 0, taken.wrapping_add(1)) {
-            name = taken.wrapping_add(1);
+        if atomic::compare_exchange(place, 0, allocated.wrapping_add(1)) {
+            page = allocated.wrapping_add(1);
         } else {
-            // Another processor was first: its block is used. Every block has room there.
-            let _ = FREE_BLOCKS.push(taken, 0);
-            name = shared::load(word);
+            // Another CPU was first. The stack has room for every page.
+            let _ = FREE_PAGES.push(allocated, 0);
+            page = atomic::load(place);
         }
     }
     // SAFETY: array elements never move.
-    BLOCKS.get_ptr_mut(name.wrapping_sub(1)).map(|block| unsafe { &mut *block })
+    BUCKET_PAGES.get_ptr_mut(page.wrapping_sub(1)).map(|page| unsafe { &mut *page })
 }
 
-/// The number, plus one, of the door that has this key; 0 if there is none.
+/// Returns the number of an inbound port.
 #[inline(always)]
-pub(super) fn door_of(key: &InboundKey) -> u32 {
+pub(super) fn inbound_number(key: &InboundKey) -> OptionU32 {
     // SAFETY: values are written once, when they are inserted.
-    unsafe { INBOUND.get(key) }.copied().unwrap_or(0)
+    unsafe { INBOUND.get(key) }.copied().unwrap_or_default()
 }
 
-/// As [`door_of`], made if there is none and if there is room.
+/// Returns the number of an inbound port, allocated if there is none and there is room.
 #[inline(never)]
-pub(super) fn new_door(key: &InboundKey) -> u32 {
-    let known = door_of(key);
-    if known != 0 {
+pub(super) fn new_inbound_number(key: &InboundKey) -> OptionU32 {
+    let known = inbound_number(key);
+    if known.is_some() {
         return known;
     }
-    let door = match FREE_DOORS.pop() {
-        Ok(Some(door)) => door,
-        _ => match first_use(NEXT_DOOR, |next| DOORS.get_ptr(next).is_some()) {
-            Some(door) => door,
+    let number = match FREE_PORTS.pop() {
+        Ok(Some(number)) => number,
+        _ => match allocate(ALLOCATED_INBOUND_PORTS, |next| INBOUND_PORTS.get_ptr(next).is_some()) {
+            Some(number) => number,
             None => {
                 count(Counter::LossInbound as u32, 1);
-                return 0;
+                return OptionU32::NONE;
             }
         },
     };
-    if INBOUND.insert(key, &door.wrapping_add(1), BPF_NOEXIST as u64).is_err() {
+    if INBOUND.insert(key, &OptionU32::some(number), BPF_NOEXIST as u64).is_err() {
         // As in `slot_of`.
-        let _ = FREE_DOORS.push(door, 0);
+        let _ = FREE_PORTS.push(number, 0);
     }
-    door_of(key)
+    inbound_number(key)
 }
 
-/// Notes that a connection is listed whose port is not known.
+/// Records that a connection is counted as open whose port is not known.
 #[inline(always)]
-pub(super) fn listed_without_port() {
-    if let Some(word) = NEXT.get_ptr_mut(WITHOUT_PORT) {
+pub(super) fn record_counted_without_port() {
+    if let Some(value) = ALLOCATED.get_ptr_mut(COUNTED_WITHOUT_PORT) {
         // SAFETY: array elements never move.
-        shared::bump(unsafe { &mut *word });
+        atomic::add32(unsafe { &mut *value }, 1);
     }
 }
 
-/// Was there ever such a connection?
+/// Returns whether there ever was such a connection.
 #[inline(always)]
-pub(super) fn has_listed_without_port() -> bool {
+pub(super) fn has_counted_without_port() -> bool {
     // SAFETY: as above.
-    NEXT.get_ptr(WITHOUT_PORT).is_some_and(|word| shared::load(unsafe { &*word }) != 0)
+    ALLOCATED.get_ptr(COUNTED_WITHOUT_PORT).is_some_and(|value| atomic::load(unsafe { &*value }) != 0)
 }
 
-/// What is booked at a door, by its number plus one.
+/// Returns an inbound port.
 #[inline(always)]
-pub(super) fn door(number: u32) -> Option<&'static mut Door> {
+pub(super) fn inbound_port(number: OptionU32) -> Option<&'static mut InboundPort> {
     // SAFETY: array elements never move; their counters are only added to.
-    DOORS.get_ptr_mut(number.wrapping_sub(1)).map(|door| unsafe { &mut *door })
+    INBOUND_PORTS.get_ptr_mut(number.get()?).map(|port| unsafe { &mut *port })
 }

@@ -1,32 +1,69 @@
-//! A packet as the programs read it: where its payload lies, and what reading it needs.
+//! Packets: where the segment lies, whether TCP will accept it, and the lock of its direction.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_loop, bpf_skb_load_bytes, bpf_tcp_sock},
+    helpers::generated::bpf_tcp_sock,
 };
-use core::ffi::c_void;
-use observer_common::health::Counter;
+use observer_common::{Direction, Endpoint, health::Counter};
 use observer_proto::{
-    early::HELD_NS,
+    Connection, address, atomic,
+    flow::Flow,
     segment::{Segment, Socket},
-    shared,
-    socket::{self, Connection, Env, REQUEST, RESPONSE},
-    stream::{FILL, Stream},
 };
 
-use super::{
-    context::{length_within, read},
-    early, maps, record,
-};
+use super::{context::read, lock::lock, maps};
 
-/// Turns for one packet: a 64 KiB packet of one-byte chunks needs 33,000; more than this has BIG TCP.
-pub(super) const TURNS: u32 = 1 << 17;
-/// Tries to enter a direction that another processor is in: some fifteen milliseconds, since a virtual one can be stopped
-/// for that long. The kernel itself waits for a socket without a limit. Only a segment with new bytes that TCP will take gets so
-/// far, and who is inside waits for nothing: a wait is never longer than the reading of one packet but for such a stop.
-pub(super) const TRIES: u32 = 1 << 20;
-const TCP: u8 = 6;
-const HOP_BY_HOP: u8 = 0;
+#[repr(C, packed)]
+struct Ipv4Header {
+    version_and_length: u8,
+    tos: u8,
+    total_length: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+#[repr(C, packed)]
+struct Ipv6Header {
+    version_and_class: u8,
+    class_and_flow: [u8; 3],
+    payload_length: u16,
+    next_header: u8,
+    hop_limit: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+#[repr(C, packed)]
+struct HopByHopHeader {
+    next_header: u8,
+    length: u8,
+    options: [u8; 6],
+}
+
+#[repr(C, packed)]
+struct TcpHeader {
+    source: u16,
+    destination: u16,
+    seq: u32,
+    ack: u32,
+    data_offset: u8,
+    flags: u8,
+    window: u16,
+    checksum: u16,
+    urgent: u16,
+}
+
+const IPV4: usize = size_of::<Ipv4Header>();
+const IPV6: usize = size_of::<Ipv6Header>();
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_HOPOPTS: u8 = 0;
+/// Version 4, without options.
+const PLAIN_IPV4: u8 = 0x45;
 
 /// Finds the segment in a packet whose first header is IPv4 or IPv6 and whose second is TCP.
 #[inline(always)]
@@ -34,46 +71,73 @@ pub(super) fn segment(skb: *mut __sk_buff) -> Option<Segment> {
     // SAFETY: context fields; every byte behind `data` is checked against `data_end` before it is read.
     unsafe {
         let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
-        let byte = |at: usize| *(at as *const u8);
-        let mut header = 40usize;
-        if data + 40 > end {
-            maps::count(Counter::LossHeaders as u32, 1);
-            return None;
+        // Shorter packets, IPv4 with TCP included, are not worth a second check: both headers take 40 bytes.
+        if data + IPV6 > end {
+            return unexpected_headers();
         }
-        let mut next = byte(data + 6);
-        if byte(data) >> 4 == 4 {
-            header = (byte(data) as usize & 15) * 4;
-            next = byte(data + 9);
-        } else if next == HOP_BY_HOP && data + 48 <= end {
+        let (ipv4, ipv6) = (data as *const Ipv4Header, data as *const Ipv6Header);
+        let mut header = IPV6;
+        let mut protocol = (*ipv6).next_header;
+        if (*ipv4).version_and_length >> 4 == 4 {
+            header = ((*ipv4).version_and_length as usize & 15) * 4;
+            protocol = (*ipv4).protocol;
+        } else if protocol == IPPROTO_HOPOPTS && data + IPV6 + size_of::<HopByHopHeader>() <= end {
             // A packet above 64 KiB (BIG TCP) has its length in a jumbo option of eight bytes.
-            header = 48;
-            next = if byte(data + 41) == 0 { byte(data + 40) } else { next };
+            let options = (data + IPV6) as *const HopByHopHeader;
+            header = IPV6 + size_of::<HopByHopHeader>();
+            protocol = if (*options).length == 0 { (*options).next_header } else { protocol };
         }
-        if next != TCP || header < 20 {
-            maps::count(Counter::LossHeaders as u32, 1);
-            return None;
+        if protocol != IPPROTO_TCP || header < IPV4 {
+            return unexpected_headers();
         }
-        let tcp = data + header;
-        if tcp + 20 > end {
-            maps::count(Counter::LossHeaders as u32, 1);
-            return None;
+        if data + header + size_of::<TcpHeader>() > end {
+            return unexpected_headers();
         }
-        let offset = header as u32 + (byte(tcp + 12) as u32 >> 4) * 4;
+        let tcp = (data + header) as *const TcpHeader;
+        let offset = header as u32 + ((*tcp).data_offset as u32 >> 4) * 4;
         let length = (*skb).len;
         Some(Segment {
-            seq: u32::from_be(core::ptr::read_unaligned((tcp + 4) as *const u32)),
-            ack: u32::from_be(core::ptr::read_unaligned((tcp + 8) as *const u32)),
+            seq: u32::from_be((*tcp).seq),
+            ack: u32::from_be((*tcp).ack),
             offset,
             length: if length > offset { length - offset } else { 0 },
-            flags: byte(tcp + 13),
+            flags: (*tcp).flags,
         })
     }
 }
 
-/// Where TCP is with a socket.
+#[inline(always)]
+fn unexpected_headers() -> Option<Segment> {
+    maps::count(Counter::LossHeaders as u32, 1);
+    None
+}
+
+/// Returns the source of a packet, if it has no IP options.
+#[inline(always)]
+pub(super) fn source_of(skb: *mut __sk_buff) -> Option<Endpoint> {
+    // SAFETY: context fields; bounds are checked before the reads.
+    unsafe {
+        let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        if data + IPV6 + size_of::<u16>() > end {
+            return None;
+        }
+        let (ipv4, ipv6) = (data as *const Ipv4Header, data as *const Ipv6Header);
+        let (address, header) = if (*ipv4).version_and_length == PLAIN_IPV4 {
+            (address::mapped((*ipv4).source), IPV4)
+        } else if (*ipv6).version_and_class >> 4 == 6 {
+            (address::from_words((*ipv6).source), IPV6)
+        } else {
+            return None;
+        };
+        let tcp = (data + header) as *const TcpHeader;
+        Some(Endpoint { address, port: u16::from_be((*tcp).source), padding: 0 })
+    }
+}
+
+/// Returns the TCP state of a socket.
 #[inline(always)]
 pub(super) fn state_of(sk: *mut bpf_sock) -> Option<Socket> {
-    // SAFETY: `sk` is a socket of the context's, not null; the helper gives null for what is no TCP socket.
+    // SAFETY: `sk` is a socket of the context's, not null; the helper returns null unless it is a TCP socket.
     let tcp = unsafe { bpf_tcp_sock(sk) };
     if tcp.is_null() {
         return None;
@@ -87,21 +151,20 @@ pub(super) fn state_of(sk: *mut bpf_sock) -> Option<Socket> {
     })
 }
 
-/// As [`state_of`], if a received segment brings something that TCP will take; `None` for what it refuses, and for what has been
-/// read before.
+/// Returns the TCP state of a socket if a received segment has anything new that TCP will accept.
 #[inline(always)]
-pub(super) fn examine(sk: *mut bpf_sock, segment: &Segment, received: &Stream, sent: &Stream) -> Option<Socket> {
-    if !segment.ends() && received.has_seen(segment.end()) {
+pub(super) fn accepting_state(sk: *mut bpf_sock, segment: &Segment, received: &Flow, sent: &Flow) -> Option<Socket> {
+    if !segment.is_end() && received.has_seen(segment.end()) {
         return None;
     }
     let socket = state_of(sk)?;
-    let read = if received.anchored != 0 { shared::load(&received.next) } else { socket.rcv_nxt };
-    let sent = if sent.anchored != 0 { shared::load(&sent.next) } else { socket.snd_nxt };
+    let read = if received.seq_state != 0 { atomic::load(&received.next) } else { socket.rcv_nxt };
+    let sent = if sent.seq_state != 0 { atomic::load(&sent.next) } else { socket.snd_nxt };
     socket.accepts(segment, read, sent).then_some(socket)
 }
 
-/// A segment to be read, in a direction that is entered: the sequence number up to which TCP has taken everything, and whether the
-/// proxy has closed the socket and reads no more of it. In one word, so that no way by which it came is remembered.
+/// A segment to be read: the sequence number up to which TCP has accepted everything, and whether the proxy has closed the
+/// socket. In one word, so that the verifier does not track where it came from.
 #[derive(Clone, Copy)]
 pub(super) struct Arrival(u64);
 
@@ -119,149 +182,38 @@ impl Arrival {
     }
 }
 
-/// Looks at a segment and enters its direction, which is to be left with [`leave`] if it is one that is received.
+/// Checks a segment, and locks its direction if it is a received one, which the caller unlocks.
 #[inline(always)]
-pub(super) fn arrived(
+pub(super) fn admit(
     c: &mut Connection,
     sk: *mut bpf_sock,
     segment: &Segment,
-    egress: bool,
-    direction: usize,
+    is_egress: bool,
+    direction: Direction,
 ) -> Option<Arrival> {
-    // What a socket sends is serialised by its lock, and all in front of it has been sent.
-    let word = if egress { u64::from(segment.seq) } else { received(c, sk, segment, direction) };
+    // Sent segments are serialised by the socket's lock, in order.
+    let word = if is_egress { u64::from(segment.seq) } else { admit_received(c, sk, segment, direction) };
     if word & REFUSED != 0 {
         return None;
     }
-    // By storage: what is read there the verifier does not know, so that both ways are one from here on.
-    let s = &mut c.streams[direction];
-    // SAFETY: a reference is valid; volatile, so that the compiler does not hand the value on itself.
+    // Through storage: a value loaded from there is unknown to the verifier, so that both paths join here.
+    let flow = &mut c.flows[direction];
+    // SAFETY: a reference is valid; volatile, so that the compiler does not forward the value.
     let word = unsafe {
-        core::ptr::write_volatile(&mut s.number, word);
-        core::ptr::read_volatile(&s.number)
+        core::ptr::write_volatile(&mut flow.number, word);
+        core::ptr::read_volatile(&flow.number)
     };
     Some(Arrival(word))
 }
 
 #[inline(never)]
-fn received(c: &mut Connection, sk: *mut bpf_sock, segment: &Segment, direction: usize) -> u64 {
-    let [request, response] = &c.streams;
-    let (into, back) = if direction == REQUEST { (request, response) } else { (response, request) };
-    let Some(socket) = examine(sk, segment, into, back) else { return REFUSED };
-    // What it receives can be on two processors at once.
-    if !enter(&mut c.streams[direction]) {
-        maps::count(Counter::SyncContended as u32, 1);
+fn admit_received(c: &mut Connection, sk: *mut bpf_sock, segment: &Segment, direction: Direction) -> u64 {
+    let (received, sent) = (&c.flows[direction], &c.flows[direction.opposite()]);
+    let Some(socket) = accepting_state(sk, segment, received, sent) else { return REFUSED };
+    // Two CPUs can receive at once.
+    if !lock(&mut c.flows[direction]) {
+        maps::count(Counter::DesyncContended as u32, 1);
         return REFUSED;
     }
     u64::from(socket.accepted()) | if socket.is_closed() { IS_CLOSED } else { 0 }
-}
-
-unsafe extern "C" fn try_enter(_: u32, s: *mut *mut Stream) -> i64 {
-    // SAFETY: the pointer that `enter` gave.
-    let s = unsafe { &mut **s };
-    i64::from(shared::claim(&mut s.busy, 0, 1))
-}
-
-/// Takes a direction for this processor.
-#[inline(never)]
-pub(super) fn enter(s: &mut Stream) -> bool {
-    if shared::claim(&mut s.busy, 0, 1) {
-        return true;
-    }
-    let mut pointer: *mut Stream = s;
-    // SAFETY: the callback gets back the pointer given here.
-    let tries = unsafe { bpf_loop(TRIES, try_enter as *mut c_void, (&raw mut pointer).cast(), 0) };
-    tries < TRIES as i64
-}
-
-/// Leaves it to others.
-#[inline(always)]
-pub(super) fn leave(s: &mut Stream) {
-    shared::store(&mut s.busy, 0);
-}
-
-/// What a loop's callback works on.
-struct Walk {
-    c: *mut Connection,
-    skb: *mut __sk_buff,
-    last: u32,
-}
-
-unsafe extern "C" fn request_turn(_: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: the pointer that `turns` gave; the connection outlives the program.
-    let (walk, c) = unsafe { (&mut *walk, &mut *(*walk).c) };
-    let last = socket::turn(c, &mut Packet { skb: walk.skb }, REQUEST);
-    walk.last = u32::from(last);
-    i64::from(last)
-}
-
-unsafe extern "C" fn response_turn(_: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: as above.
-    let (walk, c) = unsafe { (&mut *walk, &mut *(*walk).c) };
-    let last = socket::turn(c, &mut Packet { skb: walk.skb }, RESPONSE);
-    walk.last = u32::from(last);
-    i64::from(last)
-}
-
-/// A packet, where a connection's logic needs one.
-pub(super) struct Packet {
-    pub(super) skb: *mut __sk_buff,
-}
-
-impl Env for Packet {
-    #[inline(always)]
-    fn now(&mut self) -> u64 {
-        record::now()
-    }
-    #[inline(always)]
-    fn take_place(&mut self) -> u32 {
-        early::take(0, HELD_NS)
-    }
-    #[inline(always)]
-    fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool {
-        early::keep(self.skb, stream.ticket, at, offset, length)
-    }
-    #[inline(always)]
-    fn holds(&mut self, stream: &Stream) -> bool {
-        early::is_held(stream)
-    }
-    #[inline(always)]
-    fn release(&mut self, stream: &mut Stream) {
-        early::release(stream);
-    }
-    #[inline(always)]
-    fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
-        if shared::load(&stream.source) != 0 {
-            return early::load(stream, stream.ticket, offset, at);
-        }
-        let window = stream.window.as_mut_ptr().cast::<u8>();
-        let at = at as usize & 127;
-        let Some(length) = length_within(length, FILL) else { return false };
-        // SAFETY: `at` is below 128 and `length` at most 256; the window has 400 bytes.
-        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, window.add(at).cast(), length) == 0 }
-    }
-    #[inline(always)]
-    fn turns(&mut self, c: &mut Connection, direction: usize) -> bool {
-        let mut walk = Walk { c, skb: self.skb, last: 0 };
-        let callback = if direction == REQUEST { request_turn as *mut c_void } else { response_turn as *mut c_void };
-        // SAFETY: the callback gets back the pointer given here.
-        unsafe { bpf_loop(TURNS, callback, (&raw mut walk).cast(), 0) };
-        walk.last != 0
-    }
-    #[inline(always)]
-    fn count(&mut self, counter: Counter, by: u64) {
-        maps::count(counter as u32, by);
-    }
-    #[inline(always)]
-    fn finished(&mut self, c: &mut Connection, direction: usize) {
-        record::finished(c, direction);
-    }
-    #[inline(always)]
-    fn transferred(&mut self, c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
-        record::transferred(c, opened, closed, direction, bytes);
-    }
-    #[inline(always)]
-    fn security(&mut self, c: &mut Connection) -> u8 {
-        record::security(c)
-    }
 }

@@ -1,40 +1,44 @@
 //! Sockets without storage that carry data: those that were open before the programs were attached.
 //!
-//! What one of them is, is asked once. Those of which nothing is counted (a proxy's connections to other proxies, older or not)
-//! remember it in a small storage of their own.
+//! Each is classified once. Those that are not counted (a proxy's connections to other proxies, preexisting or not) are
+//! marked in a small storage of their own.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
-    helpers::generated::{bpf_loop, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_cgroup_id},
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_cgroup_id},
 };
-use core::ffi::c_void;
-use observer_common::{CGROUP_SHARED, Cgroup, Endpoint, MODE_GATEWAY, MODE_TPROXY, PORT_EXCLUDED, SECURITY_UNKNOWN};
+use observer_common::{Cgroup, CgroupMode, Endpoint, Security};
 use observer_proto::{
+    ConnLeg, Connection, OptionU32, address, atomic,
+    connection::flags::{GATEWAY, PREEXISTING, SEQ_KNOWN},
+    env::Step,
     segment::{ESTABLISHED, LISTEN, SYN_RECV},
-    shared,
-    socket::{self, ANCHORED, Connection, DESTINATION, GATEWAY, IGNORED, INBOUND, LATE, SOURCE},
 };
 
 use super::{
-    context::{is_magic, local_of, read, remote_of},
-    handshake, maps,
-    packet::{TRIES, segment, state_of},
-    skb::accepted_leg,
-    sock_ops::{INBOUND_PORT, OUTBOUND_PORT, TUNNEL_PORT},
+    attribution::{
+        INBOUND_PORT, OUTBOUND_PORT, TUNNEL_PORT, accepted_leg, is_application, is_excluded, is_own_address,
+    },
+    bpf_loop::repeat,
+    context::{is_inbound_passthrough, local_endpoint, local_of, read, remote_of},
+    handshake,
+    lock::MAX_TRIES,
+    maps,
+    packet::{segment, state_of},
 };
 
-/// The connection of a socket that has none, if it is one to be observed; made now.
+/// Returns a new connection for a socket that has none, if it is to be observed.
 #[inline(never)]
-pub(super) fn connection(skb: *mut __sk_buff, sk: *mut bpf_sock, egress: bool) -> Option<&'static mut Connection> {
+pub(super) fn connection(skb: *mut __sk_buff, sk: *mut bpf_sock, is_egress: bool) -> Option<&'static mut Connection> {
     let state = read!(sk, state);
     if state == LISTEN {
-        if !egress {
-            handshake::keep(skb);
+        if !is_egress {
+            handshake::capture(skb);
         }
         return None;
     }
     if state == SYN_RECV {
-        return accepted_elsewhere(sk);
+        return await_establishment(sk);
     }
     if state != ESTABLISHED || maps::is_unobserved(sk) {
         return None;
@@ -43,102 +47,88 @@ pub(super) fn connection(skb: *mut __sk_buff, sk: *mut bpf_sock, egress: bool) -
     if segment.length == 0 {
         return None;
     }
-    if !egress {
+    if !is_egress {
         let socket = state_of(sk)?;
         if !socket.accepts(&segment, socket.rcv_nxt, socket.snd_nxt) {
             return None;
         }
     }
     // SAFETY: the context is valid.
-    let Older { leg, is_addressed } = leg_of(skb, sk, unsafe { bpf_skb_cgroup_id(skb) })?;
-    if leg == IGNORED {
-        maps::leave_unobserved(sk);
+    let role = role_of(skb, sk, unsafe { bpf_skb_cgroup_id(skb) })?;
+    if role.leg == ConnLeg::IGNORED {
+        maps::mark_unobserved(sk);
         return None;
     }
-    observe(sk, leg, is_addressed)
+    observe(sk, &role)
 }
 
-/// What an older socket is.
-struct Older {
-    leg: u32,
-    /// Whether it was accepted where it was going: at a gateway's door or by a transparent listener.
-    is_addressed: bool,
+/// Role of a preexisting connection.
+struct Role {
+    leg: ConnLeg,
+    /// Whether the local address is the original destination: at a gateway's or a transparent listener.
+    is_local_destination: bool,
 }
 
-/// Another processor has made this socket and is about to say that it is established: from then on the connection is there. Its
-/// first data can be here before that. Nobody can make that other processor slower, and where there is no room nothing is waited for.
+/// Waits for the event of a socket that another CPU has created and is about to report as established: its first data can
+/// arrive before that. The other CPU does not wait for anything; without room for the connection this one does not either.
 #[inline(always)]
-fn accepted_elsewhere(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
-    if maps::port_flags(read!(sk, src_port) as u16) & PORT_EXCLUDED != 0 {
+fn await_establishment(sk: *mut bpf_sock) -> Option<&'static mut Connection> {
+    if is_excluded(read!(sk, src_port) as u16) {
         return None;
     }
     maps::new_connection(sk)?;
-    let mut pointer = sk;
-    // SAFETY: the callback gets back the pointer given here.
-    unsafe { bpf_loop(TRIES, is_established as *mut c_void, (&raw mut pointer).cast(), 0) };
+    repeat(MAX_TRIES, |_| {
+        let is_established = maps::connection(sk).is_some_and(|c| atomic::load(&c.flags) & SEQ_KNOWN != 0);
+        if is_established { Step::Done } else { Step::More }
+    });
     maps::connection(sk)
 }
 
-unsafe extern "C" fn is_established(_: u32, sk: *mut *mut bpf_sock) -> i64 {
-    // SAFETY: the pointer that `accepted_elsewhere` gave.
-    let c = maps::connection(unsafe { *sk });
-    i64::from(c.is_some_and(|c| shared::load(&c.flags) & ANCHORED != 0))
-}
-
-/// Which leg an established socket is; nothing if its cgroup is not known yet.
+/// Returns the role of an established socket; nothing if its cgroup is not known yet.
 #[inline(always)]
-fn leg_of(skb: *mut __sk_buff, sk: *mut bpf_sock, cgroup: u64) -> Option<Older> {
-    let redirected = |leg| Some(Older { leg, is_addressed: false });
+fn role_of(skb: *mut __sk_buff, sk: *mut bpf_sock, cgroup: u64) -> Option<Role> {
+    let redirected = |leg| Some(Role { leg, is_local_destination: false });
     let (local, remote) = (read!(sk, src_port), u32::from(u16::from_be(read!(sk, dst_port))));
     if local == OUTBOUND_PORT {
-        return redirected(SOURCE);
+        return redirected(ConnLeg::SOURCE);
     }
-    let excluded = maps::port_flags(remote as u16) & PORT_EXCLUDED != 0;
-    if is_magic(sk) {
-        return redirected(if excluded { IGNORED } else { DESTINATION });
+    let is_remote_excluded = is_excluded(remote as u16);
+    if is_inbound_passthrough(sk) {
+        return redirected(if is_remote_excluded { ConnLeg::IGNORED } else { ConnLeg::DESTINATION });
     }
     if local == INBOUND_PORT || local == TUNNEL_PORT {
-        return redirected(INBOUND);
+        return redirected(ConnLeg::INBOUND);
     }
     let cgroup = maps::cgroup(cgroup)?;
-    if maps::port_flags(local as u16) & PORT_EXCLUDED != 0 {
-        return redirected(IGNORED);
+    if is_excluded(local as u16) {
+        return redirected(ConnLeg::IGNORED);
     }
-    let accepted = is_listened_on(skb, sk, local as u16);
-    if cgroup.mode == MODE_GATEWAY {
-        return Some(Older { leg: if accepted { SOURCE } else { IGNORED }, is_addressed: true });
+    let is_accepted = is_listened_on(skb, sk, local as u16);
+    if cgroup.mode == CgroupMode::GATEWAY {
+        let leg = if is_accepted { ConnLeg::SOURCE } else { ConnLeg::IGNORED };
+        return Some(Role { leg, is_local_destination: true });
     }
-    if !accepted {
-        return redirected(if !excluded && is_application(cgroup, &remote_of(sk)) { DESTINATION } else { IGNORED });
+    if !is_accepted {
+        let is_destination = !is_remote_excluded && is_application(cgroup, &remote_of(sk));
+        return redirected(if is_destination { ConnLeg::DESTINATION } else { ConnLeg::IGNORED });
     }
     let leg = accepted_leg(cgroup, &local_of(sk), &remote_of(sk));
-    if cgroup.mode == MODE_TPROXY && leg == INBOUND {
-        return Some(Older { leg: if is_own(cgroup, &local_of(sk)) { INBOUND } else { IGNORED }, is_addressed: true });
+    if cgroup.mode == CgroupMode::TPROXY && leg == ConnLeg::INBOUND {
+        let leg = if is_own_address(cgroup, &local_of(sk)) { ConnLeg::INBOUND } else { ConnLeg::IGNORED };
+        return Some(Role { leg, is_local_destination: true });
     }
-    // Who accepted it will not be seen any more.
-    redirected(if cgroup.flags & CGROUP_SHARED != 0 { IGNORED } else { leg })
+    // The process that accepted it will not be seen any more.
+    redirected(if cgroup.flags & Cgroup::SHARED != 0 { ConnLeg::IGNORED } else { leg })
 }
 
-/// Does a sidecar that is connected with `remote`, from no special address, mean its application?
-#[inline(always)]
-pub(super) fn is_application(cgroup: &Cgroup, remote: &[u8; 16]) -> bool {
-    cgroup.mode != MODE_GATEWAY
-        && (socket::is_loopback(remote) || (cgroup.mode == MODE_TPROXY && is_own(cgroup, remote)))
-}
-
-#[inline(always)]
-fn is_own(cgroup: &Cgroup, address: &[u8; 16]) -> bool {
-    socket::same(&cgroup.addresses[0], address) || socket::same(&cgroup.addresses[1], address)
-}
-
-/// Does anybody listen on the socket's local port? Then it was accepted: a port that a connecting socket is given has no listener.
+/// Returns whether the socket's local port has a listener. Then it was accepted: an ephemeral port has none.
 #[inline(always)]
 fn is_listened_on(skb: *mut __sk_buff, sk: *mut bpf_sock, port: u16) -> bool {
     const THIS_NAMESPACE: u64 = -1i32 as u32 as u64;
     let (local, remote) = (local_of(sk), remote_of(sk));
-    // SAFETY: integers only. No connection comes from port 0, so that a listener is all that can be found.
+    // SAFETY: integers only. No connection comes from port 0, so that only a listener can be found.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let size = if local[..12] == socket::mapped(0)[..12] {
+    let size = if local[..12] == address::mapped(0)[..12] {
         let last = |address: [u8; 16]| u32::from_ne_bytes([address[12], address[13], address[14], address[15]]);
         // SAFETY: the tuple's first member in its form for IPv4.
         let ipv4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
@@ -151,36 +141,37 @@ fn is_listened_on(skb: *mut __sk_buff, sk: *mut bpf_sock, port: u16) -> bool {
         ipv6.dport = port.to_be();
         size_of_val(ipv6)
     };
-    // SAFETY: the tuple is as large as is said; what is found is given back.
+    // SAFETY: the tuple has this size; a socket that is found is released.
     unsafe {
         let found = bpf_sk_lookup_tcp(skb.cast(), &raw mut tuple, size as u32, THIS_NAMESPACE, 0);
         if found.is_null() {
             return false;
         }
-        let listens = core::ptr::read_volatile(&raw const (*found).state) == LISTEN;
+        let is_listener = core::ptr::read_volatile(&raw const (*found).state) == LISTEN;
         bpf_sk_release(found.cast());
-        listens
+        is_listener
     }
 }
 
-/// Makes the connection of an older socket.
+/// Creates the connection of a preexisting socket.
 #[inline(always)]
-fn observe(sk: *mut bpf_sock, leg: u32, is_addressed: bool) -> Option<&'static mut Connection> {
+fn observe(sk: *mut bpf_sock, role: &Role) -> Option<&'static mut Connection> {
     let c = maps::new_connection(sk)?;
+    let leg = role.leg;
     c.leg = leg;
-    if leg == DESTINATION {
+    if leg == ConnLeg::DESTINATION {
         c.destination = Endpoint { address: remote_of(sk), port: u16::from_be(read!(sk, dst_port)), padding: 0 };
         return Some(c);
     }
-    if leg == INBOUND {
-        shared::set(&mut c.flags, LATE);
-        c.opening = u32::from(SECURITY_UNKNOWN) + 1;
+    if leg == ConnLeg::INBOUND {
+        c.set_flags(PREEXISTING);
+        c.peer_security = OptionU32::some(u32::from(Security::UNKNOWN.0));
     }
-    if is_addressed {
-        if leg == SOURCE {
-            shared::set(&mut c.flags, GATEWAY);
+    if role.is_local_destination {
+        if leg == ConnLeg::SOURCE {
+            c.set_flags(GATEWAY);
         }
-        c.destination = Endpoint { address: local_of(sk), port: read!(sk, src_port) as u16, padding: 0 };
+        c.destination = local_endpoint(sk);
     }
     Some(c)
 }

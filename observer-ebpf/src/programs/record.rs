@@ -1,124 +1,125 @@
-//! Where finished exchanges and TCP bytes go: from a connection to its series.
+//! Series: where finished requests and TCP bytes are counted, and the open connections by which a request's security is
+//! determined.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_common::{
-    DURATION, Door, GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, PROTOCOL_ENCRYPTED, PROTOCOL_TCP,
-    REQUEST_BYTES, RESPONSE_BYTES, SECURITY_MUTUAL_TLS, SECURITY_NONE, SECURITY_UNKNOWN, Series, SeriesKey,
-    health::Counter, latency,
+    DURATION,
+    Direction::{self, Request, Response},
+    GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, InboundPort, Protocol, REQUEST_BYTES, RESPONSE_BYTES,
+    Security, Series, SeriesKey,
+    health::Counter,
+    histogram,
 };
 use observer_proto::{
-    http2::Tally,
-    shared,
-    socket::{Connection, DESTINATION, ENCRYPTED, Finished, LATE, LISTED, REQUEST, RESPONSE},
+    ConnLeg, ConnProtocol, Connection, FinishedRequest, OptionU32, atomic,
+    connection::flags::{COUNTED_OPEN, PREEXISTING},
 };
 
 use super::{context::opaque, maps};
 
-/// Nanoseconds of `CLOCK_MONOTONIC`.
+/// Silence of one kind of clients after which a request is attributed to the other kind.
+const SILENCE_NS: u64 = 100_000_000;
+
+/// Returns the time, nanoseconds of `CLOCK_MONOTONIC`.
 #[inline(always)]
 pub(super) fn now() -> u64 {
     // SAFETY: the helper takes nothing and cannot fail.
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Counts the request in the connection's place for a direction.
+/// Counts the finished request in the connection's place for a direction.
 #[inline(always)]
-pub(super) fn finished(c: &mut Connection, direction: usize) {
-    let finished = &raw const c.finished[direction & 1];
+pub(super) fn request(c: &mut Connection, direction: Direction) {
+    let request = &raw const c.finished[direction];
     // SAFETY: it is in the connection, which outlives the program.
-    let microseconds = unsafe { (*finished).duration_ns } / 1_000;
-    requests(c, finished, 1, microseconds);
+    let microseconds = unsafe { (*request).duration_ns } / 1_000;
+    requests(c, request, 1, microseconds);
 }
 
-/// Counts the requests of HTTP/2 that ended alike.
-#[inline(always)]
-pub(super) fn tallied(c: &mut Connection, tally: &Tally) {
-    requests(c, &raw const tally.finished, tally.times, tally.microseconds);
-}
-
-/// Counts as many `times` a request like this; `microseconds` is the sum of their durations.
+/// Counts a request `times` times; `microseconds` is the sum of the durations.
 #[inline(never)]
-fn requests(c: &mut Connection, finished: *const Finished, times: u32, microseconds: u64) {
+pub(super) fn requests(c: &mut Connection, request: *const FinishedRequest, times: u32, microseconds: u64) {
     // SAFETY: it is in a socket's storage, which outlives the program.
-    let finished = unsafe { &*finished };
-    let &Finished { ref bytes, ref messages, status, grpc_status, protocol, security, .. } = finished;
+    let request = unsafe { &*request };
+    let &FinishedRequest { ref bytes, ref messages, status, grpc_status, protocol, security, .. } = request;
     let by = u64::from(times);
     let Some(series) = series(c, &Labels { protocol, security, status, grpc_status }) else {
         maps::count(Counter::RequestUnattributed as u32, by);
         return;
     };
-    let one = finished.duration_ns / 1_000;
+    let one = request.duration_ns / 1_000;
     observe(&mut series.histograms[DURATION], one, one / 1_000, times, microseconds);
-    observe(&mut series.histograms[REQUEST_BYTES], bytes[REQUEST], bytes[REQUEST], times, bytes[REQUEST] * by);
-    observe(&mut series.histograms[RESPONSE_BYTES], bytes[RESPONSE], bytes[RESPONSE], times, bytes[RESPONSE] * by);
-    if messages[REQUEST] != 0 {
-        shared::add(&mut series.messages[REQUEST], u64::from(messages[REQUEST]) * by);
+    observe(&mut series.histograms[REQUEST_BYTES], bytes[Request], bytes[Request], times, bytes[Request] * by);
+    observe(&mut series.histograms[RESPONSE_BYTES], bytes[Response], bytes[Response], times, bytes[Response] * by);
+    if messages[Request] != 0 {
+        atomic::add64(&mut series.messages[Request], u64::from(messages[Request]) * by);
     }
-    if messages[RESPONSE] != 0 {
-        shared::add(&mut series.messages[RESPONSE], u64::from(messages[RESPONSE]) * by);
+    if messages[Response] != 0 {
+        atomic::add64(&mut series.messages[Response], u64::from(messages[Response]) * by);
     }
-    maps::count(u32::from(finished.outcome), by);
+    maps::count(u32::from(request.outcome), by);
 }
 
 /// Adds to a connection's TCP counters.
 #[inline(never)]
-pub(super) fn transferred(c: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
-    let protocol = if shared::load(&c.protocol) == ENCRYPTED { PROTOCOL_ENCRYPTED } else { PROTOCOL_TCP };
-    let security = security(c);
+pub(super) fn tcp(c: &mut Connection, opened: u64, closed: u64, direction: Direction, bytes: u64) {
+    let protocol = if c.protocol() == ConnProtocol::ENCRYPTED { Protocol::ENCRYPTED } else { Protocol::TCP };
+    let security = client_security(c);
     let Some(series) = series(c, &Labels { protocol, security, status: 0, grpc_status: GRPC_NONE }) else {
         maps::count(Counter::LossUnattributed as u32, 1);
         return;
     };
     if opened != 0 {
-        shared::add(&mut series.opened, opened);
+        atomic::add64(&mut series.opened, opened);
     }
     if closed != 0 {
-        shared::add(&mut series.closed, closed);
+        atomic::add64(&mut series.closed, closed);
     }
     if bytes != 0 {
-        shared::add(if direction == REQUEST { &mut series.received } else { &mut series.sent }, bytes);
+        atomic::add64(if direction == Request { &mut series.received } else { &mut series.sent }, bytes);
     }
 }
 
-/// How clients are now connected to the application behind a destination leg.
+/// Returns the security of the clients that are connected to the application behind a destination leg.
 ///
-/// Connections to the application are pooled, so no client's connection belongs to one of them. If clients of one kind
-/// only are connected, the request is of that kind; if both are, it is of the kind that sent something last, provided
-/// that the other has been silent for a while.
+/// Connections to the application are pooled, so none of them belongs to one client's connection. If only clients of one
+/// kind are connected, the request is of that kind; if both are, it is of the kind that sent something last, provided
+/// that the other has been silent for [`SILENCE_NS`].
 #[inline(always)]
-pub(super) fn security(c: &mut Connection) -> u8 {
-    if c.leg != DESTINATION {
-        return SECURITY_UNKNOWN;
+pub(super) fn client_security(c: &mut Connection) -> Security {
+    if c.leg != ConnLeg::DESTINATION {
+        return Security::UNKNOWN;
     }
-    if c.door == 0 {
-        c.door = maps::door_of(&InboundKey { sidecar: c.sidecar, port: u32::from(c.destination.port) });
+    if c.inbound_port.is_none() {
+        c.inbound_port = maps::inbound_number(&InboundKey { sidecar: c.sidecar, port: u32::from(c.destination.port) });
     }
-    let Some(door) = maps::door(c.door) else { return SECURITY_UNKNOWN };
-    let (tls, plain, unseen) = last_of(door);
-    let unseen = if maps::has_listed_without_port() { later(unseen, without_port(c.sidecar)) } else { unseen };
-    if tls != 0 && is_alone(tls, plain) && is_alone(tls, unseen) {
-        SECURITY_MUTUAL_TLS
-    } else if plain != 0 && is_alone(plain, tls) && is_alone(plain, unseen) {
-        SECURITY_NONE
+    let Some(port) = maps::inbound_port(c.inbound_port) else { return Security::UNKNOWN };
+    let (tls, plain, unknown) = last_active(port);
+    let unknown =
+        if maps::has_counted_without_port() { later(unknown, last_active_without_port(c.sidecar)) } else { unknown };
+    if tls != 0 && is_only_active(tls, plain) && is_only_active(tls, unknown) {
+        Security::MUTUAL_TLS
+    } else if plain != 0 && is_only_active(plain, tls) && is_only_active(plain, unknown) {
+        Security::NONE
     } else {
-        SECURITY_UNKNOWN
+        Security::UNKNOWN
     }
 }
 
-/// When the clients of each kind (with mutual TLS, without, unknown) that are connected last sent something; 0 where there is none.
+/// Returns when the connected clients of each kind (mutual TLS, plain, unknown) last sent something; 0 if there is none.
 #[inline(always)]
-fn last_of(door: &Door) -> (u64, u64, u64) {
-    // SAFETY: references are valid; volatile, since other processors write them.
-    let [tls, plain, unseen] =
-        [&door.mutual_tls_ns, &door.plain_ns, &door.unseen_ns].map(|time| unsafe { core::ptr::read_volatile(time) });
+fn last_active(port: &InboundPort) -> (u64, u64, u64) {
+    // SAFETY: references are valid; volatile, since other CPUs write them.
+    let [tls, plain, unknown] =
+        [&port.mutual_tls_ns, &port.plain_ns, &port.unknown_ns].map(|time| unsafe { core::ptr::read_volatile(time) });
     let connected = |number: u64, time: u64| if number != 0 { time } else { 0 };
-    (connected(door.mutual_tls, tls), connected(door.plain, plain), connected(door.unseen, unseen))
+    (connected(port.mutual_tls, tls), connected(port.plain, plain), connected(port.unknown, unknown))
 }
 
-/// As [`last_of`], of the unknown clients of a sidecar whose port is unknown too.
+/// Likewise for the clients of unknown security of a sidecar whose port is unknown too.
 #[inline(always)]
-fn without_port(sidecar: u32) -> u64 {
-    maps::door(maps::door_of(&InboundKey { sidecar, port: 0 })).map_or(0, |door| last_of(door).2)
+fn last_active_without_port(sidecar: u32) -> u64 {
+    maps::inbound_port(maps::inbound_number(&InboundKey { sidecar, port: 0 })).map_or(0, |port| last_active(port).2)
 }
 
 #[inline(always)]
@@ -126,95 +127,90 @@ fn later(a: u64, b: u64) -> u64 {
     if a > b { a } else { b }
 }
 
-/// Is a request that comes now of the kind that sent something at `last`, not of the kind that did at `other`?
+/// Returns whether a request that arrives now belongs to the kind last active at `last`, and not to that at `other`.
 #[inline(always)]
-fn is_alone(last: u64, other: u64) -> bool {
+fn is_only_active(last: u64, other: u64) -> bool {
     other == 0 || last > other.wrapping_add(SILENCE_NS)
 }
 
-/// Silence of one kind of clients after which a request is the other kind's.
-const SILENCE_NS: u64 = 100_000_000;
-
-/// Books an inbound connection as open, once it is known what it came with and for which port. Of an older one nobody asks for the
-/// port any more.
+/// Counts an inbound connection as open, once its security and port are known. The port of a preexisting one stays unknown.
 #[inline(always)]
-pub(super) fn list(c: &mut Connection) {
+pub(super) fn count_open(c: &mut Connection) {
     let port = u32::from(c.destination.port);
-    if c.opening == 0 || (port == 0 && c.flags & LATE == 0) || c.sidecar == 0 {
+    if c.peer_security.is_none() || (port == 0 && c.flags & PREEXISTING == 0) || c.sidecar == 0 {
         return;
     }
-    if shared::set(&mut c.flags, LISTED) & LISTED != 0 {
+    if c.set_flags(COUNTED_OPEN) & COUNTED_OPEN != 0 {
         return;
     }
     if port == 0 {
-        maps::listed_without_port();
+        maps::record_counted_without_port();
     }
-    c.door = maps::new_door(&InboundKey { sidecar: c.sidecar, port });
-    relist(c, 1);
-    received(c);
+    c.inbound_port = maps::new_inbound_number(&InboundKey { sidecar: c.sidecar, port });
+    add_open(c, 1);
+    touch(c);
 }
 
-/// Books an inbound connection as closed, if it was booked as open.
+/// Counts an inbound connection as closed, if it is counted as open.
 #[inline(always)]
-pub(super) fn unlist(c: &mut Connection) {
-    if shared::clear(&mut c.flags, LISTED) & LISTED != 0 {
-        relist(c, u64::MAX);
+pub(super) fn count_closed(c: &mut Connection) {
+    if atomic::fetch_and(&mut c.flags, !COUNTED_OPEN) & COUNTED_OPEN != 0 {
+        add_open(c, u64::MAX);
     }
 }
 
-/// Notes that an inbound connection has received something.
+/// Records that an inbound connection has received data now.
 #[inline(always)]
-pub(super) fn received(c: &mut Connection) {
-    let opening = c.opening;
-    let Some(door) = maps::door(c.door) else { return };
-    let last = match opening {
-        WITH_TLS => &mut door.mutual_tls_ns,
-        WITHOUT_TLS => &mut door.plain_ns,
-        _ => &mut door.unseen_ns,
+pub(super) fn touch(c: &mut Connection) {
+    let security = c.peer_security;
+    let Some(port) = maps::inbound_port(c.inbound_port) else { return };
+    let last = match security {
+        WITH_TLS => &mut port.mutual_tls_ns,
+        WITHOUT_TLS => &mut port.plain_ns,
+        _ => &mut port.unknown_ns,
     };
-    // SAFETY: a reference is valid; volatile, since other processors read it.
+    // SAFETY: a reference is valid; volatile, since other CPUs read it.
     unsafe { core::ptr::write_volatile(last, now()) };
 }
 
+/// Adds to the number of open connections of the connection's kind.
 #[inline(always)]
-fn relist(c: &mut Connection, by: u64) {
-    let opening = c.opening;
-    let Some(door) = maps::door(c.door) else { return };
-    let number = match opening {
-        WITH_TLS => &mut door.mutual_tls,
-        WITHOUT_TLS => &mut door.plain,
-        _ => &mut door.unseen,
+fn add_open(c: &mut Connection, by: u64) {
+    let security = c.peer_security;
+    let Some(port) = maps::inbound_port(c.inbound_port) else { return };
+    let number = match security {
+        WITH_TLS => &mut port.mutual_tls,
+        WITHOUT_TLS => &mut port.plain,
+        _ => &mut port.unknown,
     };
-    shared::add(number, by);
+    atomic::add64(number, by);
 }
 
-/// [`Connection::opening`].
-const WITH_TLS: u32 = SECURITY_MUTUAL_TLS as u32 + 1;
-/// [`Connection::opening`].
-const WITHOUT_TLS: u32 = SECURITY_NONE as u32 + 1;
+const WITH_TLS: OptionU32 = OptionU32::some(Security::MUTUAL_TLS.0 as u32);
+const WITHOUT_TLS: OptionU32 = OptionU32::some(Security::NONE.0 as u32);
 
-/// What tells a connection's series from each other.
+/// Labels that distinguish the series of one connection.
 struct Labels {
-    protocol: u8,
-    security: u8,
+    protocol: Protocol,
+    security: Security,
     status: u16,
     grpc_status: u64,
 }
 
 impl Labels {
-    /// The same in 32 bits, and never 0: what is cached is compared by it; 0 for what does not fit.
+    /// Packs the labels into a key for the connection's cache, never 0; 0 if they do not fit.
     #[inline(always)]
-    fn short(&self) -> u32 {
+    fn cache_key(&self) -> u32 {
         let status = if self.status > 999 { 1_000 } else { u32::from(self.status) };
         // None is 0xffff, unknown 0xfffe.
         let grpc_status = self.grpc_status as u32 & 0xffff;
         let fits = self.grpc_status < 0xfffe || self.grpc_status >= GRPC_UNKNOWN;
-        let short = u32::from(self.protocol) << 28 | u32::from(self.security) << 26 | status << 16 | grpc_status;
-        if fits { short } else { 0 }
+        let key = u32::from(self.protocol.0) << 28 | u32::from(self.security.0) << 26 | status << 16 | grpc_status;
+        if fits { key } else { 0 }
     }
 }
 
-/// The series of a connection; none if it belongs to no known sidecar.
+/// Returns the series of a connection; none if it belongs to no known sidecar.
 #[inline(never)]
 fn series(c: &mut Connection, labels: &Labels) -> Option<&'static mut Series> {
     if c.sidecar == 0 && c.process != 0 {
@@ -223,10 +219,10 @@ fn series(c: &mut Connection, labels: &Labels) -> Option<&'static mut Series> {
     if c.sidecar == 0 || c.sidecar == IGNORED {
         return None;
     }
-    let short = u64::from(labels.short()) << 32;
+    let cache_key = u64::from(labels.cache_key()) << 32;
     // SAFETY: a reference is valid; volatile, since the other direction may be writing.
-    let cached = unsafe { core::ptr::read_volatile(&c.cached) };
-    if cached >> 32 << 32 == short && short != 0 {
+    let cached = unsafe { core::ptr::read_volatile(&c.cached_series) };
+    if cached >> 32 << 32 == cache_key && cache_key != 0 {
         return maps::series(cached as u32);
     }
     let key = SeriesKey {
@@ -234,35 +230,35 @@ fn series(c: &mut Connection, labels: &Labels) -> Option<&'static mut Series> {
         destination: c.destination,
         grpc_status: labels.grpc_status,
         status: labels.status,
-        leg: c.leg as u8,
+        leg: c.leg.of_series(),
         protocol: labels.protocol,
         security: labels.security,
         padding: [0; 3],
     };
     let slot = maps::slot_of(&key);
     // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(&mut c.cached, short | u64::from(slot)) };
+    unsafe { core::ptr::write_volatile(&mut c.cached_series, cache_key | u64::from(slot)) };
     maps::series(slot)
 }
 
-/// Puts `value` (microseconds or bytes) into a histogram so many `times`; `exposed` is the same in whole milliseconds or
-/// bytes, `sum` what it adds to the sum of the values.
+/// Adds `value` (microseconds or bytes) to a histogram `times` times; `exposed` is the same in whole milliseconds or bytes,
+/// `sum` the addend of the sum.
 #[inline(never)]
 fn observe(histogram: &mut Histogram, value: u64, exposed: u64, times: u32, sum: u64) {
-    let bucket = opaque(latency::bucket(exposed)) as usize;
-    if bucket < latency::BUCKETS {
+    let bucket = opaque(histogram::bucket(exposed)) as usize;
+    if bucket < histogram::BUCKETS {
         // SAFETY: checked just here.
-        shared::add(unsafe { histogram.buckets.get_unchecked_mut(bucket) }, u64::from(times));
+        atomic::add64(unsafe { histogram.buckets.get_unchecked_mut(bucket) }, u64::from(times));
     }
-    shared::add(&mut histogram.sum, sum);
-    let (block, cell) = latency::cell(value);
-    let (block, cell) = (opaque(block) as usize, opaque(cell) as usize);
-    if block < latency::BLOCKS && cell < latency::CELLS {
+    atomic::add64(&mut histogram.sum, sum);
+    let (page, sub_bucket) = histogram::sub_bucket(value);
+    let (page, sub_bucket) = (opaque(page) as usize, opaque(sub_bucket) as usize);
+    if page < histogram::BUCKET_PAGES && sub_bucket < histogram::SUB_BUCKETS {
         // SAFETY: checked just here.
-        let word = unsafe { histogram.blocks.get_unchecked_mut(block) };
-        if let Some(block) = maps::block(word) {
+        let place = unsafe { histogram.pages.get_unchecked_mut(page) };
+        if let Some(page) = maps::bucket_page(place) {
             // SAFETY: as above.
-            shared::raise(unsafe { block.cells.get_unchecked_mut(cell) }, times);
+            atomic::add32(unsafe { page.sub_buckets.get_unchecked_mut(sub_bucket) }, times);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A small mesh for the tests of the model and of the outputs: productpage calls reviews and ratings through a gateway's
-//! node, with one label value that every format must escape.
+//! A small mesh for the tests of the model and of the outputs: productpage calls reviews and ratings through a
+//! gateway's node, with one label value that every format must escape.
 
 use std::{
     collections::BTreeMap,
@@ -9,25 +9,22 @@ use std::{
 };
 
 use observer_common::{
-    Endpoint, GRPC_NONE, LEG_DESTINATION, LEG_SOURCE, PROTOCOL_ENCRYPTED, PROTOCOL_GRPC, PROTOCOL_HTTP, PROTOCOL_TCP,
-    SECURITY_MUTUAL_TLS, SeriesKey,
+    Endpoint, GRPC_NONE, Leg, Protocol, Security, SeriesKey,
     health::Counter,
-    latency::{self, CELLS},
+    histogram::{self, SUB_BUCKETS},
 };
 
-use super::{
-    EmitterFigures, Inputs, Model, Own, ScrapeFigures, Snapshot, catalogue,
-    labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
-    lateness::Lateness,
-};
 use crate::{
-    exposition::Format,
-    identity::{Component, Page as ComponentPage, ProcessId, Role, Sidecar, Workload, container::Container},
-    page::Page,
+    EmitterStats, EndpointStats, Inputs, Model, SelfMetrics, Snapshot, catalogue,
+    delay::DelayHistogram,
+    exposition::{Format, MetricType},
+    identity::{Component, Instance, MetricsEndpoint, ProcessId, Role, Sidecar, Workload, container::Container},
     reading::{
-        CgroupReading, HistogramReading, Instance, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
+        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
         ScrapeReading, SeriesReading,
     },
+    scraped::ScrapedExposition,
+    workload_index::{ServiceEntry, ServicePort, StaticPeers, WorkloadEntry},
 };
 
 /// A label value that every format must escape.
@@ -36,8 +33,8 @@ pub const HOSTILE: &str = "a\"b\\c\nd é \\";
 const COUNTERS: [Counter; 8] = [
     Counter::ConnectionHttp1,
     Counter::RequestOk,
-    Counter::RequestLostSync,
-    Counter::SyncGap,
+    Counter::RequestDesync,
+    Counter::DesyncGap,
     Counter::LossSeries,
     Counter::AuditConnections,
     Counter::AuditEmpty,
@@ -89,7 +86,7 @@ pub fn istiod(pid: u32) -> Arc<Component> {
         cgroup: None,
         container: Container::default(),
         workload: Arc::new(workload),
-        page: Ok(ComponentPage {
+        page: Ok(MetricsEndpoint {
             instance: address,
             address,
             inside_only: None,
@@ -114,7 +111,7 @@ pub fn sidecars() -> Vec<Arc<Sidecar>> {
 }
 
 /// Returns the peers that are configured.
-pub fn peers() -> Arc<Peers> {
+pub fn peers() -> Arc<StaticPeers> {
     let service = |name: &str, address: &str, ports: &[(u16, u16)], workload: &str| ServiceEntry {
         host: format!("{name}.default.svc.cluster.local"),
         name: name.to_owned(),
@@ -123,7 +120,7 @@ pub fn peers() -> Arc<Peers> {
         ports: ports.iter().map(|(port, target)| ServicePort { port: *port, target: *target }).collect(),
         workload: Some(workload.to_owned()),
     };
-    Arc::new(Peers {
+    Arc::new(StaticPeers {
         services: vec![
             service("reviews", "10.96.0.1", &[(80, 9080)], "reviews-v2"),
             service("ratings", "10.96.0.2", &[], "ratings-v1"),
@@ -136,7 +133,7 @@ pub fn peers() -> Arc<Peers> {
 }
 
 /// Returns the key of a series; `destination` is `ADDRESS:PORT`.
-pub fn key(sidecar: u32, leg: u8, destination: &str, protocol: u8, status: u16) -> SeriesKey {
+pub fn key(sidecar: u32, leg: Leg, destination: &str, protocol: Protocol, status: u16) -> SeriesKey {
     let (address, port) = destination.rsplit_once(':').unwrap();
     let address = match address.parse().unwrap() {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -159,10 +156,10 @@ pub fn http(key: SeriesKey, milliseconds: &[u64]) -> SeriesReading {
         let mut reading = HistogramReading::default();
         let mut cells = BTreeMap::new();
         for (exposed, exact) in values {
-            reading.buckets[latency::bucket(exposed) as usize] += 1;
+            reading.buckets[histogram::bucket(exposed) as usize] += 1;
             reading.sum += exact;
-            let (block, cell) = latency::cell(exact);
-            *cells.entry((block * CELLS as u32 + cell) as u16).or_insert(0) += 1;
+            let (block, cell) = histogram::sub_bucket(exact);
+            *cells.entry((block * SUB_BUCKETS as u32 + cell) as u16).or_insert(0) += 1;
         }
         reading.cells = cells.into_iter().collect();
         reading
@@ -197,10 +194,10 @@ pub fn process(pid: u32, throttled_ms: u64) -> ProcessReading {
         threads: 9,
         started: (!hidden).then(|| at(0) - Duration::from_millis(4_250)),
         open_files: seen(61),
-        most_open_files: seen(1_048_576),
+        max_open_files: seen(1_048_576),
         cgroup: CgroupReading {
             memory_bytes: seen(60_000_000),
-            most_memory_bytes: seen(1_073_741_824),
+            max_memory_bytes: seen(1_073_741_824),
             periods: seen(100),
             throttled_periods: seen(7),
             throttled: seen(throttled_ms).map(Duration::from_millis),
@@ -221,7 +218,7 @@ pub fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             series_capacity: 16_384,
         }),
         processes: vec![process(1, 250 * seconds), process(4, 0), process(9, 1)],
-        control_plane: Vec::new(),
+        scrapes: Vec::new(),
         outcomes: vec![
             Outcome { collector: "kernel", duration: Duration::from_millis(3), error: None },
             Outcome { collector: "procfs", duration: Duration::from_millis(1), error: Some("gone".to_owned()) },
@@ -233,49 +230,49 @@ pub fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
 pub fn every_kind(round: u64) -> Vec<SeriesReading> {
     let times = |values: &[u64]| -> Vec<u64> { (0..round).flat_map(|_| values.iter().copied()).collect() };
     let mutual = |mut key: SeriesKey| {
-        key.security = SECURITY_MUTUAL_TLS;
+        key.security = Security::MUTUAL_TLS;
         key
     };
-    let mut grpc = key(1, LEG_SOURCE, "10.0.9.9:9000", PROTOCOL_GRPC, 200);
+    let mut grpc = key(1, Leg::SOURCE, "10.0.9.9:9000", Protocol::GRPC, 200);
     grpc.grpc_status = 14;
     vec![
-        http(key(1, LEG_SOURCE, "10.96.0.1:80", PROTOCOL_HTTP, 200), &times(&[0, 3, 3, 70])),
+        http(key(1, Leg::SOURCE, "10.96.0.1:80", Protocol::HTTP, 200), &times(&[0, 3, 3, 70])),
         SeriesReading { messages: [round, 3 * round], ..http(grpc, &times(&[2])) },
-        http(mutual(key(2, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[1, 1])),
-        http(mutual(key(3, LEG_DESTINATION, "127.0.0.1:9080", PROTOCOL_HTTP, 200)), &times(&[2])),
-        http(key(5, LEG_SOURCE, "203.0.113.9:8080", PROTOCOL_HTTP, 0), &times(&[4_000_000])),
+        http(mutual(key(2, Leg::DESTINATION, "127.0.0.1:9080", Protocol::HTTP, 200)), &times(&[1, 1])),
+        http(mutual(key(3, Leg::DESTINATION, "127.0.0.1:9080", Protocol::HTTP, 200)), &times(&[2])),
+        http(key(5, Leg::SOURCE, "203.0.113.9:8080", Protocol::HTTP, 0), &times(&[4_000_000])),
         tcp(
-            key(1, LEG_SOURCE, "10.96.0.2:3306", PROTOCOL_TCP, 0),
+            key(1, Leg::SOURCE, "10.96.0.2:3306", Protocol::TCP, 0),
             round,
             round - 1,
             1_000 * round,
             5_000_000_000 * round,
         ),
-        tcp(key(4, LEG_SOURCE, "10.0.0.4:8443", PROTOCOL_ENCRYPTED, 0), round, 0, 10, 10),
+        tcp(key(4, Leg::SOURCE, "10.0.0.4:8443", Protocol::ENCRYPTED, 0), round, 0, 10, 10),
         tcp(SeriesKey::default(), 1, 0, 7, 9),
     ]
 }
 
-/// Returns the observer's own figures.
-pub fn own() -> Own {
-    let mut lateness = Lateness::default();
+/// Returns the observer's own stats.
+pub fn own() -> SelfMetrics {
+    let mut delay = DelayHistogram::default();
     for milliseconds in [1, 1, 30] {
-        lateness.record(Duration::from_millis(milliseconds));
+        delay.record(Duration::from_millis(milliseconds));
     }
-    Own {
+    SelfMetrics {
         cpu: Some(Duration::from_millis(1_500)),
         resident_bytes: Some(12_000_000),
         unattached: Some(0),
-        lateness,
-        emitters: vec![EmitterFigures {
+        collection_delay: delay,
+        emitters: vec![EmitterStats {
             name: "wavefront+file:-".to_owned(),
             on_disk: Some((7, 512)),
             sent: 10,
             rejected: vec![("tag_length", 1)],
             dropped: vec![("gave_up", 2)],
-            ..EmitterFigures::default()
+            ..EmitterStats::default()
         }],
-        scrapes: Some(ScrapeFigures { scrapes: vec![("ok", 3)], busy: Duration::from_millis(20), refused: 0 }),
+        endpoint: Some(EndpointStats { scrapes: vec![("ok", 3)], duration: Duration::from_millis(20), refused: 0 }),
     }
 }
 
@@ -301,9 +298,9 @@ pub fn snapshots_of_everything() -> [Arc<Snapshot>; 2] {
     let mut model = Model::new(at(0), Duration::from_mins(15));
     let (sidecars, peers, own) = (sidecars(), peers(), own());
     [1, 2].map(|round| {
-        let control_plane = vec![scraped("10.0.0.8:15014", &page_of_everything(round))];
+        let scrapes = vec![scraped("10.0.0.8:15014", &page_of_everything(round))];
         model.update(Inputs {
-            reading: &Reading { control_plane, ..reading(round * 10, every_kind(round)) },
+            reading: &Reading { scrapes, ..reading(round * 10, every_kind(round)) },
             running: &sidecars,
             ended: &[],
             components: &[],
@@ -320,9 +317,9 @@ fn page_of_everything(value: u64) -> String {
         let name = family.prometheus_name;
         let labels: Vec<String> = family.labels.iter().map(|label| format!("{label}=\"a {label}\"")).collect();
         let labels = labels.join(",");
-        page.push_str(&format!("# TYPE {name} {}\n", family.kind.word()));
-        match family.kind {
-            catalogue::Kind::Histogram => page.push_str(&format!(
+        page.push_str(&format!("# TYPE {name} {}\n", family.metric_type.name()));
+        match family.metric_type {
+            MetricType::Histogram => page.push_str(&format!(
                 "{name}_bucket{{le=\"0.1\"}} 0\n{name}_bucket{{le=\"+Inf\"}} {value}\n{name}_sum {value}\n{name}_count {value}\n"
             )),
             _ => page.push_str(&format!("{name}{{{labels}}} {value}\n")),
@@ -331,7 +328,7 @@ fn page_of_everything(value: u64) -> String {
     page
 }
 
-/// A target that was found, whose last scrape brought this page.
+/// Returns a discovered instance with this exposition.
 pub fn scraped(instance: &str, page: &str) -> ScrapeReading {
     scraped_by(None, instance, page)
 }
@@ -346,18 +343,18 @@ pub fn scraped_by(node: Option<&str>, instance: &str, page: &str) -> ScrapeReadi
             namespace: None,
             node: node.map(str::to_owned),
         },
-        page: Some(Arc::new(Page::read(Format::Text, page).unwrap())),
+        exposition: Some(Arc::new(ScrapedExposition::parse(Format::Text, page).unwrap())),
         tried: true,
-        took: Duration::from_millis(5),
+        duration: Duration::from_millis(5),
         scrapes: [("ok", 1)].into(),
         skipped: BTreeMap::new(),
     }
 }
 
 /// The mesh with these control planes.
-pub fn snapshot_of(control_plane: Vec<ScrapeReading>) -> Arc<Snapshot> {
+pub fn snapshot_of(scrapes: Vec<ScrapeReading>) -> Arc<Snapshot> {
     Model::new(at(0), Duration::from_mins(15)).update(Inputs {
-        reading: &Reading { control_plane, ..reading(1, every_kind(1)) },
+        reading: &Reading { scrapes, ..reading(1, every_kind(1)) },
         running: &sidecars(),
         ended: &[],
         components: &[],

@@ -3,7 +3,8 @@
 use std::{env, fs, path::Path};
 
 use observer_model::{
-    catalogue::{FAMILIES, Family, Kind, Origin, Stability},
+    catalogue::{Descriptor, FAMILIES, Origin, Stability},
+    exposition::MetricType,
     histogram::{LE, QUANTILES},
     labels,
 };
@@ -25,8 +26,8 @@ fn metrics_page_lists_the_catalogue() {
 }
 
 fn render() -> String {
-    let http_only: Vec<_> = labels::HTTP.into_iter().filter(|label| !labels::TCP.contains(label)).collect();
-    let lines: Vec<_> = labels::HTTP.chunks(4).map(quoted).collect();
+    let http_only: Vec<_> = labels::HTTP_NAMES.into_iter().filter(|label| !labels::TCP_NAMES.contains(label)).collect();
+    let lines: Vec<_> = labels::HTTP_NAMES.chunks(4).map(quoted).collect();
     let mut page = format!(
         "\n## Statistics and labels\n\n\
          In Wavefront, `*` stands for one of `bucket`, `count`, `sum`, {}.\n\
@@ -36,9 +37,9 @@ fn render() -> String {
         LE.join(", ").replace("10000,", "10000,\n"),
         lines.join(",\n  "),
         quoted(&http_only),
-        quoted(&labels::PROCESS)
+        quoted(&labels::PROCESS_NAMES)
     );
-    let mut section = |title: &str, belongs: fn(&Family) -> bool| {
+    let mut section = |title: &str, belongs: fn(&Descriptor) -> bool| {
         page.push_str(&format!(
             "\n## {title}\n\n| metric | in Wavefront | type | labels | meaning |\n|---|---|---|---|---|\n"
         ));
@@ -51,13 +52,13 @@ fn render() -> String {
     page
 }
 
-fn row(family: &Family) -> String {
-    let Family { prometheus_name, documented_name, kind, unit, help, .. } = family;
+fn row(family: &Descriptor) -> String {
+    let Descriptor { prometheus_name, documented_name, metric_type, unit, help, .. } = family;
     let unit = if unit.is_empty() { String::new() } else { format!(", {unit}") };
     let labels = match family.labels {
-        all if all == labels::HTTP => "HTTP".to_owned(),
-        all if all == labels::TCP => "TCP".to_owned(),
-        all if all == labels::PROCESS => "process".to_owned(),
+        all if all == labels::HTTP_NAMES => "HTTP".to_owned(),
+        all if all == labels::TCP_NAMES => "TCP".to_owned(),
+        all if all == labels::PROCESS_NAMES => "process".to_owned(),
         [] => String::new(),
         some => quoted(some),
     };
@@ -67,12 +68,12 @@ fn row(family: &Family) -> String {
         _ => String::new(),
     };
     // Only histograms of the kernel have percentiles.
-    let wavefront = if *kind == Kind::Histogram && family.origin != Origin::Kernel {
+    let wavefront = if *metric_type == MetricType::Histogram && family.origin != Origin::Kernel {
         documented_name.replace(".bucket.", ".*.").replace('*', "{bucket,count,sum}")
     } else {
         (*documented_name).to_owned()
     };
-    format!("| `{prometheus_name}` | `{wavefront}` | {}{unit} | {labels} | {help}{releases} |\n", kind.word())
+    format!("| `{prometheus_name}` | `{wavefront}` | {}{unit} | {labels} | {help}{releases} |\n", metric_type.name())
 }
 
 fn quoted(names: &[&str]) -> String {

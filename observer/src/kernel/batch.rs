@@ -6,7 +6,7 @@ use aya::{
     Pod,
     maps::{Array, Map, MapData},
 };
-use observer_common::{Block, Series};
+use observer_common::{BucketPage, Series};
 
 use super::{error::Error, sys};
 
@@ -82,13 +82,13 @@ fn windows(mut wanted: &[u32], length: usize) -> impl Iterator<Item = Window<'_>
 }
 
 /// The log-linear cells that some series took, by the number that these have of each block.
-pub(super) type Blocks = HashMap<u32, Block>;
+pub(super) type Blocks = HashMap<u32, BucketPage>;
 
 /// Reads the blocks of these series.
-pub(super) fn blocks(of: &mut Elements<'_, Block>, series: &[Series]) -> Result<Blocks, Error> {
+pub(super) fn blocks(of: &mut Elements<'_, BucketPage>, series: &[Series]) -> Result<Blocks, Error> {
     let histograms = series.iter().flat_map(|series| &series.histograms);
     let mut wanted: Vec<u32> =
-        histograms.flat_map(|histogram| histogram.blocks).filter_map(|name| name.checked_sub(1)).collect();
+        histograms.flat_map(|histogram| histogram.pages).filter_map(|name| name.checked_sub(1)).collect();
     wanted.sort_unstable();
     wanted.dedup();
     let read = of.read(&wanted)?;

@@ -20,7 +20,7 @@ impl LimitWarnings {
 
 /// Returns the series of the counter.
 fn exposed(counter: Counter) -> String {
-    let family = if counter.group() == Group::Requests { &catalogue::PARSED_REQUESTS } else { &catalogue::LOSSES };
+    let family = if counter.group() == Group::Requests { &catalogue::PARSED_REQUESTS } else { &catalogue::UNCOUNTED };
     format!("{}{{{}=\"{}\"}}", family.prometheus_name, family.labels[0], counter.label())
 }
 
@@ -36,7 +36,7 @@ fn remedy(counter: Counter) -> Option<&'static str> {
             "max_series series are in use: what comes with further labels is counted together, without labels; raise max_series \
              in the configuration file"
         }
-        Counter::LossBlocks => {
+        Counter::LossPages => {
             "the cells for percentiles are used up: counts and buckets stay exact, percentiles lack some values; raise max_series \
              in the configuration file, which they grow with"
         }

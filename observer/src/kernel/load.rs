@@ -30,11 +30,11 @@ impl Sizes {
         let blocks = slots.saturating_mul(BLOCKS_PER_SERIES);
         [
             (names::SLOTS, self.max_series),
-            (names::CALLS, self.max_open_calls),
+            (names::H2_STREAMS, self.max_open_calls),
             (names::SERIES, slots),
             (names::FREE_SLOTS, slots),
-            (names::BLOCKS, blocks),
-            (names::FREE_BLOCKS, blocks),
+            (names::BUCKET_PAGES, blocks),
+            (names::FREE_PAGES, blocks),
         ]
     }
 }
@@ -109,7 +109,7 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
 
 /// Fills the program arrays for tail calls. The kernel empties an array when its last owner drops it.
 pub(super) fn link_tail_calls(ebpf: &mut Ebpf) -> Result<Vec<ProgramArray<MapData>>, Error> {
-    names::HANDED.iter().map(|(table, programs)| fill(ebpf, table, programs)).collect()
+    names::TAIL_CALLED.iter().map(|(table, programs)| fill(ebpf, table, programs)).collect()
 }
 
 fn fill(

@@ -4,7 +4,8 @@ use std::{collections::HashSet, os::fd::AsFd, time::Duration};
 
 use aya::maps::{Array, HashMap};
 use observer_common::{
-    Block, Histogram, INSERTED, OVERFLOW_SLOT, Series, SeriesKey, health::Counter, latency::CELLS, names,
+    BucketPage, Histogram, INSERTED_KEYS, OVERFLOW_SLOT, Series, SeriesKey, health::Counter, histogram::SUB_BUCKETS,
+    names,
 };
 
 use super::{
@@ -27,7 +28,7 @@ impl Kernel {
     pub fn read(&mut self, cells: bool, mut each: impl FnMut(&SeriesReading)) -> Result<KernelReading, Error> {
         self.refresh_slots()?;
         let mut series = self.elements::<Series>(names::SERIES)?;
-        let mut blocks = self.elements::<Block>(names::BLOCKS)?;
+        let mut blocks = self.elements::<BucketPage>(names::BUCKET_PAGES)?;
         let health: Array<_, u64> = self.map(names::HEALTH)?;
         let mut reading = KernelReading { series_capacity: u64::from(self.max_series), ..KernelReading::default() };
         for chunk in self.slots.chunks(BATCH_SERIES) {
@@ -57,9 +58,9 @@ impl Kernel {
 
     /// Reads the list of slots again if keys were inserted since.
     pub(super) fn refresh_slots(&mut self) -> Result<(), Error> {
-        let next: Array<_, u32> = self.map(names::NEXT)?;
+        let next: Array<_, u32> = self.map(names::ALLOCATED)?;
         // Read before the keys: a key inserted meanwhile is found next time.
-        let inserted = next.get(&INSERTED, 0).map_err(|source| Error::map(names::NEXT, source))?;
+        let inserted = next.get(&INSERTED_KEYS, 0).map_err(|source| Error::map(names::ALLOCATED, source))?;
         if self.inserted == Some(inserted) {
             return Ok(());
         }
@@ -110,10 +111,10 @@ fn is_unused(series: &SeriesReading) -> bool {
 
 fn cells(blocks: &Blocks, histogram: &Histogram) -> Vec<(u16, u32)> {
     let mut cells = Vec::new();
-    for (octave, name) in histogram.blocks.iter().enumerate() {
+    for (octave, name) in histogram.pages.iter().enumerate() {
         let Some(block) = blocks.get(name) else { continue };
-        let used = block.cells.iter().enumerate().filter(|&(_, &count)| count != 0);
-        cells.extend(used.map(|(cell, &count)| ((octave * CELLS + cell) as u16, count)));
+        let used = block.sub_buckets.iter().enumerate().filter(|&(_, &count)| count != 0);
+        cells.extend(used.map(|(cell, &count)| ((octave * SUB_BUCKETS + cell) as u16, count)));
     }
     cells
 }

@@ -7,17 +7,17 @@ use std::collections::BTreeSet;
 
 use aya::maps::{Array, HashMap, Stack};
 use observer_common::{
-    Block, Door, Histogram, InboundKey, Series, SeriesKey,
-    latency::{BLOCKS, BUCKETS, CELLS},
+    BucketPage, Histogram, InboundKey, InboundPort, Series, SeriesKey,
+    histogram::{BUCKET_PAGES, BUCKETS, SUB_BUCKETS},
     names,
 };
-use observer_proto::http2::{Call, CallKey};
+use observer_proto::http2::{H2Stream, StreamKey};
 
 use super::{Kernel, error::Error};
 use crate::discovery::SidecarId;
 
 const ZERO: Series = Series {
-    histograms: [Histogram { buckets: [0; BUCKETS], sum: 0, blocks: [0; BLOCKS] }; 3],
+    histograms: [Histogram { buckets: [0; BUCKETS], sum: 0, pages: [0; BUCKET_PAGES] }; 3],
     opened: 0,
     closed: 0,
     received: 0,
@@ -54,11 +54,11 @@ impl Kernel {
         let mut series: Array<_, Series> = self.map_mut(names::SERIES)?;
         let values = series.get(&slot, 0).map_err(|source| Error::map(names::SERIES, source))?;
         series.set(slot, ZERO, 0).map_err(|source| Error::map(names::SERIES, source))?;
-        for block in values.histograms.iter().flat_map(|histogram| histogram.blocks).filter(|&name| name != 0) {
-            let mut blocks: Array<_, Block> = self.map_mut(names::BLOCKS)?;
-            let zero = Block { cells: [0; CELLS] };
-            blocks.set(block - 1, zero, 0).map_err(|source| Error::map(names::BLOCKS, source))?;
-            self.free(names::FREE_BLOCKS, block - 1)?;
+        for block in values.histograms.iter().flat_map(|histogram| histogram.pages).filter(|&name| name != 0) {
+            let mut blocks: Array<_, BucketPage> = self.map_mut(names::BUCKET_PAGES)?;
+            let zero = BucketPage { sub_buckets: [0; SUB_BUCKETS] };
+            blocks.set(block - 1, zero, 0).map_err(|source| Error::map(names::BUCKET_PAGES, source))?;
+            self.free(names::FREE_PAGES, block - 1)?;
         }
         self.free(names::FREE_SLOTS, slot)
     }
@@ -70,18 +70,20 @@ impl Kernel {
         for (key, name) in all.into_iter().filter(|(key, _)| sidecars.contains(&key.sidecar)) {
             let mut inbound: HashMap<_, InboundKey, u32> = self.map_mut(names::INBOUND)?;
             inbound.remove(&key).map_err(|source| Error::map(names::INBOUND, source))?;
-            let mut doors: Array<_, Door> = self.map_mut(names::DOORS)?;
-            doors.set(name - 1, Door::default(), 0).map_err(|source| Error::map(names::DOORS, source))?;
-            self.free(names::FREE_DOORS, name - 1)?;
+            let mut doors: Array<_, InboundPort> = self.map_mut(names::INBOUND_PORTS)?;
+            doors
+                .set(name - 1, InboundPort::default(), 0)
+                .map_err(|source| Error::map(names::INBOUND_PORTS, source))?;
+            self.free(names::FREE_PORTS, name - 1)?;
         }
         Ok(())
     }
 
     /// Removes streams that were open when programs were detached from their sockets.
     fn free_streams(&mut self, sidecars: &BTreeSet<SidecarId>) -> Result<(), Error> {
-        let error = |source| Error::map(names::CALLS, source);
-        let mut calls: HashMap<_, CallKey, Call> = self.map_mut(names::CALLS)?;
-        let all: Vec<CallKey> = calls.keys().collect::<Result<_, _>>().map_err(error)?;
+        let error = |source| Error::map(names::H2_STREAMS, source);
+        let mut calls: HashMap<_, StreamKey, H2Stream> = self.map_mut(names::H2_STREAMS)?;
+        let all: Vec<StreamKey> = calls.keys().collect::<Result<_, _>>().map_err(error)?;
         let gone = all.iter().filter(|key| sidecars.contains(&key.sidecar));
         gone.into_iter().try_for_each(|key| calls.remove(key)).map_err(error)
     }

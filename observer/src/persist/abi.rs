@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya_obj::{Map, Object};
-use observer_common::{MEANING, latency, names};
+use observer_common::{ABI_VERSION, histogram, names};
 use serde::Serialize;
 
 use super::{btf::Types, field_offsets::counter_names};
@@ -52,8 +52,8 @@ impl Abi {
             maps: maps.collect::<Option<_>>()?,
             programs: names::PROGRAMS.to_vec(),
             counters: counter_names(),
-            bounds: latency::BOUNDS.to_vec(),
-            meaning: MEANING,
+            bounds: histogram::BOUNDS.to_vec(),
+            meaning: ABI_VERSION,
         })
     }
 

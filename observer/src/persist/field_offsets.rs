@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, mem::offset_of};
 
 use observer_common::{
-    Endpoint, GRPC_NONE, GRPC_UNKNOWN, Histogram, Series, SeriesKey,
+    Endpoint, GRPC_NONE, GRPC_UNKNOWN, Histogram, Leg, Protocol, Security, Series, SeriesKey,
     health::Counter,
-    latency::{self, BUCKETS},
+    histogram::{self, BUCKETS},
 };
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +71,7 @@ impl Default for FieldOffsets {
             ]),
             counts: named(&COUNTS),
             histograms: (0..HISTOGRAMS).map(histogram).collect(),
-            bounds: latency::BOUNDS.to_vec(),
+            bounds: histogram::BOUNDS.to_vec(),
             counters: counter_names(),
         }
     }
@@ -83,7 +83,7 @@ pub(super) fn counter_names() -> Vec<String> {
 }
 
 pub(super) fn counter_name(counter: Counter) -> String {
-    format!("{:?} {}", counter.group(), counter.label())
+    format!("{} {}", counter.group().persisted_name(), counter.label())
 }
 
 impl FieldOffsets {
@@ -105,9 +105,9 @@ impl FieldOffsets {
                     status => status.into(),
                 },
             },
-            leg: byte("leg")?,
-            protocol: byte("protocol")?,
-            security: byte("security")?,
+            leg: Leg(byte("leg")?),
+            protocol: Protocol(byte("protocol")?),
+            security: Security(byte("security")?),
             padding: [0; 3],
         })
     }
@@ -118,7 +118,7 @@ impl FieldOffsets {
         if self.key_size.max(self.value_size) > MAX_BYTES {
             return Some("its keys or values are too large");
         }
-        if self.bounds != latency::BOUNDS {
+        if self.bounds != histogram::BOUNDS {
             return Some("its histograms have other buckets");
         }
         self.key(&vec![0; self.key_size]).is_none().then_some("its series have other keys")
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn own_keys_and_values_are_found() {
         let destination = Endpoint { address: [9; 16], port: 80, padding: 0 };
-        let key = SeriesKey { sidecar: 3, destination, status: 200, leg: 2, ..SeriesKey::default() };
+        let key = SeriesKey { sidecar: 3, destination, status: 200, leg: Leg::DESTINATION, ..SeriesKey::default() };
         let mut bytes = [0; size_of::<SeriesKey>()];
         let mut put = |at: usize, word: &[u8]| bytes[at..][..word.len()].copy_from_slice(word);
         put(0, &key.sidecar.to_ne_bytes());
@@ -168,7 +168,7 @@ mod tests {
         put(20, &destination.port.to_ne_bytes());
         put(24, &key.grpc_status.to_ne_bytes());
         put(32, &key.status.to_ne_bytes());
-        put(34, &[key.leg]);
+        put(34, &[key.leg.0]);
         assert_eq!(FieldOffsets::default().key(&bytes), Some(key));
         let values = FieldOffsets::default().values(&series());
         let word = |offset: usize| offset as u64 / 8 + 1;

@@ -1,30 +1,28 @@
 //! The kernel's side of a connection, played by the fuzz targets: packets in, findings out.
 
-mod calls;
+use std::{collections::HashMap, ptr::null_mut};
 
-pub use calls::each;
-
-use std::collections::HashMap;
-
-use observer_common::health::Counter;
+use observer_common::{Direction, Security, health::Counter};
 use observer_proto::{
-    early::Places,
-    hpack::Wide,
-    http2::{Call, CallKey, More},
-    socket::{self, Connection, Env, Finished},
-    stream::{FILL, Stream, WINDOW},
+    ConnLeg, Connection, FinishedRequest,
+    connection::flags::SEQ_KNOWN,
+    env::{ByteSource, Pool, Recorder, Runtime, Step},
+    flow::{BufferHandle, FILL, Flow, Source, WINDOW},
+    hpack::{LARGE_TABLE, LargeTable},
+    http2::{H2Stream, MoreStreams, StreamKey, StreamStore},
+    reassembly::BufferPool,
 };
 
-/// As many steps as the kernel allows per packet.
-const TURNS: u32 = 1 << 17;
+/// Streams that have room in the map; few, so that it gets full.
+const MAP_CAPACITY: usize = 8;
 
-/// Returns a connection as the programs first see it: all zero but the leg, the process known.
-pub fn connection(leg: u32) -> Box<Connection> {
+/// A connection as the programs first see it: all zero but the leg, the process known.
+pub fn connection(leg: ConnLeg) -> Box<Connection> {
     // SAFETY: integers and arrays of integers, for which all zero is valid.
     let mut connection: Box<Connection> = Box::new(unsafe { std::mem::zeroed() });
     connection.leg = leg;
     connection.sidecar = 1;
-    connection.flags = socket::ANCHORED;
+    connection.flags = SEQ_KNOWN;
     connection
 }
 
@@ -36,89 +34,141 @@ pub struct Packet {
     /// A clock that advances by one at every read.
     pub now: u64,
     /// Requests counted.
-    pub finished: Vec<Finished>,
+    pub finished: Vec<FinishedRequest>,
     /// Connections opened and closed.
     pub connections: (u64, u64),
     /// TCP payload bytes of both directions.
     pub transferred: [u64; 2],
-    /// Steps through packets.
-    pub turns: u64,
+    /// Steps taken through packets.
+    pub steps: u64,
     /// Health counters that were raised.
     pub counts: Vec<(Counter, u64)>,
-    /// HTTP/2 calls in the overflow map.
-    pub calls: HashMap<CallKey, Box<Call>>,
-    /// Calls in the overflow map, if any.
-    pub more: Option<Box<More>>,
-    /// Buffers of larger header tables, if any.
-    pub wide: Option<Box<[Wide; 2]>>,
-    /// Out-of-order bytes.
-    pub places: Places,
+    /// HTTP/2 streams that have no room in the connection, boxed so that each stays in place.
+    pub streams: HashMap<StreamKey, Box<H2Stream>>,
+    /// Streams beyond those of the connection's own, once there are some.
+    pub more: Option<Box<MoreStreams>>,
+    /// Large HPACK tables, once they are wanted.
+    pub tables: Option<Box<[LargeTable; 2]>>,
+    /// Reassembly buffers.
+    pub buffers: BufferPool,
 }
 
-impl Env for Packet {
+impl Recorder for Packet {
     fn now(&mut self) -> u64 {
         self.now += 1;
         self.now
-    }
-
-    fn take_place(&mut self) -> u32 {
-        self.places.take(self.now)
-    }
-
-    fn keep(&mut self, stream: &mut Stream, at: u32, offset: u32, length: u32) -> bool {
-        self.places.keep(stream.ticket, at, &self.bytes[offset as usize..(offset + length) as usize])
-    }
-
-    fn holds(&mut self, stream: &Stream) -> bool {
-        self.places.held(stream.ticket).is_some()
-    }
-
-    fn release(&mut self, stream: &mut Stream) {
-        self.places.release(std::mem::take(&mut stream.ticket));
-    }
-
-    fn load(&mut self, stream: &mut Stream, offset: u32, length: u32, at: u32) -> bool {
-        assert!((1..=FILL).contains(&length), "{length} bytes cannot be loaded at once");
-        assert!(at + length <= WINDOW, "{length} bytes at {at} overflow the window");
-        let bytes = if stream.source == 0 {
-            self.bytes.get(offset as usize..(offset + length) as usize)
-        } else {
-            self.places.held(stream.ticket).and_then(|place| place.read(offset)?.get(..length as usize))
-        };
-        let Some(bytes) = bytes else {
-            panic!("bytes {offset} to {} of a packet of {} or of a place are read", offset + length, self.bytes.len());
-        };
-        for (index, byte) in bytes.iter().enumerate() {
-            let index = at as usize + index;
-            let shift = index % 8 * 8;
-            let word = &mut stream.window[index / 8];
-            *word = *word & !(0xff << shift) | u64::from(*byte) << shift;
-        }
-        true
-    }
-
-    fn turns(&mut self, c: &mut Connection, direction: usize) -> bool {
-        (0..TURNS).any(|_| {
-            self.turns += 1;
-            socket::turn(c, self, direction)
-        })
     }
 
     fn count(&mut self, counter: Counter, by: u64) {
         self.counts.push((counter, by));
     }
 
-    fn finished(&mut self, c: &mut Connection, direction: usize) {
+    fn count_by_number(&mut self, counter: u32, by: u32) {
+        self.counts.push((Counter::ALL[counter as usize], by.into()));
+    }
+
+    fn record_request(&mut self, c: &mut Connection, direction: Direction) {
         self.finished.push(c.finished[direction]);
     }
 
-    fn transferred(&mut self, _: &mut Connection, opened: u64, closed: u64, direction: usize, bytes: u64) {
-        self.connections.0 += opened;
-        self.connections.1 += closed;
+    fn record_batch(&mut self, _: &mut Connection, request: &FinishedRequest, times: u32, _: u64) {
+        assert!(times > 0, "nothing is counted");
+        self.finished.extend((0..times).map(|_| *request));
+    }
+
+    fn record_opened(&mut self, _: &mut Connection) {
+        self.connections.0 += 1;
+    }
+
+    fn record_closed(&mut self, _: &mut Connection) {
+        self.connections.1 += 1;
+    }
+
+    fn record_bytes(&mut self, _: &mut Connection, direction: Direction, bytes: u64) {
         self.transferred[direction] += bytes;
     }
 
-    fn security(&mut self, _: &mut Connection) -> u8 {
-        0
+    fn client_security(&mut self, _: &mut Connection) -> Security {
+        Security::UNKNOWN
+    }
+}
+
+impl Pool for Packet {
+    fn is_valid(&mut self, flow: &Flow) -> bool {
+        self.buffers.get(flow.buffer).is_some()
+    }
+
+    fn free(&mut self, flow: &mut Flow) {
+        self.buffers.free(std::mem::take(&mut flow.buffer));
+    }
+}
+
+impl Runtime for Packet {
+    fn repeat(&mut self, max: u32, mut step: impl FnMut(&mut Self, u32) -> Step) -> bool {
+        (0..max).any(|number| {
+            self.steps += 1;
+            step(self, number) == Step::Done
+        })
+    }
+}
+
+impl ByteSource for Packet {
+    fn alloc(&mut self) -> BufferHandle {
+        self.buffers.alloc(self.now)
+    }
+
+    fn store(&mut self, flow: &mut Flow, at: u32, offset: u32, length: u32) -> bool {
+        self.buffers.store(flow.buffer, at, &self.bytes[offset as usize..(offset + length) as usize])
+    }
+
+    fn load(&mut self, flow: &mut Flow, offset: u32, length: u32, at: u32) -> bool {
+        assert!((1..=FILL).contains(&length), "{length} bytes cannot be loaded at once");
+        assert!(at + length <= WINDOW, "{length} bytes at {at} overflow the window");
+        let bytes = if flow.source == Source::PACKET {
+            self.bytes.get(offset as usize..(offset + length) as usize)
+        } else {
+            self.buffers.get(flow.buffer).and_then(|buffer| buffer.read(offset)?.get(..length as usize))
+        };
+        let Some(bytes) = bytes else {
+            panic!("bytes {offset} to {} of a packet of {} or of a buffer are read", offset + length, self.bytes.len());
+        };
+        for (index, byte) in bytes.iter().enumerate() {
+            let index = at as usize + index;
+            let shift = index % 8 * 8;
+            let word = &mut flow.window[index / 8];
+            *word = *word & !(0xff << shift) | u64::from(*byte) << shift;
+        }
+        true
+    }
+}
+
+impl StreamStore for Packet {
+    fn more_streams(&mut self, create: bool) -> *mut MoreStreams {
+        if self.more.is_none() && create {
+            // SAFETY: integers only, for which all zero is valid.
+            self.more = Some(Box::new(unsafe { std::mem::zeroed() }));
+        }
+        self.more.as_deref_mut().map_or(null_mut(), |more| &raw mut *more)
+    }
+
+    fn mapped_stream(&mut self, key: &StreamKey) -> *mut H2Stream {
+        self.streams.get_mut(key).map_or(null_mut(), |stream| &raw mut **stream)
+    }
+
+    fn insert_stream(&mut self, key: &StreamKey, stream: &H2Stream) -> bool {
+        let has_room = self.streams.len() < MAP_CAPACITY;
+        if has_room {
+            assert!(self.streams.insert(*key, Box::new(*stream)).is_none(), "an open stream is begun again");
+        }
+        has_room
+    }
+
+    fn remove_stream(&mut self, key: &StreamKey) {
+        assert!(self.streams.remove(key).is_some(), "a missing stream is removed");
+    }
+
+    fn large_table(&mut self, direction: Direction) -> *mut LargeTable {
+        let tables = self.tables.get_or_insert_with(|| Box::new([LargeTable { entries: [0; LARGE_TABLE] }; 2]));
+        &raw mut tables[direction]
     }
 }

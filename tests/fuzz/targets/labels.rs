@@ -25,13 +25,13 @@ use observer::{
     },
     emit::{
         Encoder,
-        prometheus::{Format, Page},
+        prometheus::{Exposition, Format},
         selection::Selection,
-        wavefront::{Lines, Names, Options, filter::Filters},
+        wavefront::{Names, Options, WavefrontEncoder, filter::Filters},
     },
-    model::{Inputs, Model, Own, Snapshot, labels::Peers},
+    model::{Inputs, Model, SelfMetrics, Snapshot, workload_index::StaticPeers},
 };
-use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, PROTOCOL_TCP, SeriesKey};
+use observer_common::{Endpoint, GRPC_NONE, Leg, Protocol, SeriesKey};
 
 /// An output of a snapshot, and its parser.
 #[derive(Clone, Copy)]
@@ -116,13 +116,13 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
         destination: Endpoint { address: [9; 16], port: 80, padding: 0 },
         status: 200,
         grpc_status: GRPC_NONE,
-        leg: LEG_SOURCE,
-        protocol: PROTOCOL_HTTP,
+        leg: Leg::SOURCE,
+        protocol: Protocol::HTTP,
         ..SeriesKey::default()
     };
     let mut http = SeriesReading::empty(key);
     http.histograms[0].buckets[3] = 1;
-    let tcp = SeriesKey { protocol: PROTOCOL_TCP, status: 0, ..key };
+    let tcp = SeriesKey { protocol: Protocol::TCP, status: 0, ..key };
     let tcp = SeriesReading { opened: 1, ..SeriesReading::empty(tcp) };
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let kernel = KernelReading { series: vec![http, tcp], ..KernelReading::default() };
@@ -131,7 +131,7 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
         steady: Duration::ZERO,
         kernel: Some(kernel),
         processes: Vec::new(),
-        control_plane: Vec::new(),
+        scrapes: Vec::new(),
         outcomes: Vec::new(),
     };
     Model::new(at, Duration::from_secs(60)).update(Inputs {
@@ -139,8 +139,8 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
         running: &[Arc::new(sidecar)],
         ended: &[],
         components: &[],
-        peers: &Arc::new(Peers::default()),
-        own: &Own::default(),
+        peers: &Arc::new(StaticPeers::default()),
+        own: &SelfMetrics::default(),
         closes_interval: true,
     })
 }
@@ -166,15 +166,15 @@ fn page(workload: &Workload, snapshot: &Arc<Snapshot>, format: Format, syntax: e
     };
     let mut parser = Parser::new(syntax);
     let selection = Selection::of(FAMILIES.into_iter().map(|family| ("name[]".into(), family.into())));
-    Page::of(snapshot.clone(), format, selection).for_each(|piece| parser.feed(&piece, &mut each));
+    Exposition::of(snapshot.clone(), format, selection).for_each(|piece| parser.feed(&piece, &mut each));
     parser.finish(&mut each);
     Said { points, digest: digest.finish() }
 }
 
 /// Renders Wavefront lines; points that break the limits are counted instead.
 fn lines(snapshot: &Arc<Snapshot>, names: Names) -> Said {
-    let mut encoder =
-        Lines::new(Options { names, filters: METRICS.clone(), ..Options::default() }, "node").expect("a name");
+    let mut encoder = WavefrontEncoder::new(Options { names, filters: METRICS.clone(), ..Options::default() }, "node")
+        .expect("a name");
     let mut points = 0;
     for batch in encoder.encode(snapshot.clone()) {
         let text = std::str::from_utf8(&batch.text).expect("text");

@@ -22,7 +22,7 @@ use observer::{
         prometheus::{self, Format},
         selection::Selection,
     },
-    model::{Inputs, Model, Own, cardinality::DEFAULT_RETENTION},
+    model::{Inputs, Model, SelfMetrics, aggregate::DEFAULT_RETENTION},
     persist::{
         btf::Types,
         carry_over::CarriedOver,
@@ -113,7 +113,7 @@ fn memory(bytes: &[u8]) {
     memory.registry.retain(&[process].into());
     // So early that nothing has been idle for long, and all that was exposed still is.
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(10);
-    if let Some(model) = memory.model.take().and_then(|model| Model::resume(at, DEFAULT_RETENTION, model)) {
+    if let Some(model) = memory.model.take().and_then(|model| Model::restore(at, DEFAULT_RETENTION, model)) {
         expose(model, at);
     }
 }
@@ -126,7 +126,7 @@ fn expose(mut model: Model, at: SystemTime) {
         steady: Duration::ZERO,
         kernel: Some(kernel),
         processes: Vec::new(),
-        control_plane: Vec::new(),
+        scrapes: Vec::new(),
         outcomes: Vec::new(),
     };
     let snapshot = model.update(Inputs {
@@ -135,7 +135,7 @@ fn expose(mut model: Model, at: SystemTime) {
         ended: &[],
         components: &[],
         peers: &Default::default(),
-        own: &Own::default(),
+        own: &SelfMetrics::default(),
         closes_interval: true,
     });
     let mut each = |event: Event<'_>| {
@@ -145,7 +145,8 @@ fn expose(mut model: Model, at: SystemTime) {
     };
     let mut parser = Parser::new(exposition::Format::OpenMetrics);
     let selection = Selection::of([("family".into(), "istio_*".into())].into_iter());
-    prometheus::Page::of(snapshot, Format::OpenMetrics, selection).for_each(|piece| parser.feed(&piece, &mut each));
+    prometheus::Exposition::of(snapshot, Format::OpenMetrics, selection)
+        .for_each(|piece| parser.feed(&piece, &mut each));
     parser.finish(&mut each);
 }
 

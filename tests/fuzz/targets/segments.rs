@@ -7,10 +7,13 @@
 
 use fuzz::{Packet, connection};
 use libfuzzer_sys::fuzz_target;
+use observer_common::Direction;
 use observer_proto::{
+    ConnLeg, ConnProtocol, close,
+    connection::flags::ENDED,
+    flow::SEQ_KNOWN,
+    http1,
     segment::{ACK, ESTABLISHED, Segment, Socket},
-    socket::{self, ENDED, HTTP2, REQUEST, RESPONSE, SOURCE},
-    stream::ANCHORED,
 };
 
 /// The payload begins after the headers.
@@ -46,13 +49,13 @@ impl Receiver {
 
 fuzz_target!(|input: &[u8]| {
     let Some((first, mut rest)) = input.split_first() else { return };
-    let leg = if first & 1 == 0 { socket::SOURCE } else { socket::DESTINATION };
-    let direction = if leg == SOURCE { REQUEST } else { RESPONSE };
+    let leg = if first & 1 == 0 { ConnLeg::SOURCE } else { ConnLeg::DESTINATION };
+    let direction = if leg == ConnLeg::SOURCE { Direction::Request } else { Direction::Response };
     let mut connection = connection(leg);
     // Close to the end of the number space, so that it wraps.
     let start = u32::MAX - 100;
-    for stream in &mut connection.streams {
-        (stream.anchored, stream.next) = (ANCHORED, start);
+    for stream in &mut connection.flows {
+        (stream.seq_state, stream.next) = (SEQ_KNOWN, start);
     }
     let socket = Socket { state: ESTABLISHED, rcv_nxt: start, snd_una: start, snd_nxt: start, acknowledged: 0 };
     let mut receiver = Receiver { socket, early: Vec::new() };
@@ -77,34 +80,34 @@ fuzz_target!(|input: &[u8]| {
             4 => Segment { flags: off.to_le_bytes()[0], ..honest },
             _ => honest,
         };
-        let streams = &connection.streams;
-        let known = !segment.ends() && streams[direction].has_seen(segment.end());
+        let streams = &connection.flows;
+        let known = !segment.is_end() && streams[direction].has_seen(segment.end());
         let read = streams[direction].next;
-        if known || !receiver.socket.accepts(&segment, read, streams[1 - direction].next) {
+        if known || !receiver.socket.accepts(&segment, read, streams[direction.opposite()].next) {
             continue;
         }
         packet.bytes = [&[0; OFFSET as usize], payload].concat();
         came += u64::from(segment.length);
-        let before = packet.turns;
-        socket::catch_up(&mut connection, &mut packet, direction, receiver.socket.accepted());
+        let before = packet.steps;
+        http1::catch_up(&mut connection, &mut packet, direction, receiver.socket.accepted());
         if segment.length != 0 {
-            socket::payload(&mut connection, &mut packet, direction, segment.seq, OFFSET, segment.length);
+            http1::on_payload(&mut connection, &mut packet, direction, segment.seq, OFFSET, segment.length);
         }
-        if socket::reached_end(&mut connection, &mut packet, direction, &segment) {
-            socket::ended(&mut connection, &mut packet);
+        if close::on_segment_end(&mut connection, &mut packet, direction, &segment) {
+            close::on_close(&mut connection, &mut packet);
         }
-        let turns = packet.turns - before;
-        assert!(turns <= IDLE + 60 * came, "{turns} turns when {came} bytes have come");
+        let steps = packet.steps - before;
+        assert!(steps <= IDLE + 60 * came, "{steps} steps when {came} bytes have come");
         receiver.take(&segment);
-        if connection.protocol == HTTP2 || connection.flags & ENDED != 0 {
+        if connection.protocol == ConnProtocol::HTTP2 || connection.flags & ENDED != 0 {
             return;
         }
     }
-    socket::catch_up(&mut connection, &mut packet, direction, receiver.socket.accepted());
-    let stream = &connection.streams[direction];
+    http1::catch_up(&mut connection, &mut packet, direction, receiver.socket.accepted());
+    let stream = &connection.flows[direction];
     let accepted = receiver.socket.accepted().wrapping_sub(start);
     assert!(stream.next.wrapping_sub(start) >= accepted, "what TCP has taken is seen");
-    assert_eq!(u64::from(stream.next.wrapping_sub(start)), stream.seen, "bytes by sequence number");
-    socket::ended(&mut connection, &mut packet);
-    assert!(packet.places.is_empty(), "no place is held by a connection that has ended");
+    assert_eq!(u64::from(stream.next.wrapping_sub(start)), stream.seen_bytes, "bytes by sequence number");
+    close::on_close(&mut connection, &mut packet);
+    assert!(packet.buffers.is_empty(), "no buffer is in use for a connection that has ended");
 });

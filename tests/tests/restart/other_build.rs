@@ -9,15 +9,15 @@ use std::{
 
 use anyhow::{Result, ensure};
 use harness::tools;
-use observer_proto::early::HELD_NS;
+use observer_proto::reassembly::LEASE_NS;
 
 /// Writes it into `directory`.
 pub(super) fn other_build(directory: &Path) -> Result<PathBuf> {
     let mut program = fs::read(tools::observer()?)?;
-    let (known, other) = (load(HELD_NS), load(HELD_NS + 1_000_000_000));
+    let (known, other) = (load(LEASE_NS), load(LEASE_NS + 1_000_000_000));
     let places: Vec<usize> =
         program.windows(known.len()).enumerate().filter(|(_, it)| is_load(it, &known)).map(|(at, _)| at).collect();
-    ensure!(!places.is_empty(), "no program loads the number {HELD_NS}: change another number here");
+    ensure!(!places.is_empty(), "no program loads the number {LEASE_NS}: change another number here");
     for at in places {
         let register = program[at + 1];
         program[at..at + other.len()].copy_from_slice(&other);

@@ -6,7 +6,7 @@
 
 use std::{env, error::Error, fs, hint::black_box, time::Instant};
 
-use observer_model::exposition::{Event, Format, Parser, Seen};
+use observer_model::exposition::{Event, Format, Parser, SeriesSet};
 
 const PIECE: usize = 16 * 1024;
 
@@ -32,7 +32,7 @@ fn megabytes_of(page: &[u8]) -> f64 {
 
 fn read(whole: &[u8]) -> u64 {
     let mut parser = Parser::new(Format::Text);
-    let mut seen = Seen::default();
+    let mut seen = SeriesSet::default();
     let mut samples = 0;
     let mut each = |event: Event<'_>| match event {
         // Each repetition is an exposition of its own: a family's series are cleared when it begins again.

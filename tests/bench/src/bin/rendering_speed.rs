@@ -14,20 +14,20 @@ use std::{
 };
 
 use observer::collect::self_usage;
-use observer_common::{Endpoint, GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP, SeriesKey};
+use observer_common::{Endpoint, GRPC_NONE, Leg, Protocol, SeriesKey};
 use observer_model::{
-    Inputs, Model, Own, Snapshot,
+    Inputs, Model, SelfMetrics, Snapshot,
     encode::{
         Encoder as _,
-        prometheus::{Format, Page},
+        prometheus::{Exposition, Format},
         selection::Selection,
-        wavefront::{Lines, Names, Options},
+        wavefront::{Names, Options, WavefrontEncoder},
     },
     exposition,
-    identity::{ProcessId, Role, Sidecar, Workload},
-    labels::Peers,
-    page::Page as Scraped,
-    reading::{HistogramReading, Instance, KernelReading, Reading, ScrapeReading, SeriesReading},
+    identity::{Instance, ProcessId, Role, Sidecar, Workload},
+    reading::{HistogramReading, KernelReading, Reading, ScrapeReading, SeriesReading},
+    scraped::ScrapedExposition,
+    workload_index::StaticPeers,
 };
 
 const SIDECARS: u32 = 100;
@@ -70,11 +70,11 @@ fn own_time() -> Duration {
 }
 
 fn prometheus(snapshot: &Arc<Snapshot>, format: Format) -> usize {
-    Page::of(snapshot.clone(), format, Selection::default()).map(|piece| black_box(piece).len()).sum()
+    Exposition::of(snapshot.clone(), format, Selection::default()).map(|piece| black_box(piece).len()).sum()
 }
 
 fn wavefront(snapshot: &Arc<Snapshot>, names: Names) -> usize {
-    let mut lines = Lines::new(Options { names, ..Options::default() }, "node-1").expect("a good name");
+    let mut lines = WavefrontEncoder::new(Options { names, ..Options::default() }, "node-1").expect("a good name");
     lines.encode(snapshot.clone()).map(|batch| black_box(batch).text.len()).sum()
 }
 
@@ -90,7 +90,7 @@ fn mesh(series: usize) -> Arc<Snapshot> {
 
 /// Returns copies of one exposition, each of another instance.
 fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Error>> {
-    let page = Arc::new(Scraped::read(exposition::Format::Text, page)?);
+    let page = Arc::new(ScrapedExposition::parse(exposition::Format::Text, page)?);
     let instances = series.div_ceil(usize::try_from(page.samples)?);
     let reading = |number| ScrapeReading {
         instance: Instance {
@@ -100,9 +100,9 @@ fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Err
             namespace: None,
             node: Some("node-1".to_owned()),
         },
-        page: Some(page.clone()),
+        exposition: Some(page.clone()),
         tried: true,
-        took: Duration::from_millis(5),
+        duration: Duration::from_millis(5),
         scrapes: [("ok", 1)].into(),
         skipped: [].into(),
     };
@@ -110,26 +110,15 @@ fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Err
     Ok(snapshot(None, targets, &[]))
 }
 
-fn snapshot(
-    kernel: Option<KernelReading>,
-    control_plane: Vec<ScrapeReading>,
-    running: &[Arc<Sidecar>],
-) -> Arc<Snapshot> {
+fn snapshot(kernel: Option<KernelReading>, scrapes: Vec<ScrapeReading>, running: &[Arc<Sidecar>]) -> Arc<Snapshot> {
     let at = SystemTime::now();
     Model::new(at, Duration::from_mins(15)).update(Inputs {
-        reading: &Reading {
-            at,
-            steady: Duration::ZERO,
-            kernel,
-            processes: Vec::new(),
-            control_plane,
-            outcomes: Vec::new(),
-        },
+        reading: &Reading { at, steady: Duration::ZERO, kernel, processes: Vec::new(), scrapes, outcomes: Vec::new() },
         running,
         ended: &[],
         components: &[],
-        peers: &Arc::new(Peers::default()),
-        own: &Own::default(),
+        peers: &Arc::new(StaticPeers::default()),
+        own: &SelfMetrics::default(),
         closes_interval: true,
     })
 }
@@ -165,7 +154,7 @@ fn sidecar(id: u32) -> Arc<Sidecar> {
 fn key(sidecar: u32, status: u16) -> SeriesKey {
     let destination =
         Endpoint { address: std::net::Ipv4Addr::new(10, 96, 0, 1).to_ipv6_mapped().octets(), port: 9080, padding: 0 };
-    let (grpc_status, leg, protocol) = (GRPC_NONE, LEG_SOURCE, PROTOCOL_HTTP);
+    let (grpc_status, leg, protocol) = (GRPC_NONE, Leg::SOURCE, Protocol::HTTP);
     SeriesKey { sidecar, destination, status, grpc_status, leg, protocol, ..SeriesKey::default() }
 }
 
