@@ -1,5 +1,7 @@
 //! Wires the parts, and runs the one loop: changes on the node, timers and signals.
 
+#![expect(unsafe_code, reason = "AsyncFd takes a descriptor")]
+
 pub mod emitters;
 mod persistence;
 mod reload;

@@ -366,6 +366,7 @@ pub fn snapshot_of(scrapes: Vec<ScrapeReading>) -> Arc<Snapshot> {
 }
 
 /// Compares with a golden file; `UPDATE_GOLDEN=1` writes it instead.
+#[expect(clippy::disallowed_methods, reason = "golden files of tests")]
 pub fn assert_golden(name: &str, text: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
     let text = text.replace(&format!("\"{}\"", env!("CARGO_PKG_VERSION")), "\"VERSION\"");

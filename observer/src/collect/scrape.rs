@@ -1,6 +1,8 @@
 //! Metrics pages of control-plane processes. Each target has a task of its own that scrapes it now and then and keeps what
 //! came last, so that a slow or dead one delays nothing: a round takes what is there.
 
+#![expect(unsafe_code, reason = "malloc_trim(3)")]
+
 mod fetch;
 mod scraper;
 mod target;

@@ -1,5 +1,5 @@
-//! The body of an answer to a scrape: whatever comes, compressed or not, how it is cut does not change the outcome, what is kept
-//! of it is a page that can be written, and compression makes no other page of it.
+//! The body of a scrape's response: for any input, compressed or not, the segmentation does not change the result,
+//! which can be rendered, and compression does not change it.
 //!
 //! Input: a byte for the format, the compression and the size of the pieces, then the body.
 #![no_main]
@@ -46,7 +46,7 @@ fn shown(outcome: &Result<ScrapedExposition, ScrapeError>) -> String {
     format!("{outcome:?}")
 }
 
-/// Every line as text 0.0.4 has it: it reads as one sample with the value and no label of the target's own.
+/// Writes every line as text 0.0.4: it parses as one sample with the value and without the target's labels.
 fn write(page: &ScrapedExposition) {
     let mut text = String::new();
     let mut values = Vec::new();

@@ -1,6 +1,6 @@
-//! The parser of scraped pages: whatever comes, it ends, and how the page is cut does not change what it says.
+//! The exposition parser: for any input it terminates, and the segmentation does not change the result.
 //!
-//! Input: a byte for the format and the size of the pieces, then the page.
+//! Input: a byte for the format and the size of the pieces, then the exposition.
 #![no_main]
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -15,7 +15,8 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(whole, said(format, page, usize::from(first >> 1) + 1));
 });
 
-/// A digest of each event: text would take most of the time, and which event differs is enough to look at the input.
+/// Returns a digest of each event: text would take most of the time, and which event differs is enough to look at the
+/// input.
 fn said(format: Format, page: &[u8], size: usize) -> Vec<u64> {
     let mut said = Vec::new();
     let mut seen = SeriesSet::default();

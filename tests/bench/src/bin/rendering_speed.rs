@@ -1,7 +1,7 @@
-//! How fast figures become text: `rendering_speed PAGE SERIES RUNS`.
+//! Speed of the encoders: `rendering_speed PAGE SERIES RUNS`.
 //!
-//! Renders so many label sets of HTTP, and so many samples of control planes whose pages are PAGE, as each of the formats that
-//! the observer speaks. Prints a line for each format: what is rendered, then the megabytes a second of CPU time of each run.
+//! Renders SERIES label sets of HTTP, and SERIES samples of control planes that expose PAGE, in each of the formats
+//! that the observer has. Prints a line per format: its name, then the megabytes per second of CPU time of each run.
 
 use std::{
     env,
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Renders once to be warm, then so many times.
+/// Renders once to warm up, then `runs` times.
 #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
 fn measure(name: &str, runs: u32, render: impl Fn() -> usize) -> Result<(), Box<dyn Error>> {
     let bytes = render();
@@ -64,7 +64,7 @@ fn measure(name: &str, runs: u32, render: impl Fn() -> usize) -> Result<(), Box<
     Ok(())
 }
 
-/// What this process has used: there is one thread, and what others do on the machine is not its cost.
+/// Returns the CPU time of this process, which has one thread.
 fn own_time() -> Duration {
     self_usage::usage().cpu.expect("the kernel says it")
 }
@@ -78,7 +78,7 @@ fn wavefront(snapshot: &Arc<Snapshot>, names: Names) -> usize {
     lines.encode(snapshot.clone()).map(|batch| black_box(batch).text.len()).sum()
 }
 
-/// Each label set has values in a handful of buckets, as in a real mesh.
+/// Returns label sets with values in a handful of buckets each, as in a real mesh.
 fn mesh(series: usize) -> Arc<Snapshot> {
     let sidecars: Vec<_> = (1..=SIDECARS).map(sidecar).collect();
     let statuses = u16::try_from(series.div_ceil(sidecars.len())).unwrap_or(u16::MAX);
@@ -88,7 +88,7 @@ fn mesh(series: usize) -> Arc<Snapshot> {
     snapshot(Some(kernel), Vec::new(), &sidecars)
 }
 
-/// Copies of one page, as of so many instances.
+/// Returns copies of one exposition, each of another instance.
 fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Error>> {
     let page = Arc::new(ScrapedExposition::parse(exposition::Format::Text, page)?);
     let instances = series.div_ceil(usize::try_from(page.samples)?);
