@@ -12,7 +12,7 @@
 //! };
 //! use std::time::{Duration, SystemTime};
 //!
-//! let at = SystemTime::now();
+//! let at = SystemTime::UNIX_EPOCH;
 //! let reading = Reading {
 //!     at,
 //!     steady: Duration::ZERO,
