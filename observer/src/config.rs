@@ -640,17 +640,18 @@ fn canonical(addresses: Vec<IpAddr>) -> Option<Vec<IpAddr>> {
 
 /// Returns line and column, both from 1.
 fn position(text: &str, at: usize) -> (usize, usize) {
-    let before = &text[..text.floor_char_boundary(at)];
-    let line_start = before.rfind('\n').map_or(0, |end| end + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    let (before, _) = text.split_at(text.floor_char_boundary(at));
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
 /// Returns the key at an offset, with its table.
 fn key(text: &str, at: usize) -> String {
-    let at = text.floor_char_boundary(at);
-    let line_end = text[at..].find('\n').map_or(text.len(), |end| at + end);
+    let (before, after) = text.split_at(text.floor_char_boundary(at));
+    let rest = after.split('\n').next().unwrap_or_default();
+    let (text, _) = text.split_at(before.len() + rest.len());
     let (mut table, mut key) = (None, None);
-    for line in text[..line_end].lines().map(str::trim_start) {
+    for line in text.lines().map(str::trim_start) {
         if let Some(name) = table_name(line) {
             (table, key) = (Some(name), None);
         } else if let Some((name, _)) = line.split_once('=').filter(|(name, _)| is_key(name.trim())) {

@@ -4,6 +4,19 @@
 //! `collect` reads everything else, the model turns readings and identities into a `Snapshot`, and `emit` and `serve` deliver
 //! it. `persist` keeps state across restarts; `app` wires the parts.
 
+// A panic aborts the process, and with it counting on the whole node.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
 pub mod app;
 pub mod cli;
 pub mod collect;

@@ -66,8 +66,8 @@ fn sighup_reads_the_peers_anew_and_never_ends_it() -> Result<()> {
     let observer = stage.observe(&[])?;
     for (text, said) in [
         (service.to_owned(), "names 1 services and 0 workloads\n"),
-        (format!("interval = \"20s\"\n{service}"), "what else has changed needs a restart"),
-        ("interval = 20".to_owned(), "the configuration stays as it was"),
+        (format!("interval = \"20s\"\n{service}"), "other changes need a restart"),
+        ("interval = 20".to_owned(), "the configuration is unchanged"),
         (service.to_owned(), "names 1 services and 0 workloads\n"),
     ] {
         fs::write(&file, text)?;

@@ -1,4 +1,4 @@
-//! The commands and their options: a contract that scripts rely on. [`Config`](crate::config::Config) applies the defaults, so
+//! The commands and their options: a contract that scripts rely on. `Config` applies the defaults, so
 //! that the configuration file has effect where neither option nor environment variable is given.
 
 use std::{convert::Infallible, path::PathBuf};

@@ -1,4 +1,4 @@
-//! Elements of array maps, many with one system call where many are wanted (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+//! Reads elements of array maps, many with one system call if many are wanted (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
 
 use std::{collections::HashMap, os::fd::AsFd};
 
@@ -10,17 +10,17 @@ use observer_common::{Block, Series};
 
 use super::{error::Error, sys};
 
-/// Bytes that one system call copies at most.
+/// Maximum bytes copied by a system call.
 const WINDOW_BYTES: usize = 64 * 1024;
-/// A window is read whole if at least one of so many of its elements is wanted: a copy costs less than a call.
+/// A window is read whole if at least one in this many of its elements is wanted: a copy costs less than a call.
 const MAX_SPARSITY: usize = 8;
 
-/// Reads one array.
+/// Reads an array.
 pub(super) struct Elements<'a, V: Pod> {
     name: &'static str,
     map: &'a MapData,
     array: Array<&'a MapData, V>,
-    /// Whether this kernel reads arrays so.
+    /// Whether this kernel supports batches.
     batched: bool,
 }
 
@@ -41,7 +41,7 @@ impl<'a, V: Pod> Elements<'a, V> {
         }
     }
 
-    /// The elements at these indices, which ascend.
+    /// Returns the elements at these ascending indices.
     pub(super) fn read(&mut self, wanted: &[u32]) -> Result<Vec<V>, Error> {
         let mut elements = Vec::with_capacity(wanted.len());
         for window in windows(wanted, (WINDOW_BYTES / size_of::<V>()).max(1)) {
@@ -69,7 +69,7 @@ impl<'a, V: Pod> Elements<'a, V> {
     }
 }
 
-/// Cuts ascending indices into windows of at most `length` elements.
+/// Splits ascending indices into windows of at most `length` elements.
 fn windows(mut wanted: &[u32], length: usize) -> impl Iterator<Item = Window<'_>> {
     std::iter::from_fn(move || {
         let first = *wanted.first()?;
@@ -81,7 +81,7 @@ fn windows(mut wanted: &[u32], length: usize) -> impl Iterator<Item = Window<'_>
     })
 }
 
-/// The log-linear cells that some series took, by the number that these have of each block.
+/// Log-linear cells by block number.
 pub(super) type Blocks = HashMap<u32, Block>;
 
 /// Reads the blocks of these series.

@@ -12,7 +12,7 @@ use super::{
     token::{TokenError, TokenFile},
 };
 use crate::{
-    emit::{Batch, Failure, Form, Sending, Transport, gzip, target::shown},
+    emit::{Batch, Failure, Form, Sending, Transport, target::shown, transport::gzip},
     system::http_client::{self, ClientError, causes},
 };
 
