@@ -1,132 +1,71 @@
-//! Runs named cases, one after another on one fixture, and says each one's figures: a test program without the standard
-//! harness, so that a mesh is built once, its cases have names, and everything is removed at the end.
+//! Runs the cases of one suite one after another on a shared fixture, so that a mesh is built once.
 
 use std::{
-    env, fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
-    time::Instant,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use anyhow::{Error, Result};
+use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::difference::Differences;
 
-/// One case: a name, and what it does. It returns its figures in a few words.
+/// A test on a shared fixture. It returns a summary of what it compared.
 pub struct Case<F> {
     /// Name, a sentence in snake case.
     pub name: &'static str,
-    /// The case itself.
+    /// The test itself.
     pub run: fn(&mut F) -> Result<String>,
 }
 
-/// Makes a table of cases of functions, under their own names.
+/// Makes a table of cases from functions, under their own names.
 #[macro_export]
 macro_rules! cases {
     ($($name:ident),* $(,)?) => { &[$($crate::cases::Case { name: stringify!($name), run: $name }),*] };
 }
 
-/// Runs those cases whose names contain one of the words on the command line (all if there is none); to find none is a
-/// failure, since nothing is shown by it.
-///
-/// `--list`, `--exact` and `--skip WORD` mean what they mean to cargo's own tests; other options are ignored.
-pub fn run<F>(suite: &str, fixture: impl FnOnce() -> Result<F>, cases: &[Case<F>]) -> ExitCode {
-    run_wish(suite, &Wish::read(env::args().skip(1)), fixture, cases)
-}
-
-fn run_wish<F>(suite: &str, wish: &Wish, fixture: impl FnOnce() -> Result<F>, cases: &[Case<F>]) -> ExitCode {
-    let chosen: Vec<&Case<F>> = cases.iter().filter(|case| wish.wants(case.name)).collect();
-    if wish.list {
-        for case in &chosen {
-            println!("{}: test", case.name);
-        }
-        return ExitCode::SUCCESS;
-    }
-    println!("\nrunning {} cases of {suite}", chosen.len());
-    if chosen.is_empty() {
-        println!("{suite} has no case of the {} whose name has what is asked for: {wish}", cases.len());
-        return ExitCode::FAILURE;
-    }
-    let mut fixture = match fixture() {
-        Ok(fixture) => fixture,
-        Err(error) => {
-            println!("the fixture of {suite} cannot be made: {error:?}");
-            return ExitCode::FAILURE;
-        }
+/// Runs the cases that the command line selects; its options are those of Cargo's own tests. `fixture` is called for the first of
+/// them.
+pub fn run<F: Send + 'static>(
+    fixture: impl FnOnce() -> Result<F> + Send + 'static,
+    cases: &'static [Case<F>],
+) -> ExitCode {
+    let fixture = Arc::new(LazyLock::new(|| fixture().map(Mutex::new)));
+    let trial = |case: &'static Case<F>| {
+        let fixture = Arc::clone(&fixture);
+        Trial::test(case.name, move || {
+            let fixture = (**fixture).as_ref().map_err(|error| format!("the fixture cannot be made: {error:?}"))?;
+            // A case that panicked has failed; the others still run.
+            let mut fixture = fixture.lock().unwrap_or_else(PoisonError::into_inner);
+            let summary = retried(|| (case.run)(&mut fixture)).map_err(|error| Failed::from(format!("{error:?}")))?;
+            print!("{summary} ... ");
+            Ok(())
+        })
     };
-    let mut failed = Vec::new();
-    for case in &chosen {
-        let begun = Instant::now();
-        let mut attempt = || {
-            catch_unwind(AssertUnwindSafe(|| (case.run)(&mut fixture)))
-                .unwrap_or_else(|_| Err(anyhow::anyhow!("panicked (see above)")))
-        };
-        let mut outcome = attempt();
-        for _ in 1..TRIES {
-            match &outcome {
-                Err(error) if only_durations(error) => {
-                    println!("test {} ... again, since only times differ: {error:#}", case.name);
-                    outcome = attempt();
-                }
-                _ => break,
-            }
-        }
-        let seconds = begun.elapsed().as_secs_f64();
-        match outcome {
-            Ok(figures) => println!("test {} ... ok ({seconds:.1} s) {figures}", case.name),
-            Err(error) => {
-                println!("test {} ... FAILED ({seconds:.1} s)\n    {error:?}", case.name);
-                failed.push(case.name);
-            }
-        }
-    }
-    println!("\n{suite}: {} passed, {} failed {failed:?}\n", chosen.len() - failed.len(), failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, cases.iter().map(trial).collect()).exit_code()
 }
 
-/// Times a case is tried if nothing but durations differ: on a busy machine the proxy itself is late at times, and its
-/// log then has what the socket has not. Counts, codes and bytes must be equal at once.
-const TRIES: u32 = 3;
+/// Times that a case is tried if nothing but durations differ: on a busy machine Envoy itself is late at times, and its log then
+/// has time that the socket has not. Counts, codes and bytes must be equal at the first try.
+const MAX_TRIES: u32 = 3;
+
+fn retried(mut case: impl FnMut() -> Result<String>) -> Result<String> {
+    let mut outcome = case();
+    for _ in 1..MAX_TRIES {
+        match &outcome {
+            Err(error) if only_durations(error) => {
+                print!("only durations differ, retrying: {error:#} ... ");
+                outcome = case();
+            }
+            _ => break,
+        }
+    }
+    outcome
+}
 
 fn only_durations(error: &Error) -> bool {
     error.downcast_ref::<Differences>().is_some_and(Differences::only_durations)
-}
-
-#[derive(Default)]
-struct Wish {
-    list: bool,
-    exact: bool,
-    words: Vec<String>,
-    skipped: Vec<String>,
-}
-
-impl Wish {
-    fn read(mut arguments: impl Iterator<Item = String>) -> Self {
-        let mut wish = Self::default();
-        while let Some(argument) = arguments.next() {
-            match argument.as_str() {
-                "--list" => wish.list = true,
-                "--exact" => wish.exact = true,
-                "--skip" => wish.skipped.extend(arguments.next()),
-                "--test-threads" | "--color" | "--format" => drop(arguments.next()),
-                option if option.starts_with('-') => {}
-                word => wish.words.push(word.to_owned()),
-            }
-        }
-        wish
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        let matches = |word: &String| if self.exact { name == word } else { name.contains(word.as_str()) };
-        (self.words.is_empty() || self.words.iter().any(matches)) && !self.skipped.iter().any(matches)
-    }
-}
-
-impl fmt::Display for Wish {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "`{}`", self.words.join("`, `"))?;
-        if self.skipped.is_empty() { Ok(()) } else { write!(formatter, " without `{}`", self.skipped.join("`, `")) }
-    }
 }
 
 #[cfg(test)]
@@ -134,35 +73,26 @@ mod tests {
     use anyhow::{Context as _, anyhow};
 
     use super::*;
-    use crate::tally::{Leg, Requests, Tally};
+    use crate::counts::{Counts, Leg, Requests};
 
     #[test]
-    fn only_times_are_tried_again() {
+    fn only_differences_of_durations_are_retried() {
         let of = |count, duration_ms| {
             let requests = Requests { count, duration_ms: Some(duration_ms), ..Requests::default() };
-            Tally { requests: [((Leg::source("a"), "200".into()), requests)].into(), ..Tally::default() }
+            Counts { requests: [((Leg::source("a"), "200".into()), requests)].into(), ..Counts::default() }
         };
-        let error = |observed| Err::<(), _>(of(1, 1.0).differences(&observed)).context("of a mesh").expect_err("it is");
-        assert!(only_durations(&error(of(1, 900.0))));
-        assert!(!only_durations(&error(of(2, 900.0))));
-        assert!(!only_durations(&anyhow!("a durations: 1 instead of 2")));
-    }
-
-    fn wish(arguments: &[&str]) -> Wish {
-        Wish::read(arguments.iter().map(|argument| (*argument).to_owned()))
-    }
-
-    #[test]
-    fn names_are_chosen_as_by_cargo() {
-        assert!(wish(&[]).wants("head") && wish(&["ea"]).wants("head") && wish(&["no", "head"]).wants("head"));
-        assert!(!wish(&["--exact", "ea"]).wants("head") && !wish(&["--skip", "ea"]).wants("head"));
-        assert_eq!(wish(&["typo", "--skip", "x"]).to_string(), "`typo` without `x`");
-    }
-
-    #[test]
-    fn a_filter_that_matches_nothing_fails() {
-        let fixture = || -> Result<()> { unreachable!("nothing is to be run") };
-        assert_eq!(run_wish("none", &wish(&["typo"]), fixture, &[]), ExitCode::FAILURE);
-        assert_eq!(run_wish("none", &wish(&["typo", "--list"]), fixture, &[]), ExitCode::SUCCESS);
+        let tries = |error: &dyn Fn() -> Error| {
+            let mut tries = 0;
+            let outcome = retried(|| {
+                tries += 1;
+                Err(error())
+            });
+            outcome.map_or(tries, |_| 0)
+        };
+        let error =
+            |observed: &Counts| of(1, 1.0).differences(observed).none().context("of a mesh").expect_err("it is");
+        assert_eq!(tries(&|| error(&of(1, 900.0))), MAX_TRIES);
+        assert_eq!(tries(&|| error(&of(2, 900.0))), 1);
+        assert_eq!(tries(&|| anyhow!("a durations: 1 instead of 2")), 1);
     }
 }

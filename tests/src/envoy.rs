@@ -1,5 +1,5 @@
 //! Envoy's configuration as istiod makes it: virtual listeners, inbound and outbound clusters, mutual TLS, and an
-//! access log with everything the referee wants.
+//! access log with everything the access log wants.
 
 use std::{net::IpAddr, path::Path};
 

@@ -1,34 +1,36 @@
-//! A small real mesh in network namespaces, with real Envoy, and the referee that the observer is compared with.
+//! A small real mesh in network namespaces, with real Envoy, and the access log that the observer is compared with.
 
 pub mod apps;
+pub mod bpf;
 pub mod bpffs;
 pub mod cases;
 pub mod catalogue;
 pub mod cgroup;
+pub mod console;
+pub mod counts;
 pub mod difference;
 pub mod envoy;
+pub mod envoy_access_log;
 pub mod exposition;
-pub mod foreign;
 pub mod forge;
-pub mod holdings;
 pub mod link;
 pub mod mesh;
 pub mod net;
 pub mod observer;
+pub mod packet_faults;
 pub mod pair;
 pub mod pki;
 pub mod prometheus;
 pub mod redirect;
-pub mod referee;
 pub mod relay;
 pub mod replay;
+pub mod resource_usage;
 mod schedule;
 pub mod server;
 pub mod sidecar;
 pub mod sockmap;
 pub mod stand_in;
-pub mod tally;
+pub mod third_party_program;
 pub mod tools;
 pub mod wait;
 pub mod wavefront;
-pub mod wire;

@@ -13,15 +13,15 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    counts::{Counts, Leg, Messages, Outcome, Requests},
     exposition::{Exposition, Sample},
     mesh::Mesh,
-    tally::{Leg, Messages, Outcome, Requests, Tally},
     tools,
     wait::wait_until,
 };
 
 /// Longest that the observer may take to be ready, or to end. In an emulated machine the verifier alone takes a minute.
-const PATIENCE: Duration = Duration::from_secs(180);
+const START_STOP_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A running `observer run`; killed when dropped without [`Observer::stop`].
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl Observer {
 
     /// Waits until `sidecars` are observed, and no fewer or more.
     pub fn wait_attached(&mut self, sidecars: usize) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + START_STOP_TIMEOUT;
         loop {
             if let Some(status) = self.process.try_wait()? {
                 bail!("the observer ended with {status}:\n{}", self.log());
@@ -111,7 +111,7 @@ impl Observer {
             match seen {
                 Ok(seen) if ready && seen == sidecars => return Ok(()),
                 seen if Instant::now() > end => bail!(
-                    "after {PATIENCE:?} the observer is {}ready and attached to {seen:?} sidecars instead of {sidecars}:\n{}",
+                    "after {START_STOP_TIMEOUT:?} the observer is {}ready and attached to {seen:?} sidecars instead of {sidecars}:\n{}",
                     if ready { "" } else { "not " },
                     self.log()
                 ),
@@ -153,11 +153,11 @@ impl Observer {
         self.wait_for(patience, || self.own_families(), ready)
     }
 
-    /// What Istio's families say now. Buckets are most of a long page and nothing of a tally: they are not read.
-    pub fn tally(&self) -> Result<Tally> {
+    /// What Istio's families say now. Buckets are most of a long page and nothing of a counts: they are not read.
+    pub fn counts(&self) -> Result<Counts> {
         let is_bucket = |line: &str| line.split('{').next().is_some_and(|name| name.ends_with("_bucket"));
         let page: String = self.page("/metrics")?.split_inclusive('\n').filter(|line| !is_bucket(line)).collect();
-        tally(&Exposition::parse(&page)?)
+        counts(&Exposition::parse(&page)?)
     }
 
     fn page(&self, path: &str) -> Result<String> {
@@ -199,7 +199,7 @@ impl Observer {
     pub fn stop(mut self) -> Result<()> {
         // SAFETY: no pointers; the child is not yet reaped, so the id is its own.
         unsafe { libc::kill(self.process.id().cast_signed(), libc::SIGTERM) };
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + START_STOP_TIMEOUT;
         while Instant::now() < end {
             if let Some(status) = self.process.try_wait()? {
                 ensure!(status.success(), "the observer ended with {status}:\n{}", self.log());
@@ -207,7 +207,7 @@ impl Observer {
             }
             sleep(Duration::from_millis(10));
         }
-        bail!("the observer has not ended {PATIENCE:?} after SIGTERM:\n{}", self.log())
+        bail!("the observer has not ended {START_STOP_TIMEOUT:?} after SIGTERM:\n{}", self.log())
     }
 }
 
@@ -253,7 +253,7 @@ impl Snapshot {
             .spawn()
             .context("observer snapshot")?;
         let snapshot = Self { process, log };
-        wait_until("the snapshot is attached", PATIENCE, || {
+        wait_until("the snapshot is attached", START_STOP_TIMEOUT, || {
             let said = snapshot.said();
             let attached = said.matches(", attached in ").count();
             ensure!(attached == sidecars, "attached to {attached} sidecars instead of {sidecars}:\n{said}");
@@ -303,15 +303,15 @@ pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
 }
 
 /// Istio's families of one scrape, by reporting workload.
-pub fn tally(exposition: &Exposition) -> Result<Tally> {
-    let mut tally = Tally::default();
+pub fn counts(exposition: &Exposition) -> Result<Counts> {
+    let mut counts = Counts::default();
     let unread = exposition
         .samples("mesh_observer_requests_total")
         .find(|sample| sample.label("outcome") == "unknown_status")
         .context("the observer does not say of how many requests it could not read the status")?;
-    tally.unknown = whole(unread)?;
+    counts.unknown = whole(unread)?;
     for sample in exposition.samples("istio_requests_total") {
-        tally.of(&leg(sample), outcome(sample)).count += whole(sample)?;
+        counts.of(&leg(sample), outcome(sample)).count += whole(sample)?;
     }
     type Place = fn(&mut Requests) -> &mut u64;
     let sums: [(&str, Place); 2] = [
@@ -320,11 +320,11 @@ pub fn tally(exposition: &Exposition) -> Result<Tally> {
     ];
     for (name, place) in sums {
         for sample in exposition.samples(name) {
-            *place(tally.of(&leg(sample), outcome(sample))) += whole(sample)?;
+            *place(counts.of(&leg(sample), outcome(sample))) += whole(sample)?;
         }
     }
     for sample in exposition.samples("istio_request_duration_milliseconds_sum") {
-        let requests = tally.of(&leg(sample), outcome(sample));
+        let requests = counts.of(&leg(sample), outcome(sample));
         *requests.duration_ms.get_or_insert(0.0) += sample.value;
     }
     type Direction = fn(&mut Messages) -> &mut u64;
@@ -334,7 +334,7 @@ pub fn tally(exposition: &Exposition) -> Result<Tally> {
     ];
     for (name, direction) in directions {
         for sample in exposition.samples(name) {
-            *direction(tally.messages.entry(leg(sample)).or_default()) += whole(sample)?;
+            *direction(counts.messages.entry(leg(sample)).or_default()) += whole(sample)?;
         }
     }
     for (name, place) in [
@@ -344,7 +344,7 @@ pub fn tally(exposition: &Exposition) -> Result<Tally> {
         ("istio_tcp_sent_bytes_total", 3),
     ] {
         for sample in exposition.samples(name) {
-            let connections = tally.connections.entry(leg(sample)).or_default();
+            let connections = counts.connections.entry(leg(sample)).or_default();
             let places =
                 [&mut connections.opened, &mut connections.closed, &mut connections.received, &mut connections.sent];
             for (_, figure) in places.into_iter().enumerate().filter(|(index, _)| *index == place) {
@@ -352,7 +352,7 @@ pub fn tally(exposition: &Exposition) -> Result<Tally> {
             }
         }
     }
-    Ok(tally)
+    Ok(counts)
 }
 
 fn leg(sample: &Sample) -> Leg {

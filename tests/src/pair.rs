@@ -1,4 +1,4 @@
-//! The fixture of most cases: a client and a server with a sidecar each, observed, and compared with the referee.
+//! The fixture of most cases: a client and a server with a sidecar each, observed, and compared with the access log.
 
 use std::{sync::Arc, thread::sleep, time::Duration};
 
@@ -6,17 +6,17 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     apps::{http, raw::Server},
+    counts::{Counts, Leg},
+    envoy_access_log::{EnvoyAccessLog, Line},
     mesh::{Family, Mesh, Protocol, Service, Workload},
     net::finish,
     observer::Observer,
-    referee::{Line, Referee},
     sidecar::{Options, Sidecar},
-    tally::{Leg, Tally},
     wait::wait_until,
 };
 
 /// Longest that a log line or a count may take to appear.
-pub const PATIENCE: Duration = Duration::from_secs(8);
+pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Client, server, their sidecars, the services between them, and the observer.
 pub struct Pair {
@@ -24,7 +24,7 @@ pub struct Pair {
     pub observer: Option<Observer>,
     /// Sidecars of client and server.
     pub sidecars: [Sidecar; 2],
-    referees: [Referee; 2],
+    access_logs: [EnvoyAccessLog; 2],
     /// Where clients run.
     pub client: Arc<Workload>,
     /// Where servers run.
@@ -44,13 +44,13 @@ pub struct Pair {
     /// TCP, declared: port 9001, where nothing listens.
     pub dead: Service,
     /// HTTP to the outside workload, port 80 to 8080, plaintext.
-    pub foreign: Service,
+    pub plaintext: Service,
     _servers: Vec<Server>,
     /// Dropped last.
     pub mesh: Mesh,
 }
 
-/// What the referee should have, beyond being equal to the observer.
+/// What the access log should have, beyond being equal to the observer.
 #[derive(Debug)]
 pub struct Expected {
     /// Requests and ended connections in the client's log.
@@ -67,7 +67,7 @@ impl Expected {
 }
 
 /// Where Envoy's own log is known to be off, a case says what is true instead.
-pub type Correction<'a> = &'a dyn Fn(&mut Tally);
+pub type Correction<'a> = &'a dyn Fn(&mut Counts);
 
 impl Pair {
     /// Builds and observes it.
@@ -92,15 +92,15 @@ impl Pair {
         let http2 = mesh.service("http2", 83, &server, 8083, Protocol::Http2)?;
         let tcp = mesh.service("tcp", 9000, &server, 9000, Protocol::Tcp)?;
         let dead = mesh.service("dead", 9001, &server, 9001, Protocol::Tcp)?;
-        let foreign = mesh.plaintext_service("foreign", 80, &outside, 8080, Protocol::Http)?;
+        let plaintext = mesh.plaintext_service("plaintext", 80, &outside, 8080, Protocol::Http)?;
         let servers = vec![http::serve(&server, 8080)?, http::serve(&server, 8081)?, http::serve(&outside, 8080)?];
         let sidecars =
             [Sidecar::start(&mesh, &client, client_options)?, Sidecar::start(&mesh, &server, server_options)?];
-        let referees = [Referee::new(&sidecars[0])?, Referee::new(&sidecars[1])?];
+        let access_logs = [EnvoyAccessLog::new(&sidecars[0])?, EnvoyAccessLog::new(&sidecars[1])?];
         Ok(Self {
             observer: None,
             sidecars,
-            referees,
+            access_logs,
             client,
             server,
             outside,
@@ -110,7 +110,7 @@ impl Pair {
             http2,
             tcp,
             dead,
-            foreign,
+            plaintext,
             _servers: servers,
             mesh,
         })
@@ -142,7 +142,7 @@ impl Pair {
         self.check_with(expected, traffic, &|_| {})
     }
 
-    /// As [`Pair::check`], with a correction of the referee.
+    /// As [`Pair::check`], with a correction of the access log.
     pub fn check_with(
         &mut self,
         expected: Expected,
@@ -157,42 +157,42 @@ impl Pair {
     }
 
     /// Skips what the logs have, and returns the observer's counts so far: none without an observer.
-    pub fn begin(&mut self) -> Result<Tally> {
-        for referee in &mut self.referees {
-            referee.settled(0, PATIENCE)?;
+    pub fn begin(&mut self) -> Result<Counts> {
+        for access_log in &mut self.access_logs {
+            access_log.settled(0, SETTLE_TIMEOUT)?;
         }
-        self.observer.as_ref().map_or_else(|| Ok(Tally::default()), Observer::tally)
+        self.observer.as_ref().map_or_else(|| Ok(Counts::default()), Observer::counts)
     }
 
-    /// What the referee counted since [`Pair::begin`], and the lines it read.
-    pub fn truth(&mut self, expected: &Expected) -> Result<(Tally, Vec<Line>)> {
-        let (mut tally, mut all) = (Tally::default(), Vec::new());
-        for (referee, count) in self.referees.iter_mut().zip([expected.source, expected.destination]) {
-            let lines = referee.settled(count, PATIENCE)?;
+    /// What the access log counted since [`Pair::begin`], and the lines it read.
+    pub fn truth(&mut self, expected: &Expected) -> Result<(Counts, Vec<Line>)> {
+        let (mut counts, mut all) = (Counts::default(), Vec::new());
+        for (access_log, count) in self.access_logs.iter_mut().zip([expected.source, expected.destination]) {
+            let lines = access_log.settled(count, SETTLE_TIMEOUT)?;
             let ended = lines.iter().filter(|line| line.is_end()).count();
             ensure!(ended == count, "{ended} log lines instead of {count}: {lines:#?}");
-            referee.count(&lines, &mut tally);
+            access_log.count(&lines, &mut counts);
             all.extend(lines);
         }
-        Ok((tally, all))
+        Ok((counts, all))
     }
 
     /// As [`Pair::truth`], however many lines there are, once no more come.
-    pub fn truth_of_any(&mut self) -> Result<(Tally, Vec<Line>)> {
-        let (mut tally, mut all) = (Tally::default(), Vec::new());
-        for referee in &mut self.referees {
-            let lines = referee.settled(0, PATIENCE)?;
-            referee.count(&lines, &mut tally);
+    pub fn truth_of_any(&mut self) -> Result<(Counts, Vec<Line>)> {
+        let (mut counts, mut all) = (Counts::default(), Vec::new());
+        for access_log in &mut self.access_logs {
+            let lines = access_log.settled(0, SETTLE_TIMEOUT)?;
+            access_log.count(&lines, &mut counts);
             all.extend(lines);
         }
-        Ok((tally, all))
+        Ok((counts, all))
     }
 
     /// Waits until the observer's counts since `before` equal `truth`, and stay so.
-    pub fn agree(&self, before: &Tally, truth: &Tally) -> Result<String> {
+    pub fn agree(&self, before: &Counts, truth: &Counts) -> Result<String> {
         let observer = self.observer()?;
-        let equal = || -> Result<()> { Ok(truth.differences(&observer.tally()?.since(before)).none()?) };
-        wait_until("the observer counts as the referee", PATIENCE, equal).with_context(|| {
+        let equal = || -> Result<()> { Ok(truth.differences(&observer.counts()?.since(before)).none()?) };
+        wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, equal).with_context(|| {
             format!("it says of itself: {}", observer.health().unwrap_or_else(|error| error.to_string()))
         })?;
         // Counting the same thing twice would show now.
@@ -241,7 +241,7 @@ impl Pair {
 
 /// The correction for large answers over HTTP/2: Envoy's last updates of the window, 13 bytes each, are for data that it reads
 /// when the kernel has seen the answer's end.
-pub fn with_late_window_updates(truth: &mut Tally) {
+pub fn with_late_window_updates(truth: &mut Counts) {
     for ((leg, _), requests) in &mut truth.requests {
         if leg.reporter == "destination" {
             requests.late_bytes = requests.count * 2 * 13;
@@ -251,12 +251,12 @@ pub fn with_late_window_updates(truth: &mut Tally) {
 
 /// The correction for where Envoy has written an answer long before its last byte leaves, or reads it long after that came: on
 /// a wire that loses packets, or a slow one. Never the other way round.
-pub fn however_late(truth: &mut Tally) {
+pub fn however_late(truth: &mut Counts) {
     truth.late.values_mut().for_each(|late| late.waited = Duration::MAX);
 }
 
 /// The correction for where times of the log and of the sockets are not the same thing.
-pub fn without_durations(truth: &mut Tally) {
+pub fn without_durations(truth: &mut Counts) {
     for requests in truth.requests.values_mut() {
         requests.duration_ms = None;
     }

@@ -1,4 +1,4 @@
-//! Real servers written in Go, whose own metrics pages say what they use: stand-ins and referees for the control plane.
+//! Real servers written in Go, whose own metrics pages say what they use: stand-ins and access_logs for the control plane.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Longest that a server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Port of etcd's clients and of its page.
 const ETCD_PORT: u16 = 2379;
 
@@ -75,7 +75,7 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         let process = command.spawn().with_context(|| executable.clone())?;
         let mut server = Self { process, executable, page, inside };
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + RESPONSE_TIMEOUT;
         loop {
             if let Some(status) = server.process.try_wait()? {
                 bail!("{} ended with {status}:\n{}", server.executable, fs::read_to_string(&log)?);

@@ -27,7 +27,7 @@ use crate::{
 /// uid and gid of Istio's proxies.
 pub const PROXY_USER: u32 = 1337;
 /// Longest that Envoy may take to be ready, be its machine emulated on a busy one.
-const PATIENCE: Duration = Duration::from_secs(120);
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What an Envoy is to the mesh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -314,7 +314,7 @@ impl Sidecar {
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + READY_TIMEOUT;
         loop {
             if let Some(status) = self.process.try_wait()? {
                 let log = fs::read_to_string(self.directory.join("envoy.log")).unwrap_or_default();
@@ -323,7 +323,7 @@ impl Sidecar {
             if self.request("/ready").is_ok_and(|(status, _)| status == 200) {
                 return Ok(());
             }
-            ensure!(Instant::now() < end, "Envoy of {} is not ready after {PATIENCE:?}", self.workload.name);
+            ensure!(Instant::now() < end, "Envoy of {} is not ready after {READY_TIMEOUT:?}", self.workload.name);
             sleep(Duration::from_millis(10));
         }
     }

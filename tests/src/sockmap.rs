@@ -12,7 +12,8 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    foreign::{BPF_F_ALLOW_MULTI, Foreign, bpf, descriptor, new},
+    bpf::{self, ALLOW_MULTI, descriptor},
+    third_party_program::ThirdPartyProgram,
     wait::wait_until,
 };
 
@@ -30,7 +31,7 @@ const BPF_F_INGRESS: i32 = 1;
 const PASSIVE_ESTABLISHED: i32 = 5;
 const OUTBOUND_PORT: i32 = 15001;
 /// Longest until the sidecar's end of a connection is there.
-const PATIENCE: Duration = Duration::from_secs(8);
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What is redirected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub enum Redirected {
 pub struct ShortCut {
     application: OwnedFd,
     sidecar: OwnedFd,
-    _programs: Vec<Foreign>,
+    _programs: Vec<ThirdPartyProgram>,
 }
 
 impl ShortCut {
@@ -60,12 +61,12 @@ impl ShortCut {
         }
         let cgroup = File::open(cgroup).with_context(|| format!("{}", cgroup.display()))?;
         let collect = collect(&sidecar);
-        programs.push(Foreign::load(
+        programs.push(ThirdPartyProgram::load(
             BPF_PROG_TYPE_SOCK_OPS,
             &collect,
             cgroup.into(),
             BPF_CGROUP_SOCK_OPS,
-            BPF_F_ALLOW_MULTI,
+            ALLOW_MULTI,
         )?);
         Ok(Self { application, sidecar, _programs: programs })
     }
@@ -73,11 +74,11 @@ impl ShortCut {
     /// The application's end of that connection, on which nothing has been sent yet.
     pub fn take(&self, connection: &impl AsRawFd) -> Result<()> {
         let (key, mut cookie) = (0_u32, 0_u64);
-        wait_until("the sidecar's end is in the sockmap", PATIENCE, || {
-            Ok(bpf(BPF_MAP_LOOKUP_ELEM, &mut element(&self.sidecar, &key, &mut cookie))?)
+        wait_until("the sidecar's end is in the sockmap", ACCEPT_TIMEOUT, || {
+            Ok(bpf::call(BPF_MAP_LOOKUP_ELEM, &mut element(&self.sidecar, &key, &mut cookie))?)
         })?;
-        let mut socket = u64::from(descriptor(connection));
-        bpf(BPF_MAP_UPDATE_ELEM, &mut element(&self.application, &key, &mut socket))
+        let mut socket = descriptor(connection);
+        bpf::call(BPF_MAP_UPDATE_ELEM, &mut element(&self.application, &key, &mut socket))
             .context("the connection cannot be put into a sockmap")?;
         Ok(())
     }
@@ -88,20 +89,20 @@ fn sockmap() -> Result<OwnedFd> {
     let mut attributes = [0; 16];
     attributes[0] = BPF_MAP_TYPE_SOCKMAP | (size_of::<u32>() as u64) << 32;
     attributes[1] = size_of::<u64>() as u64 | 1 << 32;
-    new(BPF_MAP_CREATE, &mut attributes).context("no sockmap can be made (CONFIG_BPF_STREAM_PARSER)")
+    bpf::create(BPF_MAP_CREATE, &mut attributes).context("no sockmap can be made (CONFIG_BPF_STREAM_PARSER)")
 }
 
 /// `struct { map_fd, key, value, flags }`
 fn element(map: &OwnedFd, key: &u32, value: &mut u64) -> [u64; 16] {
     let mut attributes = [0; 16];
-    attributes[0] = u64::from(descriptor(map));
+    attributes[0] = descriptor(map);
     attributes[1] = (&raw const *key) as u64;
     attributes[2] = (&raw mut *value) as u64;
     attributes
 }
 
 /// What the socket in `from` writes, the socket in `to` reads.
-fn redirect(from: &OwnedFd, to: &OwnedFd) -> Result<Foreign> {
+fn redirect(from: &OwnedFd, to: &OwnedFd) -> Result<ThirdPartyProgram> {
     let [map, map_high] = map(2, to);
     let instructions = [
         map,
@@ -111,7 +112,7 @@ fn redirect(from: &OwnedFd, to: &OwnedFd) -> Result<Foreign> {
         op(CALL, 0, 0, 0, BPF_FUNC_MSG_REDIRECT_MAP),
         op(EXIT, 0, 0, 0, 0),
     ];
-    Foreign::load(BPF_PROG_TYPE_SK_MSG, &instructions, from.try_clone()?, BPF_SK_MSG_VERDICT, 0)
+    ThirdPartyProgram::load(BPF_PROG_TYPE_SK_MSG, &instructions, from.try_clone()?, BPF_SK_MSG_VERDICT, 0)
 }
 
 /// Puts each socket that is accepted from the application into `into`.

@@ -13,14 +13,16 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     cgroup,
+    counts::{Counts, Leg},
     mesh::{Mesh, Workload, link_or_copy},
-    tally::{Leg, Tally},
 };
 
 /// First argument of a test program that is to be a stand-in.
 const ROLE: &str = "stand-in";
 /// Body of every answer, in bytes.
 const BODY: usize = 100;
+/// First response code that `statuses` requests.
+const FIRST_STATUS: u64 = 400;
 
 /// Plays a stand-in if that is what this process was started for: a test program's first statement.
 pub fn played() -> Option<ExitCode> {
@@ -43,7 +45,10 @@ fn play() -> Result<()> {
         let mut application = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(port)?)))?;
         application.set_nodelay(true)?;
         let (sent, received) = match line.split(' ').next() {
-            Some("ask") => ask(&mut application, number)?,
+            Some("ask") => ask(&mut application, (0..number).map(|_| format!("/bytes/{BODY}")), BODY)?,
+            Some("statuses") => {
+                ask(&mut application, (0..number).map(|status| format!("/status/{}", FIRST_STATUS + status)), 0)?
+            }
             Some("echo") => echo(&mut application, usize::try_from(number)?)?,
             _ => (fill(&mut application)?, 0),
         };
@@ -55,23 +60,25 @@ fn play() -> Result<()> {
     Ok(())
 }
 
-/// So many requests on one connection.
-fn ask(application: &mut TcpStream, requests: u64) -> Result<(u64, u64)> {
-    let request = format!("GET /bytes/{BODY} HTTP/1.1\r\nhost: app\r\n\r\n");
+/// Makes a request for each path on one connection; every answer has a body of `body` bytes.
+fn ask(application: &mut TcpStream, paths: impl Iterator<Item = String>, body: usize) -> Result<(u64, u64)> {
     let mut answers = BufReader::new(application.try_clone()?);
-    let mut received = 0;
-    for _ in 0..requests {
+    let (mut sent, mut received) = (0, 0);
+    for path in paths {
+        // In one piece: further pieces would wait for the first one's acknowledgement.
+        let request = format!("GET {path} HTTP/1.1\r\nhost: app\r\n\r\n");
         application.write_all(request.as_bytes())?;
+        sent += request.len() as u64;
         let mut line = String::new();
         while line != "\r\n" {
             line.clear();
             ensure!(answers.read_line(&mut line)? > 0, "the application ended the connection");
             received += line.len() as u64;
         }
-        answers.read_exact(&mut [0; BODY])?;
-        received += BODY as u64;
+        answers.read_exact(&mut vec![0; body])?;
+        received += body as u64;
     }
-    Ok((requests * request.len() as u64, received))
+    Ok((sent, received))
 }
 
 /// So many bytes, echoed.
@@ -113,22 +120,24 @@ impl Stand {
         self.program.file_name().and_then(|name| name.to_str()).expect("made of the mesh's name")
     }
 
-    /// Starts the sidecar of the pod `name` in the cgroup `place`, in the network namespace of `on`.
-    pub fn start(&self, name: &str, place: &str, on: &Workload) -> Result<StandIn> {
+    /// Returns the cgroup `place`, which it creates.
+    pub fn cgroup(&self, place: &str) -> Result<PathBuf> {
         let cgroup = self.cgroups.join(place);
         fs::create_dir_all(&cgroup).with_context(|| format!("{} cannot be created", cgroup.display()))?;
+        Ok(cgroup)
+    }
+
+    /// Starts the sidecar of the pod `name` in the cgroup `place`, in the network namespace of `on`.
+    pub fn start(&self, name: &str, place: &str, on: &Workload) -> Result<StandIn> {
+        let cgroup = self.cgroup(place)?;
         let mut command = Command::new(&self.program);
         command
             .arg(ROLE)
             .env_clear()
             .envs(environment(name, &format!("{name}-7c9f8-x0")))
-            .env("INSTANCE_IP", on.ipv4.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+            .env("INSTANCE_IP", on.ipv4.to_string());
         on.net.place(&mut command, &cgroup, None)?;
-        let mut process = command.spawn().with_context(|| format!("{} cannot be started", self.program.display()))?;
-        let answers = BufReader::new(process.stdout.take().expect("piped above"));
-        Ok(StandIn { name: name.to_owned(), cgroup, process, answers })
+        Ok(StandIn { name: name.to_owned(), cgroup, process: Process::spawn(&mut command)? })
     }
 }
 
@@ -149,8 +158,51 @@ pub fn environment(workload: &str, pod: &str) -> [(&'static str, String); 7] {
 pub struct StandIn {
     name: String,
     cgroup: PathBuf,
-    process: Child,
+    process: Process,
+}
+
+/// A process that carries out orders, one per line, and answers each with a line; killed when dropped.
+pub struct Process {
+    child: Child,
     answers: BufReader<ChildStdout>,
+}
+
+impl Process {
+    /// Starts it.
+    pub fn spawn(command: &mut Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{} cannot be started", command.get_program().display()))?;
+        let answers = BufReader::new(child.stdout.take().expect("piped above"));
+        Ok(Self { child, answers })
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Gives it an order.
+    pub fn order(&mut self, order: &str) -> Result<()> {
+        writeln!(self.child.stdin.as_mut().expect("piped"), "{order}").context("a stand-in has ended")
+    }
+
+    /// Waits for its next answer; an empty one means that it has ended.
+    pub fn answer(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // An error here means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl StandIn {
@@ -165,7 +217,7 @@ impl StandIn {
     }
 
     /// Makes so many requests on one connection to the application at `port`, and adds them to the truth.
-    pub fn ask(&mut self, port: u16, requests: u64, truth: &mut Tally) -> Result<()> {
+    pub fn ask(&mut self, port: u16, requests: u64, truth: &mut Counts) -> Result<()> {
         let (sent, received) = self.order("ask", port, requests)?;
         let counted = truth.of(&Leg::destination(&self.name), "200");
         counted.count += requests;
@@ -174,21 +226,26 @@ impl StandIn {
         Ok(())
     }
 
+    /// Requests `count` different response codes on one connection to the application at `port`.
+    pub fn statuses(&mut self, port: u16, count: u16) -> Result<()> {
+        self.order("statuses", port, count.into()).map(drop)
+    }
+
     /// Has so many bytes echoed on one connection to the application at `port`, and adds them to the truth.
-    pub fn echo(&mut self, port: u16, bytes: u64, truth: &mut Tally) -> Result<()> {
+    pub fn echo(&mut self, port: u16, bytes: u64, truth: &mut Counts) -> Result<()> {
         let transferred = self.order("echo", port, bytes)?;
         self.count(transferred, truth);
         Ok(())
     }
 
     /// Sends as much as the kernel takes on a connection that it never ends by itself, and adds that to the truth.
-    pub fn fill(&mut self, port: u16, truth: &mut Tally) -> Result<()> {
+    pub fn fill(&mut self, port: u16, truth: &mut Counts) -> Result<()> {
         let transferred = self.order("fill", port, 0)?;
         self.count(transferred, truth);
         Ok(())
     }
 
-    fn count(&self, (sent, received): (u64, u64), truth: &mut Tally) {
+    fn count(&self, (sent, received): (u64, u64), truth: &mut Counts) {
         let counted = truth.connections.entry(Leg::destination(&self.name)).or_default();
         counted.opened += 1;
         counted.closed += 1;
@@ -197,40 +254,30 @@ impl StandIn {
     }
 
     fn order(&mut self, what: &str, port: u16, number: u64) -> Result<(u64, u64)> {
-        let mut line = String::new();
-        writeln!(self.process.stdin.as_mut().expect("piped"), "{what} {port} {number}")
-            .context("a stand-in has ended")?;
-        self.answers.read_line(&mut line)?;
+        self.process.order(&format!("{what} {port} {number}"))?;
+        let answer = self.process.answer()?;
         let figures =
-            line.trim().split_once(' ').and_then(|(sent, received)| Some((sent.parse().ok()?, received.parse().ok()?)));
+            answer.split_once(' ').and_then(|(sent, received)| Some((sent.parse().ok()?, received.parse().ok()?)));
         figures.with_context(|| format!("{} could not {what}; its message is above", self.name))
     }
 
     /// Lets it end by itself.
     pub fn leave(&mut self) -> Result<()> {
-        drop(self.process.stdin.take());
-        let status = self.process.wait()?;
+        drop(self.process.child.stdin.take());
+        let status = self.process.child.wait()?;
         ensure!(status.success(), "{} ended with {status}", self.name);
         Ok(())
     }
 
     /// Ends it at once.
     pub fn kill(&mut self) -> Result<()> {
-        self.process.kill()?;
-        self.process.wait().map(drop).context("a stand-in cannot be awaited")
+        self.process.child.kill()?;
+        self.process.child.wait().map(drop).context("a stand-in cannot be awaited")
     }
 
     /// Removes its cgroup with every process in it.
     pub fn remove_container(&mut self) -> Result<()> {
         cgroup::remove(&self.cgroup)?;
-        self.process.wait().map(drop).context("a stand-in cannot be awaited")
-    }
-}
-
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        // An error here means that it has ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.process.child.wait().map(drop).context("a stand-in cannot be awaited")
     }
 }

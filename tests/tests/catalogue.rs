@@ -12,17 +12,17 @@ use anyhow::{Context, Result, bail, ensure};
 use harness::{
     apps::{raw::Connection, tcp},
     cases, catalogue,
+    counts::Counts,
     envoy::METRICS,
     mesh::{Family, Workload},
     observer::Observer,
     pair::Pair,
     replay::{Capture, Replay},
     sidecar::Options,
-    tally::Tally,
     tools,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(30);
 const RELEASES: [&str; 4] = ["1.12.9", "1.18.7", "1.25.3", "1.32-dev"];
 /// What a sidecar of Istio's has beside Envoy's own figures, of which those on connections are the observer's to count.
 const PROXYS_PAGE: &str = "# TYPE istio_build gauge\nistio_build{component=\"proxy\",tag=\"1.25.3\"} 1\n\
@@ -36,11 +36,10 @@ type Row = BTreeMap<String, String>;
 
 fn main() -> ExitCode {
     cases::run(
-        "catalogue",
         fixture,
         cases![
             every_row_of_every_release_has_data_or_the_true_reason,
-            proxies_pages_are_read_when_asked_for,
+            proxies_are_scraped_when_configured,
             nobody_to_ask_is_said,
         ],
     )
@@ -114,7 +113,7 @@ fn settle(
     control_plane: &BTreeMap<String, &str>,
     kernel: impl Fn(&Row) -> Option<&'static str>,
 ) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + SCRAPE_TIMEOUT;
     let address = observer.address().to_string();
     loop {
         let rows = catalogue::rows(&["--live", "--listen", &address])?;
@@ -158,11 +157,11 @@ fn traffic(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-fn proxies_pages_are_read_when_asked_for(pair: &mut Pair) -> Result<String> {
+fn proxies_are_scraped_when_configured(pair: &mut Pair) -> Result<String> {
     let observer = Observer::start(&pair.mesh, 2, &["--scrape-interval", "1s", "--scrape-proxies"])?;
     let instance = |workload: &Workload| format!("{}:{METRICS}", workload.ipv4);
     let (client, server) = (instance(&pair.client), instance(&pair.server));
-    let page = observer.wait(PATIENCE, |page| page.sum(UP, &[PROXY]) == Some(2.0))?;
+    let page = observer.wait(SCRAPE_TIMEOUT, |page| page.sum(UP, &[PROXY]) == Some(2.0))?;
     // Its own build, as what it is and whose it is.
     let labels = [
         ("component", "proxy"),
@@ -186,8 +185,8 @@ fn proxies_pages_are_read_when_asked_for(pair: &mut Pair) -> Result<String> {
     }
     // Neither what a page says of requests counts, nor the scrape itself.
     ensure!(page.sum("mesh_observer_control_plane_families_conflicting", &[]).is_some_and(|families| families >= 1.0));
-    let tally = observer.tally()?;
-    ensure!(tally == Tally::default(), "counted without any traffic: {tally}");
+    let counts = observer.counts()?;
+    ensure!(counts == Counts::default(), "counted without any traffic: {counts}");
     observer.stop()?;
     Ok(format!(
         "{} samples of a real Envoy",

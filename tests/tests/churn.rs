@@ -14,11 +14,11 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     apps::{http, raw::Server, tcp},
     cases,
-    holdings::Holdings,
+    counts::Counts,
     mesh::{Mesh, Workload},
-    observer::{Observer, tally},
+    observer::{Observer, counts},
+    resource_usage::ResourceUsage,
     stand_in::{Stand, StandIn, played},
-    tally::Tally,
     tools,
     wait::wait_until,
 };
@@ -32,7 +32,7 @@ const BATCH: usize = 20;
 /// Far fewer than all of them need in turn, and enough for those of one batch.
 const MAX_SERIES: usize = 100;
 /// Longest that the observer may take to notice something.
-const PATIENCE: Duration = Duration::from_secs(30);
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the observer's own memory may grow by, beside what each label set that it exposes takes.
 const GROWTH: u64 = 2 << 20;
 /// What a label set that is exposed may take of its memory: Istio's totals stay exposed for 15 minutes.
@@ -47,7 +47,6 @@ fn main() -> ExitCode {
         return code;
     }
     cases::run(
-        "churn",
         || Ok(()),
         cases![
             sidecars_come_and_go_under_load,
@@ -66,18 +65,18 @@ fn sidecars_come_and_go_under_load(_: &mut ()) -> Result<String> {
     let mut observer = stage.observe(&mut Command::new(tools::observer()?))?;
     let mut steady = stage.stand.start("steady", "steady", &stage.pod)?;
     observer.wait_attached(1)?;
-    let mut truth = Tally::default();
+    let mut truth = Counts::default();
     steady.ask(WEB, 1, &mut truth)?;
     steady.echo(ECHO, 1, &mut truth)?;
     stage.settled(&observer, 2, &truth)?;
-    let before = Holdings::of(observer.pid())?;
+    let before = ResourceUsage::of(observer.pid())?;
 
     let all = Mutex::new(truth);
     let ended = Mutex::new(false);
     thread::scope(|scope| {
         let load = scope.spawn(|| {
             while !*ended.lock().unwrap_or_else(PoisonError::into_inner) {
-                let mut own = Tally::default();
+                let mut own = Counts::default();
                 steady.ask(WEB, 20, &mut own)?;
                 steady.echo(ECHO, 5_000, &mut own)?;
                 add(&mut all.lock().unwrap_or_else(PoisonError::into_inner), &own);
@@ -107,7 +106,7 @@ fn sidecars_come_and_go_under_load(_: &mut ()) -> Result<String> {
 fn a_process_id_is_another_sidecars_at_once(_: &mut ()) -> Result<String> {
     let stage = Stage::new()?;
     let mut observer = stage.observe(&mut Command::new(tools::observer()?))?;
-    let mut truth = Tally::default();
+    let mut truth = Counts::default();
     let mut reused = 0;
     let mut former: Option<u32> = None;
     for number in 0.. {
@@ -120,7 +119,7 @@ fn a_process_id_is_another_sidecars_at_once(_: &mut ()) -> Result<String> {
         // No wait for the former's end to be noticed, but one for the new one's beginning.
         let observed = format!("sidecar=\"default/{name}-7c9f8-x0\"");
         let is_observed = |log: String| log.lines().any(|line| line.contains("observing ") && line.contains(&observed));
-        observer.wait_own(PATIENCE, |_| is_observed(observer.log()))?;
+        observer.wait_own(DISCOVERY_TIMEOUT, |_| is_observed(observer.log()))?;
         sidecar.ask(WEB, 3, &mut truth)?;
         sidecar.echo(ECHO, 100, &mut truth)?;
         reused += usize::from(former == Some(sidecar.pid()));
@@ -141,13 +140,13 @@ fn a_hundred_at_once_with_few_files_allowed(_: &mut ()) -> Result<String> {
     let stage = Stage::new()?;
     let mut limited = Command::new(tools::require("prlimit")?);
     let mut observer = stage.observe(limited.arg("--nofile=256:4096").arg(tools::observer()?))?;
-    let before = Holdings::of(observer.pid())?;
+    let before = ResourceUsage::of(observer.pid())?;
     let start = |number| stage.stand.start(&format!("crowd-{number}"), &format!("crowd-{number}"), &stage.pod);
     let mut sidecars: Vec<StandIn> = (0..AT_ONCE).map(start).collect::<Result<_>>()?;
     observer.wait_attached(AT_ONCE)?;
-    let during = Holdings::of(observer.pid())?;
+    let during = ResourceUsage::of(observer.pid())?;
     ensure!(during.links == before.links + AT_ONCE * 6, "{during}");
-    let mut truth = Tally::default();
+    let mut truth = Counts::default();
     sidecars.iter_mut().try_for_each(|sidecar| sidecar.echo(ECHO, 500, &mut truth))?;
     sidecars.iter_mut().try_for_each(StandIn::remove_container)?;
     observer.wait_attached(0)?;
@@ -187,8 +186,8 @@ impl Stage {
     }
 
     /// Sidecars that start together, talk, and end together in several ways; what they did.
-    fn batch(&self, observer: &mut Observer, batch: usize) -> Result<Tally> {
-        let mut truth = Tally::default();
+    fn batch(&self, observer: &mut Observer, batch: usize) -> Result<Counts> {
+        let mut truth = Counts::default();
         let mut sidecars = (0..BATCH)
             .map(|place| {
                 // The first is a container restarted in a pod of the batch before.
@@ -218,19 +217,19 @@ impl Stage {
         // The cgroups are gone; sockets of theirs still have bytes to send.
         self.gate.open();
         drop(sidecars);
-        observer.wait_own(PATIENCE, |page| page.sum("mesh_observer_series_in_use", &[]) == Some(2.0))?;
+        observer.wait_own(DISCOVERY_TIMEOUT, |page| page.sum("mesh_observer_series_in_use", &[]) == Some(2.0))?;
         Ok(truth)
     }
 
     /// Waits until the observer's figures are the truth, so many series are in use at most, and nothing is said to be lost.
-    fn settled(&self, observer: &Observer, in_use: usize, truth: &Tally) -> Result<()> {
+    fn settled(&self, observer: &Observer, in_use: usize, truth: &Counts) -> Result<()> {
         #[expect(clippy::cast_precision_loss, reason = "a small number")]
-        observer.wait_own(PATIENCE, |page| {
+        observer.wait_own(DISCOVERY_TIMEOUT, |page| {
             page.sum("mesh_observer_series_in_use", &[]).is_some_and(|found| found <= in_use as f64)
         })?;
-        wait_until("the observer counts as the referee", PATIENCE, || {
+        wait_until("the observer counts as Envoy's access log does", DISCOVERY_TIMEOUT, || {
             truth
-                .differences(&tally(&observer.scrape()?)?)
+                .differences(&counts(&observer.scrape()?)?)
                 .none()
                 .with_context(|| observer.health().unwrap_or_default())
         })?;
@@ -263,10 +262,10 @@ impl Gate {
 }
 
 /// Waits until the observer holds no more than before, but for `growth` bytes of its own memory.
-fn let_go(observer: &Observer, before: &Holdings, growth: u64) -> Result<Holdings> {
-    wait_until("the observer holds no more than before", PATIENCE, || {
-        let now = Holdings::of(observer.pid())?;
-        let Holdings { anonymous_bytes, files, links, maps, map_bytes } = now;
+fn let_go(observer: &Observer, before: &ResourceUsage, growth: u64) -> Result<ResourceUsage> {
+    wait_until("the observer holds no more than before", DISCOVERY_TIMEOUT, || {
+        let now = ResourceUsage::of(observer.pid())?;
+        let ResourceUsage { anonymous_bytes, files, links, maps, map_bytes } = now;
         ensure!(
             anonymous_bytes <= before.anonymous_bytes + growth
                 && files <= before.files
@@ -279,7 +278,7 @@ fn let_go(observer: &Observer, before: &Holdings, growth: u64) -> Result<Holding
 }
 
 /// Adds what was counted to what was counted before.
-fn add(all: &mut Tally, more: &Tally) {
+fn add(all: &mut Counts, more: &Counts) {
     for ((leg, outcome), requests) in &more.requests {
         let sum = all.of(leg, outcome.clone());
         sum.count += requests.count;

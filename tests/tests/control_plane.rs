@@ -18,7 +18,7 @@ use harness::{
     tools,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(20);
 const UP: &str = "mesh_observer_control_plane_up";
 
 #[test]
@@ -39,7 +39,7 @@ fn every_known_figure_of_every_version_is_exposed() -> Result<()> {
 }
 
 #[test]
-fn a_page_of_any_kind_disturbs_nothing_else() -> Result<()> {
+fn any_response_disturbs_nothing_else() -> Result<()> {
     let captures = Capture::all()?;
     let named = |name: &str| captures.iter().find(|own| own.name == name).context("no such page");
     let good = Replay::start(named("1.25.3/16-one-left")?)?;
@@ -97,7 +97,7 @@ fn a_page_of_any_kind_disturbs_nothing_else() -> Result<()> {
 
 /// What a strict reader would refuse is left out, with a reason, and all else stays.
 #[test]
-fn an_unsound_page_spoils_nothing_else() -> Result<()> {
+fn an_invalid_exposition_spoils_nothing_else() -> Result<()> {
     let page = concat!(
         "# TYPE lacks histogram\nlacks_bucket{le=\"1\"} 1\nlacks_sum 1\nlacks_count 1\n",
         "# TYPE nan histogram\nnan_bucket{le=\"+Inf\"} 1\nnan_sum NaN\nnan_count 1\n",
@@ -257,6 +257,6 @@ impl Stage {
     }
 
     fn wait(&self, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
-        self.observer.wait(PATIENCE, ready)
+        self.observer.wait(SCRAPE_TIMEOUT, ready)
     }
 }

@@ -20,16 +20,16 @@ use harness::{
     wavefront::{Act, Proxy},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest that the end may take, and a bit for a busy machine.
 const END: Duration = Duration::from_secs(15);
 
 #[test]
-fn a_pipe_that_nobody_reads_does_not_keep_it_from_ending() -> Result<()> {
+fn a_pipe_without_a_reader_does_not_delay_exit() -> Result<()> {
     let stage = Stage::new("pipe")?;
     let (full, _reader) = stage.full_pipe()?;
     let mut observer = stage.observe(&["--interval", "1s", "--emit", &format!("wavefront+file:{}", full.display())])?;
-    observer.wait_own(PATIENCE, |page| {
+    observer.wait_own(EVENT_TIMEOUT, |page| {
         page.sum("mesh_observer_emitter_queued_pushes", &[]).is_some_and(|waiting| waiting > 0.0)
     })?;
     let asked = Instant::now();
@@ -42,11 +42,11 @@ fn a_pipe_that_nobody_reads_does_not_keep_it_from_ending() -> Result<()> {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() -> Result<()> {
+fn a_second_signal_exits_immediately() -> Result<()> {
     let stage = Stage::new("twice")?;
     let proxy = Proxy::start(&[], Act::Hang)?;
     let mut observer = stage.observe(&["--interval", "1s", "--emit", &proxy.url()])?;
-    observer.wait(PATIENCE, |_| !proxy.requests().is_empty())?;
+    observer.wait(EVENT_TIMEOUT, |_| !proxy.requests().is_empty())?;
     signal(&observer, libc::SIGINT);
     while !observer.log().contains("stopping") {
         sleep(Duration::from_millis(10));
@@ -59,7 +59,7 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
 }
 
 #[test]
-fn sighup_reads_the_peers_anew_and_never_ends_it() -> Result<()> {
+fn sighup_reloads_the_peers() -> Result<()> {
     let stage = Stage::new("hangup")?;
     let service = "[[service]]\nhost = \"a.b\"\naddresses = [\"10.0.0.1\"]\n";
     let file = stage.directory.join("observer.toml");
@@ -73,7 +73,7 @@ fn sighup_reads_the_peers_anew_and_never_ends_it() -> Result<()> {
         fs::write(&file, text)?;
         let before = observer.log().len();
         signal(&observer, libc::SIGHUP);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + EVENT_TIMEOUT;
         while !observer.log()[before..].contains(said) {
             ensure!(Instant::now() < end, "no {said:?} in {}", observer.log());
             sleep(Duration::from_millis(20));
@@ -85,7 +85,7 @@ fn sighup_reads_the_peers_anew_and_never_ends_it() -> Result<()> {
 }
 
 #[test]
-fn whatever_pause_a_receiver_asks_for_it_lives() -> Result<()> {
+fn any_retry_after_is_survived() -> Result<()> {
     let stage = Stage::new("pause")?;
     let queue = stage.directory.join("queue").display().to_string();
     for (answer, arguments) in [
@@ -98,7 +98,7 @@ fn whatever_pause_a_receiver_asks_for_it_lives() -> Result<()> {
         let pushed = |page: &Exposition| {
             page.sum("mesh_observer_emitter_errors_total", &[("kind", "push_back")]).is_some_and(|count| count > 0.0)
         };
-        observer.wait_own(PATIENCE, pushed)?;
+        observer.wait_own(EVENT_TIMEOUT, pushed)?;
         sleep(Duration::from_secs(1));
         ensure!(get(observer.address(), "/healthz")?.0 == 200, "{answer}: {}", observer.log());
         observer.stop()?;
@@ -107,7 +107,7 @@ fn whatever_pause_a_receiver_asks_for_it_lives() -> Result<()> {
 }
 
 #[test]
-fn wrong_usage_is_refused_before_anything_is_loaded() -> Result<()> {
+fn invalid_usage_is_refused_before_loading() -> Result<()> {
     let stage = Stage::new("usage")?;
     let tags: Vec<String> = (0..22).map(|number| format!("t{number} = \"x\"")).collect();
     let tags = stage.file("tags", &format!("[wavefront]\ntags = {{ {} }}\n", tags.join(", ")))?;
@@ -133,7 +133,7 @@ fn wrong_usage_is_refused_before_anything_is_loaded() -> Result<()> {
 }
 
 #[test]
-fn check_says_what_run_would_say() -> Result<()> {
+fn check_reports_the_errors_of_run() -> Result<()> {
     let stage = Stage::new("check")?;
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let taken = format!("listen = \"{}\"\n", taken.local_addr()?);
@@ -175,7 +175,7 @@ fn it_says_what_it_does_and_takes_what_templates_write() -> Result<()> {
     observer.stop()?;
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let mut named = Command::new(tools::observer()?).args(["run", "--listen", &port.to_string()]).spawn()?;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     while !get(([127, 0, 0, 1], port).into(), "/readyz").is_ok_and(|(status, _)| status == 200) {
         ensure!(Instant::now() < end, "not on port {port}");
         sleep(Duration::from_millis(50));

@@ -19,7 +19,7 @@ use harness::{
     wavefront::{Act, Proxy, Request, TAKE, judged},
 };
 
-const PATIENCE: Duration = Duration::from_secs(90);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(90);
 const PAGE: &str = "1.25.3/16-one-left";
 /// A line that must be among those that arrive: istiod counted so many services.
 const KNOWN: &str = "\"pilot.services.value\" 16 ";
@@ -30,7 +30,7 @@ const SENT: &str = "mesh_observer_emitter_points_sent_total";
 const ON_DISK: &str = "mesh_observer_emitter_disk_points";
 
 #[test]
-fn whatever_a_proxy_answers_every_point_arrives() -> Result<()> {
+fn every_point_arrives_whatever_a_proxy_answers() -> Result<()> {
     let script = [
         TAKE,
         Act::Answer("413 Content Too Large"),
@@ -61,7 +61,7 @@ fn whatever_a_proxy_answers_every_point_arrives() -> Result<()> {
 }
 
 #[test]
-fn a_full_disk_is_said_once_and_used_again_when_it_has_room() -> Result<()> {
+fn a_full_disk_is_logged_once_and_used_again_when_it_has_room() -> Result<()> {
     let full = Act::Answer("429 Too Many Requests\r\nretry-after: 1");
     let directory = directory("full");
     let queue = directory.join("queue").display().to_string();
@@ -135,7 +135,7 @@ impl Stage {
     }
 
     fn wait(&self, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
-        self.observer.wait(PATIENCE, ready)
+        self.observer.wait(DELIVERY_TIMEOUT, ready)
     }
 
     /// Waits until the proxy has taken what it was offered last, and exactly the points that the observer says it sent.

@@ -10,16 +10,16 @@ use harness::{
         raw::{Connection, DATA_WITH_THE_ACK, Server},
     },
     cases,
+    counts::Counts,
     envoy::{GATEWAY_PLAIN, GATEWAY_PROXIED, GATEWAY_TLS},
+    envoy_access_log::EnvoyAccessLog,
     forge::{CLAIMS, Forger},
     link::Seen,
     mesh::{Family, Mesh, Protocol, Workload},
     net::finish,
     observer::Observer,
-    pair::PATIENCE,
-    referee::Referee,
+    pair::SETTLE_TIMEOUT,
     sidecar::{Options, Sidecar},
-    tally::Tally,
     tools,
     wait::wait_until,
 };
@@ -28,28 +28,27 @@ const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 fn main() -> ExitCode {
     cases::run(
-        "gateway",
-        Doors::new,
+        Gateway::new,
         cases![
-            plaintext_door,
-            plaintext_door_keep_alive,
+            plaintext_listener,
+            plaintext_listener_keep_alive,
             no_route,
             application_ends_without_a_word,
             client_ends_before_the_answer,
             proxy_protocol,
             requests_that_the_gateway_refuses,
-            doors_with_the_handshake,
+            listeners_with_handshake_data,
             segments_forged_by_a_client,
             segments_joined_on_arrival,
-            tls_door_is_said_to_be_unseen,
+            tls_listener_is_reported_as_unseen,
             check_says_it_plainly,
         ],
     )
 }
 
-struct Doors {
+struct Gateway {
     observer: Observer,
-    referees: [Referee; 2],
+    access_logs: [EnvoyAccessLog; 2],
     _sidecars: [Sidecar; 2],
     _application: Server,
     gateway: Arc<Workload>,
@@ -57,7 +56,7 @@ struct Doors {
     mesh: Mesh,
 }
 
-impl Doors {
+impl Gateway {
     fn new() -> Result<Self> {
         let mut mesh = Mesh::new()?;
         let (gateway, server, visitor) =
@@ -66,27 +65,27 @@ impl Doors {
         let application = http::serve(&server, 8080)?;
         let sidecars =
             [Sidecar::start(&mesh, &gateway, Options::gateway())?, Sidecar::start(&mesh, &server, Options::default())?];
-        let referees = [Referee::new(&sidecars[0])?, Referee::new(&sidecars[1])?];
+        let access_logs = [EnvoyAccessLog::new(&sidecars[0])?, EnvoyAccessLog::new(&sidecars[1])?];
         let observer = Observer::start(&mesh, 2, &[])?;
-        Ok(Self { observer, referees, _sidecars: sidecars, _application: application, gateway, visitor, mesh })
+        Ok(Self { observer, access_logs, _sidecars: sidecars, _application: application, gateway, visitor, mesh })
     }
 
     /// Compares what the gateway's door and the server's sidecar had.
     fn check(&mut self, lines: [usize; 2], traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
-        for referee in &mut self.referees {
-            referee.skip()?;
+        for access_log in &mut self.access_logs {
+            access_log.skip()?;
         }
-        let before = self.observer.tally()?;
+        let before = self.observer.counts()?;
         traffic(self)?;
-        let mut truth = Tally::default();
-        for (referee, count) in self.referees.iter_mut().zip(lines) {
-            let lines = referee.settled(count, PATIENCE)?;
+        let mut truth = Counts::default();
+        for (access_log, count) in self.access_logs.iter_mut().zip(lines) {
+            let lines = access_log.settled(count, SETTLE_TIMEOUT)?;
             let ended = lines.iter().filter(|line| line.is_end()).count();
             ensure!(ended == count, "{ended} log lines instead of {count}: {lines:#?}");
-            referee.count(&lines, &mut truth);
+            access_log.count(&lines, &mut truth);
         }
-        wait_until("the observer counts as the referee", PATIENCE, || {
-            Ok(truth.differences(&self.observer.tally()?.since(&before)).none()?)
+        wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, || {
+            Ok(truth.differences(&self.observer.counts()?.since(&before)).none()?)
         })?;
         Ok(truth.to_string())
     }
@@ -110,11 +109,11 @@ impl Doors {
     }
 }
 
-fn plaintext_door(doors: &mut Doors) -> Result<String> {
-    doors.check([4, 4], |doors| {
+fn plaintext_listener(fixture: &mut Gateway) -> Result<String> {
+    fixture.check([4, 4], |fixture| {
         for family in BOTH {
             for code in ["200", "503"] {
-                let found = doors.curl("web", GATEWAY_PLAIN, family, &format!("/status/{code}"))?;
+                let found = fixture.curl("web", GATEWAY_PLAIN, family, &format!("/status/{code}"))?;
                 ensure!(found == code, "{found} instead of {code}");
             }
         }
@@ -122,38 +121,38 @@ fn plaintext_door(doors: &mut Doors) -> Result<String> {
     })
 }
 
-fn plaintext_door_keep_alive(doors: &mut Doors) -> Result<String> {
-    doors.check([20, 20], |doors| {
+fn plaintext_listener_keep_alive(fixture: &mut Gateway) -> Result<String> {
+    fixture.check([20, 20], |fixture| {
         for family in BOTH {
-            doors.curl("web", GATEWAY_PLAIN, family, "/bytes/[1-10]")?;
+            fixture.curl("web", GATEWAY_PLAIN, family, "/bytes/[1-10]")?;
         }
         Ok(())
     })
 }
 
 /// Envoy's own answer is on the door's socket.
-fn no_route(doors: &mut Doors) -> Result<String> {
-    doors.check([2, 0], |doors| {
+fn no_route(fixture: &mut Gateway) -> Result<String> {
+    fixture.check([2, 0], |fixture| {
         for family in BOTH {
-            ensure!(doors.curl("nowhere", GATEWAY_PLAIN, family, "/")? == "404");
+            ensure!(fixture.curl("nowhere", GATEWAY_PLAIN, family, "/")? == "404");
         }
         Ok(())
     })
 }
 
-fn application_ends_without_a_word(doors: &mut Doors) -> Result<String> {
-    doors.check([2, 2], |doors| {
+fn application_ends_without_a_word(fixture: &mut Gateway) -> Result<String> {
+    fixture.check([2, 2], |fixture| {
         for family in BOTH {
-            ensure!(doors.curl("web", GATEWAY_PLAIN, family, "/vanish")? == "503");
+            ensure!(fixture.curl("web", GATEWAY_PLAIN, family, "/vanish")? == "503");
         }
         Ok(())
     })
 }
 
-fn client_ends_before_the_answer(doors: &mut Doors) -> Result<String> {
-    doors.check([2, 2], |doors| {
+fn client_ends_before_the_answer(fixture: &mut Gateway) -> Result<String> {
+    fixture.check([2, 2], |fixture| {
         for family in BOTH {
-            let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PLAIN, family))?;
+            let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PLAIN, family))?;
             connection.send("GET /delay/500 HTTP/1.1\r\nhost: web\r\n\r\n")?;
             sleep(Duration::from_millis(150));
         }
@@ -163,7 +162,7 @@ fn client_ends_before_the_answer(doors: &mut Doors) -> Result<String> {
 }
 
 /// A balancer's header in front of everything, in one segment with the request or in several.
-fn proxy_protocol(doors: &mut Doors) -> Result<String> {
+fn proxy_protocol(fixture: &mut Gateway) -> Result<String> {
     const GET: &[u8] = b"GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n";
     let binary = |command: u8, family: u8, rest: &[u8]| {
         let length = u16::try_from(rest.len()).expect("short").to_be_bytes();
@@ -182,9 +181,9 @@ fn proxy_protocol(doors: &mut Doors) -> Result<String> {
     ];
     let ways = [0, 1, 7, 14];
     let count = headers.len() * ways.len() * 2;
-    doors.check([count, count], |doors| {
+    fixture.check([count, count], |fixture| {
         for (header, cut) in headers.iter().flat_map(|header| ways.map(|cut| (header, cut))) {
-            let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PROXIED, Family::V4))?;
+            let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PROXIED, Family::V4))?;
             let (first, second) = header.split_at(cut.min(header.len()));
             match cut {
                 0 => connection.send([header, GET].concat())?,
@@ -201,16 +200,16 @@ fn proxy_protocol(doors: &mut Doors) -> Result<String> {
 }
 
 /// No inspector is at a gateway: whatever comes is HTTP, and refused.
-fn requests_that_the_gateway_refuses(doors: &mut Doors) -> Result<String> {
+fn requests_that_the_gateway_refuses(fixture: &mut Gateway) -> Result<String> {
     let requests = [
         "LIST / HTTP/1.1\r\nhost: web\r\n\r\n",
         "POST / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: gzip\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: web\r\ncontent-length : 5\r\n\r\nhello",
         "hello world\r\n\r\n",
     ];
-    doors.check([requests.len(), 0], |doors| {
+    fixture.check([requests.len(), 0], |fixture| {
         for request in requests {
-            let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PLAIN, Family::V4))?;
+            let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PLAIN, Family::V4))?;
             connection.send(request)?;
             ensure!([400, 501].contains(&connection.receive_response()?.status));
             connection.drain()?;
@@ -220,13 +219,13 @@ fn requests_that_the_gateway_refuses(doors: &mut Doors) -> Result<String> {
 }
 
 /// What comes with the handshake, the kernel shows to the listener only: HTTP/1, HTTP/2, and the beginning of TLS.
-fn doors_with_the_handshake(doors: &mut Doors) -> Result<String> {
+fn listeners_with_handshake_data(fixture: &mut Gateway) -> Result<String> {
     const GET: &str = "GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n";
-    let before = doors.encrypted()?;
-    let figures = doors.check([6, 6], |doors| {
+    let before = fixture.encrypted()?;
+    let figures = fixture.check([6, 6], |fixture| {
         for family in BOTH {
             let open =
-                |door| Connection::open_with(&doors.visitor, doors.door(door, family), &[DATA_WITH_THE_ACK], None);
+                |door| Connection::open_with(&fixture.visitor, fixture.door(door, family), &[DATA_WITH_THE_ACK], None);
             let mut connection = open(GATEWAY_PLAIN)?;
             for _ in 0..2 {
                 connection.send(GET)?;
@@ -245,17 +244,17 @@ fn doors_with_the_handshake(doors: &mut Doors) -> Result<String> {
         }
         Ok(())
     })?;
-    let came = doors.encrypted()? - before;
+    let came = fixture.encrypted()? - before;
     ensure!(came == 2.0, "{came} encrypted connections");
     Ok(format!("{came} encrypted connections, {figures}"))
 }
 
 /// In the name of its own connection, between and inside requests.
-fn segments_forged_by_a_client(doors: &mut Doors) -> Result<String> {
-    doors.check([6, 6], |doors| {
-        let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PLAIN, Family::V4))?;
+fn segments_forged_by_a_client(fixture: &mut Gateway) -> Result<String> {
+    fixture.check([6, 6], |fixture| {
+        let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PLAIN, Family::V4))?;
         let forge = |connection: &Connection| -> Result<()> {
-            let forger = Forger::of(&doors.visitor, connection)?;
+            let forger = Forger::of(&fixture.visitor, connection)?;
             (0..1_000).try_for_each(|number| forger.claim(CLAIMS[number as usize % CLAIMS.len()].1, number))
         };
         for _ in 0..3 {
@@ -273,14 +272,14 @@ fn segments_forged_by_a_client(doors: &mut Doors) -> Result<String> {
 
 /// GRO: the visitor's segments are small, and many are one packet by the time the gateway's hooks have them. Times are not
 /// compared: so many small packets keep the processors busy, and the proxy reads late.
-fn segments_joined_on_arrival(doors: &mut Doors) -> Result<String> {
+fn segments_joined_on_arrival(fixture: &mut Gateway) -> Result<String> {
     const LENGTH: u64 = 1 << 20;
-    doors.mesh.join_segments(&doors.gateway)?;
-    doors.visitor.net.batch("link set eth0 gso_max_segs 1")?;
-    let joined = Seen::new(&doors.gateway, "--length 3000:65535")?;
-    let traffic = |doors: &Doors| {
+    fixture.mesh.join_segments(&fixture.gateway)?;
+    fixture.visitor.net.batch("link set eth0 gso_max_segs 1")?;
+    let joined = Seen::new(&fixture.gateway, "--length 3000:65535")?;
+    let traffic = |fixture: &Gateway| {
         for family in BOTH {
-            let mut connection = Connection::open(&doors.visitor, doors.door(GATEWAY_PLAIN, family))?;
+            let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PLAIN, family))?;
             for _ in 0..2 {
                 connection.send(format!("POST /upload HTTP/1.1\r\nhost: web\r\ncontent-length: {LENGTH}\r\n\r\n"))?;
                 connection.send_zeros(LENGTH)?;
@@ -289,33 +288,34 @@ fn segments_joined_on_arrival(doors: &mut Doors) -> Result<String> {
         }
         Ok(())
     };
-    let figures = doors.check([4, 4], traffic)?;
+    let figures = fixture.check([4, 4], traffic)?;
     let packets = joined.packets()?;
-    doors.visitor.net.batch("link set eth0 gso_max_segs 65535")?;
+    fixture.visitor.net.batch("link set eth0 gso_max_segs 65535")?;
     ensure!(packets > 0, "no segments were joined: the case proves nothing");
     Ok(format!("{packets} packets of joined segments, {figures}"))
 }
 
 /// What comes in is encrypted, and what leaves for the mesh is too: only connections are counted there.
-fn tls_door_is_said_to_be_unseen(doors: &mut Doors) -> Result<String> {
-    let before = doors.encrypted()?;
-    let figures = doors.check([4, 4], |doors| {
+fn tls_listener_is_reported_as_unseen(fixture: &mut Gateway) -> Result<String> {
+    let before = fixture.encrypted()?;
+    let figures = fixture.check([4, 4], |fixture| {
         for family in BOTH {
-            let code = doors.curl("web", GATEWAY_TLS, family, "/{status/200,bytes/5}")?;
+            let code = fixture.curl("web", GATEWAY_TLS, family, "/{status/200,bytes/5}")?;
             ensure!(code == "200 200", "{code}");
         }
         Ok(())
     })?;
-    ensure!(!figures.contains("source"), "the referee counts no TLS door: {figures}");
-    let came = doors.encrypted()? - before;
+    ensure!(!figures.contains("source"), "the access log counts no TLS door: {figures}");
+    let came = fixture.encrypted()? - before;
     ensure!(came == 2.0, "{came} encrypted connections");
     Ok(format!("{came} encrypted connections, {figures}"))
 }
 
-fn check_says_it_plainly(doors: &mut Doors) -> Result<String> {
+fn check_says_it_plainly(fixture: &mut Gateway) -> Result<String> {
     let mut command = std::process::Command::new(tools::observer()?);
-    let said = finish(command.args(["check", "--sidecar-exe", &doors.mesh.executable()]), "")?;
-    let of_gateway = said.lines().find(|line| line.contains(&doors.gateway.name) || line.contains(&doors.gateway.pod));
+    let said = finish(command.args(["check", "--sidecar-exe", &fixture.mesh.executable()]), "")?;
+    let of_gateway =
+        said.lines().find(|line| line.contains(&fixture.gateway.name) || line.contains(&fixture.gateway.pod));
     ensure!(of_gateway.is_some(), "the gateway is not named:\n{said}");
     let plainly = said.to_lowercase();
     ensure!(plainly.contains("gateway") && (plainly.contains("tls") || plainly.contains("encrypted")), "{said}");

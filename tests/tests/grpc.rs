@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     apps::grpc::Implementation::{self, Go, Java, Python},
     cases,
+    counts::{Counts, Messages},
     mesh::Family,
     pair::{Expected, Pair, however_late, with_late_window_updates},
-    tally::{Messages, Tally},
 };
 
 /// Each as the server of both others, and so each as a client of both, once over each family. Between any two are their sidecars:
@@ -21,7 +21,6 @@ const MATCHES: [(Implementation, [(Implementation, Family); 2]); 3] = [
 
 fn main() -> ExitCode {
     cases::run(
-        "grpc",
         Pair::new,
         cases![
             unary,
@@ -181,7 +180,7 @@ fn call(pair: &mut Pair, client: Implementation, family: Family, scenario: &str,
 }
 
 /// How many calls ended with which status, as the client's sidecar logged it.
-fn statuses(pair: &Pair, truth: &Tally) -> BTreeMap<String, u64> {
+fn statuses(pair: &Pair, truth: &Counts) -> BTreeMap<String, u64> {
     let source = pair.source();
     let mut statuses = BTreeMap::new();
     for ((leg, outcome), requests) in &truth.requests {

@@ -12,14 +12,14 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     apps::{http, raw::Connection, tcp},
     cgroup,
+    counts::{Counts, Leg},
+    envoy_access_log::EnvoyAccessLog,
     mesh::{Family, Mesh, Protocol},
     net::{finish, run},
-    referee::Referee,
     sidecar::{Options, Sidecar},
-    tally::{Leg, Tally},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[test]
 fn client_and_server_over_mutual_tls_and_plaintext() -> Result<()> {
@@ -35,30 +35,33 @@ fn client_and_server_over_mutual_tls_and_plaintext() -> Result<()> {
     let sidecars =
         [Sidecar::start(&mesh, &client, Options::default())?, Sidecar::start(&mesh, &server, Options::default())?];
     println!("two sidecars started in {:?}", begun.elapsed());
-    let [mut at_client, mut at_server] = [Referee::new(&sidecars[0])?, Referee::new(&sidecars[1])?];
-    let curl = |at_client: &mut Referee, at_server: &mut Referee, url: &str| -> Result<(String, Tally, String)> {
+    let [mut at_client, mut at_server] = [EnvoyAccessLog::new(&sidecars[0])?, EnvoyAccessLog::new(&sidecars[1])?];
+    let curl = |at_client: &mut EnvoyAccessLog,
+                at_server: &mut EnvoyAccessLog,
+                url: &str|
+     -> Result<(String, Counts, String)> {
         let mut command = client.command("curl")?;
         command.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "-m", "5", url]);
         let code = finish(&mut command, "")?;
-        let mut tally = Tally::default();
-        let lines = at_client.settled(1, PATIENCE)?;
-        at_client.count(&lines, &mut tally);
+        let mut counts = Counts::default();
+        let lines = at_client.settled(1, LOG_TIMEOUT)?;
+        at_client.count(&lines, &mut counts);
         ensure!(lines.iter().filter(|line| line.is_end()).count() == 1, "one line at the client: {lines:?}");
-        let lines = at_server.settled(0, PATIENCE)?;
-        at_server.count(&lines, &mut tally);
+        let lines = at_server.settled(0, LOG_TIMEOUT)?;
+        at_server.count(&lines, &mut counts);
         let peer = lines.last().map(|line| line.text("peer").to_owned()).unwrap_or_default();
-        Ok((code, tally, peer))
+        Ok((code, counts, peer))
     };
     let (source, destination) = (Leg::source("client"), Leg::destination("server"));
     for family in [Family::V4, Family::V6] {
         for service in [&web, &any] {
-            let (code, tally, peer) = curl(&mut at_client, &mut at_server, &service.url(family, "/status/404"))?;
+            let (code, counts, peer) = curl(&mut at_client, &mut at_server, &service.url(family, "/status/404"))?;
             ensure!(code == "404", "{family:?} {} answered {code}", service.name);
-            ensure!(tally.count(&source, "404") == 1 && tally.count(&destination, "404") == 1, "{tally}");
+            ensure!(counts.count(&source, "404") == 1 && counts.count(&destination, "404") == 1, "{counts}");
             ensure!(peer == client.spiffe(), "{family:?}: peer {peer:?}");
         }
-        let (code, tally, _) = curl(&mut at_client, &mut at_server, &plain.url(family, "/"))?;
-        ensure!(code == "200" && tally.total(&source) == 1 && tally.total(&destination) == 0, "{code} {tally}");
+        let (code, counts, _) = curl(&mut at_client, &mut at_server, &plain.url(family, "/"))?;
+        ensure!(code == "200" && counts.total(&source) == 1 && counts.total(&destination) == 0, "{code} {counts}");
 
         let mut connection = Connection::open(&client, echo.address(family))?;
         connection.send("ping")?;
@@ -66,21 +69,21 @@ fn client_and_server_over_mutual_tls_and_plaintext() -> Result<()> {
         connection.finish_sending()?;
         connection.drain()?;
         drop(connection);
-        let mut tally = Tally::default();
-        for (referee, name) in [(&mut at_client, "client"), (&mut at_server, "server")] {
-            let lines = referee.settled(1, PATIENCE).context(name)?;
-            referee.count(&lines, &mut tally);
+        let mut counts = Counts::default();
+        for (access_log, name) in [(&mut at_client, "client"), (&mut at_server, "server")] {
+            let lines = access_log.settled(1, LOG_TIMEOUT).context(name)?;
+            access_log.count(&lines, &mut counts);
         }
         for leg in [&source, &destination] {
-            let found = tally.connections.get(leg).with_context(|| format!("{leg}: {tally}"))?;
-            ensure!((found.opened, found.closed, found.received, found.sent) == (1, 1, 4, 4), "{tally}");
+            let found = counts.connections.get(leg).with_context(|| format!("{leg}: {counts}"))?;
+            ensure!((found.opened, found.closed, found.received, found.sent) == (1, 1, 4, 4), "{counts}");
         }
     }
     // Plaintext from outside the mesh, to the pod's own address.
     let mut command = bare.command("curl")?;
     command.args(["-sS", "-m", "5", &format!("http://{}:8080/bytes/3", server.ipv4), "-o", "/dev/null"]);
     finish(&mut command, "")?;
-    let lines = at_server.settled(1, PATIENCE)?;
+    let lines = at_server.settled(1, LOG_TIMEOUT)?;
     ensure!(lines[0].text("peer").is_empty() && lines[0].code() == "200", "{lines:?}");
     // Sidecars are user 1337 in a cgroup of their own.
     let status = fs::read_to_string(format!("/proc/{}/status", sidecars[0].pid()))?;

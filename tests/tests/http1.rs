@@ -10,11 +10,11 @@ use anyhow::{Result, ensure};
 use harness::{
     apps::raw::{Connection, Response, Server},
     cases,
+    counts::{Counts, Leg},
     mesh::Family,
     net::finish,
     observer::Snapshot,
-    pair::{Expected, PATIENCE, Pair, however_late, without_durations},
-    tally::{Leg, Tally},
+    pair::{Expected, Pair, SETTLE_TIMEOUT, however_late, without_durations},
     wait::wait_until,
 };
 
@@ -24,7 +24,6 @@ const GIBIBYTE: u64 = 1 << 30;
 
 fn main() -> ExitCode {
     cases::run(
-        "http1",
         Pair::new,
         cases![
             one_request,
@@ -656,7 +655,7 @@ fn percentiles_of_quick_answers(pair: &mut Pair) -> Result<String> {
 }
 
 /// A snapshot's percentiles of so many requests are the access log's, but for the width of a cell and what makes Envoy late
-/// (see [`Tally::differences`]): all times of one leg are late to the same side, so percentiles are too, and of what threads
+/// (see [`Counts::differences`]): all times of one leg are late to the same side, so percentiles are too, and of what threads
 /// waited each [`BAR_MS`] can move one request up by more than that.
 fn percentiles_of(pair: &mut Pair, count: usize, traffic: impl FnOnce(&Pair) -> Result<()>) -> Result<String> {
     const BAR_MS: f64 = 0.7;
@@ -703,7 +702,7 @@ fn wrk(pair: &mut Pair) -> Result<String> {
         finish(&mut command, "")?;
     }
     sleep(Duration::from_millis(500));
-    // How many requests wrk made, and how many it dropped at its end, only the referee knows.
+    // How many requests wrk made, and how many it dropped at its end, only the access log knows.
     let (truth, _) = pair.truth_of_any()?;
     agree_but_for_the_end(pair, &before, &truth, 8)
 }
@@ -711,13 +710,13 @@ fn wrk(pair: &mut Pair) -> Result<String> {
 /// When a client leaves, the proxy gives up its requests and logs them with code 0, while the application's answers are on
 /// their way: what of those is on the sockets, no log has. Every request is counted once and to the byte all the same; of
 /// at most `limit` of them, code and length of the answer are the sockets' affair.
-fn agree_but_for_the_end(pair: &Pair, before: &Tally, truth: &Tally, limit: u64) -> Result<String> {
+fn agree_but_for_the_end(pair: &Pair, before: &Counts, truth: &Counts, limit: u64) -> Result<String> {
     const ANSWER: u64 = 2048;
     let observer = pair.observer()?;
-    wait_until("the observer counts as the referee", PATIENCE, || {
-        let seen = observer.tally()?.since(before);
+    wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, || {
+        let seen = observer.counts()?.since(before);
         let agrees = |leg: &Leg| {
-            let [truth, seen] = [truth, &seen].map(|tally| tally.all(leg));
+            let [truth, seen] = [truth, &seen].map(|counts| counts.all(leg));
             truth.count == seen.count
                 && truth.request_bytes == seen.request_bytes
                 && truth.response_bytes.abs_diff(seen.response_bytes) <= limit * ANSWER
@@ -726,7 +725,7 @@ fn agree_but_for_the_end(pair: &Pair, before: &Tally, truth: &Tally, limit: u64)
         let codes = legs.iter().all(|leg| truth.count(leg, "200").abs_diff(seen.count(leg, "200")) <= limit);
         ensure!(
             codes && legs.iter().all(agrees),
-            "the observer has {seen}\n    the referee has {truth}\n    {}",
+            "the observer has {seen}\n    the access log has {truth}\n    {}",
             observer.health()?
         );
         Ok(seen.to_string())
@@ -769,7 +768,7 @@ fn call_to_the_own_service(pair: &mut Pair) -> Result<String> {
 fn service_without_a_sidecar(pair: &mut Pair) -> Result<String> {
     pair.check(Expected { source: 4, destination: 0 }, |pair| {
         for family in BOTH {
-            ensure!(pair.curl(&[&pair.foreign.url(family, "/{status/500,bytes/1}")])? == "500\n200");
+            ensure!(pair.curl(&[&pair.plaintext.url(family, "/{status/500,bytes/1}")])? == "500\n200");
         }
         Ok(())
     })

@@ -13,19 +13,19 @@ use harness::{
     apps::{http, raw::Server, tcp},
     cases,
     cgroup::Cgroup,
+    counts::{Connections, Counts, Leg, Requests},
     exposition::Exposition,
-    foreign::Foreign,
     mesh::{Family, Mesh, Workload},
     net::{finish, run},
-    observer::{Observer, tally},
+    observer::{Observer, counts},
     pair::Pair,
     sidecar::Options,
     stand_in::{Stand, StandIn, played},
-    tally::{Connections, Leg, Requests, Tally},
+    third_party_program::ThirdPartyProgram,
     tools,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
 const WEB: u16 = 8080;
 const ECHO: u16 = 9000;
 const LOSSES: &str = "mesh_observer_uncounted_total";
@@ -35,13 +35,12 @@ fn main() -> ExitCode {
         return code;
     }
     cases::run(
-        "limits",
         || Ok(()),
         cases![
             more_series_than_there_is_room_for,
             more_open_calls_than_there_is_room_for,
             no_option_memory_for_sockets,
-            as_many_foreign_programs_as_the_kernel_allows,
+            as_many_third_party_programs_as_the_kernel_allows,
             too_little_memory_to_start,
             a_full_disk_under_the_output_file,
         ],
@@ -53,7 +52,7 @@ fn more_series_than_there_is_room_for(_: &mut ()) -> Result<String> {
     const ROOM: usize = 5;
     let stage = Stage::new()?;
     let mut observer = stage.observe(&format!("max_series = {ROOM}\n"), 0)?;
-    let mut truth = Tally::default();
+    let mut truth = Counts::default();
     let mut sidecars = stage.sidecars("crowd", 6)?;
     observer.wait_attached(sidecars.len())?;
     for sidecar in &mut sidecars {
@@ -61,9 +60,10 @@ fn more_series_than_there_is_room_for(_: &mut ()) -> Result<String> {
         sidecar.echo(ECHO, 300, &mut truth)?;
     }
     let (requests, connections) = sums(&truth);
-    let page = observer
-        .wait(PATIENCE, |page| tally(page).is_ok_and(|seen| sums(&seen) == (requests.clone(), connections.clone())))?;
-    let seen = tally(&page)?;
+    let page = observer.wait(COUNT_TIMEOUT, |page| {
+        counts(page).is_ok_and(|seen| sums(&seen) == (requests.clone(), connections.clone()))
+    })?;
+    let seen = counts(&page)?;
     let apart = seen.requests.keys().filter(|(leg, _)| leg.reporter == "destination").count()
         + seen.connections.keys().filter(|leg| leg.reporter == "destination").count();
     ensure!(apart == ROOM, "{apart} series are held apart instead of {ROOM}: {seen}");
@@ -75,13 +75,13 @@ fn more_series_than_there_is_room_for(_: &mut ()) -> Result<String> {
     said_once(&observer, "raise max_series", "series_full")?;
 
     sidecars.iter_mut().try_for_each(StandIn::remove_container)?;
-    observer.wait_own(PATIENCE, |page| page.sum("mesh_observer_series_in_use", &[]) == Some(0.0))?;
+    observer.wait_own(COUNT_TIMEOUT, |page| page.sum("mesh_observer_series_in_use", &[]) == Some(0.0))?;
     let mut late = stage.stand.start("late", "late", &stage.pod)?;
     observer.wait_attached(1)?;
-    let mut own = Tally::default();
+    let mut own = Counts::default();
     late.ask(WEB, 4, &mut own)?;
     let leg = Leg::destination("late");
-    observer.wait(PATIENCE, |page| tally(page).is_ok_and(|seen| seen.total(&leg) == own.total(&leg)))?;
+    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|seen| seen.total(&leg) == own.total(&leg)))?;
     observer.stop()?;
     Ok(format!("{apart} series apart, {overflowed} times none was free; {seen}"))
 }
@@ -102,8 +102,8 @@ fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
     let no_room =
         |page: &Exposition| page.sum("mesh_observer_requests_total", &[("outcome", "stream_map_full")]).unwrap_or(0.0);
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
-    let page = observer.wait(PATIENCE, |page| {
-        tally(page).is_ok_and(|seen| {
+    let page = observer.wait(COUNT_TIMEOUT, |page| {
+        counts(page).is_ok_and(|seen| {
             let (source, destination) = (seen.total(&pair.source()), seen.total(&pair.destination()));
             destination == CALLS && source as f64 + no_room(page) == CALLS as f64
         })
@@ -111,7 +111,7 @@ fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
     let lost = no_room(&page);
     ensure!(lost >= 1.0, "there was room for all of them");
     ensure!(page.sum("mesh_observer_parser_desyncs_total", &[]) == Some(0.0), "{}", observer.health()?);
-    observer.wait_own(PATIENCE, |_| observer.log().contains("stream_map_full"))?;
+    observer.wait_own(COUNT_TIMEOUT, |_| observer.log().contains("stream_map_full"))?;
     said_once(&observer, "raise max_open_calls", "stream_map_full")?;
     observer.stop()?;
     Ok(format!("no room for {lost} of {CALLS}"))
@@ -124,7 +124,7 @@ fn no_option_memory_for_sockets(_: &mut ()) -> Result<String> {
     let mut observer = stage.observe("", 0)?;
     let mut sidecar = stage.stand.start("poor", "poor", &stage.pod)?;
     observer.wait_attached(1)?;
-    let mut uncounted = Tally::default();
+    let mut uncounted = Counts::default();
     {
         let _poverty = OptionMemory::limit(&stage.pod, 1024)?;
         for _ in 0..CONNECTIONS {
@@ -132,36 +132,37 @@ fn no_option_memory_for_sockets(_: &mut ()) -> Result<String> {
         }
     }
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
-    observer.wait_own(PATIENCE, |page| page.sum(LOSSES, &[("reason", "storage")]) == Some(CONNECTIONS as f64))?;
-    ensure!(observer.tally()? == Tally::default(), "{}", observer.tally()?);
+    observer.wait_own(COUNT_TIMEOUT, |page| page.sum(LOSSES, &[("reason", "storage")]) == Some(CONNECTIONS as f64))?;
+    ensure!(observer.counts()? == Counts::default(), "{}", observer.counts()?);
     said_once(&observer, "raise the sysctl net.core.optmem_max", "storage")?;
-    let mut truth = Tally::default();
+    let mut truth = Counts::default();
     sidecar.echo(ECHO, 100, &mut truth)?;
-    observer.wait(PATIENCE, |page| tally(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
+    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
     observer.stop()?;
     Ok(format!("{CONNECTIONS} lost, then {truth}"))
 }
 
 /// It is said once; the others are observed; and it is observed as soon as one of them goes.
-fn as_many_foreign_programs_as_the_kernel_allows(_: &mut ()) -> Result<String> {
+fn as_many_third_party_programs_as_the_kernel_allows(_: &mut ()) -> Result<String> {
     const MOST: usize = 64;
     let stage = Stage::new()?;
     let mut crowded = stage.stand.start("crowded", "crowded", &stage.pod)?;
     let mut free = stage.stand.start("free", "free", &stage.pod)?;
-    let mut foreign = (0..MOST).map(|_| Foreign::attach(crowded.cgroup(), false)).collect::<Result<Vec<_>>>()?;
+    let mut third_party =
+        (0..MOST).map(|_| ThirdPartyProgram::attach(crowded.cgroup(), false)).collect::<Result<Vec<_>>>()?;
     let mut observer = stage.observe("", 1)?;
     let unattached = observer.own("mesh_observer_sidecars_unattached", &[])?;
     ensure!(unattached == 1.0, "{unattached} sidecars said to be unattached");
-    let (mut truth, mut unseen) = (Tally::default(), Tally::default());
+    let (mut truth, mut unseen) = (Counts::default(), Counts::default());
     crowded.echo(ECHO, 100, &mut unseen)?;
     free.echo(ECHO, 100, &mut truth)?;
-    observer.wait(PATIENCE, |page| tally(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
-    ensure!(foreign[0].programs()? as usize == MOST, "theirs were touched");
+    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
+    ensure!(third_party[0].programs()? == MOST, "theirs were touched");
 
-    foreign.pop();
+    third_party.pop();
     observer.wait_attached(2)?;
     crowded.echo(ECHO, 100, &mut truth)?;
-    observer.wait(PATIENCE, |page| tally(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
+    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
     said_once(
         &observer,
         "64 programs of its kind are attached there, the most that the kernel allows",
@@ -203,7 +204,7 @@ fn a_full_disk_under_the_output_file(_: &mut ()) -> Result<String> {
     let arguments = ["--interval", "200ms", "--sidecar-exe", &nobody, "--emit", &url];
     let observer = Observer::launch(&mut command, &directory, "", 0, &arguments)?;
     let dropped = |page: &Exposition| page.sum("mesh_observer_emitter_points_dropped_total", &[("reason", "write")]);
-    observer.wait_own(PATIENCE, |page| dropped(page) > Some(0.0))?;
+    observer.wait_own(COUNT_TIMEOUT, |page| dropped(page) > Some(0.0))?;
     run(
         "nsenter",
         &[
@@ -216,10 +217,10 @@ fn a_full_disk_under_the_output_file(_: &mut ()) -> Result<String> {
             &disk.display().to_string(),
         ],
     )?;
-    observer.wait_own(PATIENCE, |_| observer.log().contains("sending again"))?;
+    observer.wait_own(COUNT_TIMEOUT, |_| observer.log().contains("sending again"))?;
     said_once(&observer, "No space left on device", "lines: ")?;
     let sent = "mesh_observer_emitter_points_sent_total";
-    let page = observer.wait_own(PATIENCE, |page| page.sum(sent, &[]) > Some(0.0))?;
+    let page = observer.wait_own(COUNT_TIMEOUT, |page| page.sum(sent, &[]) > Some(0.0))?;
     let seen = format!("/proc/{}/root{}", observer.pid(), file.display());
     let text = fs::read_to_string(&seen).with_context(|| seen.clone())?;
     ensure!(text.ends_with('\n'), "the last line does not end");
@@ -262,14 +263,14 @@ impl Stage {
 }
 
 /// All requests and all connections, whomever they are counted for.
-fn sums(tally: &Tally) -> (Requests, Connections) {
-    let requests = tally.requests.values().fold(Requests::default(), |sum, requests| Requests {
+fn sums(counts: &Counts) -> (Requests, Connections) {
+    let requests = counts.requests.values().fold(Requests::default(), |sum, requests| Requests {
         count: sum.count + requests.count,
         request_bytes: sum.request_bytes + requests.request_bytes,
         response_bytes: sum.response_bytes + requests.response_bytes,
         ..sum
     });
-    let connections = tally.connections.values().fold(Connections::default(), |sum, connections| Connections {
+    let connections = counts.connections.values().fold(Connections::default(), |sum, connections| Connections {
         opened: sum.opened + connections.opened,
         closed: sum.closed + connections.closed,
         received: sum.received + connections.received,

@@ -12,7 +12,7 @@ use harness::{
 };
 
 /// Long enough for an answer to have come if there is one, on a busy machine too.
-const PATIENCE: Duration = Duration::from_millis(800);
+const RESPONSE_WINDOW: Duration = Duration::from_millis(800);
 /// Envoy writes its log every 20 ms, and later on a busy machine: how many lines there will be, not every case knows.
 const LOG_DELAY: Duration = Duration::from_millis(400);
 /// Between an answer and what follows it.
@@ -20,7 +20,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
     cases::run(
-        "messages",
         Pair::new,
         cases![
             methods_that_envoy_forwards,
@@ -75,7 +74,7 @@ fn say(pair: &Pair, to: &Service, pieces: &[&[u8]]) -> Result<()> {
     let mut connection = Connection::open(&pair.client, to.address(Family::V4))?;
     for piece in pieces {
         // Envoy may have refused what came before.
-        if connection.send(piece).is_err() || connection.drain_for(PATIENCE).is_err() {
+        if connection.send(piece).is_err() || connection.drain_for(RESPONSE_WINDOW).is_err() {
             break;
         }
         sleep(PAUSE);

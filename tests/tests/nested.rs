@@ -25,11 +25,7 @@ const INSIDE: &str = "MESH_OBSERVER_NESTED";
 
 fn main() -> ExitCode {
     if env::var_os(INSIDE).is_some() {
-        return cases::run(
-            "nested",
-            fixture,
-            cases![requests_and_bytes_are_exact, probes_are_not_requests, check_says_so],
-        );
+        return cases::run(fixture, cases![requests_and_bytes_are_exact, probes_are_not_requests, check_says_so]);
     }
     let program = env::current_exe().expect("its own path");
     let mut command = Command::new("unshare");

@@ -6,15 +6,15 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     apps::{http, raw::Connection, tcp},
     cases,
+    counts::{Counts, Leg},
     envoy::{GATEWAY_PLAIN, GATEWAY_TLS},
+    envoy_access_log::EnvoyAccessLog,
     mesh::{Family, Mesh, Protocol},
     net::finish,
     observer::Observer,
-    pair::{Expected, PATIENCE, Pair, without_durations},
+    pair::{Expected, Pair, SETTLE_TIMEOUT, without_durations},
     redirect::Interception,
-    referee::Referee,
     sidecar::{Inbound, Options, Sidecar},
-    tally::{Leg, Tally},
 };
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
@@ -23,7 +23,6 @@ const REQUESTS: usize = 10;
 
 fn main() -> ExitCode {
     cases::run(
-        "preexisting",
         || Ok(()),
         cases![
             http1_behind_redirection,
@@ -83,7 +82,7 @@ fn http1_at_a_gateway(_: &mut ()) -> Result<String> {
     let _application = http::serve(&server, 8080)?;
     let sidecar = Sidecar::start(&mesh, &gateway, Options::gateway())?;
     let _server = Sidecar::start(&mesh, &server, one_worker())?;
-    let mut referee = Referee::new(&sidecar)?;
+    let mut access_log = EnvoyAccessLog::new(&sidecar)?;
     let mut connections = Vec::new();
     for family in BOTH {
         connections.push(Connection::open(&visitor, SocketAddr::new(gateway.ip(family), GATEWAY_PLAIN))?);
@@ -95,16 +94,16 @@ fn http1_at_a_gateway(_: &mut ()) -> Result<String> {
     };
     connections.iter_mut().try_for_each(ask)?;
     let observer = Observer::start(&mesh, 2, &[])?;
-    referee.settled(2, PATIENCE)?;
+    access_log.settled(2, SETTLE_TIMEOUT)?;
     for _ in 0..REQUESTS {
         connections.iter_mut().try_for_each(ask)?;
     }
-    let mut truth = Tally::default();
-    let lines = referee.settled(2 * REQUESTS, PATIENCE)?;
-    referee.count(&lines, &mut truth);
+    let mut truth = Counts::default();
+    let lines = access_log.settled(2 * REQUESTS, SETTLE_TIMEOUT)?;
+    access_log.count(&lines, &mut truth);
     without_durations(&mut truth);
     sleep(Duration::from_millis(300));
-    let mut seen = observer.tally()?;
+    let mut seen = observer.counts()?;
     seen.requests.retain(|(leg, _), _| *leg == Leg::source(&gateway.name));
     let differences = truth.differences(&seen);
     ensure!(differences.is_empty(), "{differences:?}; it says of itself: {}", observer.health()?);
@@ -143,7 +142,7 @@ fn tls_at_a_gateway_is_said_to_be_unseen(_: &mut ()) -> Result<String> {
     let codes = asking.join().expect("it does not panic")?;
     ensure!(codes == "200".repeat(6), "{codes}");
     sleep(Duration::from_millis(300));
-    let seen = observer.tally()?;
+    let seen = observer.counts()?;
     ensure!(!seen.to_string().contains("source"), "counted at the gateway: {seen}");
     let encrypted = observer.own("mesh_observer_connections_total", &[("outcome", "gateway_encrypted")])?;
     ensure!(encrypted >= 1.0, "not said to be encrypted: {}", observer.health()?);
@@ -195,7 +194,7 @@ fn tcp(received: u64, sent: u64, exchange: impl Fn(&mut Connection) -> Result<()
     pair.truth(&Expected::both(2))?;
     let Some(observer) = &pair.observer else { return Ok(String::new()) };
     sleep(Duration::from_millis(500));
-    let seen = observer.tally()?.since(&before);
+    let seen = observer.counts()?.since(&before);
     for leg in [pair.source(), pair.destination()] {
         let found = seen.connections.get(&leg).cloned().with_context(|| format!("nothing of {leg:?}: {seen}"))?;
         ensure!((found.received, found.sent) == (2 * received, 2 * sent), "{seen}; {}", observer.health()?);

@@ -28,14 +28,13 @@ const READ_ONLY: &str = "while read -r _ _ _ _ at _; do mount -o remount,bind,ro
 
 fn main() -> ExitCode {
     cases::run(
-        "privilege",
         || Pair::unobserved(Options::default(), Options::default()),
         cases![
             the_least_is_enough_for_exact_counts,
             root_gives_up_the_rest,
-            without_what_is_indispensable_the_lack_is_named,
-            without_ptrace_the_lack_is_named,
-            without_dac_read_search_the_lack_is_named,
+            without_a_required_capability_it_is_named,
+            without_ptrace_it_is_named,
+            without_dac_read_search_it_is_named,
         ],
     )
 }
@@ -71,7 +70,7 @@ fn root_gives_up_the_rest(pair: &mut Pair) -> Result<String> {
     Ok(format!("{threads} threads"))
 }
 
-fn without_what_is_indispensable_the_lack_is_named(pair: &mut Pair) -> Result<String> {
+fn without_a_required_capability_it_is_named(pair: &mut Pair) -> Result<String> {
     for missing in ["bpf", "perfmon", "net_admin"] {
         let name = name(missing);
         let rest = LEAST.into_iter().filter(|&capability| capability != missing);
@@ -84,11 +83,11 @@ fn without_what_is_indispensable_the_lack_is_named(pair: &mut Pair) -> Result<St
     Ok(String::new())
 }
 
-fn without_ptrace_the_lack_is_named(pair: &mut Pair) -> Result<String> {
+fn without_ptrace_it_is_named(pair: &mut Pair) -> Result<String> {
     degraded(pair, "sys_ptrace")
 }
 
-fn without_dac_read_search_the_lack_is_named(pair: &mut Pair) -> Result<String> {
+fn without_dac_read_search_it_is_named(pair: &mut Pair) -> Result<String> {
     degraded(pair, "dac_read_search")
 }
 

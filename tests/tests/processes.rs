@@ -1,4 +1,4 @@
-//! Control-plane processes: real Go servers stand in for them, and `/proc` and their own pages are the referees.
+//! Control-plane processes: real Go servers stand in for them, and `/proc` and their own pages are the access logs.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,7 @@ const LOOKS: usize = 10;
 /// The observer answers scrapes that come sooner with the same figures.
 const FRESH: Duration = Duration::from_millis(150);
 /// Longest until the observer knows of a process that came or went.
-const PATIENCE: Duration = Duration::from_secs(5);
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Fixture {
     prometheus: Server,
@@ -47,7 +47,6 @@ struct Fixture {
 
 fn main() -> ExitCode {
     cases::run(
-        "processes",
         fixture,
         cases![
             figures_lie_between_two_direct_reads,
@@ -101,7 +100,7 @@ impl Fixture {
             if right {
                 return Ok(begun.elapsed());
             }
-            ensure!(begun.elapsed() < PATIENCE, "{app} is not {}", if there { "there" } else { "gone" });
+            ensure!(begun.elapsed() < DISCOVERY_TIMEOUT, "{app} is not {}", if there { "there" } else { "gone" });
             sleep(Duration::from_millis(5));
         }
     }

@@ -20,7 +20,7 @@ use harness::{
     tools,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Series that Prometheus adds to each target.
 const ITS_OWN: &str = "up|scrape_.*";
 /// Reasons for which Prometheus does not take a sample, or not as it was exposed.
@@ -207,7 +207,7 @@ impl Stage {
 
     /// Waits for something to be there. An error may pass: a server that starts refuses to answer.
     fn wait<T>(&self, what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + SCRAPE_TIMEOUT;
         loop {
             let last = ready();
             match last {
@@ -215,7 +215,7 @@ impl Stage {
                 last if Instant::now() > end => {
                     let problem = last.err().map_or_else(String::new, |error| format!("{error:#}\n"));
                     let log = self.prometheus.log()?;
-                    bail!("{what}: not there within {PATIENCE:?}\n{problem}{log}{}", self.observer.log());
+                    bail!("{what}: not there within {SCRAPE_TIMEOUT:?}\n{problem}{log}{}", self.observer.log());
                 }
                 _ => sleep(Duration::from_millis(200)),
             }
@@ -232,7 +232,7 @@ fn observe<'a>(directory: &Path, planes: impl Iterator<Item = &'a Replay>) -> Re
     let observer = Observer::start_with(directory, "", 0, &arguments)?;
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
     let all = urls.len() as f64;
-    observer.wait(PATIENCE, |page| page.sum("mesh_observer_control_plane_up", &[]) == Some(all))?;
+    observer.wait(SCRAPE_TIMEOUT, |page| page.sum("mesh_observer_control_plane_up", &[]) == Some(all))?;
     Ok(observer)
 }
 

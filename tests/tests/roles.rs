@@ -19,15 +19,15 @@ use harness::{
         tcp,
     },
     cases,
+    counts::Counts,
     envoy::GATEWAY_PLAIN,
+    envoy_access_log::EnvoyAccessLog,
     mesh::{Family, Mesh, Protocol, Service, Workload},
     net::finish,
     observer::Observer,
-    pair::{Expected, PATIENCE, Pair},
+    pair::{Expected, Pair, SETTLE_TIMEOUT},
     redirect::Interception,
-    referee::Referee,
     sidecar::{Kind, NodeId, Options, Ports, Sidecar},
-    tally::Tally,
     tools,
     wait::wait_until,
 };
@@ -38,13 +38,12 @@ const MOVED: Ports = Ports { outbound: 15101, inbound: 15106 };
 
 fn main() -> ExitCode {
     cases::run(
-        "roles",
         || Ok(()),
         cases![
-            gateways_by_whatever_tells,
-            sidecars_by_whatever_tells,
-            a_waypoint_is_said_to_be_one,
-            contradictions_are_said,
+            gateways_by_any_evidence,
+            sidecars_by_any_evidence,
+            a_waypoint_is_recognised,
+            contradictions_are_logged,
             moved_listeners,
             moved_listeners_with_tproxy,
             listeners_of_the_applications_own,
@@ -58,9 +57,9 @@ fn main() -> ExitCode {
 }
 
 /// A server with a sidecar, and proxies in front of it.
-struct Bed {
+struct Fixture {
     observer: Option<Observer>,
-    referees: Vec<Referee>,
+    access_logs: Vec<EnvoyAccessLog>,
     sidecars: Vec<Sidecar>,
     server: Arc<Workload>,
     web: Service,
@@ -69,17 +68,17 @@ struct Bed {
     mesh: Mesh,
 }
 
-impl Bed {
+impl Fixture {
     fn new() -> Result<Self> {
         let mut mesh = Mesh::new()?;
         let (server, visitor) = (mesh.workload("server")?, mesh.workload("visitor")?);
         let web = mesh.service("web", 80, &server, 8080, Protocol::Http)?;
         let _application = http::serve(&server, 8080)?;
-        let (sidecars, referees) = Default::default();
-        let mut bed = Self { observer: None, referees, sidecars, server, web, visitor, _application, mesh };
-        let server = Arc::clone(&bed.server);
-        bed.add(&server, Options::default())?;
-        Ok(bed)
+        let (sidecars, access_logs) = Default::default();
+        let mut fixture = Self { observer: None, access_logs, sidecars, server, web, visitor, _application, mesh };
+        let server = Arc::clone(&fixture.server);
+        fixture.add(&server, Options::default())?;
+        Ok(fixture)
     }
 
     fn start(&mut self, name: &str, options: Options) -> Result<Arc<Workload>> {
@@ -90,7 +89,7 @@ impl Bed {
 
     fn add(&mut self, workload: &Arc<Workload>, options: Options) -> Result<()> {
         let sidecar = Sidecar::start(&self.mesh, workload, options)?;
-        self.referees.push(Referee::new(&sidecar)?);
+        self.access_logs.push(EnvoyAccessLog::new(&sidecar)?);
         self.sidecars.push(sidecar);
         Ok(())
     }
@@ -106,18 +105,18 @@ impl Bed {
 
     /// Makes traffic and compares with what all logs have of it, so many lines each.
     fn check(&mut self, lines: &[usize], traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
-        for referee in &mut self.referees {
-            referee.skip()?;
+        for access_log in &mut self.access_logs {
+            access_log.skip()?;
         }
-        let before = self.observer()?.tally()?;
+        let before = self.observer()?.counts()?;
         traffic(self).context("traffic")?;
-        let mut truth = Tally::default();
-        for (referee, count) in self.referees.iter_mut().zip(lines) {
-            let found = referee.settled(*count, PATIENCE)?;
-            referee.count(&found, &mut truth);
+        let mut truth = Counts::default();
+        for (access_log, count) in self.access_logs.iter_mut().zip(lines) {
+            let found = access_log.settled(*count, SETTLE_TIMEOUT)?;
+            access_log.count(&found, &mut truth);
         }
-        wait_until("the observer counts as the referee", PATIENCE, || {
-            Ok(truth.differences(&self.observer()?.tally()?.since(&before)).none()?)
+        wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, || {
+            Ok(truth.differences(&self.observer()?.counts()?.since(&before)).none()?)
         })?;
         Ok(truth.to_string())
     }
@@ -164,15 +163,15 @@ fn evidences(kind: Kind, role: &'static str, interception: Interception) -> [(&'
 }
 
 /// Gateways have a sidecar's environment.
-fn gateways_by_whatever_tells(_: &mut ()) -> Result<String> {
-    let mut bed = Bed::new()?;
+fn gateways_by_any_evidence(_: &mut ()) -> Result<String> {
+    let mut fixture = Fixture::new()?;
     let mut gateways = Vec::new();
     for (name, options) in evidences(Kind::Gateway, "router", Interception::None) {
-        gateways.push(bed.start(name, options)?);
+        gateways.push(fixture.start(name, options)?);
     }
-    bed.observe(5)?;
-    let figures = bed.check(&[8, 2, 2, 2, 2], |bed| bed.visit(&gateways))?;
-    let said = bed.said()?;
+    fixture.observe(5)?;
+    let figures = fixture.check(&[8, 2, 2, 2, 2], |fixture| fixture.visit(&gateways))?;
+    let said = fixture.said()?;
     for part in [
         "Sidecars (1)",
         "Gateways (4)",
@@ -184,24 +183,25 @@ fn gateways_by_whatever_tells(_: &mut ()) -> Result<String> {
         ensure!(said.contains(part), "{part:?} is not said:\n{said}");
     }
     // One that starts while it is observed listens only later.
-    bed.sidecars[4].kill()?;
-    bed.sidecars[4].start_again()?;
-    bed.observer.as_mut().context("observed before")?.wait_attached(5)?;
+    fixture.sidecars[4].kill()?;
+    fixture.sidecars[4].start_again()?;
+    fixture.observer.as_mut().context("observed before")?.wait_attached(5)?;
     let gateway = [("role", "gateway")];
-    bed.observer()?.wait_own(PATIENCE, |page| page.sum("mesh_observer_sidecars", &gateway) == Some(4.0))?;
-    bed.check(&[2, 0, 0, 0, 2], |bed| bed.visit(&gateways[3..]))?;
+    fixture.observer()?.wait_own(SETTLE_TIMEOUT, |page| page.sum("mesh_observer_sidecars", &gateway) == Some(4.0))?;
+    fixture.check(&[2, 0, 0, 0, 2], |fixture| fixture.visit(&gateways[3..]))?;
     Ok(figures)
 }
 
-fn sidecars_by_whatever_tells(_: &mut ()) -> Result<String> {
-    let mut bed = Bed::new()?;
+fn sidecars_by_any_evidence(_: &mut ()) -> Result<String> {
+    let mut fixture = Fixture::new()?;
     let mut clients = Vec::new();
     for (name, options) in evidences(Kind::Sidecar, "sidecar", Interception::Redirect) {
-        clients.push(bed.start(name, options)?);
+        clients.push(fixture.start(name, options)?);
     }
-    bed.observe(5)?;
-    let figures = bed.check(&[8, 2, 2, 2, 2], |bed| clients.iter().try_for_each(|client| bed.ask(client)))?;
-    let said = bed.said()?;
+    fixture.observe(5)?;
+    let figures =
+        fixture.check(&[8, 2, 2, 2, 2], |fixture| clients.iter().try_for_each(|client| fixture.ask(client)))?;
+    let said = fixture.said()?;
     for part in [
         "Sidecars (5)",
         "because: the node id of its bootstrap says sidecar",
@@ -214,36 +214,36 @@ fn sidecars_by_whatever_tells(_: &mut ()) -> Result<String> {
     Ok(figures)
 }
 
-fn a_waypoint_is_said_to_be_one(_: &mut ()) -> Result<String> {
-    let mut bed = Bed::new()?;
+fn a_waypoint_is_recognised(_: &mut ()) -> Result<String> {
+    let mut fixture = Fixture::new()?;
     let options = Options { kind: Kind::Waypoint, interception: Interception::None, ..Options::default() };
-    bed.start("waypoint", options)?;
-    bed.observe(1)?;
+    fixture.start("waypoint", options)?;
+    fixture.observe(1)?;
     let reason = "it is a waypoint: what it takes (HBONE, port 15008) and what it passes on is encrypted";
-    let said = bed.said()?;
+    let said = fixture.said()?;
     ensure!(said.contains("Not observed (1)") && said.contains(reason), "{said}");
     // Once a candidate is old enough to be judged.
-    wait_until("it is said in the log", PATIENCE, || {
-        let log = bed.observer()?.log();
+    wait_until("it is said in the log", SETTLE_TIMEOUT, || {
+        let log = fixture.observer()?.log();
         ensure!(log.contains(reason), "{log}");
         Ok(())
     })?;
     Ok("said in the log and by check".to_owned())
 }
 
-fn contradictions_are_said(_: &mut ()) -> Result<String> {
-    let mut bed = Bed::new()?;
-    let gateway = bed.start("edge", Options { agent: Some("sidecar"), ..Options::gateway() })?;
-    bed.observe(2)?;
+fn contradictions_are_logged(_: &mut ()) -> Result<String> {
+    let mut fixture = Fixture::new()?;
+    let gateway = fixture.start("edge", Options { agent: Some("sidecar"), ..Options::gateway() })?;
+    fixture.observe(2)?;
     let problem = "is taken for a gateway, although pilot-agent's command line says sidecar";
-    let said = bed.said()?;
+    let said = fixture.said()?;
     ensure!(said.contains(problem), "{said}");
-    wait_until("it is said in the log", PATIENCE, || {
-        let log = bed.observer()?.log();
+    wait_until("it is said in the log", SETTLE_TIMEOUT, || {
+        let log = fixture.observer()?.log();
         ensure!(log.contains(problem), "{log}");
         Ok(())
     })?;
-    bed.check(&[2, 2], |bed| bed.visit(&[gateway]))
+    fixture.check(&[2, 2], |fixture| fixture.visit(&[gateway]))
 }
 
 fn moved_listeners(_: &mut ()) -> Result<String> {
@@ -360,10 +360,10 @@ fn a_cgroup_shared_with_others(_: &mut ()) -> Result<String> {
 
 /// A symbolic link, a wrapper's name, a dynamic loader.
 fn executables_by_other_names(_: &mut ()) -> Result<String> {
-    let mut bed = Bed::new()?;
-    let name = bed.mesh.executable();
-    let program = bed.mesh.directory().join(&name);
-    let linked = bed.mesh.directory().join("linked");
+    let mut fixture = Fixture::new()?;
+    let name = fixture.mesh.executable();
+    let program = fixture.mesh.directory().join(&name);
+    let linked = fixture.mesh.directory().join("linked");
     fs::create_dir_all(&linked)?;
     fs::hard_link(&program, linked.join("engine-1.40"))?;
     symlink("engine-1.40", linked.join(&name))?;
@@ -375,14 +375,14 @@ fn executables_by_other_names(_: &mut ()) -> Result<String> {
         ("wrapped", Options { executable: Some(format!(".{name}-wrapped")), ..Options::default() }),
         ("loaded", Options { loader: Some(loader), ..Options::default() }),
     ] {
-        clients.push(bed.start(workload, options)?);
+        clients.push(fixture.start(workload, options)?);
     }
-    for (sidecar, expected) in bed.sidecars[1..].iter().zip(["engine-1.40", "-wrapped", "ld-linux"]) {
+    for (sidecar, expected) in fixture.sidecars[1..].iter().zip(["engine-1.40", "-wrapped", "ld-linux"]) {
         let executable = fs::read_link(format!("/proc/{}/exe", sidecar.pid()))?;
         ensure!(executable.to_string_lossy().contains(expected), "{} is {executable:?}", sidecar.workload().name);
     }
-    bed.observe(4)?;
-    bed.check(&[6, 2, 2, 2], |bed| clients.iter().try_for_each(|client| bed.ask(client)))
+    fixture.observe(4)?;
+    fixture.check(&[6, 2, 2, 2], |fixture| clients.iter().try_for_each(|client| fixture.ask(client)))
 }
 
 /// Sockets that were open before go on in the cgroup where they were made, those that they accept too: for longer than programs
@@ -402,7 +402,7 @@ fn moved_to_another_cgroup(_: &mut ()) -> Result<String> {
     }
     let observer = pair.observer()?;
     let moved = Instant::now();
-    wait_until("it is attached where they are now", 3 * PATIENCE, || {
+    wait_until("it is attached where they are now", 3 * SETTLE_TIMEOUT, || {
         let log = observer.log();
         ensure!(log.matches("elsewhere, attached in").count() == 2, "{log}");
         Ok(())
@@ -416,29 +416,29 @@ fn moved_to_another_cgroup(_: &mut ()) -> Result<String> {
 
 /// Two pods by their cgroups, of which one says that it is the other.
 fn another_pods_name(_: &mut ()) -> Result<String> {
-    let mut bed = Bed::new()?;
-    let pod = |bed: &Bed, digit: char| -> io::Result<PathBuf> {
+    let mut fixture = Fixture::new()?;
+    let pod = |fixture: &Fixture, digit: char| -> io::Result<PathBuf> {
         let [short, middle, long] = [8, 4, 12].map(|length| digit.to_string().repeat(length));
         let uid = format!("{short}-{middle}-{middle}-{middle}-{long}");
-        let path = bed.mesh.cgroup().join(format!("kubepods/burstable/pod{uid}/{}", digit.to_string().repeat(64)));
+        let path = fixture.mesh.cgroup().join(format!("kubepods/burstable/pod{uid}/{}", digit.to_string().repeat(64)));
         fs::create_dir_all(&path)?;
         Ok(path)
     };
-    let cgroups = [pod(&bed, '1')?, pod(&bed, '2')?];
+    let cgroups = [pod(&fixture, '1')?, pod(&fixture, '2')?];
     let [first, second] = cgroups;
-    let victim = bed.start("victim", Options { cgroup: Some(first), ..Options::default() })?;
-    bed.observe(2)?;
+    let victim = fixture.start("victim", Options { cgroup: Some(first), ..Options::default() })?;
+    fixture.observe(2)?;
     let claimed = Some(Arc::clone(&victim));
-    let impostor = bed.start("impostor", Options { cgroup: Some(second), claimed, ..Options::default() })?;
-    bed.observer.as_mut().context("observed before")?.wait_attached(3)?;
-    bed.ask(&victim)?;
-    bed.ask(&impostor)?;
+    let impostor = fixture.start("impostor", Options { cgroup: Some(second), claimed, ..Options::default() })?;
+    fixture.observer.as_mut().context("observed before")?.wait_attached(3)?;
+    fixture.ask(&victim)?;
+    fixture.ask(&impostor)?;
     let of = |name: &'static str| [("reporter", "source"), ("source_workload", name)];
     let total = |page: &harness::exposition::Exposition, name| page.sum("istio_requests_total", &of(name));
-    let page = bed.observer()?.wait(PATIENCE, |page| total(page, "unknown") == Some(2.0))?;
+    let page = fixture.observer()?.wait(SETTLE_TIMEOUT, |page| total(page, "unknown") == Some(2.0))?;
     ensure!(total(&page, "victim") == Some(2.0), "{:?} requests of the victim", total(&page, "victim"));
     let problem = format!("says that it is in pod {}/{}", victim.namespace, victim.pod);
-    let said = bed.said()?;
+    let said = fixture.said()?;
     ensure!(said.contains(&problem), "{said}");
     Ok("2 requests each, under the victim's name and under none".to_owned())
 }

@@ -16,10 +16,10 @@ use harness::{
         tcp,
     },
     cases,
+    counts::{Connections, Counts},
     mesh::{Family, Service},
     net::{finish, run},
-    pair::{Expected, PATIENCE, Pair},
-    tally::{Connections, Tally},
+    pair::{Expected, Pair, SETTLE_TIMEOUT},
     wait::wait_until,
 };
 
@@ -28,7 +28,6 @@ const MEBIBYTE: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     cases::run(
-        "tcp",
         Pair::new,
         cases![
             echo,
@@ -68,7 +67,7 @@ fn echo_on_a_sniffed_port(pair: &mut Pair) -> Result<String> {
     echoes(pair, &service)
 }
 
-/// What the peers themselves counted is held against the referee too.
+/// What the peers themselves counted is held against the access log too.
 fn echoes(pair: &mut Pair, service: &Service) -> Result<String> {
     let server = tcp::echo(&pair.server, service.target_port)?;
     let figures = pair.check(Expected::both(6), |pair| {
@@ -316,7 +315,7 @@ fn counted_while_open(pair: &mut Pair) -> Result<String> {
     let mut connection = Connection::open(&pair.client, pair.tcp.address(Family::V4))?;
     connection.send([7; 1000])?;
     connection.receive(1000)?;
-    let mut truth = Tally::default();
+    let mut truth = Counts::default();
     let open = Connections { opened: 1, closed: 0, received: 1000, sent: 1000 };
     for leg in [pair.source(), pair.destination()] {
         truth.connections.insert(leg, open.clone());
@@ -480,7 +479,7 @@ fn finish_cleanly(connection: &mut Connection) -> Result<()> {
 }
 
 fn wait_for(what: &str, done: impl Fn() -> bool) -> Result<()> {
-    wait_until(what, PATIENCE, || {
+    wait_until(what, SETTLE_TIMEOUT, || {
         ensure!(done(), "it is not so");
         Ok(())
     })

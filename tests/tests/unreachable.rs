@@ -20,7 +20,7 @@ const PORT: u16 = 15014;
 const PAGE: &str = "1.25.3/16-one-left";
 /// First argument of the process that stands in for istiod.
 const STAND_IN: &str = "stand-in";
-const PATIENCE: Duration = Duration::from_secs(30);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(30);
 
 struct Fixture {
     etcd: Server,
@@ -38,7 +38,10 @@ fn main() -> ExitCode {
         eprintln!("{served:?}");
         return ExitCode::FAILURE;
     }
-    cases::run("unreachable", fixture, cases![pages_are_read_from_inside, without_the_capability_the_reason_is_said])
+    cases::run(
+        fixture,
+        cases![targets_are_scraped_from_inside_their_namespace, without_the_capability_the_reason_is_reported],
+    )
 }
 
 fn fixture() -> Result<Fixture> {
@@ -69,7 +72,7 @@ impl Fixture {
     }
 }
 
-fn pages_are_read_from_inside(fixture: &mut Fixture) -> Result<String> {
+fn targets_are_scraped_from_inside_their_namespace(fixture: &mut Fixture) -> Result<String> {
     let [etcd, refusing, shut] = fixture.instances();
     // From here none of them can be read.
     ensure!(get(etcd.parse()?, "/metrics").is_err() && get(shut.parse()?, "/metrics").is_err());
@@ -78,7 +81,7 @@ fn pages_are_read_from_inside(fixture: &mut Fixture) -> Result<String> {
     let arguments = fixture.arguments();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let observer = Observer::start(&fixture.mesh, 0, &arguments)?;
-    let page = observer.wait(PATIENCE, |page| page.sum(UP, &[]) == Some(3.0))?;
+    let page = observer.wait(SCRAPE_TIMEOUT, |page| page.sum(UP, &[]) == Some(3.0))?;
     let after = plain_figures(&fixture.etcd.own_page()?)?;
     // What cannot go back and is the same afterwards did not move meanwhile. What processes use the observer counts itself.
     let only_grows = |name: &str| ["_total", "_count", "_sum"].iter().any(|end| name.ends_with(end));
@@ -107,7 +110,7 @@ fn pages_are_read_from_inside(fixture: &mut Fixture) -> Result<String> {
     Ok(format!("{} figures of etcd, {} of each stand-in", still.len(), captured.len()))
 }
 
-fn without_the_capability_the_reason_is_said(fixture: &mut Fixture) -> Result<String> {
+fn without_the_capability_the_reason_is_reported(fixture: &mut Fixture) -> Result<String> {
     let arguments = fixture.arguments();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let observer = Observer::start_without("sys_admin", &fixture.mesh, &arguments)?;
@@ -115,7 +118,7 @@ fn without_the_capability_the_reason_is_said(fixture: &mut Fixture) -> Result<St
         page.sum(SCRAPES, &[("instance", instance), ("outcome", "not_permitted")]).is_some_and(|count| count > 0.0)
     };
     let instances = fixture.instances();
-    let page = observer.wait(PATIENCE, |page| instances.iter().all(|instance| denied(page, instance)))?;
+    let page = observer.wait(SCRAPE_TIMEOUT, |page| instances.iter().all(|instance| denied(page, instance)))?;
     ensure!(page.sum(UP, &[]) == Some(0.0), "a page is up");
     let log = observer.log();
     for said in ["it listens on loopback only", "403 Forbidden", "cannot connect"] {

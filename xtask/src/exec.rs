@@ -6,7 +6,7 @@ use std::{
     io::{IsTerminal as _, stderr},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -42,30 +42,8 @@ pub(crate) fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T
     let start = Instant::now();
     let result = work();
     let outcome = if result.is_ok() { "done" } else { "FAILED" };
-    say(format!("{what}: {outcome} in {}", seconds(start.elapsed())));
+    say(format!("{what}: {outcome} in {:.1?}", start.elapsed()));
     result
-}
-
-/// A duration as people read it: `3.4 s`, `2 min 5 s`.
-pub(crate) fn seconds(duration: Duration) -> String {
-    match duration.as_secs() {
-        0..60 => format!("{:.1} s", duration.as_secs_f64()),
-        whole => format!("{} min {} s", whole / 60, whole % 60),
-    }
-}
-
-/// Reads a duration such as `20s`, `500ms` or `2m`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        _ => return Err(format!("`{text}` is no duration: write 500ms, 20s or 2m")),
-    };
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` begins with no number: write 500ms, 20s or 2m"))?;
-    Ok(Duration::from_millis(number.saturating_mul(milliseconds)))
 }
 
 /// The root of the repository.
@@ -141,20 +119,5 @@ mod tests {
     fn a_missing_program_is_named() {
         let error = exec(&mut Command::new("no-such-program")).expect_err("there is none");
         assert_eq!(error.to_string(), "cannot start `no-such-program`");
-    }
-
-    #[test]
-    fn durations_are_understood_or_refused_with_an_example() {
-        assert_eq!(duration("20s"), Ok(Duration::from_secs(20)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for bad in ["20", "s", "-1s", "1h", ""] {
-            assert!(duration(bad).is_err_and(|error| error.contains("write 500ms")), "{bad}");
-        }
-    }
-
-    #[test]
-    fn durations_read_well() {
-        assert_eq!(seconds(Duration::from_millis(3_420)), "3.4 s");
-        assert_eq!(seconds(Duration::from_secs(125)), "2 min 5 s");
     }
 }

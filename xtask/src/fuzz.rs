@@ -31,7 +31,7 @@ pub(crate) struct Options {
     /// Only this target (a file name in tests/fuzz/targets).
     target: Option<String>,
     /// How long each target runs.
-    #[arg(long = "for", value_parser = crate::exec::duration, default_value = "60s")]
+    #[arg(long = "for", value_parser = humantime::parse_duration, default_value = "60s")]
     time: Duration,
     /// How many inputs each target tries instead, however long that takes.
     #[arg(long, conflicts_with = "time")]

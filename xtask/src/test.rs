@@ -1,169 +1,208 @@
-//! Every test in one command, cheap ones first; each step says its name, its time and its result.
-
-mod named;
+//! Runs the tests, cheap steps first; each step reports its name, duration and result.
 
 use std::{
-    env,
+    env, fmt,
     num::NonZero,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, anyhow, ensure};
+use clap::ValueEnum;
 
 use crate::{
     build,
-    exec::{cargo, exec, say, seconds, target},
-    fuzz, setup, soak, tidy, vm,
+    exec::{cache, cargo, exec, output, say, target},
+    fuzz, program, setup, tidy, vm,
 };
 
-/// How long each fuzz target runs in the complete run.
+/// Duration of each fuzz target.
 const FUZZ: Duration = Duration::from_secs(7);
+/// Duration of the soak.
+const SOAK: &str = "75s";
 
-/// How long the soak lasts in the complete run.
-const SOAK: Duration = Duration::from_secs(75);
+/// Packages whose tests need neither root nor the kernel object.
+const HOST: [&str; 7] =
+    ["observer-common", "observer-proto", "observer-model", "observer", "xtask", "bench", "bookstore"];
+/// Package of the privileged and end-to-end tests.
+const END_TO_END: [&str; 1] = ["harness"];
 
-/// What `cargo xtask test` takes.
+/// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only what needs neither root nor the kernel object: formatting, rules, clippy, host tests.
-    #[arg(long)]
+    /// Run only the steps that need neither root nor the kernel object.
+    #[arg(long, conflicts_with = "only")]
     quick: bool,
-    /// Only tests whose name contains this, and no checks of form.
+    /// Run only these steps, separated by commas, and the set-up that they need.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Step>,
+    /// Run only tests whose name contains this, in the steps `host` and `end-to-end`.
     filter: Option<String>,
 }
 
-/// Packages whose tests need neither root nor the kernel object.
-const HOST: [&str; 5] = ["observer-common", "observer-proto", "observer-model", "observer", "xtask"];
+/// A step, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// rustfmt.
+    Formatting,
+    /// Rules of `cargo xtask tidy`, dependencies.
+    Rules,
+    /// Lints.
+    Clippy,
+    /// Tests without privileges.
+    Host,
+    /// Every fuzz target for a few seconds.
+    Fuzzing,
+    /// Kernel object and observer, and whether the former is reproducible.
+    Build,
+    /// Tests on the mesh.
+    EndToEnd,
+    /// The demo's mesh with faults.
+    Soak,
+    /// Debian's kernels in emulated machines.
+    Kernels,
+}
 
-/// Package of the privileged and end-to-end tests.
-const END_TO_END: &str = "harness";
+const QUICK: [Step; 4] = [Step::Formatting, Step::Rules, Step::Clippy, Step::Host];
 
-/// Runs the steps; fails if one did, after all that could run have run.
+/// Runs the steps; fails if one does, after all others that can run.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    match &options.filter {
-        Some(filter) => by_name(filter, options.quick),
-        None => everything(options.quick),
+    let filter = options.filter.as_deref();
+    let mut steps = match (options.quick, filter) {
+        _ if !options.only.is_empty() => options.only.clone(),
+        (true, None) => QUICK.to_vec(),
+        (false, None) => Step::value_variants().to_vec(),
+        (true, Some(_)) => vec![Step::Host],
+        (false, Some(_)) => vec![Step::Host, Step::EndToEnd],
+    };
+    if let Some(filter) = filter {
+        steps.retain(|step| *step != Step::Host || has_test(&HOST, filter));
+        steps.retain(|step| *step != Step::EndToEnd || has_test(&END_TO_END, filter));
+        ensure!(!steps.is_empty(), "there is no test whose name contains `{filter}`");
     }
-}
-
-fn everything(quick: bool) -> Result<()> {
     let mut report = Report::default();
-    if !quick {
-        report.step("set-up", setup::everything);
-        report.stop_on_failure()?;
+    if steps.iter().any(|step| !QUICK.contains(step)) {
+        report.step("set-up", setup::everything)?;
     }
-    report.step("formatting", || exec(cargo().args(["fmt", "--all", "--check"])));
-    report.step("rules", tidy::run);
-    report.step("clippy", || {
-        let what = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
-        exec(cargo().args(what))
-    });
-    report.step("host tests", || {
-        let packages = HOST.iter().flat_map(|package| ["-p", package]);
-        exec(cargo().args(["test", "--locked", "--no-fail-fast"]).args(packages))
-    });
-    if !quick {
-        report.step("fuzzing", || fuzz::all(FUZZ));
-        report.step("build", || build::build(&build::Options::default()).map(drop));
-        report.stop_on_failure_of("build")?;
-        report.step("reproducing the kernel object", build::reproduce);
-        report.step("privileged and end-to-end tests", || {
-            let mut command = cargo();
-            command.args(["test", "--locked", "-p", END_TO_END, "--no-fail-fast", "--"]);
-            with_observer(&mut command);
-            exec(&mut command)
-        });
-        report.step("soak", || soak::run(&soak::Options { time: SOAK, seed: 1 }));
-        report.step("kernel matrix", || vm::test(&target().join("release/observer")));
+    let needs_observer = |step: &Step| [Step::EndToEnd, Step::Soak, Step::Kernels].contains(step);
+    for step in Step::value_variants() {
+        let is_chosen = steps.contains(step);
+        if *step == Step::Build && (is_chosen || steps.iter().any(needs_observer)) {
+            // Nothing that follows can run without it.
+            report.step("build", || build::build(&build::Options::default()).map(drop))?;
+        }
+        if is_chosen {
+            let _ = report.step(step.name(), || step.run(filter));
+        }
     }
     report.finish()
 }
 
-/// Runs the tests whose names contain `filter`; an error if there is none, since nothing would be shown.
-fn by_name(filter: &str, quick: bool) -> Result<()> {
-    let mut report = Report::default();
-    if !quick {
-        report.step("set-up", setup::everything);
-        report.stop_on_failure()?;
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Formatting => "formatting",
+            Self::Rules => "rules",
+            Self::Clippy => "clippy",
+            Self::Host => "host tests",
+            Self::Fuzzing => "fuzzing",
+            Self::Build => "reproduction",
+            Self::EndToEnd => "end-to-end",
+            Self::Soak => "soak",
+            Self::Kernels => "kernels",
+        }
     }
-    let host = named::programs(&HOST, filter)?;
-    let end_to_end = if quick { Vec::new() } else { named::programs(&[END_TO_END], filter)? };
-    named::ensure_some(&[&host, &end_to_end], filter)?;
-    if !host.is_empty() {
-        report.step("host tests", || named::run(&host, filter, |_| {}));
+
+    fn run(self, filter: Option<&str>) -> Result<()> {
+        let observer = target().join("release/observer");
+        match self {
+            Self::Formatting => exec(cargo().args(["fmt", "--all", "--check"])),
+            Self::Rules => tidy::run(),
+            Self::Clippy => {
+                let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+                exec(cargo().args(clippy))
+            }
+            Self::Host => exec(tests(&HOST).arg("--").args(filter)),
+            Self::Fuzzing => fuzz::all(FUZZ),
+            Self::Build => build::reproduce(),
+            Self::EndToEnd => {
+                let threads = thread::available_parallelism().map_or(1, NonZero::get);
+                let mut command = tests(&END_TO_END);
+                command.arg("--").args(filter).arg(format!("--test-threads={threads}"));
+                command.env("MESH_OBSERVER_BIN", observer);
+                if env::var_os("MESH_OBSERVER_CACHE").is_none() {
+                    command.env("MESH_OBSERVER_CACHE", cache());
+                }
+                exec(&mut command)
+            }
+            Self::Soak => {
+                let mut command = program::SOAK.command()?;
+                exec(command.args(["--for", SOAK]).env("MESH_OBSERVER_BIN", observer))
+            }
+            Self::Kernels => vm::test(&observer),
+        }
     }
-    if !end_to_end.is_empty() {
-        report.step("build", || build::build(&build::Options::default()).map(drop));
-        report.stop_on_failure_of("build")?;
-        report.step("privileged and end-to-end tests", || named::run(&end_to_end, filter, with_observer));
-    }
-    report.finish()
 }
 
-/// Adds to a command of the end-to-end tests what they need: the observer, the tools, and no more threads than processors.
-fn with_observer(command: &mut Command) {
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    command.arg(format!("--test-threads={threads}")).env("MESH_OBSERVER_BIN", target().join("release/observer"));
-    if env::var_os("MESH_OBSERVER_CACHE").is_none() {
-        command.env("MESH_OBSERVER_CACHE", crate::exec::cache());
-    }
+fn tests(packages: &[&str]) -> Command {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-fail-fast"]).args(packages.iter().flat_map(|package| ["-p", package]));
+    command
 }
 
-/// What ran, how long, and how it ended.
+/// Returns whether these packages have a test whose name contains `filter`; true if they do not build, which the tests then report.
+fn has_test(packages: &[&str], filter: &str) -> bool {
+    let listed = output(tests(packages).args(["--", filter, "--list"]));
+    listed.map_or(true, |listed| listed.lines().any(|line| line.ends_with(": test")))
+}
+
+/// Steps that have run.
 #[derive(Default)]
-struct Report(Vec<Step>);
+struct Report(Vec<Outcome>);
 
-struct Step {
-    name: &'static str,
+struct Outcome {
+    step: String,
     took: Duration,
-    error: Option<anyhow::Error>,
+    error: Option<Error>,
 }
 
 impl Report {
-    fn step(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
-        say(format!("── {name}"));
+    /// Runs a step; an error, which is the report so far, if it fails.
+    fn step(&mut self, step: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        say(format!("── {step}"));
         let start = Instant::now();
         let error = work().err();
-        let step = Step { name, took: start.elapsed(), error };
-        say(step.to_string());
-        self.0.push(step);
-    }
-
-    /// Without these steps none that follow can say anything.
-    fn stop_on_failure(&self) -> Result<()> {
-        if self.failed() == 0 { Ok(()) } else { self.finish() }
-    }
-
-    fn stop_on_failure_of(&self, name: &str) -> Result<()> {
-        let failed = self.0.iter().any(|step| step.name == name && step.error.is_some());
-        if failed { self.finish() } else { Ok(()) }
+        let outcome = Outcome { step: step.to_owned(), took: start.elapsed(), error };
+        say(outcome.to_string());
+        let failed = outcome.error.is_some();
+        self.0.push(outcome);
+        if failed { Err(self.failure()) } else { Ok(()) }
     }
 
     fn finish(&self) -> Result<()> {
         say("── summary");
-        for step in &self.0 {
-            say(step.to_string());
+        for outcome in &self.0 {
+            say(outcome.to_string());
         }
-        let total = self.0.iter().map(|step| step.took).sum();
-        match self.failed() {
-            0 => {
-                say(format!("all {} steps passed in {}", self.0.len(), seconds(total)));
-                Ok(())
-            }
-            failed => bail!("{failed} of {} steps failed, after {}", self.0.len(), seconds(total)),
+        if self.0.iter().any(|outcome| outcome.error.is_some()) {
+            return Err(self.failure());
         }
+        let total: Duration = self.0.iter().map(|outcome| outcome.took).sum();
+        say(format!("all {} steps passed in {total:.1?}", self.0.len()));
+        Ok(())
     }
 
-    fn failed(&self) -> usize {
-        self.0.iter().filter(|step| step.error.is_some()).count()
+    fn failure(&self) -> Error {
+        let failed: Vec<&str> =
+            self.0.iter().filter(|outcome| outcome.error.is_some()).map(|outcome| outcome.step.as_str()).collect();
+        anyhow!("{} of {} steps failed: {}", failed.len(), self.0.len(), failed.join(", "))
     }
 }
 
-impl std::fmt::Display for Step {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:<32} {:>12}  ", self.name, seconds(self.took))?;
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<14} {:>12}  ", self.step, format!("{:.1?}", self.took))?;
         match &self.error {
             None => f.write_str("passed"),
             Some(error) => write!(f, "FAILED: {error:#}"),
@@ -173,17 +212,17 @@ impl std::fmt::Display for Step {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     #[test]
-    fn one_failed_step_fails_the_run_and_the_others_still_run() {
+    fn one_failed_step_fails_the_run() {
         let mut report = Report::default();
-        report.step("a", || bail!("broken"));
-        report.step("b", || Ok(()));
-        assert!(report.stop_on_failure_of("b").is_ok());
-        assert!(report.stop_on_failure_of("a").is_err());
+        assert!(report.step("a", || bail!("broken")).is_err());
+        assert!(report.step("b", || Ok(())).is_ok());
         let error = report.finish().expect_err("a failed");
-        assert!(error.to_string().starts_with("1 of 2 steps failed"), "{error}");
+        assert_eq!(error.to_string(), "1 of 2 steps failed: a");
         assert!(report.0[0].to_string().ends_with("FAILED: broken"), "{}", report.0[0]);
     }
 }

@@ -1,13 +1,7 @@
-//! Rules the compiler does not know: `cargo xtask tidy` finds every breach and names file and line.
-//!
-//! Rust source is read as syntax, not as text, so comments, strings and test modules are told apart from code. Rules on
-//! text (unnumbered notes, paths of one machine) hold for every file of the repository.
+//! Rules that the compiler does not know: `cargo xtask tidy` names file and line of every breach.
 
-mod advisories;
-mod licences;
-mod promises;
-mod source;
-mod unsafety;
+mod guarantees;
+mod names;
 
 use std::{
     fmt, fs,
@@ -16,7 +10,14 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::exec::{root, say};
+use crate::{
+    deny,
+    exec::{root, say},
+};
+
+const KERNEL_PROGRAMS: &str = "observer-ebpf/src/";
+/// Lines from a reason to its unsafe code: the rest of the comment, and the beginning of the statement.
+const REASON_LINES: usize = 12;
 
 /// One breach of one rule.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Checks the whole repository and its dependencies' licences.
+/// Checks the whole repository and its dependencies.
 pub(crate) fn run() -> Result<()> {
     let sources = files()?
         .iter()
@@ -45,25 +46,22 @@ pub(crate) fn run() -> Result<()> {
             Some((name, text))
         })
         .collect::<Vec<_>>();
-    let project = source::Project::of(&sources)?;
-    let mut findings = source::missing_files(&sources);
+    let mut findings = names::rules(&sources);
+    findings.extend(guarantees::rules(&sources));
     for (file, text) in &sources {
         findings.extend(text_rules(file, text));
-        if Path::new(file).extension().is_some_and(|extension| extension == "rs") {
-            findings.extend(source::rules(file, text, &project)?);
-            findings.extend(unsafety::rules(file, text)?);
+        if file.ends_with(".rs") {
+            findings.extend(rust_rules(file, text));
         }
     }
-    findings.extend(promises::rules(&sources));
-    findings.extend(licences::check()?);
-    findings.extend(advisories::check()?);
     for finding in &findings {
         eprintln!("{finding}");
     }
     if !findings.is_empty() {
         bail!("{} breaches of the project's rules, listed above", findings.len());
     }
-    say(format!("tidy: {} files and every dependency's licence keep the rules", sources.len()));
+    deny::check()?;
+    say(format!("tidy: {} files and every dependency keep the rules", sources.len()));
     Ok(())
 }
 
@@ -119,6 +117,29 @@ fn text_rules(file: &str, text: &str) -> Vec<Finding> {
     findings
 }
 
+/// Rules that hold for Rust.
+fn rust_rules(file: &str, text: &str) -> Vec<Finding> {
+    let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+    let mut findings = Vec::new();
+    let mut found = |line, what: &str| findings.push(Finding { file: file.to_owned(), line, what: what.to_owned() });
+    if !text.starts_with("//!") {
+        found(1, "does not begin with a module comment (//!) that describes its purpose");
+    }
+    for (number, line) in lines.iter().enumerate() {
+        if line.starts_with("#[ignore") {
+            found(number + 1, "a test that is ignored proves nothing: run it or remove it");
+        }
+        // Clippy checks the host's code, and does not see the kernel programs.
+        let is_unsafe = !line.starts_with("//") && ["unsafe {", "unsafe impl"].iter().any(|code| line.contains(code));
+        let above = lines[..=number].iter().rev().take(REASON_LINES).take_while(|line| !line.is_empty());
+        if file.starts_with(KERNEL_PROGRAMS) && is_unsafe && !above.into_iter().any(|line| line.contains("// SAFETY: "))
+        {
+            found(number + 1, "unsafe code without a comment `// SAFETY: …` that says why it is sound");
+        }
+    }
+    findings
+}
+
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split(|c: char| !c.is_alphanumeric() && c != '_')
 }
@@ -141,6 +162,19 @@ mod tests {
         assert!(found(note)[0].starts_with(concat!("x.md:1: TO", "DO without a number")), "{:?}", found(note));
         assert!(found(concat!("// TO", "DO(#12) later")).is_empty());
         assert!(found("// a TODOS list is no note").is_empty());
+    }
+
+    #[test]
+    fn rust_has_a_module_comment_no_ignored_test_and_reasons_for_unsafe_code() {
+        let found = |code: &str| -> Vec<usize> {
+            let findings = rust_rules("observer-ebpf/src/maps.rs", &format!("//! Maps.\n{code}"));
+            findings.into_iter().map(|finding| finding.line).collect()
+        };
+        assert_eq!(rust_rules("a.rs", "fn f() {}").len(), 1);
+        assert_eq!(found(concat!("#[test]\n#[ign", "ore = \"slow\"]\nfn f() {}")), [3]);
+        assert_eq!(found("fn f() {\n    unsafe { g() }\n}\n"), [3]);
+        assert_eq!(found("// SAFETY: of another item.\n\nunsafe impl Send for X {}\n"), [4]);
+        assert!(found("// SAFETY: integers.\n// All zero is valid.\nunsafe impl Pod for X {}\n").is_empty());
     }
 
     #[test]

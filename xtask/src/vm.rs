@@ -2,13 +2,8 @@
 //! or to refuse and say why. Neither KVM nor the host's own kernel matters.
 
 mod boot;
-mod envoy;
-mod guest;
 mod image;
 mod kernels;
-mod remains;
-mod stand_in;
-mod traffic;
 
 use std::{
     fs,
@@ -26,13 +21,8 @@ use self::{
 };
 use crate::{
     build,
-    exec::{say, seconds, target, timed},
-    setup,
-};
-
-pub(crate) use self::{
-    guest::{Options as GuestOptions, run as guest},
-    stand_in::{Options as StandInOptions, run as stand_in},
+    exec::{say, target, timed},
+    program, setup,
 };
 
 /// Machines at once; each has two processors that are mostly one's work.
@@ -91,15 +81,16 @@ fn boot(observer: &Path, is_chosen: impl Fn(&Entry) -> bool) -> Result<()> {
     ensure!(!chosen.is_empty(), "no machine has such a name: `cargo xtask vm --list` names them");
     let kernels: Vec<(&str, Files)> =
         KERNELS.iter().map(|kernel| Ok((kernel.name, kernel.files()?))).collect::<Result<_>>()?;
+    let guest = program::VM_GUEST.build()?;
     let folder = target().join("vm");
     fs::create_dir_all(&folder)?;
     let image = folder.join("image.cpio");
-    timed("packing what the machines start with", || image::write(&image, observer, None, &kernels))?;
+    timed("packing what the machines start with", || image::write(&image, &guest, observer, None, &kernels))?;
     // One of its own: it is so large that unpacking it takes the others' time.
     let with_envoy = folder.join("envoy.cpio");
     if chosen.iter().any(|entry| entry.task == ENVOY) {
         let envoy = setup::envoy()?;
-        timed("packing Envoy too", || image::write(&with_envoy, observer, Some(&envoy), &kernels))?;
+        timed("packing Envoy too", || image::write(&with_envoy, &guest, observer, Some(&envoy), &kernels))?;
     }
     let results = at_once(chosen, |entry| {
         let kernel = &KERNELS[entry.kernel];
@@ -179,7 +170,7 @@ fn report(outcomes: &[Outcome]) -> Result<()> {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:<24} {:>12}  ", self.name, seconds(self.took))?;
+        write!(f, "{:<24} {:>12}  ", self.name, format!("{:.1?}", self.took))?;
         match &self.result {
             Ok(said) => write!(f, "passed  {said}"),
             Err(error) => write!(f, "FAILED: {error:#}"),

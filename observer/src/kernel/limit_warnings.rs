@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn every_warning_is_documented() {
         for (counter, text) in Counter::ALL.iter().filter_map(|&counter| Some((counter, remedy(counter)?))) {
-            let page = include_str!("../../../TROUBLESHOOTING.md");
+            let page = include_str!("../../../docs/troubleshooting.md");
             let line = page.lines().find(|line| line.starts_with(&format!("| `{}` | ", counter.label())));
             assert!(line.is_some(), "{counter:?} has no line: {text}");
             assert!(exposed(counter).ends_with(&format!("=\"{}\"}}", counter.label())));

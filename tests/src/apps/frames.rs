@@ -1,7 +1,7 @@
 //! HTTP/2 frame by frame: what either end says is decided by the test, down to the bits of its headers.
 //!
 //! What the other end says is followed only as far as a case needs: which streams have ended, and how. Header blocks of the
-//! other end are not decoded; what is in them, the referee knows.
+//! other end are not decoded; what is in them, the access log knows.
 
 use std::{collections::BTreeMap, io};
 

@@ -13,7 +13,7 @@ use super::raw::Connection;
 use crate::mesh::Workload;
 
 /// Longest that it may take until it listens.
-const PATIENCE: Duration = Duration::from_secs(15);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A running program; killed when dropped.
 #[derive(Debug)]
@@ -24,13 +24,13 @@ impl Program {
     pub fn serve(on: &Workload, port: u16, command: &mut Command) -> Result<Self> {
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let mut program = Self(spawned.with_context(|| format!("{command:?} cannot be started"))?);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + LISTEN_TIMEOUT;
         // To itself, past its sidecar.
         while Connection::open(on, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_err() {
             if let Some(status) = program.0.try_wait()? {
                 bail!("{command:?} ended with {status}");
             }
-            ensure!(Instant::now() < end, "{command:?} does not listen on port {port} after {PATIENCE:?}");
+            ensure!(Instant::now() < end, "{command:?} does not listen on port {port} after {LISTEN_TIMEOUT:?}");
             sleep(Duration::from_millis(20));
         }
         Ok(program)

@@ -19,7 +19,7 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use crate::mesh::Workload;
 
 /// Longest that a client's read or write may block before the test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const IO_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One end of a TCP connection.
 #[derive(Debug)]
@@ -51,10 +51,10 @@ impl Connection {
     pub fn open(from: &Workload, to: SocketAddr) -> Result<Self> {
         let stream = from
             .net
-            .enter(|| TcpStream::connect_timeout(&to, PATIENCE))?
+            .enter(|| TcpStream::connect_timeout(&to, IO_TIMEOUT))?
             .with_context(|| format!("{} cannot connect to {to}", from.name))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(IO_TIMEOUT))?;
+        stream.set_write_timeout(Some(IO_TIMEOUT))?;
         Ok(Self::new(stream)?)
     }
 
@@ -64,8 +64,8 @@ impl Connection {
             .net
             .enter(|| connect(to, options, port))?
             .with_context(|| format!("{} cannot connect to {to} with {options:?}", from.name))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(IO_TIMEOUT))?;
+        stream.set_write_timeout(Some(IO_TIMEOUT))?;
         Ok(Self::new(stream)?)
     }
 
@@ -194,7 +194,7 @@ impl Connection {
         self.stream.set_read_timeout(Some(patience))?;
         let mut buffer = vec![0; 1 << 16];
         let outcome = (&*self.stream).read(&mut buffer);
-        self.stream.set_read_timeout(Some(PATIENCE))?;
+        self.stream.set_read_timeout(Some(IO_TIMEOUT))?;
         match outcome {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(0),
             Ok(length) => {
@@ -326,7 +326,7 @@ impl Connection {
         let begun = Instant::now();
         loop {
             match (&*self.stream).read(buffer) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock && begun.elapsed() < PATIENCE => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && begun.elapsed() < IO_TIMEOUT => {}
                 outcome => return outcome,
             }
         }

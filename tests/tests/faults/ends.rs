@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use harness::{
     apps::raw::{Connection, Server},
     net::finish,
-    pair::{Expected, PATIENCE, Pair, without_durations},
+    pair::{Expected, Pair, SETTLE_TIMEOUT, without_durations},
     wait::wait_until,
 };
 
@@ -108,7 +108,7 @@ pub(super) fn port_used_again(pair: &mut Pair) -> Result<String> {
 /// Connects from `port` as soon as the connection before has left it.
 fn again(pair: &Pair, to: SocketAddr, port: u16) -> Result<Connection> {
     let option = (libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-    wait_until("the port is free", PATIENCE, || Connection::open_with(&pair.client, to, &[option], Some(port)))
+    wait_until("the port is free", SETTLE_TIMEOUT, || Connection::open_with(&pair.client, to, &[option], Some(port)))
 }
 
 pub(super) fn client_resets_inside_the_body(pair: &mut Pair) -> Result<String> {

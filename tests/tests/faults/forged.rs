@@ -19,7 +19,7 @@ use harness::{
     forge::{ACK, CLAIMS, Forged, Forger, Timed},
     mesh::{Family, Workload},
     observer::Observer,
-    pair::{Expected, PATIENCE, Pair, without_durations},
+    pair::{Expected, Pair, SETTLE_TIMEOUT, without_durations},
 };
 
 /// Segments forged into each connection.
@@ -117,7 +117,7 @@ fn forged_into(pair: &mut Pair, traffic: impl FnOnce(&Pair, Forge) -> Result<usi
     let application = Arc::clone(&pair.server);
     let _timed = Timed::programs()?;
     let before = pair.observer.as_ref().map(cost).transpose()?;
-    let tally = pair.begin()?;
+    let counts = pair.begin()?;
     let lines = traffic(
         pair,
         Box::new({
@@ -136,7 +136,7 @@ fn forged_into(pair: &mut Pair, traffic: impl FnOnce(&Pair, Forge) -> Result<usi
     let lines = lines?;
     let (mut truth, _) = pair.truth(&Expected::both(lines))?;
     without_durations(&mut truth);
-    let figures = pair.agree(&tally, &truth)?;
+    let figures = pair.agree(&counts, &truth)?;
     let Some(observer) = &pair.observer else { return Ok(figures) };
     let before = before.expect("as there is an observer");
     let forged = forgeries.load(Ordering::Relaxed) * u64::from(SEGMENTS);
@@ -155,7 +155,7 @@ fn cost(observer: &Observer) -> Result<(f64, f64)> {
 /// Seconds that the programs took, once the kernel has told of the runs.
 fn spent_since(observer: &Observer, (runs, seconds): (f64, f64), forged: u64) -> Result<f64> {
     let page = observer
-        .wait_own(PATIENCE, |page| page.sum(RUNS, &[]).unwrap_or(0.0) - runs >= forged as f64)
+        .wait_own(SETTLE_TIMEOUT, |page| page.sum(RUNS, &[]).unwrap_or(0.0) - runs >= forged as f64)
         .context("not every forged segment was seen by a program, so the case proves nothing")?;
     Ok(page.sum(SECONDS, &[]).unwrap_or(0.0) - seconds)
 }

@@ -2,10 +2,10 @@
 
 mod ends;
 mod forged;
-mod openings;
+mod handshakes;
+mod packet_faults;
 mod segments;
-mod short_cuts;
-mod wires;
+mod sockmaps;
 
 use std::{fs, process::ExitCode};
 
@@ -15,7 +15,7 @@ use harness::{
     cases,
     mesh::{Family, Workload},
     net::run,
-    pair::{PATIENCE, Pair},
+    pair::{Pair, SETTLE_TIMEOUT},
     sidecar::Options,
     wait::wait_until,
 };
@@ -23,27 +23,26 @@ use harness::{
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 fn main() -> ExitCode {
-    use self::{ends::*, forged::*, openings::*, segments::*, short_cuts::*, wires::*};
+    use self::{ends::*, forged::*, handshakes::*, packet_faults::*, segments::*, sockmaps::*};
     cases::run(
-        "faults",
         fixture,
         cases![
-            http1_over_a_wire_that_loses,
-            http1_over_a_wire_that_swaps,
-            http1_over_a_wire_that_repeats,
-            http1_over_a_slow_wire,
-            http2_over_a_wire_that_loses,
-            http2_over_a_wire_that_swaps,
-            http2_over_a_wire_that_repeats,
-            http2_over_a_slow_wire,
-            tcp_over_a_wire_that_loses,
-            tcp_over_a_wire_that_swaps,
-            tcp_over_a_wire_that_repeats,
-            tcp_over_a_slow_wire,
-            http1_with_the_handshake,
-            http2_with_the_handshake,
-            tcp_with_the_handshake,
-            handshake_whose_end_is_lost,
+            http1_with_lost_packets,
+            http1_with_reordered_packets,
+            http1_with_duplicated_packets,
+            http1_with_delayed_packets,
+            http2_with_lost_packets,
+            http2_with_reordered_packets,
+            http2_with_duplicated_packets,
+            http2_with_delayed_packets,
+            tcp_with_lost_packets,
+            tcp_with_reordered_packets,
+            tcp_with_duplicated_packets,
+            tcp_with_delayed_packets,
+            http1_data_with_the_handshake,
+            http2_data_with_the_handshake,
+            tcp_data_with_the_handshake,
+            handshake_with_a_lost_last_ack,
             fast_open,
             tiny_segments,
             large_segments,
@@ -105,7 +104,7 @@ fn finish_cleanly(connection: &mut Connection) -> Result<()> {
 }
 
 fn wait_for(what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
-    wait_until(what, PATIENCE, || {
+    wait_until(what, SETTLE_TIMEOUT, || {
         ensure!(done()?, "it is not so");
         Ok(())
     })

@@ -13,7 +13,7 @@ use harness::{
         raw::Connection,
     },
     mesh::Family,
-    pair::{Expected, PATIENCE, Pair, without_durations},
+    pair::{Expected, Pair, SETTLE_TIMEOUT, without_durations},
     wait::wait_until,
 };
 
@@ -297,14 +297,14 @@ pub(super) fn preexisting(pair: &mut Pair) -> Result<String> {
     ask(&mut peer, 50)?;
     let (truth, _) = pair.truth(&Expected::both(50))?;
     let observer = pair.observer()?;
-    wait_until("every request with its bytes", PATIENCE, || {
-        let seen = observer.tally()?.since(&before);
+    wait_until("every request with its bytes", SETTLE_TIMEOUT, || {
+        let seen = observer.counts()?.since(&before);
         let (source, destination) = (pair.source(), pair.destination());
         let mut answered = truth.requests.keys().filter(|(leg, _)| *leg == destination);
         let exact = answered.all(|(leg, code)| seen.count(leg, code.clone()) == truth.count(leg, code.clone()));
         ensure!(
             exact && seen.all(&source) == truth.all(&source),
-            "the observer has {seen}\n    the referee has {truth}\n    {}",
+            "the observer has {seen}\n    the access log has {truth}\n    {}",
             observer.health()?
         );
         Ok(seen.to_string())

@@ -5,8 +5,8 @@ mod exchange;
 
 use anyhow::Result;
 use harness::{
+    counts::Messages,
     pair::{Correction, Expected, Pair, with_late_window_updates},
-    tally::Messages,
 };
 use tokio::runtime::Runtime;
 
@@ -97,7 +97,7 @@ fn exchange(pair: &mut Pair, table: u32, at_once: usize, all: Vec<Exchange>) -> 
     exchange_with(pair, table, at_once, all, &|_| {})
 }
 
-/// As [`exchange`], with a correction of the referee.
+/// As [`exchange`], with a correction of the access log.
 fn exchange_with(
     pair: &mut Pair,
     table: u32,

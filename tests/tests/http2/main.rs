@@ -27,7 +27,6 @@ const BOTH: [Family; 2] = [Family::V4, Family::V6];
 fn main() -> ExitCode {
     use self::{answers::*, clients::*, ends::*, hyper::*, refused::*, requests::*};
     cases::run(
-        "http2",
         Pair::new,
         cases![
             curl,

@@ -2,9 +2,9 @@
 //! never been away.
 
 mod counters;
-mod folders;
 mod load;
 mod other_build;
+mod pin_directories;
 mod under_load;
 
 use std::{path::Path, process::Command, process::ExitCode};
@@ -13,18 +13,17 @@ use anyhow::{Context, Result, ensure};
 use harness::{bpffs::Bpffs, cases, mesh::Family, observer::Observer, pair::Pair, sidecar::Options, tools};
 
 fn main() -> ExitCode {
-    use self::{folders::*, under_load::*};
+    use self::{pin_directories::*, under_load::*};
     cases::run(
-        "restart",
         Pinned::new,
         cases![
             killed,
             stopped,
             upgraded_and_downgraded,
             second_observer_is_refused,
-            laid_out_otherwise,
+            different_map_layout,
             detach_leaves_nothing,
-            unusable_folders_are_named,
+            unusable_directories_are_refused,
         ],
     )
 }

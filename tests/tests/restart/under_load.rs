@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use harness::{observer::tally, pair::Expected, tools};
+use harness::{observer::counts, pair::Expected, tools};
 
 use super::{
     Pinned,
@@ -21,7 +21,7 @@ use super::{
 
 /// How often the observer is restarted in a case; set the variable for more.
 const RESTARTS: &str = "MESH_OBSERVER_RESTARTS";
-const PATIENCE: Duration = Duration::from_secs(20);
+const COUNT_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) fn killed(pinned: &mut Pinned) -> Result<String> {
     restarted(pinned, 5, &[tools::observer()?], |pinned, number| {
@@ -69,7 +69,7 @@ fn restarted(
 }
 
 /// Maps of another size are another layout: what was counted in the old ones goes on, and what cannot is said.
-pub(super) fn laid_out_otherwise(pinned: &mut Pinned) -> Result<String> {
+pub(super) fn different_map_layout(pinned: &mut Pinned) -> Result<String> {
     pinned.observe()?;
     let (before, late) = (pinned.pair.begin()?, pinned.preexisting()?);
     let load = Load::start(&pinned.pair, vec![http1(&pinned.pair)])?;
@@ -85,7 +85,7 @@ pub(super) fn laid_out_otherwise(pinned: &mut Pinned) -> Result<String> {
     load.end()?;
     let (truth, _) = pinned.pair.truth_of_any()?;
     let late = pinned.preexisting()? - late;
-    let seen = pinned.observer()?.tally()?.since(&before);
+    let seen = pinned.observer()?.counts()?.since(&before);
     let (mut all, mut missing) = (0, 0);
     for leg in [pinned.pair.source(), pinned.pair.destination()] {
         let (truth, seen) = (truth.total(&leg), seen.total(&leg));
@@ -102,8 +102,8 @@ pub(super) fn laid_out_otherwise(pinned: &mut Pinned) -> Result<String> {
 /// The load goes on, and the observer sees it.
 fn wait_for_requests(pinned: &Pinned) -> Result<()> {
     let (observer, leg) = (pinned.observer()?, pinned.pair.source());
-    let seen = observer.tally()?.total(&leg);
-    observer.wait(PATIENCE, |page| tally(page).is_ok_and(|tally| tally.total(&leg) > seen)).map(drop)
+    let seen = observer.counts()?.total(&leg);
+    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|counts| counts.total(&leg) > seen)).map(drop)
 }
 
 impl Pinned {

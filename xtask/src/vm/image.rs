@@ -1,4 +1,4 @@
-//! The file system a virtual machine starts with: this program, the observer, perhaps Envoy, and the libraries they are linked
+//! The file system a virtual machine starts with: its first process (`tests/vm`), the observer, perhaps Envoy, and the libraries they are linked
 //! to, as a cpio archive of the form that kernels unpack (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::{
@@ -15,11 +15,11 @@ use super::kernels::Files;
 use crate::exec::{output, which};
 
 /// First process of the machine.
-pub(super) const INIT: &str = "/xtask";
+pub(super) const INIT: &str = "/guest";
 /// The observer in the machine.
-pub(super) const OBSERVER: &str = "/observer";
+const OBSERVER: &str = "/observer";
 /// Envoy in a machine that has it, under the name that the observer looks for.
-pub(super) const ENVOY: &str = "/envoy";
+const ENVOY: &str = "/envoy";
 
 /// iptables' part for REDIRECT, where it looks for it.
 const REDIRECT: &str = "/usr/lib/x86_64-linux-gnu/xtables/libxt_REDIRECT.so";
@@ -28,22 +28,27 @@ const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
 /// What redirects connections there, as it does for a sidecar.
-pub(super) const IPTABLES: &str = "/iptables";
+const IPTABLES: &str = "/iptables";
 /// Where each kernel's modules lie there, in a folder of its name; their own names begin with their place in the order.
-pub(super) const MODULES: &str = "/modules";
+const MODULES: &str = "/modules";
 
 /// Writes the archive, with the modules of each kernel, and with Envoy if it is given.
-pub(super) fn write(image: &Path, observer: &Path, envoy: Option<&Path>, kernels: &[(&str, Files)]) -> Result<()> {
-    let own = std::env::current_exe().context("own executable")?;
+pub(super) fn write(
+    image: &Path,
+    guest: &Path,
+    observer: &Path,
+    envoy: Option<&Path>,
+    kernels: &[(&str, Files)],
+) -> Result<()> {
     let iptables = which("iptables-legacy").context("iptables-legacy (package iptables) is missing")?;
     let mut files: BTreeMap<PathBuf, PathBuf> = BTreeMap::from([
-        (INIT.into(), own.clone()),
+        (INIT.into(), guest.to_owned()),
         (OBSERVER.into(), observer.to_owned()),
         (IPTABLES.into(), iptables.clone()),
         (REDIRECT.into(), REDIRECT.into()),
     ]);
     files.extend(envoy.map(|envoy| (ENVOY.into(), envoy.to_owned())));
-    for program in [&own, observer, &iptables].into_iter().chain(envoy) {
+    for program in [guest, observer, &iptables].into_iter().chain(envoy) {
         files.extend(libraries(program)?.into_iter().map(|library| (library.clone(), library)));
     }
     for (kernel, Files { modules, .. }) in kernels {

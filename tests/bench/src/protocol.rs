@@ -1,0 +1,126 @@
+//! What the path speaks: the application that answers, and what is asked of it.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result};
+use harness::{
+    apps::{grpc::Implementation, program::Program},
+    mesh::{self, Workload},
+    tools,
+};
+
+use crate::{
+    app::{self, App},
+    testbed::BODY,
+};
+
+/// File with the message of a call, as it is in a request's body.
+const MESSAGE: &str = "message";
+
+/// A protocol, on both legs of both sidecars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
+    /// Unary calls, whose message is echoed.
+    Grpc,
+}
+
+/// The running application; ended when dropped.
+pub(crate) enum Application {
+    Own(App),
+    /// nghttpd or grpc-go.
+    External {
+        _program: Program,
+    },
+}
+
+impl Protocol {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+            Self::Grpc => "gRPC",
+        }
+    }
+
+    /// What the service is declared as.
+    pub(crate) fn service(self) -> mesh::Protocol {
+        match self {
+            Self::Http1 => mesh::Protocol::Http,
+            Self::Http2 | Self::Grpc => mesh::Protocol::Http2,
+        }
+    }
+
+    /// Worker threads of each sidecar. With two, the speed of HTTP/2 would hang on chance: the few connections that carry
+    /// everything share a worker or do not.
+    pub(crate) fn workers(self) -> u32 {
+        match self {
+            Self::Http1 => 2,
+            Self::Http2 | Self::Grpc => 1,
+        }
+    }
+
+    /// What the observer says of a request that was answered.
+    pub(crate) fn answered(self) -> [(&'static str, &'static str); 1] {
+        match self {
+            Self::Http1 | Self::Http2 => [("response_code", "200")],
+            Self::Grpc => [("grpc_response_status", "0")],
+        }
+    }
+
+    /// Starts an application, and leaves in `directory` what it and its clients need.
+    pub(crate) fn serve(self, on: &Workload, port: u16, directory: &Path) -> Result<Application> {
+        let write = |name: &str, bytes: &[u8]| {
+            let path = directory.join(name);
+            fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))
+        };
+        let body = vec![0; usize::try_from(BODY)?];
+        let program = match self {
+            Self::Http1 => return Ok(Application::Own(App::start(on, port)?)),
+            Self::Http2 => {
+                write(&BODY.to_string(), &body)?;
+                let mut nghttpd = on.command(&tools::require("nghttpd")?.to_string_lossy())?;
+                // Envoy sends more streams at once than nghttpd takes, before it knows how many that are.
+                nghttpd
+                    .args(["--no-tls", "--max-concurrent-streams", "1024", "-d"])
+                    .arg(directory)
+                    .arg(port.to_string());
+                Program::serve(on, port, &mut nghttpd)?
+            }
+            Self::Grpc => {
+                // Not compressed, then the length.
+                let prefix = [&[0], u32::try_from(BODY)?.to_be_bytes().as_slice()].concat();
+                write(MESSAGE, &[prefix, body].concat())?;
+                Implementation::Go.serve(on, port, None)?
+            }
+        };
+        Ok(Application::External { _program: program })
+    }
+
+    /// Who asks and who answers.
+    pub(crate) fn ends(self) -> &'static str {
+        match self {
+            Self::Http1 => "wrk, 16 kept connections",
+            Self::Http2 => "h2load to nghttpd, 4 connections with 32 streams at a time",
+            Self::Grpc => "h2load to grpc-go, unary, messages of 1 KiB, 4 connections with 32 streams at a time",
+        }
+    }
+
+    /// Where an ordinary answer is had.
+    pub(crate) fn path(self) -> String {
+        match self {
+            Self::Http1 | Self::Http2 => app::path(BODY),
+            Self::Grpc => "/mesh.Peer/Unary".to_owned(),
+        }
+    }
+
+    /// Has h2load send what gets an ordinary answer.
+    pub(crate) fn ask(self, h2load: &mut Command, directory: &Path) {
+        if self == Self::Grpc {
+            h2load
+                .args(["-H", "content-type: application/grpc", "-H", "te: trailers", "-d"])
+                .arg(directory.join(MESSAGE));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The folder for pins: who may use it, and what is left of it.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Result, ensure};
+use harness::{pair::Expected, third_party_program::ThirdPartyProgram, tools};
+
+use super::{Pinned, request_both};
+
+const RUN: [&str; 3] = ["run", "--listen=127.0.0.1:0", "--pin"];
+const DETACH: [&str; 2] = ["detach", "--pin"];
+const CHECK: [&str; 2] = ["check", "--pin"];
+
+pub(super) fn second_observer_is_refused(pinned: &mut Pinned) -> Result<String> {
+    pinned.observe()?;
+    let holder = format!("in use by process {}:", pinned.observer()?.pid());
+    for arguments in [RUN.as_slice(), &DETACH] {
+        let said = refused(arguments, pinned.folder())?;
+        ensure!(said.contains(&holder), "{said} does not say {holder}");
+    }
+    let said = told(&CHECK, pinned.folder())?;
+    let expected = format!("used by process {} now; 12 programs", pinned.observer()?.pid());
+    ensure!(said.contains(&expected), "{said} does not say {expected}");
+    pinned.pair.check(Expected::both(2), request_both)
+}
+
+pub(super) fn detach_leaves_nothing(pinned: &mut Pinned) -> Result<String> {
+    let witness = ThirdPartyProgram::attach(pinned.pair.sidecars[0].cgroup(), false)?;
+    pinned.observe()?;
+    pinned.take_observer()?.stop()?;
+    ensure!(witness.programs()? == 2, "{} programs outlive the process", witness.programs()?);
+    let said = told(&CHECK, pinned.folder())?;
+    ensure!(said.contains("in use by no observer now; 12 programs"), "{said}");
+    let first = told(&DETACH, pinned.folder())?;
+    ensure!(first.contains("detached 12 programs"), "{first}");
+    ensure!(witness.programs()? == 1, "{} programs are left", witness.programs()? - 1);
+    ensure!(!Path::new(&pinned.folder()).exists(), "the folder is left");
+    let again = told(&DETACH, pinned.folder())?;
+    ensure!(again.contains("nothing is pinned"), "{again}");
+    Ok(first.trim().to_owned())
+}
+
+pub(super) fn unusable_directories_are_refused(pinned: &mut Pinned) -> Result<String> {
+    let (home, bpffs) = (pinned.pair.mesh.directory(), pinned.bpffs.path());
+    for (folder, expected) in
+        [(home.join("no-bpffs"), "is not on a bpffs"), (bpffs.join("one/two"), "one does not exist")]
+    {
+        let said = refused(&RUN, &folder)?;
+        ensure!(said.contains(expected), "{said}");
+        ensure!(!folder.exists(), "{} is left", folder.display());
+    }
+    let third_party = bpffs.join("third_party");
+    fs::create_dir_all(third_party.join("theirs"))?;
+    for arguments in [RUN.as_slice(), &DETACH] {
+        let said = refused(arguments, &third_party)?;
+        ensure!(said.contains("holds theirs"), "{said}");
+    }
+    ensure!(third_party.join("theirs").exists(), "what is another's is gone");
+    fs::create_dir_all(bpffs.join("there"))?;
+    pinned.bpffs.make_read_only()?;
+    for name in ["there", "not-there"] {
+        let said = refused(&RUN, bpffs.join(name))?;
+        ensure!(said.contains("must be writable") && said.contains(name), "{said}");
+    }
+    ensure!(refused_by_check(&bpffs.join("there"))?.contains("must be writable"), "check does not say it");
+    Ok("each with its reason".to_owned())
+}
+
+fn refused(arguments: &[&str], folder: impl AsRef<Path>) -> Result<String> {
+    let (code, _, said) = ended(arguments, folder.as_ref())?;
+    ensure!(code == Some(1), "{arguments:?} ended with {code:?}: {said}");
+    Ok(said)
+}
+
+/// What check says on its page of a folder that keeps `run` from working.
+fn refused_by_check(folder: &Path) -> Result<String> {
+    let (code, page, _) = ended(&CHECK, folder)?;
+    ensure!(code == Some(1) && page.contains("the pin directory cannot be used"), "check ended with {code:?}: {page}");
+    Ok(page)
+}
+
+fn told(arguments: &[&str], folder: impl AsRef<Path>) -> Result<String> {
+    let (code, told, said) = ended(arguments, folder.as_ref())?;
+    ensure!(code == Some(0), "{arguments:?} ended with {code:?}: {told}{said}");
+    Ok(told)
+}
+
+/// Exit code, standard output and standard error.
+fn ended(arguments: &[&str], folder: &Path) -> Result<(Option<i32>, String, String)> {
+    let output = Command::new(tools::observer()?).args(arguments).arg(folder).stdin(Stdio::null()).output()?;
+    let [told, said] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    Ok((output.status.code(), told, said))
+}
