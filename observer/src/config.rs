@@ -26,7 +26,7 @@ use crate::{
     collect::scrape::{PageUrl, ScrapeOptions, ScrapeTarget},
     discovery::{DiscoveryConfig, Role, SidecarRule, Workload, component::ComponentRule},
     emit::{
-        Target, TargetError,
+        EmitTarget, TargetError,
         disk_queue::directory_name,
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
@@ -58,7 +58,7 @@ pub struct Config {
     pub scrape_interval: Interval,
     /// Where metrics are pushed.
     #[serde(deserialize_with = "parsed_list")]
-    pub emit: Vec<Target>,
+    pub emit: Vec<EmitTarget>,
     /// Names of Wavefront metrics.
     #[serde(deserialize_with = "wavefront_names")]
     pub wavefront_names: Names,
@@ -344,14 +344,14 @@ impl Config {
 
     /// Returns the options of the kernel side.
     #[must_use]
-    pub fn kernel(&self) -> kernel::Options {
+    pub fn kernel(&self) -> kernel::KernelOptions {
         let numbers = |ports: &[NonZeroU16]| ports.iter().copied().map(NonZeroU16::get).collect::<Vec<_>>();
         // Conflicts were rejected when the file was parsed.
         let declared = self.declared_ports().unwrap_or_default();
         let of = |protocol| declared.iter().filter(move |(_, other)| **other == protocol).map(|(port, _)| *port);
         let mut tcp_ports = numbers(&self.tcp_ports);
         tcp_ports.extend(of(PortProtocol::Tcp).filter(|port| !self.tcp_ports.iter().any(|other| other.get() == *port)));
-        kernel::Options {
+        kernel::KernelOptions {
             max_series: self.max_series,
             max_open_calls: self.max_open_calls,
             http_ports: of(PortProtocol::Http).filter(|port| !tcp_ports.contains(port)).collect(),

@@ -25,12 +25,12 @@ use tokio::{
 
 use self::{
     disk_queue::DiskQueue,
-    queue::{Shared, State},
+    queue::{QueueState, Shared},
     worker::Worker,
 };
 pub use self::{
-    queue::Limits,
-    target::{Target, TargetError},
+    queue::DeliveryLimits,
+    target::{EmitTarget, TargetError},
     transport::{Failure, Sending, Transport},
 };
 use crate::model::{EmitterFigures, Snapshot};
@@ -52,14 +52,14 @@ impl Emitter {
         encoder: Box<dyn Encoder>,
         transport: Box<dyn Transport>,
         disk_queue: Option<DiskQueue>,
-        limits: Limits,
+        limits: DeliveryLimits,
     ) -> Self {
-        let state = State {
+        let state = QueueState {
             // Known reasons start at 0, so that the first drop shows as an increase.
             dropped: [("gave_up", 0), ("queue_full", 0)].into(),
             reports_dropped: [("queue_full", 0), ("shutdown", 0)].into(),
             stats: EmitterFigures { name, rejected: encoder.rejected(), ..EmitterFigures::default() },
-            ..State::default()
+            ..QueueState::default()
         };
         let (end, _) = watch::channel(None);
         let shared = Arc::new(Shared { limits, state: Mutex::new(state), changed: Notify::new(), end });

@@ -124,7 +124,7 @@ fn json_point(point: &Point<'_>) -> Json {
     json.into()
 }
 
-/// A line as it was scraped: buckets, sums and counts are lines of their own, told apart by the end of their name.
+/// Formats a sample as it was scraped: buckets, sums and counts are samples of their own, distinguished by the suffix.
 fn json_line(line: &ScrapedLine<'_>) -> Json {
     let mut labels = Map::new();
     line.each(|name, value| {

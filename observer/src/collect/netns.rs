@@ -20,7 +20,7 @@ use crate::discovery::{ProcessId, proc_files::ProcFiles};
 
 /// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum NetnsError {
     /// The namespace cannot be entered.
     #[error("the network namespace of process {pid} may not be entered: that needs CAP_SYS_ADMIN and CAP_SYS_PTRACE")]
     NotPermitted {
@@ -56,9 +56,9 @@ pub async fn connect(
     process: ProcessId,
     address: SocketAddr,
     patience: Duration,
-) -> Result<net::TcpStream, Error> {
+) -> Result<net::TcpStream, NetnsError> {
     let pid = process.pid;
-    let failed = |reason| Error::Failed { pid, address, reason };
+    let failed = |reason| NetnsError::Failed { pid, address, reason };
     let (answer, answered) = oneshot::channel();
     let proc_root = proc_root.to_owned();
     let work = move || {
@@ -75,22 +75,22 @@ fn connect_there(
     process: ProcessId,
     address: SocketAddr,
     patience: Duration,
-) -> Result<TcpStream, Error> {
+) -> Result<TcpStream, NetnsError> {
     let pid = process.pid;
     let failed = |reason: io::Error| match reason.kind() {
-        io::ErrorKind::PermissionDenied => Error::NotPermitted { pid },
-        io::ErrorKind::NotFound => Error::Gone { pid },
-        _ if reason.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Error::Gone { pid },
-        _ => Error::Failed { pid, address, reason },
+        io::ErrorKind::PermissionDenied => NetnsError::NotPermitted { pid },
+        io::ErrorKind::NotFound => NetnsError::Gone { pid },
+        _ if reason.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => NetnsError::Gone { pid },
+        _ => NetnsError::Failed { pid, address, reason },
     };
     let namespace = File::open(proc_root.join(pid.to_string()).join("ns/net")).map_err(failed)?;
     // The pid may be reused.
     if ProcFiles::new(proc_root).start_time(pid).map_err(failed)? != process.start_time {
-        return Err(Error::Gone { pid });
+        return Err(NetnsError::Gone { pid });
     }
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(|error| failed(error.into()))?;
     let connected = TcpStream::connect_timeout(&address, patience);
     let stream = connected.and_then(|stream| stream.set_nonblocking(true).map(|()| stream));
-    stream.map_err(|reason| Error::Failed { pid, address, reason })
+    stream.map_err(|reason| NetnsError::Failed { pid, address, reason })
 }

@@ -99,14 +99,14 @@ fn read_cgroup(directory: &Path) -> CgroupReading {
     CgroupReading {
         memory_bytes: number("memory.current"),
         most_memory_bytes: number("memory.max"),
-        periods: figure(&stat, "nr_periods"),
-        throttled_periods: figure(&stat, "nr_throttled"),
-        throttled: figure(&stat, "throttled_usec").map(Duration::from_micros),
+        periods: value(&stat, "nr_periods"),
+        throttled_periods: value(&stat, "nr_throttled"),
+        throttled: value(&stat, "throttled_usec").map(Duration::from_micros),
     }
 }
 
 /// Returns the value of `key` in lines of a key and a value.
-fn figure(lines: &str, key: &str) -> Option<u64> {
+fn value(lines: &str, key: &str) -> Option<u64> {
     lines.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
@@ -290,7 +290,7 @@ mod tests {
     proptest! {
         #[test]
         fn parsers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "(btime|nr_periods|[0-9]| |\n){0,40}", number: u64) {
-            let _ = (boot_time(&bytes), boot_time(text.as_bytes()), figure(&text, "nr_periods"), ticks(number));
+            let _ = (boot_time(&bytes), boot_time(text.as_bytes()), value(&text, "nr_periods"), ticks(number));
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::fs::FsWord;
 
-use super::{error::Error, proc_files::Mount};
+use super::{error::DiscoveryError, proc_files::Mount};
 
 /// `f_type` of a cgroup v2 file system [linux/magic.h].
 const CGROUP2_MAGIC: FsWord = 0x6367_7270;
@@ -31,12 +31,11 @@ pub struct Hierarchy {
 impl Hierarchy {
     /// Finds the mount that shows most of the hierarchy, or the one that contains `wanted`. `own` is the reader's own
     /// cgroup path.
-    pub fn find(mounts: &[Mount], wanted: Option<&Path>, own: &str) -> Result<Self, Error> {
+    pub fn find(mounts: &[Mount], wanted: Option<&Path>, own: &str) -> Result<Self, DiscoveryError> {
         let (mount_point, root) = match wanted {
             Some(wanted) => within(mounts, wanted)?,
-            None => {
-                widest(mounts).ok_or_else(|| Error::NoHierarchy { mountinfo: "/proc/self/mountinfo".to_owned() })?
-            }
+            None => widest(mounts)
+                .ok_or_else(|| DiscoveryError::NoHierarchy { mountinfo: "/proc/self/mountinfo".to_owned() })?,
         };
         let own = (root.up > 0).then(|| own_directory(&mount_point, root.up, own)).flatten();
         let hierarchy = Self { mount_point, root, own, file_system: CGROUP2_MAGIC };
@@ -50,14 +49,14 @@ impl Hierarchy {
     }
 
     /// Returns the directory of a cgroup path from `/proc/PID/cgroup`.
-    pub fn directory(&self, path: &str) -> Result<PathBuf, Error> {
+    pub fn directory(&self, path: &str) -> Result<PathBuf, DiscoveryError> {
         self.relative(&Location::parse(path))
             .map(|names| names.iter().fold(self.mount_point.clone(), |directory, name| directory.join(name)))
-            .ok_or_else(|| Error::OutOfSight { path: path.to_owned(), mount_point: self.mount_point.clone() })
+            .ok_or_else(|| DiscoveryError::OutOfSight { path: path.to_owned(), mount_point: self.mount_point.clone() })
     }
 
     /// Resolves a path given by the user: absolute, or relative to the mount point.
-    pub fn named(&self, path: &Path) -> Result<PathBuf, Error> {
+    pub fn named(&self, path: &Path) -> Result<PathBuf, DiscoveryError> {
         let directory = if path.starts_with(&self.mount_point) {
             path.to_owned()
         } else {
@@ -68,8 +67,8 @@ impl Hierarchy {
     }
 
     /// Returns the kernel's id of a cgroup: its directory's inode.
-    pub fn id(&self, directory: &Path) -> Result<u64, Error> {
-        let no_cgroup = |reason: String| Error::NoCgroup { path: directory.to_owned(), reason };
+    pub fn id(&self, directory: &Path) -> Result<u64, DiscoveryError> {
+        let no_cgroup = |reason: String| DiscoveryError::NoCgroup { path: directory.to_owned(), reason };
         let metadata = fs::metadata(directory).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 no_cgroup(format!("it does not exist; cgroups are directories below {}", self.mount_point.display()))
@@ -127,8 +126,8 @@ impl Location {
     }
 }
 
-fn within(mounts: &[Mount], wanted: &Path) -> Result<(PathBuf, Location), Error> {
-    let no_cgroup = |reason: String| Error::NoCgroup { path: wanted.to_owned(), reason };
+fn within(mounts: &[Mount], wanted: &Path) -> Result<(PathBuf, Location), DiscoveryError> {
+    let no_cgroup = |reason: String| DiscoveryError::NoCgroup { path: wanted.to_owned(), reason };
     let wanted = fs::canonicalize(wanted).map_err(|error| no_cgroup(error.to_string()))?;
     let mount = mounts
         .iter()

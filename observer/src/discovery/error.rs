@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 /// Why discovery cannot work at all, or a cgroup cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum DiscoveryError {
     /// No cgroup v2 in this mount namespace.
     #[error(
         "no cgroup v2 file system is mounted ({mountinfo} has no line of type cgroup2): mount one with \

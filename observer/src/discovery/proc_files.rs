@@ -14,7 +14,7 @@ use std::{
 use procfs::{FromRead, process::Stat};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::{addresses, error::Error};
+use super::{addresses, error::DiscoveryError};
 
 /// Maximum bytes read of a file that a process controls.
 const MAX_BYTES: u64 = 1 << 20;
@@ -100,8 +100,8 @@ impl ProcFiles {
     }
 
     /// Returns all process ids.
-    pub fn pids(&self) -> Result<Vec<u32>, Error> {
-        let unreadable = |reason| Error::Proc { path: self.root.clone(), reason };
+    pub fn pids(&self) -> Result<Vec<u32>, DiscoveryError> {
+        let unreadable = |reason| DiscoveryError::Proc { path: self.root.clone(), reason };
         let entries = fs::read_dir(&self.root).map_err(unreadable)?;
         Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
@@ -221,9 +221,9 @@ impl ProcFiles {
     }
 
     /// Returns the mounts that this process sees.
-    pub fn own_mounts(&self) -> Result<Vec<Mount>, Error> {
+    pub fn own_mounts(&self) -> Result<Vec<Mount>, DiscoveryError> {
         let path = self.root.join("self/mountinfo");
-        fs::read(&path).map(|lines| mounts(&lines)).map_err(|reason| Error::Proc { path, reason })
+        fs::read(&path).map(|lines| mounts(&lines)).map_err(|reason| DiscoveryError::Proc { path, reason })
     }
 
     /// Returns this process's cgroup v2 path.

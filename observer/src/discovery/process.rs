@@ -474,14 +474,17 @@ mod tests {
         facts.bootstrap = Some("ingress".to_owned());
         assert_eq!(warnings(&facts, None, Role::Gateway), [""; 0]);
         facts.agent = Some("sidecar".to_owned());
-        let said = warnings(&facts, None, Role::Gateway);
-        assert!(said[0].contains("taken for a gateway, although pilot-agent's command line says sidecar"), "{said:?}");
+        let found = warnings(&facts, None, Role::Gateway);
+        assert!(
+            found[0].contains("taken for a gateway, although pilot-agent's command line says sidecar"),
+            "{found:?}"
+        );
         let rule = SidecarRule { role: Some(Role::Gateway), ..SidecarRule::default() };
         assert_eq!(warnings(&facts, Some(&rule), Role::Gateway), [""; 0]);
         facts.agent = None;
         facts.listening = Some(sockets(&[("0.0.0.0", 15006)], true));
-        let said = warnings(&facts, None, Role::Gateway);
-        assert!(said[0].contains("although it listens on 15006"), "{said:?}");
+        let found = warnings(&facts, None, Role::Gateway);
+        assert!(found[0].contains("although it listens on 15006"), "{found:?}");
     }
 
     #[test]

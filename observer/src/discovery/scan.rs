@@ -15,7 +15,7 @@ use super::{
     cgroup::Hierarchy,
     component::{self, Component, ComponentRule, Context},
     container::Container,
-    error::Error,
+    error::DiscoveryError,
     is_named, kubelet, pod_labels, printable,
     proc_files::{self, Executable, ProcFiles, agent_role, hidepid},
     process::{self, Classification, INBOUND_PORT, OUTBOUND_PORT, ProcessFacts},
@@ -128,7 +128,7 @@ impl Candidate {
 
 impl Scanner {
     /// Fails if there is no cgroup v2, no readable proc file system, or a named cgroup that is not one.
-    pub fn new(config: DiscoveryConfig) -> Result<Self, Error> {
+    pub fn new(config: DiscoveryConfig) -> Result<Self, DiscoveryError> {
         let files = ProcFiles::new(config.proc_root.clone());
         let mounts = files.own_mounts()?;
         let own = files.own_cgroup().unwrap_or_else(|| "/".to_owned());
@@ -138,7 +138,7 @@ impl Scanner {
         Ok(scanner)
     }
 
-    fn with_hierarchy(config: DiscoveryConfig, files: ProcFiles, hierarchy: Hierarchy) -> Result<Self, Error> {
+    fn with_hierarchy(config: DiscoveryConfig, files: ProcFiles, hierarchy: Hierarchy) -> Result<Self, DiscoveryError> {
         for cgroup in &config.cgroups {
             hierarchy.named(cgroup)?;
         }
@@ -166,7 +166,7 @@ impl Scanner {
     }
 
     /// Examines every process.
-    pub fn scan(&mut self) -> Result<Vec<Change>, Error> {
+    pub fn scan(&mut self) -> Result<Vec<Change>, DiscoveryError> {
         let pids = self.files.pids()?;
         let present: BTreeSet<u32> = pids.iter().copied().collect();
         let ended: Vec<u32> = self.candidates.keys().filter(|pid| !present.contains(pid)).copied().collect();
@@ -692,7 +692,7 @@ mod tests {
             Self { proc: tempfile::tempdir().unwrap(), cgroups: tempfile::tempdir().unwrap() }
         }
 
-        fn scanner(&self, named: &[&str]) -> Result<Scanner, Error> {
+        fn scanner(&self, named: &[&str]) -> Result<Scanner, DiscoveryError> {
             let config = DiscoveryConfig {
                 proc_root: self.proc.path().to_owned(),
                 cgroup_root: None,

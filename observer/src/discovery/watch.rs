@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     Change, DiscoveryConfig, Finding, ProcessId, Sidecar,
-    error::Error,
+    error::DiscoveryError,
     events::{Event, ExecEvents},
     printable,
     registry::Registry,
@@ -67,7 +67,7 @@ struct Rescan {
 
 impl Watcher {
     /// Starts to watch; the first [`Watcher::next`] returns what runs already. Requires a tokio runtime.
-    pub fn new(config: DiscoveryConfig) -> Result<Self, Error> {
+    pub fn new(config: DiscoveryConfig) -> Result<Self, DiscoveryError> {
         let scanner = Scanner::new(config)?;
         let own_namespace = scanner.files().is_own_namespace();
         let events = if own_namespace {

@@ -270,23 +270,23 @@ mod tests {
     fn batches_come_back_in_order_also_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("deep/down");
-        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
-        assert_eq!(spool.waiting().unwrap(), Waiting::default());
-        assert_eq!(spool.oldest().unwrap(), Oldest::None);
+        let mut queue = DiskQueue::new(place.clone(), 1 << 20);
+        assert_eq!(queue.waiting().unwrap(), Waiting::default());
+        assert_eq!(queue.oldest().unwrap(), Oldest::None);
         let distribution = Batch { form: Form::Distributions, ..batch("d\n") };
         for batch in [&batch("a\nb\n"), &batch("c\n"), &distribution] {
-            assert_eq!(spool.push(batch).unwrap(), 0);
+            assert_eq!(queue.push(batch).unwrap(), 0);
         }
-        assert_eq!(spool.oldest().unwrap(), Oldest::Batch(batch("a\nb\n")));
-        assert_eq!(spool.remove_oldest(), 2);
-        drop(spool);
+        assert_eq!(queue.oldest().unwrap(), Oldest::Batch(batch("a\nb\n")));
+        assert_eq!(queue.remove_oldest(), 2);
+        drop(queue);
         fs::write(place.join(TEMPORARY), "half").unwrap();
         fs::write(place.join("note.txt"), "not ours").unwrap();
-        let mut spool = DiskQueue::new(place, 1 << 20);
-        assert_eq!(spool.waiting().unwrap().points, 2);
-        spool.push(&batch("e\n")).unwrap();
-        let rest = std::iter::from_fn(|| match spool.oldest().unwrap() {
-            Oldest::Batch(batch) => Some((batch, spool.remove_oldest())),
+        let mut queue = DiskQueue::new(place, 1 << 20);
+        assert_eq!(queue.waiting().unwrap().points, 2);
+        queue.push(&batch("e\n")).unwrap();
+        let rest = std::iter::from_fn(|| match queue.oldest().unwrap() {
+            Oldest::Batch(batch) => Some((batch, queue.remove_oldest())),
             _ => None,
         });
         assert_eq!(rest.collect::<Vec<_>>(), [(batch("c\n"), 1), (distribution, 1), (batch("e\n"), 1)]);
@@ -297,26 +297,26 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let one = batch("a\nb\n");
         let size = gzip(&one).len() as u64;
-        let mut spool = DiskQueue::new(directory.path().to_owned(), 2 * size);
-        assert_eq!([1, 2, 3].map(|_| spool.push(&one).unwrap()), [0, 0, 2]);
-        assert_eq!(spool.waiting().unwrap(), Waiting { points: 4, bytes: 2 * size });
-        let mut spool = DiskQueue::new(directory.path().join("other"), size - 1);
-        assert_eq!(spool.push(&one).unwrap(), 2);
-        assert_eq!(spool.waiting().unwrap(), Waiting::default());
+        let mut queue = DiskQueue::new(directory.path().to_owned(), 2 * size);
+        assert_eq!([1, 2, 3].map(|_| queue.push(&one).unwrap()), [0, 0, 2]);
+        assert_eq!(queue.waiting().unwrap(), Waiting { points: 4, bytes: 2 * size });
+        let mut queue = DiskQueue::new(directory.path().join("other"), size - 1);
+        assert_eq!(queue.push(&one).unwrap(), 2);
+        assert_eq!(queue.waiting().unwrap(), Waiting::default());
     }
 
     #[test]
     fn what_cannot_be_read_is_known_by_its_points() {
         let directory = tempfile::tempdir().unwrap();
-        let mut spool = DiskQueue::new(directory.path().to_owned(), 1 << 20);
-        spool.push(&batch("a\nb\n")).unwrap();
-        fs::write(directory.path().join(&spool.opened.as_ref().unwrap().waiting[0].name), "garbage").unwrap();
-        assert_eq!(spool.oldest().unwrap(), Oldest::Unreadable(2));
+        let mut queue = DiskQueue::new(directory.path().to_owned(), 1 << 20);
+        queue.push(&batch("a\nb\n")).unwrap();
+        fs::write(directory.path().join(&queue.opened.as_ref().unwrap().waiting[0].name), "garbage").unwrap();
+        assert_eq!(queue.oldest().unwrap(), Oldest::Unreadable(2));
         // A megabyte may hold a thousand.
         let bomb = gzip(&batch(&"x".repeat(MAX_BATCH_BYTES as usize + 1)));
         assert!(bomb.len() < 100_000);
-        fs::write(directory.path().join(&spool.opened.as_ref().unwrap().waiting[0].name), bomb).unwrap();
-        assert_eq!(spool.oldest().unwrap(), Oldest::Unreadable(2));
+        fs::write(directory.path().join(&queue.opened.as_ref().unwrap().waiting[0].name), bomb).unwrap();
+        assert_eq!(queue.oldest().unwrap(), Oldest::Unreadable(2));
     }
 
     #[test]
@@ -325,10 +325,10 @@ mod tests {
         for name in [format!("{}.1.points.gz", u64::MAX), format!("1.{}.points.gz", u64::MAX), "1.1.x.gz".to_owned()] {
             fs::write(directory.path().join(name), "").unwrap();
         }
-        let mut spool = DiskQueue::new(directory.path().to_owned(), 1 << 20);
-        spool.push(&batch("a\n")).unwrap();
-        assert_eq!(spool.waiting().unwrap().points, 1);
-        assert_eq!(spool.oldest().unwrap(), Oldest::Batch(batch("a\n")));
+        let mut queue = DiskQueue::new(directory.path().to_owned(), 1 << 20);
+        queue.push(&batch("a\n")).unwrap();
+        assert_eq!(queue.waiting().unwrap().points, 1);
+        assert_eq!(queue.oldest().unwrap(), Oldest::Batch(batch("a\n")));
     }
 
     #[test]
@@ -336,11 +336,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("taken");
         fs::write(&place, "a file").unwrap();
-        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
-        let error = spool.push(&batch("a\n")).unwrap_err().to_string();
+        let mut queue = DiskQueue::new(place.clone(), 1 << 20);
+        let error = queue.push(&batch("a\n")).unwrap_err().to_string();
         assert!(error.contains(place.to_str().unwrap()) && error.contains("--queue-dir"), "{error}");
         fs::remove_file(&place).unwrap();
-        assert_eq!(spool.push(&batch("a\n")).unwrap(), 0);
+        assert_eq!(queue.push(&batch("a\n")).unwrap(), 0);
         let error = DiskQueue::new(place, 1 << 20).push(&batch("a\n")).unwrap_err().to_string();
         assert!(error.contains("another observer uses it"), "{error}");
     }
@@ -362,10 +362,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("deep/down");
         assert!(!is_in_use(&place).unwrap() && !directory.path().join("deep").exists());
-        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
-        spool.waiting().unwrap();
+        let mut queue = DiskQueue::new(place.clone(), 1 << 20);
+        queue.waiting().unwrap();
         assert!(is_in_use(&place).unwrap());
-        drop(spool);
+        drop(queue);
         assert!(!is_in_use(&place).unwrap());
         let file = place.join("file");
         fs::write(&file, "").unwrap();

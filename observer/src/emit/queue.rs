@@ -16,7 +16,7 @@ use crate::model::{EmitterFigures, Snapshot};
 
 /// Bounds of an emitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct DeliveryLimits {
     /// Maximum number of queued snapshots.
     pub queue: usize,
     /// How long a batch is retried that cannot wait on disk, with one more attempt after the last pause.
@@ -31,7 +31,7 @@ pub struct Limits {
     pub max_push_back: Duration,
 }
 
-impl Default for Limits {
+impl Default for DeliveryLimits {
     fn default() -> Self {
         Self {
             queue: 4,
@@ -44,7 +44,7 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl DeliveryLimits {
     /// Returns the pause after failure number `attempt` (from 0), `jitter` from 0 to 1 spreading emitters over time. It is bounded,
     /// as the receiver may not be the one that the operator meant.
     #[must_use]
@@ -64,15 +64,15 @@ impl Limits {
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) limits: Limits,
-    pub(super) state: Mutex<State>,
+    pub(super) limits: DeliveryLimits,
+    pub(super) state: Mutex<QueueState>,
     pub(super) changed: Notify,
     /// When sends are abandoned in favour of the disk; `None` while the emitter runs.
     pub(super) end: watch::Sender<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct QueueState {
     pub(super) queue: VecDeque<Arc<Snapshot>>,
     pub(super) closing: bool,
     pub(super) stats: EmitterFigures,
@@ -82,7 +82,7 @@ pub(super) struct State {
 }
 
 impl Shared {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, QueueState> {
         // Counters stay valid even if a thread panicked while it held them.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

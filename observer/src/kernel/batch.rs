@@ -8,7 +8,7 @@ use aya::{
 };
 use observer_common::{Block, Series};
 
-use super::{error::Error, sys};
+use super::{error::KernelError, sys};
 
 /// Maximum bytes copied by a system call.
 const WINDOW_BYTES: usize = 64 * 1024;
@@ -33,16 +33,16 @@ struct Window<'a> {
 }
 
 impl<'a, V: Pod> Elements<'a, V> {
-    pub(super) fn new(name: &'static str, map: &'a Map) -> Result<Self, Error> {
-        let array = Array::try_from(map).map_err(|source| Error::map(name, source))?;
+    pub(super) fn new(name: &'static str, map: &'a Map) -> Result<Self, KernelError> {
+        let array = Array::try_from(map).map_err(|source| KernelError::map(name, source))?;
         match map {
             Map::Array(map) => Ok(Self { name, map, array, batched: true }),
-            _ => Err(Error::Missing { name }),
+            _ => Err(KernelError::Missing { name }),
         }
     }
 
     /// Returns the elements at these ascending indices.
-    pub(super) fn read(&mut self, wanted: &[u32]) -> Result<Vec<V>, Error> {
+    pub(super) fn read(&mut self, wanted: &[u32]) -> Result<Vec<V>, KernelError> {
         let mut elements = Vec::with_capacity(wanted.len());
         for window in windows(wanted, (WINDOW_BYTES / size_of::<V>()).max(1)) {
             let whole = self.batched && window.length <= MAX_SPARSITY * window.wanted.len() && window.length > 1;
@@ -61,9 +61,9 @@ impl<'a, V: Pod> Elements<'a, V> {
         Ok(elements)
     }
 
-    fn read_singly(&self, wanted: &[u32], elements: &mut Vec<V>) -> Result<(), Error> {
+    fn read_singly(&self, wanted: &[u32], elements: &mut Vec<V>) -> Result<(), KernelError> {
         for index in wanted {
-            elements.push(self.array.get(index, 0).map_err(|source| Error::map(self.name, source))?);
+            elements.push(self.array.get(index, 0).map_err(|source| KernelError::map(self.name, source))?);
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ fn windows(mut wanted: &[u32], length: usize) -> impl Iterator<Item = Window<'_>
 pub(super) type Blocks = HashMap<u32, Block>;
 
 /// Reads the blocks of these series.
-pub(super) fn blocks(of: &mut Elements<'_, Block>, series: &[Series]) -> Result<Blocks, Error> {
+pub(super) fn blocks(of: &mut Elements<'_, Block>, series: &[Series]) -> Result<Blocks, KernelError> {
     let histograms = series.iter().flat_map(|series| &series.histograms);
     let mut wanted: Vec<u32> =
         histograms.flat_map(|histogram| histogram.blocks).filter_map(|name| name.checked_sub(1)).collect();

@@ -10,7 +10,7 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 /// Why the kernel side does not work.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum KernelError {
     /// Built without the kernel object.
     #[error("this build has no kernel object: build it with `cargo xtask build`")]
     NoObject,
@@ -168,14 +168,14 @@ pub enum Error {
     },
 }
 
-impl From<PinDirError> for Error {
+impl From<PinDirError> for KernelError {
     /// Its text is part of this one's: as a `source` it would be printed twice.
     fn from(error: PinDirError) -> Self {
         Self::PinDir(error)
     }
 }
 
-impl Error {
+impl KernelError {
     /// Returns the error that the persisted state cannot be used.
     pub fn state(path: &Path, reason: impl std::fmt::Display) -> Self {
         Self::State { path: path.to_owned(), reason: reason.to_string() }

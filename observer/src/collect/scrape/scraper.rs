@@ -77,11 +77,11 @@ impl Scraper {
     ) -> Result<Arc<Page>, ScrapeError> {
         let connected = netns::connect(&self.proc_root, inside.process, inside.address, self.limit).await;
         let stream = connected.map_err(|error| {
-            let said = format!("{why}; {error}");
+            let reason = format!("{why}; {error}");
             match error {
-                netns::Error::NotPermitted { .. } => ScrapeError::NotPermitted(said),
-                netns::Error::Gone { .. } => ScrapeError::Gone(said),
-                netns::Error::Failed { .. } => ScrapeError::Connect(said),
+                netns::NetnsError::NotPermitted { .. } => ScrapeError::NotPermitted(reason),
+                netns::NetnsError::Gone { .. } => ScrapeError::Gone(reason),
+                netns::NetnsError::Failed { .. } => ScrapeError::Connect(reason),
             }
         })?;
         let mut connection = JoinSet::new();
