@@ -33,7 +33,7 @@ pub use self::{
     target::{EmitTarget, TargetError},
     transport::{Failure, Sending, Transport},
 };
-use crate::model::{EmitterFigures, Snapshot};
+use crate::model::{EmitterStats, Snapshot};
 pub use observer_model::encode::{Batch, Encoder, Form, prometheus, selection};
 
 /// A running emitter.
@@ -57,8 +57,8 @@ impl Emitter {
         let state = QueueState {
             // Known reasons start at 0, so that the first drop shows as an increase.
             dropped: [("gave_up", 0), ("queue_full", 0)].into(),
-            reports_dropped: [("queue_full", 0), ("shutdown", 0)].into(),
-            stats: EmitterFigures { name, rejected: encoder.rejected(), ..EmitterFigures::default() },
+            pushes_dropped: [("queue_full", 0), ("shutdown", 0)].into(),
+            stats: EmitterStats { name, rejected: encoder.rejected(), ..EmitterStats::default() },
             ..QueueState::default()
         };
         let (end, _) = watch::channel(None);
@@ -72,7 +72,7 @@ impl Emitter {
         let mut state = self.shared.state();
         if state.queue.len() >= self.shared.limits.queue {
             state.queue.pop_front();
-            *state.reports_dropped.entry("queue_full").or_default() += 1;
+            *state.pushes_dropped.entry("queue_full").or_default() += 1;
         }
         state.queue.push_back(snapshot);
         drop(state);
@@ -81,13 +81,13 @@ impl Emitter {
 
     /// Returns the counters.
     #[must_use]
-    pub fn stats(&self) -> EmitterFigures {
+    pub fn stats(&self) -> EmitterStats {
         let state = self.shared.state();
         let list = |counts: &BTreeMap<&'static str, u64>| counts.iter().map(|(key, value)| (*key, *value)).collect();
-        EmitterFigures {
-            queued_reports: state.queue.len() as u64,
+        EmitterStats {
+            queued_pushes: state.queue.len() as u64,
             dropped: list(&state.dropped),
-            reports_dropped: list(&state.reports_dropped),
+            pushes_dropped: list(&state.pushes_dropped),
             errors: list(&state.errors),
             ..state.stats.clone()
         }
@@ -95,7 +95,7 @@ impl Emitter {
 
     /// Sends what is queued, and ends within `limit`. The rest stays on disk for the next run; without a disk queue it is
     /// dropped, counted and logged. Returns the last counters.
-    pub async fn finish(mut self, limit: Duration) -> EmitterFigures {
+    pub async fn finish(mut self, limit: Duration) -> EmitterStats {
         self.shared.state().closing = true;
         self.shared.end.send_replace(Some(Instant::now() + limit / 2));
         self.shared.changed.notify_one();
@@ -105,7 +105,7 @@ impl Emitter {
             // Including the snapshot being sent.
             let lost = state.queue.len() as u64 + 1;
             state.queue.clear();
-            *state.reports_dropped.entry("shutdown").or_default() += lost;
+            *state.pushes_dropped.entry("shutdown").or_default() += lost;
             tracing::warn!(emitter = state.stats.name, "{lost} pushes could not be sent before the end");
         }
         self.stats()

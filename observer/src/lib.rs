@@ -4,6 +4,7 @@
 //! `collect` reads everything else, the model turns readings and identities into a `Snapshot`, and `emit` and `serve` deliver
 //! it. `persist` keeps state across restarts; `app` wires the parts.
 
+#![deny(unsafe_code)]
 // A panic aborts the process, and with it counting on the whole node.
 #![cfg_attr(
     not(test),

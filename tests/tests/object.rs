@@ -1,4 +1,4 @@
-//! The built kernel object, inspected without loading it: what it calls, what it adds to, and what both sides think of
+//! The built kernel object, inspected without loading it: its helpers, its atomics, and both sides' view of
 //! the layouts.
 
 use std::{
@@ -35,7 +35,7 @@ const HELPERS: [(u32, &str); 19] = [
     (84, "sk_lookup_tcp: is the port of an older connection one that is listened on"),
     (86, "sk_release: of what that found"),
     (87, "map_push_elem: a free slot that another processor made needless"),
-    (88, "map_pop_elem: a free slot, block or door"),
+    (88, "map_pop_elem: a free slot, block or listener"),
     (96, "tcp_sock: what TCP has accepted, and whether it will take a segment"),
     (107, "sk_storage_get: the connection"),
     (181, "loop: turns through a packet"),

@@ -12,6 +12,8 @@
 //! every ten seconds and 0.6 % every second; an `execve` event 46 µs, including the wake-up; from process start to
 //! [`Change::Found`] 0.9 ms (median of 20); watching a quiet node is not measurable.
 
+#![expect(unsafe_code, reason = "AsyncFd takes a descriptor")]
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::transport::Failure;
-use crate::model::{EmitterFigures, Snapshot};
+use crate::model::{EmitterStats, Snapshot};
 
 /// Bounds of an emitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +75,9 @@ pub(super) struct Shared {
 pub(super) struct QueueState {
     pub(super) queue: VecDeque<Arc<Snapshot>>,
     pub(super) closing: bool,
-    pub(super) stats: EmitterFigures,
+    pub(super) stats: EmitterStats,
     pub(super) dropped: BTreeMap<&'static str, u64>,
-    pub(super) reports_dropped: BTreeMap<&'static str, u64>,
+    pub(super) pushes_dropped: BTreeMap<&'static str, u64>,
     pub(super) errors: BTreeMap<&'static str, u64>,
 }
 

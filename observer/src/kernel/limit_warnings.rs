@@ -20,7 +20,7 @@ impl LimitWarnings {
 
 /// Returns the series of the counter.
 fn exposed(counter: Counter) -> String {
-    let family = if counter.group() == Group::Requests { &catalogue::PARSED_REQUESTS } else { &catalogue::LOSSES };
+    let family = if counter.group() == Group::Requests { &catalogue::PARSED_REQUESTS } else { &catalogue::UNCOUNTED };
     let label = family.labels.first().unwrap_or(&"reason");
     format!("{}{{{label}=\"{}\"}}", family.prometheus_name, counter.label())
 }

@@ -1,6 +1,8 @@
 //! Safe functions for bpf(2) calls that aya does not offer. Source: kernel `include/uapi/linux/bpf.h`, `union
 //! bpf_attr`.
 
+#![expect(unsafe_code, reason = "bpf(2)")]
+
 use std::{
     ffi::CString,
     io,

@@ -15,10 +15,10 @@ use observer_proto::{
     stream::{FILL, Stream, WINDOW},
 };
 
-/// As many turns as the kernel takes for one packet.
+/// As many steps as the kernel allows per packet.
 const TURNS: u32 = 1 << 17;
 
-/// A connection as the programs first see it: all zero but the leg, the process known.
+/// Returns a connection as the programs first see it: all zero but the leg, the process known.
 pub fn connection(leg: u32) -> Box<Connection> {
     // SAFETY: integers and arrays of integers, for which all zero is valid.
     let mut connection: Box<Connection> = Box::new(unsafe { std::mem::zeroed() });
@@ -28,12 +28,12 @@ pub fn connection(leg: u32) -> Box<Connection> {
     connection
 }
 
-/// One packet's bytes, and what the connection reported.
+/// One packet's bytes, and the connection's records.
 #[derive(Default)]
 pub struct Packet {
-    /// The packet, headers and all; payload lies where the caller says.
+    /// The packet with its headers; the caller gives the payload's offset.
     pub bytes: Vec<u8>,
-    /// A clock that moves by one at every look.
+    /// A clock that advances by one at every read.
     pub now: u64,
     /// Requests counted.
     pub finished: Vec<Finished>,
@@ -41,17 +41,17 @@ pub struct Packet {
     pub connections: (u64, u64),
     /// TCP payload bytes of both directions.
     pub transferred: [u64; 2],
-    /// Turns taken through packets.
+    /// Steps through packets.
     pub turns: u64,
     /// Health counters that were raised.
     pub counts: Vec<(Counter, u64)>,
-    /// Calls of HTTP/2 that have no room in the connection, each in a place of its own.
+    /// HTTP/2 calls in the overflow map.
     pub calls: HashMap<CallKey, Box<Call>>,
-    /// Calls beyond those of the connection's own, once there are some.
+    /// Calls in the overflow map, if any.
     pub more: Option<Box<More>>,
-    /// Rings for larger header tables, once they are wanted.
+    /// Buffers of larger header tables, if any.
     pub wide: Option<Box<[Wide; 2]>>,
-    /// Bytes that came early.
+    /// Out-of-order bytes.
     pub places: Places,
 }
 

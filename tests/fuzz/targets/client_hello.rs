@@ -1,7 +1,7 @@
 //! The first bytes of a peer's connection, in segments of any size.
 //!
-//! Input: a byte for the size of the segments, then the stream. Whatever comes, it ends, nothing outside the packet is
-//! read, and how the stream is cut does not change the finding, unless it was given up.
+//! Input: a byte for the size of the segments, then the stream. For any input it terminates, nothing outside the packet
+//! is read, and the segmentation does not change the result, unless parsing was given up.
 #![no_main]
 
 use fuzz::{Packet, connection};

@@ -1,7 +1,7 @@
-//! A whole HTTP/2 connection of arbitrary packets behind the preface: calls, answers, gaps, repetitions, ends.
+//! A whole HTTP/2 connection of arbitrary packets after the preface: calls, answers, gaps, repetitions, ends.
 //!
-//! Input: a byte for the leg and whether the connection is an older one, which has no preface; then packets of a head
-//! (two bytes: what it is, how long) and that many payload bytes. Whatever comes, nothing panics, nothing outside the
+//! Input: a byte for the leg and whether the connection is preexisting, without a preface; then packets of a header
+//! (two bytes: kind, length) and that many payload bytes. For any input, nothing panics, nothing outside the
 //! packet is read, every packet ends, no call stays open, and nothing is counted that was not there.
 #![no_main]
 
@@ -13,13 +13,13 @@ use observer_proto::{
     socket::{self, Connection, HTTP2, LATE, REQUEST, RESPONSE},
 };
 
-/// Payload begins behind headers.
+/// The payload begins after the headers.
 const OFFSET: u32 = 40;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Bytes of a frame's head: a call needs one, and so does its end.
+/// Bytes of a frame's header: a call needs one, and so does its end.
 const HEAD: u64 = 9;
 
-/// Both halves of a connection's storage, and where the peers are.
+/// Both halves of a connection's storage, and the peers' positions.
 struct Wire {
     c: Box<Connection>,
     h: Box<Http2>,

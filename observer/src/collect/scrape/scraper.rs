@@ -17,7 +17,7 @@ use crate::{
     collect::netns,
     system::http_client::{self, ClientError, USER_AGENT},
 };
-use observer_model::page::Page;
+use observer_model::scraped::ScrapedExposition;
 
 /// Options of scrapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Scraper {
     }
 
     /// Fetches and parses the endpoint; through its network namespace only if its own address does not work.
-    pub(super) async fn page(&self, target: &ScrapeTarget) -> Result<Arc<Page>, ScrapeError> {
+    pub(super) async fn page(&self, target: &ScrapeTarget) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let asked = async {
             let Some(inside) = &target.inside else { return self.ask_here(target).await };
             let why = match inside.only {
@@ -61,7 +61,7 @@ impl Scraper {
         timeout(self.limit, asked).await.unwrap_or(Err(ScrapeError::Timeout(self.limit)))
     }
 
-    async fn ask_here(&self, target: &ScrapeTarget) -> Result<Arc<Page>, ScrapeError> {
+    async fn ask_here(&self, target: &ScrapeTarget) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let request = self.client.get(target.url.0.clone());
         let request = request.header(header::ACCEPT, ACCEPT).header(header::ACCEPT_ENCODING, "gzip");
         let response = request.send().await.map_err(|error| failed(&error, self.limit))?;
@@ -74,7 +74,7 @@ impl Scraper {
         target: &ScrapeTarget,
         inside: &NetnsRoute,
         why: &str,
-    ) -> Result<Arc<Page>, ScrapeError> {
+    ) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let connected = netns::connect(&self.proc_root, inside.process, inside.address, self.limit).await;
         let stream = connected.map_err(|error| {
             let reason = format!("{why}; {error}");

@@ -7,10 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use observer_model::{
-    identity::{Component, InsideOnly, PROXY, ProcessId, Sidecar, Workload},
-    reading::Instance,
-};
+use observer_model::identity::{Component, InsideOnly, Instance, PROXY, ProcessId, Sidecar, Workload};
 use reqwest::Url;
 
 /// Envoy's endpoint, without the application's metrics [istio `pkg/bootstrap`].
