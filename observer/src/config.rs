@@ -26,7 +26,7 @@ use crate::{
     collect::scrape::{PageUrl, ScrapeOptions, ScrapeTarget},
     discovery::{DiscoveryConfig, Role, SidecarRule, Workload, component::ComponentRule},
     emit::{
-        Target, TargetError,
+        EmitTarget, TargetError,
         disk_queue::directory_name,
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
@@ -58,7 +58,7 @@ pub struct Config {
     pub scrape_interval: Interval,
     /// Where metrics are pushed.
     #[serde(deserialize_with = "parsed_list")]
-    pub emit: Vec<Target>,
+    pub emit: Vec<EmitTarget>,
     /// Names of Wavefront metrics.
     #[serde(deserialize_with = "wavefront_names")]
     pub wavefront_names: Names,
@@ -344,14 +344,14 @@ impl Config {
 
     /// Returns the options of the kernel side.
     #[must_use]
-    pub fn kernel(&self) -> kernel::Options {
+    pub fn kernel(&self) -> kernel::KernelOptions {
         let numbers = |ports: &[NonZeroU16]| ports.iter().copied().map(NonZeroU16::get).collect::<Vec<_>>();
         // Conflicts were rejected when the file was parsed.
         let declared = self.declared_ports().unwrap_or_default();
         let of = |protocol| declared.iter().filter(move |(_, other)| **other == protocol).map(|(port, _)| *port);
         let mut tcp_ports = numbers(&self.tcp_ports);
         tcp_ports.extend(of(PortProtocol::Tcp).filter(|port| !self.tcp_ports.iter().any(|other| other.get() == *port)));
-        kernel::Options {
+        kernel::KernelOptions {
             max_series: self.max_series,
             max_open_calls: self.max_open_calls,
             http_ports: of(PortProtocol::Http).filter(|port| !tcp_ports.contains(port)).collect(),
@@ -640,17 +640,18 @@ fn canonical(addresses: Vec<IpAddr>) -> Option<Vec<IpAddr>> {
 
 /// Returns line and column, both from 1.
 fn position(text: &str, at: usize) -> (usize, usize) {
-    let before = &text[..text.floor_char_boundary(at)];
-    let line_start = before.rfind('\n').map_or(0, |end| end + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    let (before, _) = text.split_at(text.floor_char_boundary(at));
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
 /// Returns the key at an offset, with its table.
 fn key(text: &str, at: usize) -> String {
-    let at = text.floor_char_boundary(at);
-    let line_end = text[at..].find('\n').map_or(text.len(), |end| at + end);
+    let (before, after) = text.split_at(text.floor_char_boundary(at));
+    let rest = after.split('\n').next().unwrap_or_default();
+    let (text, _) = text.split_at(before.len() + rest.len());
     let (mut table, mut key) = (None, None);
-    for line in text[..line_end].lines().map(str::trim_start) {
+    for line in text.lines().map(str::trim_start) {
         if let Some(name) = table_name(line) {
             (table, key) = (Some(name), None);
         } else if let Some((name, _)) = line.split_once('=').filter(|(name, _)| is_key(name.trim())) {

@@ -1,4 +1,4 @@
-//! Who is on this node: sidecars, gateways and the control plane's processes with their identity, found through procfs.
+//! Finds sidecars, gateways and control-plane processes on this node, with their identity, through procfs.
 
 pub mod addresses;
 pub mod bootstrap;
@@ -27,7 +27,7 @@ pub use observer_model::identity::{Component, InsideOnly, ProcessId, Role, Sidec
 
 use self::component::ComponentRule;
 
-/// Where and what to look for.
+/// Options of discovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoveryConfig {
     /// The proc file system, usually `/proc`.
@@ -36,22 +36,22 @@ pub struct DiscoveryConfig {
     pub cgroup_root: Option<PathBuf>,
     /// Executable names that make a process a candidate.
     pub executables: Vec<String>,
-    /// Executables of the control plane, and others whose metrics pages are read.
+    /// Executables of the control plane, and others whose /metrics endpoints are scraped.
     pub components: Vec<ComponentRule>,
     /// cgroup v2 directories to observe even if no sidecar is recognised in them.
     pub cgroups: Vec<PathBuf>,
-    /// Identities that the configuration file gives where no injector does.
+    /// Identities from the configuration file, for sidecars without an injector's environment.
     pub rules: Vec<SidecarRule>,
 }
 
-/// What the configuration file says of a sidecar without the injector's environment (`[[sidecar]]`).
+/// A `[[sidecar]]` of the configuration file: a sidecar without the injector's environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SidecarRule {
     /// Matches the process by its cgroup, as in `/proc/PID/cgroup`.
     pub cgroup: Option<PathBuf>,
     /// Matches the process by the path of its executable.
     pub executable: Option<PathBuf>,
-    /// What it is; decided by evidence if absent.
+    /// Its role; classified by evidence if absent.
     pub role: Option<Role>,
     /// Its addresses; those of its environment if empty.
     pub addresses: Vec<IpAddr>,
@@ -59,25 +59,25 @@ pub struct SidecarRule {
     pub workload: Workload,
 }
 
-/// What changed on the node.
+/// A change on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A sidecar that was not there before. Its id is an earlier one's if that was of the same pod.
+    /// A new sidecar. It has the id of an earlier one of the same pod, if any.
     Found(Arc<Sidecar>),
-    /// A known process whose cgroup, companions or role are others now.
+    /// A known sidecar whose cgroup, coresident processes or role have changed.
     Updated(Arc<Sidecar>),
-    /// It ended, as last known. Another process with the same id may live on (a restart that overlapped).
+    /// It ended, in its last known state. Another process with the same id may run (an overlapping restart).
     Gone(Arc<Sidecar>),
-    /// A control-plane process that was not there before.
+    /// A new control-plane process.
     ComponentFound(Arc<Component>),
-    /// A known one of which more is known now, as where its metrics page is.
+    /// A known one of which more is known, e.g. its /metrics endpoint.
     ComponentUpdated(Arc<Component>),
-    /// It ended, as last known.
+    /// It ended, in its last known state.
     ComponentGone(Arc<Component>),
 }
 
 impl Change {
-    /// The process that it is about.
+    /// Returns the process.
     #[must_use]
     pub fn process(&self) -> ProcessId {
         match self {
@@ -89,7 +89,7 @@ impl Change {
     }
 }
 
-/// One line of what discovery has to say of this node.
+/// A finding about this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// A sidecar or gateway that is observed.
@@ -105,12 +105,12 @@ pub enum Finding {
         /// Why not, and what would change it.
         reason: String,
     },
-    /// Something the user should know.
+    /// A warning.
     Warning(String),
 }
 
-/// The sidecar of each cgroup (by cgroup id) that accepted sockets belong to when no process was seen on them. In a cgroup
-/// with several it is the one that started first, which is a guess: [`Finding::Warning`] says so.
+/// Returns the sidecar of each cgroup, by cgroup id, that owns accepted sockets on which no process was seen: the one
+/// that started first. That is a guess if there are several; see [`Finding::Warning`].
 pub fn cgroup_defaults<'a>(sidecars: impl IntoIterator<Item = &'a Arc<Sidecar>>) -> BTreeMap<u64, &'a Arc<Sidecar>> {
     let mut defaults = BTreeMap::new();
     for sidecar in sidecars {
@@ -123,8 +123,8 @@ pub fn cgroup_defaults<'a>(sidecars: impl IntoIterator<Item = &'a Arc<Sidecar>>)
     defaults
 }
 
-/// Whether `name`, an executable's file name or a command name that the kernel cut at 15 bytes, is `wanted`, or what a wrapper
-/// script has in its place [nixpkgs `make-wrapper.sh`: `.NAME-wrapped`].
+/// Whether `name`, an executable's file name or a command name truncated by the kernel to 15 bytes, is `wanted` or its
+/// wrapper [nixpkgs `make-wrapper.sh`: `.NAME-wrapped`].
 fn is_named(wanted: &str, name: &str, cut: bool) -> bool {
     const COMMAND_LENGTH: usize = 15;
     let wrapped = name.strip_prefix('.').and_then(|name| name.strip_suffix("-wrapped"));
@@ -133,7 +133,7 @@ fn is_named(wanted: &str, name: &str, cut: bool) -> bool {
         || cut && name.len() == COMMAND_LENGTH && wanted.as_bytes().starts_with(name.as_bytes())
 }
 
-/// `path` as a line of text that no file name can break.
+/// Returns `path` as text without control characters.
 pub(crate) fn printable(path: &Path) -> String {
     path.to_string_lossy().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

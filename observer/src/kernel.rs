@@ -25,7 +25,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use observer_common::{Cgroup, CgroupMode, IGNORED, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, SeriesKey, names};
 
-use self::{attach::Link, cgroup_usage::CgroupUsage, error::Error, load::Sizes};
+use self::{attach::Link, cgroup_usage::CgroupUsage, error::KernelError, load::Sizes};
 use crate::{
     discovery::{ProcessId, Role, Sidecar, SidecarId},
     persist::{pin_dir::PinDir, pins::MapState},
@@ -40,7 +40,7 @@ pub const EXCLUDED_PORTS: [u16; 7] = [15000, 15004, 15012, 15020, 15021, 15053, 
 
 /// Sizes of maps, and port flags.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct KernelOptions {
     /// Maximum number of series; further ones share the overflow series.
     pub max_series: u32,
     /// Maximum number of open streams of HTTP/2 connections with more than 32 of them.
@@ -53,7 +53,7 @@ pub struct Options {
     pub excluded_ports: Vec<u16>,
 }
 
-impl Options {
+impl KernelOptions {
     fn sizes(&self) -> Sizes {
         Sizes { max_series: self.max_series, max_open_calls: self.max_open_calls }
     }
@@ -73,7 +73,7 @@ pub struct Kernel {
     #[expect(dead_code, reason = "the kernel empties a table when its last owner lets it go")]
     next_programs: Vec<ProgramArray<MapData>>,
     ebpf: Ebpf,
-    /// By cgroup, the attachments by program.
+    /// Links by cgroup and program.
     links: Table<u64, BTreeMap<&'static str, Link>>,
     usage: CgroupUsage,
     /// Every series, with the slot it is counted in; `None` if it is only carried over.
@@ -83,7 +83,7 @@ pub struct Kernel {
     max_series: u32,
     /// Whether process ids are those of a nested pid namespace, which the kernel does not use.
     is_nested: bool,
-    /// Where attachments are pinned, if they outlive the process.
+    /// Where links are pinned, if they outlive the process.
     pin_dir: Option<PinDir>,
     map_state: MapState,
 }
@@ -92,7 +92,7 @@ pub struct Kernel {
 ///
 /// # Errors
 /// Not even the maps can be created; the message has the remedy.
-pub fn probe() -> Result<Vec<ProgramProbe>, Error> {
+pub fn probe() -> Result<Vec<ProgramProbe>, KernelError> {
     let mut ebpf = load::open(Sizes { max_series: 16, max_open_calls: 16 }, None)?;
     Ok(names::PROGRAMS
         .iter()
@@ -104,14 +104,14 @@ pub fn probe() -> Result<Vec<ProgramProbe>, Error> {
 ///
 /// # Errors
 /// No kernel object in this build.
-pub fn abi_hash(options: &Options) -> Result<String, Error> {
+pub fn abi_hash(options: &KernelOptions) -> Result<String, KernelError> {
     load::abi_hash(options.sizes())
 }
 
-fn probe_one(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, Error> {
+fn probe_one(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, KernelError> {
     load::load(ebpf, name)?;
-    let program = ebpf.program(name).ok_or(Error::Missing { name })?;
-    let info = program.info().map_err(|source| Error::load(name, source))?;
+    let program = ebpf.program(name).ok_or(KernelError::Missing { name })?;
+    let info = program.info().map_err(|source| KernelError::load(name, source))?;
     Ok(info.verified_instruction_count().unwrap_or(0))
 }
 
@@ -120,12 +120,12 @@ impl Kernel {
     ///
     /// # Errors
     /// There is no kernel object in this build, a privilege is missing, or the kernel lacks a feature; the message names it.
-    pub fn load(options: &Options) -> Result<Self, Error> {
+    pub fn load(options: &KernelOptions) -> Result<Self, KernelError> {
         Self::load_with(options, None)
     }
 
     /// Uses the maps pinned in `pins`, if given, and creates those that are missing.
-    fn load_with(options: &Options, pins: Option<&Path>) -> Result<Self, Error> {
+    fn load_with(options: &KernelOptions, pins: Option<&Path>) -> Result<Self, KernelError> {
         let mut ebpf = load::open(options.sizes(), pins)?;
         for name in names::PROGRAMS {
             load::load(&mut ebpf, name)?;
@@ -147,7 +147,7 @@ impl Kernel {
     }
 
     /// Writes the port flags, and removes entries left by an earlier observer.
-    fn write_ports(&mut self, options: &Options) -> Result<(), Error> {
+    fn write_ports(&mut self, options: &KernelOptions) -> Result<(), KernelError> {
         let tcp = TCP_PORTS.iter().chain(&options.tcp_ports).map(|&port| (port, PORT_TCP));
         let http = options.http_ports.iter().map(|&port| (port, PORT_HTTP));
         let excluded = EXCLUDED_PORTS.iter().chain(&options.excluded_ports).map(|&port| (port, PORT_EXCLUDED));
@@ -155,7 +155,7 @@ impl Kernel {
         for (port, flag) in tcp.chain(http).chain(excluded) {
             *flags.entry(port.into()).or_default() |= flag;
         }
-        let wrong = |source| Error::map(names::PORTS, source);
+        let wrong = |source| KernelError::map(names::PORTS, source);
         let mut ports: HashMap<_, u32, u32> = self.map_mut(names::PORTS)?;
         for (port, flags) in &flags {
             ports.insert(port, flags, 0).map_err(wrong)?;
@@ -180,7 +180,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The cgroup does not exist, or another program is attached there exclusively; nothing stays attached then.
-    pub fn attach(&mut self, sidecar: &Sidecar) -> Result<bool, Error> {
+    pub fn attach(&mut self, sidecar: &Sidecar) -> Result<bool, KernelError> {
         self.usage.attached(sidecar.id, sidecar.cgroup_id, &sidecar.cgroup);
         self.set_cgroup_owner(sidecar)?;
         self.set_process_owner(sidecar.process, sidecar.id)?;
@@ -200,7 +200,11 @@ impl Kernel {
 
     /// Attaches the missing programs: those that register sockets first, those that read packets last, so that no packet
     /// is seen of a socket whose setup was missed needlessly.
-    fn attach_missing(&mut self, sidecar: &Sidecar, links: &mut BTreeMap<&'static str, Link>) -> Result<(), Error> {
+    fn attach_missing(
+        &mut self,
+        sidecar: &Sidecar,
+        links: &mut BTreeMap<&'static str, Link>,
+    ) -> Result<(), KernelError> {
         for &name in &names::ATTACHED {
             if links.contains_key(name) {
                 continue;
@@ -210,7 +214,7 @@ impl Kernel {
                 None => Link::held(link),
                 Some(pin_dir) => {
                     let path = pin_dir.link(sidecar.cgroup_id, name);
-                    sys::pin(link.as_fd(), &path).map_err(|error| Error::link(&path, error))?;
+                    sys::pin(link.as_fd(), &path).map_err(|error| KernelError::link(&path, error))?;
                     Link::pinned(link, path)
                 }
             };
@@ -223,7 +227,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The map update fails.
-    pub fn set_cgroup_owner(&mut self, sidecar: &Sidecar) -> Result<(), Error> {
+    pub fn set_cgroup_owner(&mut self, sidecar: &Sidecar) -> Result<(), KernelError> {
         let mode = match sidecar.role {
             Role::Sidecar => CgroupMode::REDIRECT,
             Role::TproxySidecar => CgroupMode::TPROXY,
@@ -240,25 +244,25 @@ impl Kernel {
         let by_thread = if self.is_nested && sidecar.process.is_process() { Cgroup::BY_THREAD } else { 0 };
         let value = Cgroup { sidecar: sidecar.id, mode, addresses, flags: shared | by_thread, padding: 0 };
         let mut cgroups: HashMap<_, u64, Cgroup> = self.map_mut(names::CGROUPS)?;
-        cgroups.insert(sidecar.cgroup_id, value, 0).map_err(|source| Error::map(names::CGROUPS, source))
+        cgroups.insert(sidecar.cgroup_id, value, 0).map_err(|source| KernelError::map(names::CGROUPS, source))
     }
 
-    /// Forgets a process that has ended, by its number.
+    /// Removes a process that has ended.
     pub fn forget_process(&mut self, pid: u32) {
         if let Ok(mut processes) = self.map_mut::<HashMap<_, u32, u32>>(names::PROCESSES) {
-            // It may never have been known.
+            // It may not be in the map.
             let _ = processes.remove(&pid);
         }
     }
 
-    /// Whether a cgroup was removed and its last socket is gone: the kernel itself has detached the programs then.
+    /// Whether a cgroup was removed and its last socket closed: the kernel has detached the programs.
     #[must_use]
     pub fn is_defunct(&self, cgroup_id: u64) -> bool {
         let links = self.links.get(&cgroup_id);
         links.is_some_and(|links| links.values().all(Link::is_defunct))
     }
 
-    /// Detaches from a cgroup. What was counted stays readable.
+    /// Detaches from a cgroup. Its values stay readable.
     pub fn detach(&mut self, cgroup_id: u64) {
         self.links.remove(&cgroup_id).into_iter().flatten().for_each(|(_, link)| link.detach());
         self.usage.detached(cgroup_id);
@@ -267,38 +271,38 @@ impl Kernel {
         }
     }
 
-    /// The last reading was whole: with cells, where those are wanted. What ended before it can be freed.
+    /// Records that all values were read, with cells where wanted: entries of cgroups detached before can be reclaimed.
     pub fn mark_read(&mut self) {
         self.usage.read();
     }
 
-    /// Whether something ended that no whole reading has seen since.
+    /// Whether a cgroup was detached and its values not read since.
     #[must_use]
     pub fn has_unread(&self) -> bool {
         self.usage.has_unread()
     }
 
-    fn set_process_owner(&mut self, process: ProcessId, id: SidecarId) -> Result<(), Error> {
+    fn set_process_owner(&mut self, process: ProcessId, id: SidecarId) -> Result<(), KernelError> {
         if process.pid == 0 || self.is_nested {
             return Ok(());
         }
         let mut processes: HashMap<_, u32, u32> = self.map_mut(names::PROCESSES)?;
-        processes.insert(process.pid, id, 0).map_err(|source| Error::map(names::PROCESSES, source))
+        processes.insert(process.pid, id, 0).map_err(|source| KernelError::map(names::PROCESSES, source))
     }
 
-    fn map<'a, M>(&'a self, name: &'static str) -> Result<M, Error>
+    fn map<'a, M>(&'a self, name: &'static str) -> Result<M, KernelError>
     where
         M: TryFrom<&'a Map, Error = MapError>,
     {
-        let map = self.ebpf.map(name).ok_or(Error::Missing { name })?;
-        M::try_from(map).map_err(|source| Error::map(name, source))
+        let map = self.ebpf.map(name).ok_or(KernelError::Missing { name })?;
+        M::try_from(map).map_err(|source| KernelError::map(name, source))
     }
 
-    fn map_mut<'a, M>(&'a mut self, name: &'static str) -> Result<M, Error>
+    fn map_mut<'a, M>(&'a mut self, name: &'static str) -> Result<M, KernelError>
     where
         M: TryFrom<&'a mut Map, Error = MapError>,
     {
-        let map = self.ebpf.map_mut(name).ok_or(Error::Missing { name })?;
-        M::try_from(map).map_err(|source| Error::map(name, source))
+        let map = self.ebpf.map_mut(name).ok_or(KernelError::Missing { name })?;
+        M::try_from(map).map_err(|source| KernelError::map(name, source))
     }
 }

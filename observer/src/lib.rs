@@ -5,6 +5,18 @@
 //! it. `persist` keeps state across restarts; `app` wires the parts.
 
 #![deny(unsafe_code)]
+// A panic aborts the process, and with it counting on the whole node.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 pub mod app;
 pub mod cli;

@@ -48,13 +48,13 @@ use crate::model::{
     encode::{prometheus::Exposition, selection::Selection},
 };
 
-/// Bytes of a request's headers, and their number.
+/// Maximum size and number of request headers.
 const HEADER_BYTES: usize = 16 * 1024;
 const HEADER_COUNT: usize = 64;
 
-/// Limits of what clients use.
+/// ServeLimits of what clients use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ServeLimits {
     /// Maximum number of connections; a further one replaces the oldest idle one.
     pub connections: usize,
     /// Timeout of a request's headers, including idle time.
@@ -67,7 +67,7 @@ pub struct Limits {
     pub snapshots: Bounds,
 }
 
-impl Default for Limits {
+impl Default for ServeLimits {
     fn default() -> Self {
         Self {
             connections: 64,
@@ -82,7 +82,7 @@ impl Default for Limits {
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ListenError {
     /// Another process listens there.
     #[error(
         "cannot listen on {0}: the address is taken by another process; stop it (`ss -ltnp` names it) or choose another with --listen"
@@ -101,7 +101,7 @@ pub enum Error {
     Other(SocketAddr, io::Error),
 }
 
-impl Error {
+impl ListenError {
     /// Classifies the error of listening on this address.
     #[must_use]
     pub fn new(address: SocketAddr, error: io::Error) -> Self {
@@ -117,7 +117,7 @@ impl Error {
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
-    /// The address it listens on, with the port that was given for port 0.
+    /// The address, with the actual port if 0 was given.
     pub address: SocketAddr,
     /// Accepts connections until aborted or dropped by the runtime.
     pub task: JoinHandle<()>,
@@ -138,7 +138,7 @@ impl Server {
     }
 }
 
-/// A socket that listens; connections wait until it is served.
+/// A listening socket; connections wait until it is served.
 #[derive(Debug)]
 pub struct Listening {
     listener: TcpListener,
@@ -149,24 +149,24 @@ pub struct Listening {
 ///
 /// # Errors
 /// It cannot be listened on; the message names it and the remedy.
-pub async fn bind(address: SocketAddr) -> Result<Listening, Error> {
-    let failed = |error| Error::new(address, error);
+pub async fn bind(address: SocketAddr) -> Result<Listening, ListenError> {
+    let failed = |error| ListenError::new(address, error);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok(Listening { listener, address })
 }
 
-/// Serves what `source` yields, within the usual [`Limits`]. `pending` names what readiness still waits for.
+/// Serves snapshots of `source` within the default [`ServeLimits`]. `pending` has the reasons why readiness is blocked.
 pub fn start(listening: Listening, source: impl Source, pending: watch::Receiver<Vec<String>>) -> Server {
-    start_within(listening, source, pending, Limits::default())
+    start_within(listening, source, pending, ServeLimits::default())
 }
 
-/// As [`start`], within limits of one's own.
+/// Serves as [`start`] does, within these limits.
 pub fn start_within(
     listening: Listening,
     source: impl Source,
     pending: watch::Receiver<Vec<String>>,
-    limits: Limits,
+    limits: ServeLimits,
 ) -> Server {
     let Listening { listener, address } = listening;
     tracing::info!("listening on {address}");
@@ -203,7 +203,7 @@ impl Stats {
 struct AppState<S> {
     snapshots: Mutex<SnapshotCache<S>>,
     pending: watch::Receiver<Vec<String>>,
-    limits: Limits,
+    limits: ServeLimits,
     stats: Arc<Stats>,
 }
 
@@ -216,7 +216,7 @@ async fn accept<S: Source>(listener: TcpListener, app_state: Arc<AppState<S>>) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, or the client is gone already: neither ends the server.
+                // Out of descriptors, or the client is gone: the server continues.
                 tracing::warn!("a connection to the metrics port could not be accepted: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -265,7 +265,7 @@ fn deadline(time: Duration, revoked: Option<watch::Receiver<()>>) -> Deadline {
     })
 }
 
-/// A connection that is open.
+/// An open connection.
 struct Open {
     task: AbortHandle,
     exchange: Arc<Exchange>,
@@ -364,7 +364,7 @@ fn with<B>(mut response: Response<B>, name: HeaderName, value: &'static str) -> 
     response
 }
 
-/// A header that may be repeated, as one list.
+/// Joins the values of a repeated header.
 fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     let values: Vec<_> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
     (!values.is_empty()).then(|| values.join(","))
@@ -436,7 +436,7 @@ mod tests {
         asked: Arc<AtomicUsize>,
     }
 
-    const QUICK: Limits = Limits {
+    const QUICK: ServeLimits = ServeLimits {
         connections: 4,
         headers: Duration::from_millis(200),
         stall: Duration::from_millis(200),
@@ -452,7 +452,7 @@ mod tests {
         bench_within(snapshot, QUICK).await
     }
 
-    async fn bench_within(snapshot: Arc<Snapshot>, limits: Limits) -> Bench {
+    async fn bench_within(snapshot: Arc<Snapshot>, limits: ServeLimits) -> Bench {
         let (pending, receiver) = watch::channel(Vec::new());
         let asked = Arc::<AtomicUsize>::default();
         let source = Scripted { snapshot, asked: asked.clone() };
@@ -577,7 +577,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_is_taken_too_slowly_is_cut_and_counted() {
-        let bench = bench_within(large(), Limits { stall: Duration::from_secs(20), ..QUICK }).await;
+        let bench = bench_within(large(), ServeLimits { stall: Duration::from_secs(20), ..QUICK }).await;
         let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let began = Instant::now();
@@ -614,9 +614,9 @@ mod tests {
         let bench = bench().await;
         let error = bind(bench.server.address).await.unwrap_err();
         let text = error.to_string();
-        assert!(matches!(error, Error::Taken(_)) && text.contains(&bench.server.address.to_string()), "{text}");
+        assert!(matches!(error, ListenError::Taken(_)) && text.contains(&bench.server.address.to_string()), "{text}");
         assert!(text.contains("--listen"));
         let elsewhere = bind("192.0.2.1:0".parse().unwrap()).await.unwrap_err();
-        assert!(matches!(elsewhere, Error::NoSuchAddress(_)), "{elsewhere}");
+        assert!(matches!(elsewhere, ListenError::NoSuchAddress(_)), "{elsewhere}");
     }
 }

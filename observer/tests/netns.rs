@@ -11,7 +11,7 @@ use std::{
 };
 
 use observer::{
-    collect::netns::{self, Error},
+    collect::netns::{self, NetnsError},
     discovery::{ProcessId, proc_files::ProcFiles},
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
@@ -45,7 +45,7 @@ impl Secluded {
         Self { process: ProcessId { pid, start_time }, address }
     }
 
-    fn connect(&self, process: ProcessId) -> Result<std::net::TcpStream, Error> {
+    fn connect(&self, process: ProcessId) -> Result<std::net::TcpStream, NetnsError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let stream = netns::connect(Path::new("/proc"), process, self.address, PATIENCE).await?;
@@ -70,9 +70,9 @@ fn reaches_what_listens_on_loopback_there() {
 fn says_what_is_missing() {
     let secluded = Secluded::start();
     let another = ProcessId { start_time: 1, ..secluded.process };
-    assert!(matches!(secluded.connect(another), Err(Error::Gone { .. })));
+    assert!(matches!(secluded.connect(another), Err(NetnsError::Gone { .. })));
     let nobody = ProcessId { pid: u32::MAX >> 1, start_time: 1 };
-    assert!(matches!(secluded.connect(nobody), Err(Error::Gone { .. })));
+    assert!(matches!(secluded.connect(nobody), Err(NetnsError::Gone { .. })));
     let refused = Secluded { address: "127.0.0.1:1".parse().unwrap(), ..secluded };
     let error = refused.connect(refused.process).unwrap_err().to_string();
     assert!(error.contains("127.0.0.1:1 in the network namespace of process"), "{error}");

@@ -67,8 +67,8 @@ fn sighup_reloads_the_peers() -> Result<()> {
     let observer = fixture.observe(&[])?;
     for (text, said) in [
         (service.to_owned(), "names 1 services and 0 workloads\n"),
-        (format!("interval = \"20s\"\n{service}"), "what else has changed needs a restart"),
-        ("interval = 20".to_owned(), "the configuration stays as it was"),
+        (format!("interval = \"20s\"\n{service}"), "other changes need a restart"),
+        ("interval = 20".to_owned(), "the configuration is unchanged"),
         (service.to_owned(), "names 1 services and 0 workloads\n"),
     ] {
         fs::write(&file, text)?;

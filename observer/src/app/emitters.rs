@@ -8,7 +8,7 @@ use crate::system::host::node_name;
 use crate::{
     config::Config,
     emit::{
-        Emitter, Limits, Target, Transport,
+        DeliveryLimits, EmitTarget, Emitter, Transport,
         disk_queue::{self, DiskQueue, directory_name},
         wavefront::{WavefrontEncoder, file::FileSink, http::HttpSink, token::TokenFile},
     },
@@ -59,27 +59,27 @@ impl Emitters {
     /// Starts the emitters, each in a task of its own.
     pub(super) fn start(self) -> Vec<Emitter> {
         let start = |Prepared { name, encoder, transport, disk_queue }: Prepared| {
-            Emitter::start(name, Box::new(encoder), transport, disk_queue, Limits::default())
+            Emitter::start(name, Box::new(encoder), transport, disk_queue, DeliveryLimits::default())
         };
         self.0.into_iter().map(start).collect()
     }
 }
 
-fn prepare(config: &Config, target: &Target) -> Result<Prepared> {
+fn prepare(config: &Config, target: &EmitTarget) -> Result<Prepared> {
     let encoder = WavefrontEncoder::new(config.wavefront(), &node_name())?;
     let (name, transport) = (target.to_string(), transport(config, target)?);
     // A file accepts everything at once, or never.
-    let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, Target::WavefrontFile(_)));
+    let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, EmitTarget::WavefrontFile(_)));
     let disk_queue =
         directory.map(|directory| DiskQueue::new(directory.join(directory_name(&name)), config.queue_bytes));
     Ok(Prepared { name, encoder, transport, disk_queue })
 }
 
-fn transport(config: &Config, target: &Target) -> Result<Box<dyn Transport>> {
+fn transport(config: &Config, target: &EmitTarget) -> Result<Box<dyn Transport>> {
     Ok(match target {
-        Target::WavefrontFile(path) => Box::new(FileSink::new(path)),
-        Target::WavefrontHttp(url) => Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?),
-        Target::WavefrontHttps(url) => {
+        EmitTarget::WavefrontFile(path) => Box::new(FileSink::new(path)),
+        EmitTarget::WavefrontHttp(url) => Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?),
+        EmitTarget::WavefrontHttps(url) => {
             let token = config.wavefront_token_file.clone();
             let token =
                 token.context("it needs an API token: put one in a file and name it with --wavefront-token-file")?;

@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{
     config::Config,
     discovery::registry::Registry,
-    kernel::{Kernel, error::Error},
+    kernel::{Kernel, error::KernelError},
     persist::{pins::Pins, state::PersistedState, state_map::StateMap},
 };
 
@@ -30,7 +30,7 @@ impl Persistence {
         let map_state = std::mem::take(&mut state.kernel);
         let (kernel, state_map) = Kernel::resume(&options, pins, map_state, |state_map, map_state| {
             state.kernel = map_state.clone();
-            state_map.write(|into| state.write(into)).map_err(|error| Error::state(pin_dir, error))
+            state_map.write(|into| state.write(into)).map_err(|error| KernelError::state(pin_dir, error))
         })?;
         Ok((kernel, Self::new(Some(state_map), state.registry.clone()), state))
     }

@@ -1,4 +1,4 @@
-//! The commands and their options: a contract that scripts rely on. [`Config`](crate::config::Config) applies the defaults, so
+//! The commands and their options: a contract that scripts rely on. `Config` applies the defaults, so
 //! that the configuration file has effect where neither option nor environment variable is given.
 
 use std::{convert::Infallible, path::PathBuf};
@@ -12,7 +12,7 @@ use crate::{
         DEFAULT_LISTEN, ExecutableName, Interval, ListenAddress, LogLevel, boolean, parse_wavefront_names,
     },
     discovery::component::ComponentRule,
-    emit::{Target, TargetError, wavefront::Names},
+    emit::{EmitTarget, TargetError, wavefront::Names},
 };
 
 const OUTPUT: &str = "Output";
@@ -70,7 +70,7 @@ pub struct RunArgs {
     /// (the service itself) or wavefront+file:PATH (- for standard output)
     #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',', value_parser = emit_target,
         hide_env_values = true, help_heading = OUTPUT)]
-    pub emit: Vec<Result<Target, TargetError>>,
+    pub emit: Vec<Result<EmitTarget, TargetError>>,
     /// Directory where pushes wait while a Wavefront receiver does not accept them, also across restarts; the
     /// configuration key queue_bytes limits it [default: they wait in memory]
     #[arg(long, value_name = "DIR", env = "OBSERVER_QUEUE_DIR", help_heading = OUTPUT)]
@@ -200,7 +200,7 @@ fn control_plane(text: &str) -> Result<Result<PageUrl, String>, Infallible> {
 }
 
 /// Parses a target. An error is reported later, for the same reason.
-fn emit_target(text: &str) -> Result<Result<Target, TargetError>, Infallible> {
+fn emit_target(text: &str) -> Result<Result<EmitTarget, TargetError>, Infallible> {
     Ok(text.parse())
 }
 

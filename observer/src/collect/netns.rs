@@ -1,4 +1,4 @@
-//! Connections from inside another network namespace, for pages that cannot be reached from here.
+//! Connects from inside another network namespace, for endpoints that are not reachable from here.
 
 use std::{
     fs::File,
@@ -18,10 +18,10 @@ use tokio::{net, sync::oneshot};
 
 use crate::discovery::{ProcessId, proc_files::ProcFiles};
 
-/// Why there is no connection.
+/// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The kernel does not let us in.
+pub enum NetnsError {
+    /// The namespace cannot be entered.
     #[error("the network namespace of process {pid} may not be entered: that needs CAP_SYS_ADMIN and CAP_SYS_PTRACE")]
     NotPermitted {
         /// The process.
@@ -33,21 +33,21 @@ pub enum Error {
         /// The process.
         pid: u32,
     },
-    /// The namespace was entered, or could have been, and this came of it.
+    /// Connecting failed.
     #[error("{address} in the network namespace of process {pid}: {reason}")]
     Failed {
         /// The process.
         pid: u32,
-        /// Where it should have led to.
+        /// The address.
         address: SocketAddr,
-        /// Why it did not.
+        /// Why.
         reason: io::Error,
     },
 }
 
-/// Opens a connection to `address` from the network namespace of a process; there it stays, whoever uses it.
+/// Opens a connection to `address` from the network namespace of a process, in which the socket stays.
 ///
-/// A thread of its own enters the namespace and ends, so no other thread ever leaves the observer's. Within a tokio runtime.
+/// A thread enters the namespace and ends, so that no other thread leaves the observer's. Requires a tokio runtime.
 ///
 /// # Errors
 /// See [`Error`].
@@ -56,13 +56,13 @@ pub async fn connect(
     process: ProcessId,
     address: SocketAddr,
     patience: Duration,
-) -> Result<net::TcpStream, Error> {
+) -> Result<net::TcpStream, NetnsError> {
     let pid = process.pid;
-    let failed = |reason| Error::Failed { pid, address, reason };
+    let failed = |reason| NetnsError::Failed { pid, address, reason };
     let (answer, answered) = oneshot::channel();
     let proc_root = proc_root.to_owned();
     let work = move || {
-        // Nobody waits for the answer any more if it cannot be sent.
+        // The receiver is gone after a timeout.
         let _ = answer.send(connect_there(proc_root, process, address, patience));
     };
     thread::Builder::new().name("network-namespace".to_owned()).spawn(work).map_err(failed)?;
@@ -75,22 +75,22 @@ fn connect_there(
     process: ProcessId,
     address: SocketAddr,
     patience: Duration,
-) -> Result<TcpStream, Error> {
+) -> Result<TcpStream, NetnsError> {
     let pid = process.pid;
     let failed = |reason: io::Error| match reason.kind() {
-        io::ErrorKind::PermissionDenied => Error::NotPermitted { pid },
-        io::ErrorKind::NotFound => Error::Gone { pid },
-        _ if reason.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Error::Gone { pid },
-        _ => Error::Failed { pid, address, reason },
+        io::ErrorKind::PermissionDenied => NetnsError::NotPermitted { pid },
+        io::ErrorKind::NotFound => NetnsError::Gone { pid },
+        _ if reason.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => NetnsError::Gone { pid },
+        _ => NetnsError::Failed { pid, address, reason },
     };
     let namespace = File::open(proc_root.join(pid.to_string()).join("ns/net")).map_err(failed)?;
-    // Its number may be another's now.
+    // The pid may be reused.
     if ProcFiles::new(proc_root).start_time(pid).map_err(failed)? != process.start_time {
-        return Err(Error::Gone { pid });
+        return Err(NetnsError::Gone { pid });
     }
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(|error| failed(error.into()))?;
     let connected = TcpStream::connect_timeout(&address, patience);
     let stream = connected.and_then(|stream| stream.set_nonblocking(true).map(|()| stream));
-    stream.map_err(|reason| Error::Failed { pid, address, reason })
+    stream.map_err(|reason| NetnsError::Failed { pid, address, reason })
 }

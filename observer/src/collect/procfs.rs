@@ -1,4 +1,4 @@
-//! What the kernel accounts for each process of the mesh: `/proc/PID` below a root of choice, and its cgroup v2 directory.
+//! Resource usage of processes, from `/proc/PID` below a configurable root and their cgroup v2 directories.
 
 use std::{
     fs, io,
@@ -14,11 +14,10 @@ use procfs::{
 use super::{CgroupReading, ProcessReading};
 use crate::discovery::ProcessId;
 
-/// A process to read, and its cgroup v2 directory where that is known.
+/// A process, and its cgroup v2 directory if known.
 pub type Wanted<'a> = (ProcessId, Option<&'a Path>);
 
-/// Reads them all. Those that have ended, or whose number is another's now, are left out; the error is the first of those
-/// that are there and cannot be read.
+/// Reads all processes. Those that have ended are skipped; the error is the first of those that run and cannot be read.
 pub fn read<'a>(
     proc_root: &Path,
     wanted: impl IntoIterator<Item = Wanted<'a>>,
@@ -43,7 +42,7 @@ pub fn read<'a>(
     (readings, error)
 }
 
-/// When the machine was started: the line `btime` of `/proc/stat`, whole seconds since 1970 [proc_stat(5)].
+/// Returns the boot time: the line `btime` of `/proc/stat`, seconds since 1970 [proc_stat(5)].
 fn boot_time(lines: &[u8]) -> io::Result<SystemTime> {
     let seconds = lines
         .split(|&byte| byte == b'\n')
@@ -52,7 +51,7 @@ fn boot_time(lines: &[u8]) -> io::Result<SystemTime> {
     booted.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no line btime"))
 }
 
-/// The directory is held open meanwhile, so that all that is read is of one process.
+/// Holds the directory open, so that all values are of one process.
 fn read_process(
     directory: PathBuf,
     process: ProcessId,
@@ -71,7 +70,7 @@ fn read_process(
         virtual_bytes: stat.vsize,
         threads: u64::try_from(stat.num_threads).unwrap_or_default(),
         started: booted.and_then(|booted| booted.checked_add(ticks(stat.starttime))),
-        // These two may be hidden where the rest is not.
+        // These may be hidden if the rest is not.
         open_files: files.fd_count().ok().map(|count| count as u64),
         max_open_files: files.limits().ok().and_then(|limits| match limits.max_open_files.soft_limit {
             LimitValue::Value(most) => Some(most),
@@ -81,7 +80,7 @@ fn read_process(
     })
 }
 
-/// A process that nobody has waited for yet has a line still, and nothing else.
+/// Whether the process is a zombie.
 fn is_ended(stat: &Stat) -> bool {
     matches!(stat.state, 'Z' | 'X' | 'x')
 }
@@ -92,7 +91,7 @@ fn ticks(number: u64) -> Duration {
     Duration::from_secs(number / a_second) + Duration::from_nanos(u64::try_from(rest).unwrap_or_default())
 }
 
-/// What the controllers say that the cgroup has; a limit of `max` is none.
+/// Reads the controllers that the cgroup has; a limit of `max` is none.
 fn read_cgroup(directory: &Path) -> CgroupReading {
     let text = |file| fs::read_to_string(directory.join(file)).unwrap_or_default();
     let number = |file| text(file).trim().parse().ok();
@@ -100,14 +99,14 @@ fn read_cgroup(directory: &Path) -> CgroupReading {
     CgroupReading {
         memory_bytes: number("memory.current"),
         max_memory_bytes: number("memory.max"),
-        periods: figure(&stat, "nr_periods"),
-        throttled_periods: figure(&stat, "nr_throttled"),
-        throttled: figure(&stat, "throttled_usec").map(Duration::from_micros),
+        periods: value(&stat, "nr_periods"),
+        throttled_periods: value(&stat, "nr_throttled"),
+        throttled: value(&stat, "throttled_usec").map(Duration::from_micros),
     }
 }
 
-/// The value of `key` in lines of a key and a value.
-fn figure(lines: &str, key: &str) -> Option<u64> {
+/// Returns the value of `key` in lines of a key and a value.
+fn value(lines: &str, key: &str) -> Option<u64> {
     lines.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
@@ -291,7 +290,7 @@ mod tests {
     proptest! {
         #[test]
         fn parsers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "(btime|nr_periods|[0-9]| |\n){0,40}", number: u64) {
-            let _ = (boot_time(&bytes), boot_time(text.as_bytes()), figure(&text, "nr_periods"), ticks(number));
+            let _ = (boot_time(&bytes), boot_time(text.as_bytes()), value(&text, "nr_periods"), ticks(number));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Metrics pages of control-plane processes. Each target has a task of its own that scrapes it now and then and keeps what
-//! came last, so that a slow or dead one delays nothing: a round takes what is there.
+//! Scrapes the /metrics endpoints of control-plane processes. Each target has a task of its own, so that a slow or dead
+//! one delays nothing: a round uses the last results.
 
 #![expect(unsafe_code, reason = "malloc_trim(3)")]
 
@@ -9,7 +9,6 @@ mod target;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -26,27 +25,17 @@ use crate::system::{http_client::ClientError, jitter::jitter};
 use self::scraper::Scraper;
 pub use self::{
     fetch::{Body, ScrapeError},
+    scraper::ScrapeOptions,
     target::{NetnsRoute, PageUrl, ScrapeTarget, targets},
 };
 
-/// Longest time that one scrape takes.
+/// Timeout of a scrape.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A page of more samples takes so much memory while it is read that it is worth while to give it back.
+/// Endpoints with more samples take so much memory while parsed that it is returned to the system.
 const LARGE_PAGE_SAMPLES: u64 = 2_000;
 
-/// How targets are scraped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScrapeOptions {
-    /// Time between two scrapes of a target.
-    pub interval: Duration,
-    /// Authorities trusted over TLS, PEM; those of the system if absent.
-    pub ca_file: Option<PathBuf>,
-    /// The proc file system, where network namespaces are found.
-    pub proc_root: PathBuf,
-}
-
-/// Every target with its task.
+/// All targets with their tasks.
 #[derive(Debug)]
 pub struct ScrapePool {
     options: ScrapeOptions,
@@ -66,16 +55,16 @@ impl Drop for Running {
 }
 
 impl ScrapePool {
-    /// No target yet.
+    /// Creates a pool without targets.
     #[must_use]
     pub fn new(options: ScrapeOptions) -> Self {
         Self { options, running: BTreeMap::new() }
     }
 
-    /// Scrapes these targets from now on and no others. What is known of those that stay is kept.
+    /// Replaces the targets. Results of targets that stay are kept.
     ///
     /// # Errors
-    /// A client cannot be made, as with a CA file that cannot be read. The targets before it are scraped.
+    /// An HTTP client cannot be created, e.g. because of an unreadable CA file. The targets before it are scraped.
     pub fn set(&mut self, targets: impl IntoIterator<Item = ScrapeTarget>) -> Result<(), ClientError> {
         let mut before = std::mem::take(&mut self.running);
         for target in targets {
@@ -98,7 +87,7 @@ impl ScrapePool {
         Ok(())
     }
 
-    /// What was counted of an instance before its process was another goes on.
+    /// Starts a target, with the counters of an earlier process of the same instance.
     fn start(&self, target: Arc<ScrapeTarget>, counted: Option<(Counts, Counts)>) -> Result<Running, ClientError> {
         let limit = SCRAPE_TIMEOUT.min(self.options.interval.max(Duration::from_secs(1)));
         let scraper = Scraper::new(&target, &self.options, limit)?;
@@ -110,7 +99,7 @@ impl ScrapePool {
         Ok(Running { last, task })
     }
 
-    /// What every target's last scrape said.
+    /// Returns the last result of every target.
     #[must_use]
     pub fn read(&self) -> Vec<ScrapeReading> {
         self.running.values().map(|running| lock(&running.last).clone()).collect()
@@ -121,8 +110,8 @@ fn lock(last: &Mutex<ScrapeReading>) -> MutexGuard<'_, ScrapeReading> {
     last.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Scrapes one target for ever. The first time lies anywhere in half an interval, so that nodes that start together do not
-/// ask together.
+/// Scrapes a target forever. The first scrape is delayed by up to half an interval, so that nodes that start together
+/// do not scrape together.
 async fn scrape(target: Arc<ScrapeTarget>, scraper: Scraper, interval: Duration, last: Arc<Mutex<ScrapeReading>>) {
     let first = tokio::time::Instant::now() + interval.mul_f64(jitter() / 2.0);
     let mut tick = tokio::time::interval_at(first, interval);
@@ -150,7 +139,7 @@ async fn scrape(target: Arc<ScrapeTarget>, scraper: Scraper, interval: Duration,
     }
 }
 
-/// What reading a page took beside the page itself goes back to the system: glibc would keep it between the pages.
+/// Returns memory used for parsing to the system: glibc would keep it.
 fn trim_heap() {
     // SAFETY: no pointers; the allocator locks itself.
     #[cfg(target_env = "gnu")]
@@ -159,7 +148,7 @@ fn trim_heap() {
     }
 }
 
-/// Logs what changed.
+/// Logs changes.
 fn log_change(
     target: &ScrapeTarget,
     outcome: &Result<Arc<ScrapedExposition>, ScrapeError>,

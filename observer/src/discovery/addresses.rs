@@ -1,9 +1,9 @@
-//! The addresses of a network namespace, from what the kernel shows of it below `/proc/PID/net`: pure.
+//! Addresses of a network namespace, from files below `/proc/PID/net`. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// All but loopback and link-local ones. First those that the default route's interface has, then the other IPv4 ones,
-/// then IPv6. The arguments are the contents of `fib_trie`, `route` and `if_inet6` [proc_pid_net(5)].
+/// Returns all addresses but loopback and link-local ones: first those of the default route's interface, then the other
+/// IPv4 ones, then IPv6. The arguments are the contents of `fib_trie`, `route` and `if_inet6` [proc_pid_net(5)].
 pub fn of_namespace(fib_trie: &[u8], route: &[u8], if_inet6: &[u8]) -> Vec<IpAddr> {
     let mut ipv4 = local_ipv4(&String::from_utf8_lossy(fib_trie));
     let near_default = near_default_route(&String::from_utf8_lossy(route));
@@ -12,7 +12,7 @@ pub fn of_namespace(fib_trie: &[u8], route: &[u8], if_inet6: &[u8]) -> Vec<IpAdd
     ipv4.into_iter().map(IpAddr::from).chain(ipv6.into_iter().map(IpAddr::from)).collect()
 }
 
-/// An address stands on a line of its own, `|-- 10.0.0.9`, and what it is on those that follow.
+/// Parses addresses, `|-- 10.0.0.9`, each followed by lines with its types.
 fn local_ipv4(trie: &str) -> Vec<Ipv4Addr> {
     let mut found: Vec<Ipv4Addr> = Vec::new();
     let mut last = None;
@@ -29,7 +29,7 @@ fn local_ipv4(trie: &str) -> Vec<Ipv4Addr> {
     found
 }
 
-/// The networks (and masks) that the interface of the default route is itself in.
+/// Returns the networks and masks of the default route's interface.
 fn near_default_route(routes: &str) -> Vec<(u32, u32)> {
     let routes: Vec<(&str, u32, u32)> = routes.lines().skip(1).filter_map(route).collect();
     let is_default = |interface| routes.iter().any(|(of, network, mask)| *of == interface && network | mask == 0);
@@ -39,14 +39,14 @@ fn near_default_route(routes: &str) -> Vec<(u32, u32)> {
 
 fn route(line: &str) -> Option<(&str, u32, u32)> {
     let mut fields = line.split_ascii_whitespace();
-    // The kernel prints the bytes of the address as one number of its own.
+    // The kernel prints the bytes of the address as one native-endian number.
     let mut number =
         |place| u32::from_str_radix(fields.nth(place)?, 16).ok().map(|bytes| u32::from_be_bytes(bytes.to_ne_bytes()));
     let (network, mask) = (number(1)?, number(5)?);
     Some((line.split_ascii_whitespace().next()?, network, mask))
 }
 
-/// Lines as `fd00…0009 02 40 00 80 eth0`; the fourth field is the scope, 0 for global.
+/// Parses lines such as `fd00…0009 02 40 00 80 eth0`; the fourth field is the scope, 0 for global.
 fn global_ipv6(lines: &str) -> Vec<Ipv6Addr> {
     let address = |line: &str| {
         let mut fields = line.split_ascii_whitespace();

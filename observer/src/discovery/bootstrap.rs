@@ -1,7 +1,6 @@
-//! Envoy's bootstrap configuration, of which only the node's id matters here: pure but for reading the file, which belongs to a
-//! process that is not trusted.
+//! The node id in Envoy's bootstrap configuration. The file belongs to an untrusted process.
 //!
-//! pilot-agent writes it to `etc/istio/proxy/envoy-rev.json` and names it by `-c`; it begins the id with the proxy's role
+//! pilot-agent writes it to `etc/istio/proxy/envoy-rev.json` and passes it as `-c`; the id begins with the proxy's role
 //! [istio `pkg/bootstrap/config.go`, `pkg/envoy/proxy.go`].
 
 use std::{
@@ -17,7 +16,7 @@ use super::{
     proc_files::{Configuration, ProcFiles, type_of_node},
 };
 
-/// Most bytes of a bootstrap that are read; those of pilot-agent have some 20,000.
+/// Maximum bytes read; bootstraps of pilot-agent have some 20,000.
 const MAX_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize)]
@@ -30,8 +29,8 @@ struct Node {
     id: Option<String>,
 }
 
-/// The type in the node's id that a process's command line and the file that it names tell: the command line's text is merged
-/// over the file.
+/// Returns the type in the node id of a process: from text on its command line, which Envoy merges over the file, or
+/// from the file that it names.
 pub fn node_type(files: &ProcFiles, pid: u32, arguments: &[u8]) -> Option<String> {
     let Configuration { path, text } = Configuration::of(arguments);
     let given = text.and_then(|text| of_text(&text));
@@ -52,7 +51,7 @@ fn read(files: &ProcFiles, pid: u32, path: &Path) -> std::io::Result<Vec<u8>> {
     foreign_file::read(&directory, base, path, MAX_BYTES)
 }
 
-/// The type in the node's id of a configuration: JSON, or YAML as far as its outermost lines tell.
+/// Returns the type in the node id of a configuration: JSON, or YAML of a simple form.
 pub fn of_text(text: &[u8]) -> Option<String> {
     match serde_json::from_slice::<Bootstrap>(text) {
         Ok(bootstrap) => type_of_node(bootstrap.node?.id?.as_bytes()),
@@ -60,7 +59,7 @@ pub fn of_text(text: &[u8]) -> Option<String> {
     }
 }
 
-/// The outermost block `node`, and in it `id` as a plain or quoted word.
+/// Reads `id`, a plain or quoted word, in the top-level block `node`.
 fn of_yaml(text: &str) -> Option<String> {
     let mut lines = text.lines().skip_while(|line| line.trim_end() != "node:").skip(1);
     let id = lines

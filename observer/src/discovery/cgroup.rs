@@ -1,8 +1,8 @@
-//! Where the cgroup v2 hierarchy is mounted, and which directory of it a process is in.
+//! Locates the cgroup v2 hierarchy and the cgroup directories of processes.
 //!
-//! `/proc/PID/cgroup` and mountinfo both speak relative to the *reader's* cgroup namespace: seen from a container with a
+//! Paths in `/proc/PID/cgroup` and mountinfo are relative to the *reader's* cgroup namespace: in a container with a
 //! namespace of its own, the host's cgroups begin with `/..`, and so does the root of the host's mount. Both are joined
-//! here; the one thing they do not tell, the names of the directories above the reader's own, is looked up once.
+//! here; the names of the directories above the reader's own, which neither has, are found once.
 
 use std::{
     fs, io,
@@ -13,30 +13,29 @@ use std::{
 
 use rustix::fs::FsWord;
 
-use super::{error::Error, proc_files::Mount};
+use super::{error::DiscoveryError, proc_files::Mount};
 
 /// `f_type` of a cgroup v2 file system [linux/magic.h].
 const CGROUP2_MAGIC: FsWord = 0x6367_7270;
 
-/// The cgroup v2 hierarchy as it is mounted here.
+/// A mounted cgroup v2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
     mount_point: PathBuf,
     root: Location,
-    /// Directories from the mount point down to the reader's cgroup namespace, where the mount begins above that.
+    /// Directories from the mount point down to the reader's cgroup namespace, if the mount begins above it.
     own: Option<Vec<String>>,
     file_system: FsWord,
 }
 
 impl Hierarchy {
-    /// The mount to use: the one that shows most of the hierarchy, or the one that holds `wanted`. `own` is the reader's
-    /// own cgroup path.
-    pub fn find(mounts: &[Mount], wanted: Option<&Path>, own: &str) -> Result<Self, Error> {
+    /// Finds the mount that shows most of the hierarchy, or the one that contains `wanted`. `own` is the reader's own
+    /// cgroup path.
+    pub fn find(mounts: &[Mount], wanted: Option<&Path>, own: &str) -> Result<Self, DiscoveryError> {
         let (mount_point, root) = match wanted {
             Some(wanted) => within(mounts, wanted)?,
-            None => {
-                widest(mounts).ok_or_else(|| Error::NoHierarchy { mountinfo: "/proc/self/mountinfo".to_owned() })?
-            }
+            None => widest(mounts)
+                .ok_or_else(|| DiscoveryError::NoHierarchy { mountinfo: "/proc/self/mountinfo".to_owned() })?,
         };
         let own = (root.up > 0).then(|| own_directory(&mount_point, root.up, own)).flatten();
         let hierarchy = Self { mount_point, root, own, file_system: CGROUP2_MAGIC };
@@ -44,20 +43,20 @@ impl Hierarchy {
         Ok(hierarchy)
     }
 
-    /// Directory it is mounted at.
+    /// Returns the mount point.
     pub fn mount_point(&self) -> &Path {
         &self.mount_point
     }
 
-    /// The directory of a cgroup as `/proc/PID/cgroup` names it.
-    pub fn directory(&self, path: &str) -> Result<PathBuf, Error> {
+    /// Returns the directory of a cgroup path from `/proc/PID/cgroup`.
+    pub fn directory(&self, path: &str) -> Result<PathBuf, DiscoveryError> {
         self.relative(&Location::parse(path))
             .map(|names| names.iter().fold(self.mount_point.clone(), |directory, name| directory.join(name)))
-            .ok_or_else(|| Error::OutOfSight { path: path.to_owned(), mount_point: self.mount_point.clone() })
+            .ok_or_else(|| DiscoveryError::OutOfSight { path: path.to_owned(), mount_point: self.mount_point.clone() })
     }
 
-    /// The directory the user means: absolute, or relative to the mount point.
-    pub fn named(&self, path: &Path) -> Result<PathBuf, Error> {
+    /// Resolves a path given by the user: absolute, or relative to the mount point.
+    pub fn named(&self, path: &Path) -> Result<PathBuf, DiscoveryError> {
         let directory = if path.starts_with(&self.mount_point) {
             path.to_owned()
         } else {
@@ -67,9 +66,9 @@ impl Hierarchy {
         self.id(&directory).map(|_| directory)
     }
 
-    /// The kernel's id of a cgroup: its directory's inode.
-    pub fn id(&self, directory: &Path) -> Result<u64, Error> {
-        let no_cgroup = |reason: String| Error::NoCgroup { path: directory.to_owned(), reason };
+    /// Returns the kernel's id of a cgroup: its directory's inode.
+    pub fn id(&self, directory: &Path) -> Result<u64, DiscoveryError> {
+        let no_cgroup = |reason: String| DiscoveryError::NoCgroup { path: directory.to_owned(), reason };
         let metadata = fs::metadata(directory).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 no_cgroup(format!("it does not exist; cgroups are directories below {}", self.mount_point.display()))
@@ -95,10 +94,10 @@ impl Hierarchy {
         }
         let below = self.root.up.checked_sub(path.up).filter(|_| self.root.names.is_empty())?;
         let own = self.own.as_ref()?;
-        Some([&own[..below], &path.names].concat())
+        Some([own.get(..below)?, &path.names].concat())
     }
 
-    /// A hierarchy of plain directories, for tests without cgroups.
+    /// Builds a hierarchy of plain directories, for tests without cgroups.
     #[cfg(test)]
     pub(super) fn plain(directory: &Path) -> Self {
         let file_system = rustix::fs::statfs(directory).expect("exists").f_type;
@@ -106,7 +105,7 @@ impl Hierarchy {
     }
 }
 
-/// A path relative to the reader's cgroup namespace: so many levels up, then down by names.
+/// A path relative to the reader's cgroup namespace: a number of levels up, then names down.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Location {
     up: usize,
@@ -127,12 +126,12 @@ impl Location {
     }
 }
 
-fn within(mounts: &[Mount], wanted: &Path) -> Result<(PathBuf, Location), Error> {
-    let no_cgroup = |reason: String| Error::NoCgroup { path: wanted.to_owned(), reason };
+fn within(mounts: &[Mount], wanted: &Path) -> Result<(PathBuf, Location), DiscoveryError> {
+    let no_cgroup = |reason: String| DiscoveryError::NoCgroup { path: wanted.to_owned(), reason };
     let wanted = fs::canonicalize(wanted).map_err(|error| no_cgroup(error.to_string()))?;
     let mount = mounts
         .iter()
-        // Of mounts stacked on one directory the last is the one to be seen.
+        // Of mounts stacked on one directory the last is visible.
         .rev()
         .filter(|mount| wanted.starts_with(&mount.mount_point))
         .max_by_key(|mount| mount.mount_point.as_os_str().len())
@@ -154,8 +153,8 @@ fn widest(mounts: &[Mount]) -> Option<(PathBuf, Location)> {
         .min_by_key(|(mount_point, root)| (std::cmp::Reverse(root.up), root.names.len(), mount_point.as_os_str().len()))
 }
 
-/// The directory, `depth` levels below `mount_point`, that is the root of the reader's cgroup namespace: the one in whose
-/// cgroup `own` the reader itself is.
+/// Finds the root of the reader's cgroup namespace, `depth` levels below `mount_point`: the directory below which the
+/// reader itself is in cgroup `own`.
 fn own_directory(mount_point: &Path, depth: usize, own: &str) -> Option<Vec<String>> {
     let own = Location::parse(own);
     if own.up > 0 {

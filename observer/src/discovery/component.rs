@@ -1,4 +1,4 @@
-//! Istio's own processes besides Envoy: which they are, and where their metrics pages are. Decisions are pure.
+//! Istio's processes other than Envoy, and their /metrics endpoints. Decisions are pure.
 
 use std::{
     fmt::{self, Display},
@@ -10,35 +10,35 @@ pub use observer_model::identity::{Component, InsideOnly, MetricsEndpoint};
 
 use super::proc_files::Sockets;
 
-/// Port of the control plane's metrics page [istio `pkg/config/constants`, Helm charts from 1.1 on].
+/// Port of the control plane's /metrics endpoint [istio `pkg/config/constants`, Helm charts since 1.1].
 pub const MONITORING_PORT: u16 = 15014;
-/// Executables of the control plane and what the component is called: istiod, and what it was made of before 1.5.
+/// Executables of the control plane and component names: istiod, and its predecessors before 1.5.
 const APPS: [(&str, &str); 4] =
     [("pilot-discovery", "istiod"), ("galley", "galley"), ("istio_ca", "citadel"), ("mixs", "mixer")];
 
-/// An executable that is a component's, as `NAME` or `NAME:PORT`.
+/// A component's executable, as `NAME` or `NAME:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ComponentRule {
     /// File name of the executable.
     pub executable: String,
-    /// Port of its metrics page; found by its sockets if absent.
+    /// Port of its /metrics endpoint; found by its sockets if absent.
     pub port: Option<u16>,
 }
 
 impl ComponentRule {
-    /// The control plane's executables.
+    /// Returns the control plane's executables.
     #[must_use]
     pub fn control_plane() -> Vec<Self> {
         APPS.map(|(executable, _)| Self { executable: executable.to_owned(), port: None }).into()
     }
 
-    /// The node's proxy of ambient mode, whose page is on port 15020 [ztunnel `ARCHITECTURE.md`].
+    /// Returns the node proxy of ambient mode, whose endpoint is on port 15020 [ztunnel `ARCHITECTURE.md`].
     #[must_use]
     pub fn ztunnel() -> Self {
         Self { executable: "ztunnel".to_owned(), port: Some(15020) }
     }
 
-    /// What the component is called: the executable's own name if it is none of Istio's.
+    /// Returns the component name: the executable's own name if it is not one of Istio's.
     #[must_use]
     pub fn app(&self) -> &str {
         APPS.iter().find(|(executable, _)| *executable == self.executable).map_or(&self.executable, |(_, app)| app)
@@ -73,12 +73,12 @@ impl FromStr for ComponentRule {
     }
 }
 
-/// What tells where a page is.
+/// Inputs for locating an endpoint.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Its listening sockets; `None` if they may not be read.
+    /// Its listening sockets; `None` if they cannot be read.
     pub sockets: Option<Sockets>,
-    /// Port that the user named.
+    /// Configured port.
     pub configured: Option<u16>,
     /// Port on its own command line.
     pub argument: Option<u16>,
@@ -90,10 +90,10 @@ pub struct Context {
     pub same_namespace: bool,
 }
 
-/// Decides where the page is.
+/// Locates the endpoint.
 ///
 /// # Errors
-/// Says what is missing.
+/// The error names what is missing.
 pub fn page(context: &Context) -> Result<MetricsEndpoint, String> {
     let Some(sockets) = &context.sockets else {
         return Err("its listening sockets may not be read; give the observer CAP_SYS_PTRACE".to_owned());
@@ -128,7 +128,7 @@ struct Port {
     is_guess: bool,
 }
 
-/// The port that somebody named and that is listened on, else the only one.
+/// Returns the first known port that is listened on, or else the only port.
 fn port(context: &Context, sockets: &Sockets) -> Result<Port, String> {
     let who = if sockets.own { "listens" } else { "its network namespace listens" };
     let named = [
@@ -160,7 +160,7 @@ fn port(context: &Context, sockets: &Sockets) -> Result<Port, String> {
     }
 }
 
-/// The first of `addresses` that a socket bound to `everywhere` is reached at. Go binds to `::` for both families.
+/// Returns the first of `addresses` that reaches a socket bound to `everywhere`. Go binds to `::` for both families.
 fn own_address(everywhere: IpAddr, addresses: &[IpAddr]) -> Option<IpAddr> {
     addresses.iter().copied().find(|address| everywhere.is_ipv6() || address.is_ipv4())
 }

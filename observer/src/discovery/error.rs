@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 /// Why discovery cannot work at all, or a cgroup cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum DiscoveryError {
     /// No cgroup v2 in this mount namespace.
     #[error(
         "no cgroup v2 file system is mounted ({mountinfo} has no line of type cgroup2): mount one with \
@@ -15,12 +15,12 @@ pub enum Error {
         /// Where it was looked for.
         mountinfo: String,
     },
-    /// A path that should be a cgroup v2 directory and is none.
+    /// A path that is not a cgroup v2 directory.
     #[error("{path} is not a cgroup v2 directory: {reason}")]
     NoCgroup {
         /// The path.
         path: PathBuf,
-        /// What it is instead, and the remedy.
+        /// Why not, and the remedy.
         reason: String,
     },
     /// A cgroup that exists but cannot be reached from the observer's cgroup namespace.
@@ -29,7 +29,7 @@ pub enum Error {
          mount the host's /sys/fs/cgroup into its container and name it by --cgroup-root"
     )]
     OutOfSight {
-        /// As in `/proc/PID/cgroup`.
+        /// Path as in `/proc/PID/cgroup`.
         path: String,
         /// The cgroup v2 mount in use.
         mount_point: PathBuf,

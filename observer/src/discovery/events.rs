@@ -1,8 +1,9 @@
-//! The kernel's announcement of every `execve` on the node: the process-events connector [linux `drivers/connector/cn_proc.c`].
+//! Notifications of every `execve` on the node, from the process-events connector [linux
+//! `drivers/connector/cn_proc.c`].
 //!
-//! It needs CAP_NET_ADMIN and the initial network, pid and user namespaces. From Linux 6.6 the kernel sends only what is
-//! asked for; before, forks, exits and the rest come too and are passed over. Ends of processes are not taken from here but
-//! from a pidfd each, since the connector announces the end of every thread of every process.
+//! It needs CAP_NET_ADMIN and the initial network, pid and user namespaces. Since Linux 6.6 the kernel filters events;
+//! before, forks, exits and others arrive too and are ignored. Exits of processes come from pidfds instead, as the
+//! connector reports the exit of every thread.
 
 use std::{
     io,
@@ -28,26 +29,26 @@ const EVENT_EXEC: u32 = 2;
 const NETLINK_HEADER: usize = 16;
 const CONNECTOR_HEADER: usize = 20;
 const EVENT_HEADER: usize = 16;
-/// Of the queue in the kernel; an event takes about 1 KiB of it there.
+/// Size of the queue in the kernel; an event takes about 1 KiB of it.
 const QUEUE_BYTES: usize = 1 << 20;
 
-/// Something the connector tells.
+/// An event of the connector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// This process now runs another program.
+    /// The process executed another program.
     Executed(u32),
-    /// Announcements were lost because they were not read fast enough: only a full look helps.
+    /// Events were lost because they were not read fast enough: a full scan is needed.
     Lost,
 }
 
-/// A subscription, ended when dropped.
+/// A subscription that ends when dropped.
 #[derive(Debug)]
 pub struct ExecEvents {
     socket: OwnedFd,
 }
 
 impl ExecEvents {
-    /// Subscribes. The error says why this node does not offer it.
+    /// Subscribes; the error has the reason why this node does not offer it.
     pub fn subscribe() -> Result<Self, String> {
         let refused = |error: Errno| match error {
             Errno::PERM | Errno::ACCESS => {
@@ -60,7 +61,7 @@ impl ExecEvents {
         let socket =
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(netlink::CONNECTOR))
                 .map_err(refused)?;
-        // Without CAP_NET_ADMIN in the initial user namespace the queue stays as small as it is.
+        // Without CAP_NET_ADMIN in the initial user namespace the queue keeps its default size.
         let _ = sockopt::set_socket_recv_buffer_size_force(&socket, QUEUE_BYTES);
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, PROCESS_EVENTS)).map_err(refused)?;
         let events = Self { socket };
@@ -74,12 +75,12 @@ impl ExecEvents {
                     .to_owned());
             }
         }
-        // Only `execve`: from 6.6 on. A kernel before passes over a request of this length.
+        // Filters for `execve` since 6.6. Earlier kernels ignore a request of this length.
         events.send(&[MCAST_LISTEN, EVENT_EXEC]).map_err(refused)?;
         Ok(events)
     }
 
-    /// Everything announced since the last call, without waiting.
+    /// Returns all events since the last call, without waiting.
     pub fn read(&self) -> io::Result<Vec<Event>> {
         let mut events = Vec::new();
         let outcome = self.receive(|message| {
@@ -97,7 +98,7 @@ impl ExecEvents {
         }
     }
 
-    /// The error number of the answer to the last request, if one came: the kernel answers before `send` returns.
+    /// Returns the error number of the reply to the last request, if any: the kernel replies before `send` returns.
     fn answer(&self) -> Result<Option<i32>, Errno> {
         let mut answer = None;
         self.receive(|message| {
@@ -114,7 +115,7 @@ impl ExecEvents {
         let mut buffer = [0; 4096];
         loop {
             match rustix::net::recv(&self.socket, &mut buffer, RecvFlags::empty()) {
-                Ok((_, length)) => parse(&buffer[..length.min(buffer.len())]).for_each(&mut take),
+                Ok((_, length)) => parse(buffer.get(..length).unwrap_or(&buffer)).for_each(&mut take),
                 Err(Errno::WOULDBLOCK) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
@@ -129,7 +130,7 @@ impl ExecEvents {
 
 impl Drop for ExecEvents {
     fn drop(&mut self) {
-        // Kernels before 6.6 count listeners by request, not by socket. An error leaves nothing to be done.
+        // Kernels before 6.6 count listeners by request, not by socket. Nothing can be done about an error.
         let _ = self.send(&[MCAST_IGNORE]);
     }
 }
@@ -146,7 +147,7 @@ enum Message {
     Answer { to: u32, error: i32 },
 }
 
-/// A request to the connector. Its acknowledgement number is our process id: that of the answer is one more.
+/// Builds a request to the connector. Its acknowledgement number is our process id; that of the reply is one more.
 fn message(request: &[u32]) -> Vec<u8> {
     const DONE: u16 = 3;
     let payload = size_of_val(request);
@@ -170,7 +171,7 @@ fn parse(mut datagram: &[u8]) -> impl Iterator<Item = Message> {
             let length = word(datagram, 0)? as usize;
             let one = datagram.get(..length).filter(|_| length >= NETLINK_HEADER)?;
             datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-            if let Some(message) = parse_one(&one[NETLINK_HEADER..]) {
+            if let Some(message) = one.get(NETLINK_HEADER..).and_then(parse_one) {
                 return Some(message);
             }
         }
@@ -186,14 +187,14 @@ fn parse_one(connector: &[u8]) -> Option<Message> {
         EVENT_NONE => {
             Some(Message::Answer { to: word(connector, 12)?, error: word(event, EVENT_HEADER)?.cast_signed() })
         }
-        // The thread that called, then its process.
+        // The calling thread, then its process.
         EVENT_EXEC => Some(Message::Executed(word(event, EVENT_HEADER + 4)?)),
         _ => None,
     }
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().expect("four bytes")))
+    bytes.get(at..)?.first_chunk().map(|field| u32::from_ne_bytes(*field))
 }
 
 #[cfg(test)]

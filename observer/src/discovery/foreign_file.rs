@@ -1,6 +1,5 @@
-//! A file of a process that is not trusted, in a directory of its own: read without leaving that, without opening anything but a
-//! regular file, and never waited for. Its file system may be one that the process itself answers for (FUSE), and then even
-//! looking a name up may take for ever.
+//! Reads a file of an untrusted process: confined to a directory, only regular files, and with a timeout. The process
+//! may itself serve the file system (FUSE), in which even a lookup may block forever.
 
 use std::{
     fs::File,
@@ -19,28 +18,28 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use super::proc_files::descriptor_path;
 
-/// How long a file is waited for.
+/// Timeout of a read.
 const READ_TIMEOUT: Duration = Duration::from_millis(250);
-/// Most files that are being read at a time, those included that nobody waits for any more.
+/// Maximum number of reads in progress, including those that have timed out.
 const MAX_READERS: usize = 4;
 const STACK_BYTES: usize = 128 << 10;
 
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
-/// Where a path begins.
+/// What a path is relative to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
-    /// The root of what the process sees: an absolute path, and a link to one, begins here.
+    /// The process's root: absolute paths and links begin here.
     Root,
-    /// A directory that the path must not lead out of.
+    /// A directory that the path must not leave.
     Directory,
 }
 
-/// At most `most` bytes of the file at `path`, which begins in `directory`.
+/// Reads at most `max_bytes` bytes of the file at `path`, relative to `directory`.
 ///
 /// # Errors
-/// There is no such file, it is none, it lies elsewhere, or it takes too long.
-pub fn read(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+/// There is no such file, it is not a regular file, it lies elsewhere, or reading timed out.
+pub fn read(directory: &Path, base: Base, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     if READERS.fetch_add(1, Ordering::Relaxed) >= MAX_READERS {
         READERS.fetch_sub(1, Ordering::Relaxed);
         return Err(io::Error::new(io::ErrorKind::WouldBlock, "files before it are still being read"));
@@ -48,9 +47,9 @@ pub fn read(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<
     let (answer, answered) = mpsc::channel();
     let (directory, path) = (directory.to_owned(), path.to_owned());
     let work = move || {
-        let content = read_now(&directory, base, &path, most);
+        let content = read_now(&directory, base, &path, max_bytes);
         READERS.fetch_sub(1, Ordering::Relaxed);
-        // Nobody waits any more if it cannot be sent.
+        // The receiver is gone after a timeout.
         let _ = answer.send(content);
     };
     let started = thread::Builder::new().name("foreign-file".to_owned()).stack_size(STACK_BYTES).spawn(work);
@@ -61,11 +60,11 @@ pub fn read(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<
     answered.recv_timeout(READ_TIMEOUT).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-fn read_now(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+fn read_now(directory: &Path, base: Base, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let directory =
         rustix::fs::openat(CWD, directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let within = if base == Base::Root { ResolveFlags::IN_ROOT } else { ResolveFlags::BENEATH };
-    // Nothing is opened yet: to open a device may be to use it.
+    // Only a path is opened: opening a device may have effects.
     let found = rustix::fs::openat2(
         directory,
         path,
@@ -78,7 +77,7 @@ fn read_now(directory: &Path, base: Base, path: &Path, most: u64) -> io::Result<
     }
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(descriptor_path(&found))?;
     let mut content = Vec::new();
-    file.take(most).read_to_end(&mut content)?;
+    file.take(max_bytes).read_to_end(&mut content)?;
     Ok(content)
 }
 

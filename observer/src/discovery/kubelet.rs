@@ -1,17 +1,17 @@
-//! Which pod has which uid, by the entries that the kubelet makes for its containers' logs: `NAMESPACE_NAME_UID`
-//! [kubernetes `pkg/kubelet/kuberuntime/helpers.go`, `BuildPodLogsDirectory`]. A container can choose its environment, but
-//! neither its cgroup nor these.
+//! Names of pods by uid, from the directories that the kubelet creates for container logs: `NAMESPACE_NAME_UID`
+//! [kubernetes `pkg/kubelet/kuberuntime/helpers.go`, `BuildPodLogsDirectory`]. A container controls its environment,
+//! but neither its cgroup nor these directories.
 
 use std::{fs, path::Path};
 
 use super::proc_files::{MAX_NAME_BYTES, is_printable};
 
 const LOGS: &str = "var/log/pods";
-/// Most entries that are looked at; the kubelet allows 110 pods unless told otherwise.
+/// Maximum number of directories read; the kubelet allows 110 pods by default.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Namespace and name of the pod with this uid, in the root directory of the node; `None` if there is no such entry, or none
-/// may be seen.
+/// Returns namespace and name of the pod with this uid, given the root directory of the node; `None` if there is no
+/// such directory, or none is visible.
 pub fn pod_of(node_root: &Path, uid: &str) -> Option<(String, String)> {
     let entries = fs::read_dir(node_root.join(LOGS)).ok()?.take(MAX_ENTRIES).flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).find_map(|name| pod(&name, uid))

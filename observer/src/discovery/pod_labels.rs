@@ -1,7 +1,7 @@
-//! Pod labels that the downward API mounts into a sidecar's container, where current injectors put what older ones set as
+//! Pod labels that the downward API mounts into a sidecar's container. Current injectors use it instead of
 //! `ISTIO_METAJSON_LABELS` [istio `injection-template.yaml`: volume `istio-podinfo` at `/etc/istio/pod`].
 //!
-//! The file belongs to a container that is not trusted.
+//! The file belongs to an untrusted container.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -11,25 +11,25 @@ use super::{
 };
 
 const LABELS: &str = "etc/istio/pod/labels";
-/// Most bytes of all labels together; Kubernetes allows far less.
+/// Maximum bytes of all labels together; Kubernetes allows far less.
 pub const MAX_BYTES: usize = 64 << 10;
-/// Most bytes of a label's key: a prefix, a slash and a name of 63.
+/// Maximum bytes of a label key: a prefix, a slash and a name of 63.
 const MAX_KEY_BYTES: usize = MAX_NAME_BYTES + 1 + 63;
 
-/// The labels of the pod whose root directory is given; `None` if there is no such file.
+/// Reads the labels of the pod with this root directory; `None` if there is no such file.
 pub fn read(root: &Path) -> Option<BTreeMap<String, String>> {
     let lines = foreign_file::read(root, Base::Root, Path::new(LABELS), MAX_BYTES as u64).ok()?;
     Some(parse(&lines))
 }
 
-/// Labels from the injector's JSON; `None` if it is no object of strings.
+/// Parses labels from the injector's JSON; `None` if it is not an object of strings.
 pub fn from_json(text: &str) -> Option<BTreeMap<String, String>> {
     let labels: BTreeMap<String, String> = serde_json::from_str(text).ok()?;
     Some(labels.into_iter().filter(|(key, value)| is_label(key, value)).collect())
 }
 
-/// Lines of `key="value"`. Label values need no escapes [kubernetes: letters, digits, `-`, `_`, `.`], so a line with any
-/// is passed over.
+/// Parses lines of `key="value"`. Label values need no escapes [kubernetes: letters, digits, `-`, `_`, `.`], so lines
+/// with any are skipped.
 pub fn parse(lines: &[u8]) -> BTreeMap<String, String> {
     lines
         .split(|&byte| byte == b'\n')

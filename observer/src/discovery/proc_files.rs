@@ -1,6 +1,5 @@
-//! The files of /proc that discovery reads, below a root of choice. A process may vanish between any two reads: that is
-//! an ordinary error here. What a process controls (environment, arguments) is capped in size and free of control
-//! characters afterwards.
+//! Reads /proc below a configurable root. A process may vanish between any two reads, which is an ordinary error. Data
+//! that a process controls (environment, arguments) is limited in size and free of control characters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,14 +14,14 @@ use std::{
 use procfs::{FromRead, process::Stat};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::{addresses, error::Error};
+use super::{addresses, error::DiscoveryError};
 
-/// Most bytes read of a file whose content a process controls.
+/// Maximum bytes read of a file that a process controls.
 const MAX_BYTES: u64 = 1 << 20;
-/// Most bytes of a name: as many as the longest in Kubernetes has (a DNS subdomain).
+/// Maximum bytes of a name: the longest in Kubernetes is a DNS subdomain.
 pub const MAX_NAME_BYTES: usize = 253;
 
-/// Most bytes read of a command line of which only the first arguments matter.
+/// Maximum bytes read of a command line if only the first arguments matter.
 const MAX_ARGUMENT_BYTES: u64 = 4 << 10;
 /// Inode of the initial pid namespace [linux `include/linux/proc_ns.h`, `PROC_PID_INIT_INO`].
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
@@ -31,21 +30,21 @@ const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 #[derive(Clone, Debug)]
 pub struct ProcFiles {
     root: PathBuf,
-    /// A process whose directory is open_dir open.
+    /// A process whose directory is held open.
     open_dir: Option<(u32, Arc<OwnedFd>)>,
 }
 
-/// A process's program.
+/// The executable of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {
-    /// File name, or the command name where the link cannot be read.
+    /// File name, or the command name if the link cannot be read.
     pub name: String,
-    /// The whole path, without the mark of a file replaced by an upgrade.
+    /// The whole path, without the suffix of a file that was replaced by an upgrade.
     pub path: Option<PathBuf>,
 }
 
 impl Executable {
-    /// Whether it is the dynamic loader, which runs the program that its arguments name [ld.so(8)].
+    /// Whether it is the dynamic loader, which runs the program in its arguments [ld.so(8)].
     #[must_use]
     pub fn is_loader(&self) -> bool {
         self.name.starts_with("ld-") || self.name.starts_with("ld.so") || self.name.starts_with("ld64.so")
@@ -55,11 +54,11 @@ impl Executable {
 /// A listening TCP socket of a network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// Local address, unspecified for all of them.
+    /// Local address; unspecified if bound to all.
     pub address: IpAddr,
     /// Local port.
     pub port: u16,
-    /// Socket inode, as in the links of `/proc/PID/fd`.
+    /// Socket inode, as in links of `/proc/PID/fd`.
     pub inode: u64,
 }
 
@@ -68,45 +67,46 @@ pub struct Listener {
 pub struct Sockets {
     /// The sockets.
     pub listeners: Vec<Listener>,
-    /// Whether they are the process's own, or all of its network namespace because its descriptors cannot be read.
+    /// Whether they belong to the process, rather than to its whole network namespace because its descriptors cannot be
+    /// read.
     pub own: bool,
 }
 
-/// One line of mountinfo.
+/// A line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Where it is mounted.
+    /// Mount point.
     pub mount_point: PathBuf,
-    /// What of the file system is mounted, relative to its root.
+    /// Mounted subtree, relative to the root of the file system.
     pub root: String,
-    /// Type, as `cgroup2`.
+    /// Type, e.g. `cgroup2`.
     pub file_system: String,
     /// Options of the file system (not of the mount).
     pub options: String,
 }
 
 impl ProcFiles {
-    /// The proc file system mounted at `root`.
+    /// Creates a reader of the proc file system at `root`.
     pub fn new(root: PathBuf) -> Self {
         Self { root, open_dir: None }
     }
 
-    /// The same, with one process's directory open_dir open: all that is read of it is then of one process, and fails once that has
-    /// ended, whoever has its number by then.
+    /// Returns a reader that holds a process's directory open: reads concern that process only, and fail once it has
+    /// ended, even if its pid is reused.
     pub fn with_open_dir(&self, pid: u32) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::openat(CWD, self.root.join(pid.to_string()), flags, Mode::empty())?;
         Ok(Self { root: self.root.clone(), open_dir: Some((pid, Arc::new(directory))) })
     }
 
-    /// Every process id now there.
-    pub fn pids(&self) -> Result<Vec<u32>, Error> {
-        let unreadable = |reason| Error::Proc { path: self.root.clone(), reason };
+    /// Returns all process ids.
+    pub fn pids(&self) -> Result<Vec<u32>, DiscoveryError> {
+        let unreadable = |reason| DiscoveryError::Proc { path: self.root.clone(), reason };
         let entries = fs::read_dir(&self.root).map_err(unreadable)?;
         Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
 
-    /// The process's program; the kernel's command name where the link is not ours to read.
+    /// Returns the executable, or the kernel's command name if the link cannot be read.
     pub fn executable(&self, pid: u32) -> io::Result<Executable> {
         match fs::read_link(self.path(pid, "exe")) {
             Ok(path) => Ok(executable(&path)),
@@ -118,12 +118,12 @@ impl ProcFiles {
         }
     }
 
-    /// Start time in clock ticks since boot.
+    /// Returns the start time in clock ticks since boot.
     pub fn start_time(&self, pid: u32) -> io::Result<u64> {
         Stat::from_read(File::open(self.path(pid, "stat"))?).map(|stat| stat.starttime).map_err(io::Error::other)
     }
 
-    /// Those variables of the environment that `wanted` names, with the most bytes that a value may have.
+    /// Returns the environment variables that `max_value_bytes` selects, with values of at most that size.
     pub fn environment(
         &self,
         pid: u32,
@@ -132,54 +132,54 @@ impl ProcFiles {
         Ok(environment(&self.read(pid, "environ")?, wanted))
     }
 
-    /// The process's command line, its arguments ended by a zero byte each.
+    /// Returns the command line: arguments, each followed by a zero byte.
     pub fn command_line(&self, pid: u32) -> io::Result<Vec<u8>> {
         self.read(pid, "cmdline")
     }
 
-    /// The beginning of its command line.
+    /// Returns the beginning of the command line.
     pub fn first_arguments(&self, pid: u32) -> io::Result<Vec<u8>> {
         self.read_at_most(pid, "cmdline", MAX_ARGUMENT_BYTES)
     }
 
-    /// The process that started it, or that took it over; none for the first of a pid namespace.
+    /// Returns the parent process; `None` for the first process of a pid namespace.
     pub fn parent(&self, pid: u32) -> io::Result<Option<u32>> {
         let stat = Stat::from_read(File::open(self.path(pid, "stat"))?).map_err(io::Error::other)?;
         Ok(u32::try_from(stat.ppid).ok().filter(|&parent| parent != 0))
     }
 
-    /// cgroup v2 path as this process's reader sees it.
+    /// Returns the cgroup v2 path in the reader's view.
     pub fn cgroup(&self, pid: u32) -> io::Result<String> {
         let lines = self.read(pid, "cgroup")?;
         let path = unified_path(&String::from_utf8_lossy(&lines)).map(str::to_owned);
         path.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is in no cgroup v2 hierarchy"))
     }
 
-    /// Inode of the process's network namespace.
+    /// Returns the inode of the process's network namespace.
     pub fn netns_inode(&self, pid: u32) -> io::Result<u64> {
         let link = fs::read_link(self.path(pid, "ns/net"))?;
         bracketed(&link, "net:").ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no namespace link"))
     }
 
-    /// Inode of the reader's own network namespace.
+    /// Returns the inode of the reader's network namespace.
     pub fn own_netns_inode(&self) -> Option<u64> {
         bracketed(&fs::read_link(self.root.join("self/ns/net")).ok()?, "net:")
     }
 
-    /// Port of its metrics page on a control-plane process's command line.
+    /// Returns the port of the /metrics endpoint on a control-plane process's command line.
     pub fn monitoring_port(&self, pid: u32) -> io::Result<Option<u16>> {
         Ok(monitoring_port(&self.read(pid, "cmdline")?))
     }
 
-    /// Addresses of the process's network namespace, without loopback and link-local ones.
+    /// Returns the addresses of the process's network namespace, without loopback and link-local ones.
     pub fn addresses(&self, pid: u32) -> Vec<IpAddr> {
-        // Each of them is missing where its protocol is.
+        // Each is missing if its protocol is.
         let [trie, route, inet6] =
             ["net/fib_trie", "net/route", "net/if_inet6"].map(|file| self.read(pid, file).unwrap_or_default());
         addresses::of_namespace(&trie, &route, &inet6)
     }
 
-    /// The process's listening TCP sockets on those ports that are `wanted`.
+    /// Returns the process's listening TCP sockets on `wanted` ports.
     pub fn sockets(&self, pid: u32, wanted: impl Fn(u16) -> bool) -> io::Result<Sockets> {
         let mut found = Vec::new();
         for file in ["net/tcp", "net/tcp6"] {
@@ -201,7 +201,7 @@ impl ProcFiles {
         Ok(Sockets { listeners: found, own: own.is_some() })
     }
 
-    /// The inodes of the process's open sockets; `None` if they may not be read: the list of its files, or where each leads.
+    /// Returns the inodes of the process's open sockets; `None` if the descriptors cannot be listed or followed.
     fn open_sockets(&self, pid: u32) -> io::Result<Option<BTreeSet<u64>>> {
         let refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
         let descriptors = match fs::read_dir(self.path(pid, "fd")) {
@@ -213,45 +213,45 @@ impl ProcFiles {
             match fs::read_link(descriptor.path()) {
                 Ok(link) => sockets.extend(bracketed(&link, "socket:")),
                 Err(error) if refused(&error) => return Ok(None),
-                // It has been closed since.
+                // Closed meanwhile.
                 Err(_) => {}
             }
         }
         Ok(Some(sockets))
     }
 
-    /// The mounts that this process itself sees.
-    pub fn own_mounts(&self) -> Result<Vec<Mount>, Error> {
+    /// Returns the mounts that this process sees.
+    pub fn own_mounts(&self) -> Result<Vec<Mount>, DiscoveryError> {
         let path = self.root.join("self/mountinfo");
-        fs::read(&path).map(|lines| mounts(&lines)).map_err(|reason| Error::Proc { path, reason })
+        fs::read(&path).map(|lines| mounts(&lines)).map_err(|reason| DiscoveryError::Proc { path, reason })
     }
 
-    /// This process's own cgroup v2 path.
+    /// Returns this process's cgroup v2 path.
     pub fn own_cgroup(&self) -> Option<String> {
         let lines = fs::read_to_string(self.root.join("self/cgroup")).ok()?;
         unified_path(&lines).map(str::to_owned)
     }
 
-    /// Whether the process ids here are those of our own pid namespace, so that system calls may use them.
+    /// Whether the process ids are those of our own pid namespace, so that system calls can use them.
     pub fn is_own_namespace(&self) -> bool {
         fs::read_link(self.root.join("self")).is_ok_and(|link| link == Path::new(&std::process::id().to_string()))
     }
 
-    /// Whether the process ids here are those of a pid namespace below the initial one, so that the kernel's own are others; if
-    /// that cannot be read, it is taken not to be so.
+    /// Whether the process ids are those of a nested pid namespace, which differ from the kernel's; `false` if that
+    /// cannot be read.
     pub fn is_nested(&self) -> bool {
-        // Process 1 is the first of the namespace that this proc file system is of; the reader may be in another one.
+        // Process 1 is the first of the namespace of this proc file system; the reader may be in another one.
         let of = |process: &str| bracketed(&fs::read_link(self.root.join(process).join("ns/pid")).ok()?, "pid:");
         let namespace = of("1").or_else(|| self.is_own_namespace().then(|| of("self")).flatten());
         namespace.is_some_and(|inode| inode != INITIAL_PID_NAMESPACE)
     }
 
-    /// The process's root directory, as it sees it.
+    /// Returns the process's root directory.
     pub fn root_directory(&self, pid: u32) -> PathBuf {
         self.path(pid, "root")
     }
 
-    /// The process's working directory.
+    /// Returns the process's working directory.
     pub fn working_directory(&self, pid: u32) -> PathBuf {
         self.path(pid, "cwd")
     }
@@ -267,46 +267,46 @@ impl ProcFiles {
         self.read_at_most(pid, file, MAX_BYTES)
     }
 
-    fn read_at_most(&self, pid: u32, file: &str, most: u64) -> io::Result<Vec<u8>> {
+    fn read_at_most(&self, pid: u32, file: &str, max_bytes: u64) -> io::Result<Vec<u8>> {
         let mut content = Vec::new();
-        File::open(self.path(pid, file))?.take(most).read_to_end(&mut content)?;
+        File::open(self.path(pid, file))?.take(max_bytes).read_to_end(&mut content)?;
         Ok(content)
     }
 }
 
-/// The path by which this process reaches what is behind one of its descriptors.
+/// Returns the path of the file behind a descriptor of this process.
 pub fn descriptor_path(descriptor: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }
 
-/// The `hidepid` option of the proc file system at `root`, if it hides anything.
+/// Returns the `hidepid` option of the proc file system at `root`, if it hides anything.
 pub fn hidepid(mounts: &[Mount], root: &Path) -> Option<String> {
     let mount = mounts.iter().rev().find(|mount| mount.file_system == "proc" && mount.mount_point == root)?;
     let value = mount.options.split(',').find_map(|option| option.strip_prefix("hidepid="))?;
     (!matches!(value, "0" | "off")).then(|| value.to_owned())
 }
 
-/// Text of at most so many bytes without anything that could end a line; a value that is otherwise was made to mislead and is
-/// no value.
-pub fn printable_text(bytes: &[u8], most: usize) -> Option<String> {
+/// Returns text of at most `max_bytes` bytes without control characters or line separators; anything else is discarded
+/// as misleading.
+pub fn printable_text(bytes: &[u8], max_bytes: usize) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?;
-    is_printable(text, most).then(|| text.to_owned())
+    is_printable(text, max_bytes).then(|| text.to_owned())
 }
 
-/// Whether [`printable_text`] would take it.
-pub fn is_printable(text: &str, most: usize) -> bool {
+/// Whether [`printable_text`] accepts the text.
+pub fn is_printable(text: &str, max_bytes: usize) -> bool {
     let ends_a_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    !text.is_empty() && text.len() <= most && !text.chars().any(ends_a_line)
+    !text.is_empty() && text.len() <= max_bytes && !text.chars().any(ends_a_line)
 }
 
-/// The cgroup v2 line (`0::PATH`) of `/proc/PID/cgroup`.
+/// Returns the path in the cgroup v2 line (`0::PATH`) of `/proc/PID/cgroup`.
 pub fn unified_path(lines: &str) -> Option<&str> {
     let path = lines.lines().find_map(|line| line.strip_prefix("0::"))?;
-    // The kernel marks a removed cgroup that still has a process in it.
+    // The kernel marks a removed cgroup that still has a process.
     path.starts_with('/').then(|| path.strip_suffix(" (deleted)").unwrap_or(path))
 }
 
-/// Lines of mountinfo; one that cannot be understood is passed over [proc_pid_mountinfo(5)].
+/// Parses mountinfo; malformed lines are skipped [proc_pid_mountinfo(5)].
 pub fn mounts(lines: &[u8]) -> Vec<Mount> {
     String::from_utf8_lossy(lines).lines().filter_map(mount).collect()
 }
@@ -322,15 +322,17 @@ fn mount(line: &str) -> Option<Mount> {
     Some(Mount { mount_point, root, file_system: kind, options })
 }
 
-/// Undoes the kernel's `\040` for space, tab, newline and backslash.
+/// Decodes the kernel's escapes (`\040`) for space, tab, newline and backslash.
 fn unescaped(field: &str) -> String {
     let mut parts = field.split('\\');
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        match part.get(..3).and_then(|octal| u8::from_str_radix(octal, 8).ok()).filter(u8::is_ascii) {
-            Some(byte) => {
+        let escape = part.split_at_checked(3);
+        let byte = |octal| u8::from_str_radix(octal, 8).ok().filter(u8::is_ascii);
+        match escape.and_then(|(octal, rest)| Some((byte(octal)?, rest))) {
+            Some((byte, rest)) => {
                 text.push(byte.into());
-                text.push_str(&part[3..]);
+                text.push_str(rest);
             }
             None => {
                 text.push('\\');
@@ -350,38 +352,39 @@ fn executable(link: &Path) -> Executable {
     Executable { name, path: Some(path) }
 }
 
-/// Those variables of an environment that `wanted` names, with the most bytes that a value may have.
+/// Returns the environment variables that `max_value_bytes` selects, with values of at most that size.
 pub fn environment(bytes: &[u8], wanted: impl Fn(&str) -> Option<usize>) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for variable in bytes.split(|&byte| byte == 0) {
-        let Some(equals) = variable.iter().position(|&byte| byte == b'=') else { continue };
-        let (name, value) = (&variable[..equals], &variable[equals + 1..]);
+        let mut parts = variable.splitn(2, |&byte| byte == b'=');
+        let (Some(name), Some(value)) = (parts.next(), parts.next()) else { continue };
         let Some(name) = printable_text(name, MAX_NAME_BYTES) else { continue };
-        let Some(most) = wanted(&name) else { continue };
-        if let Some(value) = printable_text(value, most) {
-            // As getenv(3): the first one counts.
+        let Some(max_bytes) = wanted(&name) else { continue };
+        if let Some(value) = printable_text(value, max_bytes) {
+            // As in getenv(3), the first one wins.
             variables.entry(name).or_insert(value);
         }
     }
     variables
 }
 
-/// The type in the option `--service-node TYPE~ADDRESS~ID~DOMAIN` of Envoy's command line.
+/// Returns the type in the option `--service-node TYPE~ADDRESS~ID~DOMAIN` of Envoy's command line.
 pub fn node_type(arguments: &[u8]) -> Option<String> {
     type_of_node(argument(arguments, b"--service-node")?)
 }
 
-/// The type in a node id of Istio's, which has four parts [istio `pkg/model/proxy.go`, `ServiceNode`]; others name nothing.
+/// Returns the type in a node id of Istio, which has four parts [istio `pkg/model/proxy.go`, `ServiceNode`].
 pub fn type_of_node(id: &[u8]) -> Option<String> {
     let parts: Vec<&[u8]> = id.split(|&byte| byte == b'~').collect();
-    if parts.len() == 4 { printable_text(parts[0], MAX_NAME_BYTES) } else { None }
+    let [kind, _, _, _] = parts[..] else { return None };
+    printable_text(kind, MAX_NAME_BYTES)
 }
 
-/// The role of `pilot-agent proxy ROLE`, if a command line is that: a sidecar's where none is named
-/// [istio `pilot/cmd/pilot-agent/app/cmd.go`].
+/// Returns the role on a command line `pilot-agent proxy ROLE`; the default is sidecar [istio
+/// `pilot/cmd/pilot-agent/app/cmd.go`].
 pub fn agent_role(arguments: &[u8]) -> Option<String> {
     let mut arguments = arguments.split(|&byte| byte == 0);
-    // An interpreter or a loader may stand in front.
+    // An interpreter or a loader may precede it.
     arguments.by_ref().take(4).find(|argument| file_name(argument) == b"pilot-agent")?;
     if arguments.next()? != b"proxy" {
         return None;
@@ -392,11 +395,11 @@ pub fn agent_role(arguments: &[u8]) -> Option<String> {
     }
 }
 
-/// The names that a process goes by beside its executable's: what it was started as, which is a symbolic link's or a wrapper's
-/// name where there is one, and where a dynamic loader runs it, the names that its first arguments have.
+/// Returns the names that a process was started with: argument 0, which may be a symbolic link or a wrapper, and for a
+/// dynamic loader its first arguments.
 pub fn invocation_names(executable: &Executable, arguments: &[u8]) -> Vec<String> {
-    let most = if executable.is_loader() { 8 } else { 1 };
-    let names = arguments.split(|&byte| byte == 0).take(most).map(file_name);
+    let max_bytes = if executable.is_loader() { 8 } else { 1 };
+    let names = arguments.split(|&byte| byte == 0).take(max_bytes).map(file_name);
     names.filter_map(|name| printable_text(name, MAX_NAME_BYTES)).collect()
 }
 
@@ -404,17 +407,17 @@ fn file_name(path: &[u8]) -> &[u8] {
     path.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
 }
 
-/// Where Envoy's bootstrap configuration is, by its command line [envoy `source/server/options_impl_base.cc`].
+/// Envoy's bootstrap configuration on its command line [envoy `source/server/options_impl_base.cc`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
-    /// Path of a file, as Envoy's own root or working directory has it.
+    /// Path of a file, relative to Envoy's root or working directory.
     pub path: Option<Vec<u8>>,
     /// Text that is merged over the file.
     pub text: Option<Vec<u8>>,
 }
 
 impl Configuration {
-    /// As a command line has it.
+    /// Parses a command line.
     pub fn of(arguments: &[u8]) -> Self {
         let first =
             |names: [&[u8]; 2]| names.into_iter().find_map(|name| argument(arguments, name)).map(<[u8]>::to_vec);
@@ -422,14 +425,14 @@ impl Configuration {
     }
 }
 
-/// What istiod, galley, mixer and citadel call it, as an address with a port or as a port.
+/// Returns the port of the option for the monitoring port or address of istiod, galley, mixer or citadel.
 pub fn monitoring_port(arguments: &[u8]) -> Option<u16> {
     let options: [&[u8]; 3] = [b"--monitoringAddr", b"--monitoringPort", b"--monitoring-port"];
     let value = options.into_iter().find_map(|option| argument(arguments, option))?;
     std::str::from_utf8(value.rsplit(|&byte| byte == b':').next()?).ok()?.parse().ok()
 }
 
-/// The value of an option, as `--option value` or `--option=value`.
+/// Returns the value of an option, as `--option value` or `--option=value`.
 fn argument<'a>(arguments: &'a [u8], option: &[u8]) -> Option<&'a [u8]> {
     let mut arguments = arguments.split(|&byte| byte == 0);
     loop {
@@ -441,8 +444,8 @@ fn argument<'a>(arguments: &'a [u8], option: &[u8]) -> Option<&'a [u8]> {
     }
 }
 
-/// The listening sockets of `/proc/PID/net/tcp` or `tcp6`. The kernel lists them before all others, so that reading ends
-/// at the first connection however many there are.
+/// Parses the listening sockets of `/proc/PID/net/tcp` or `tcp6`. The kernel lists them first: reading ends at the
+/// first connection.
 pub fn listeners(lines: impl BufRead) -> io::Result<Vec<Listener>> {
     const LISTEN: &str = "0A";
     let mut found = Vec::new();
@@ -465,7 +468,7 @@ fn socket(line: &str) -> Option<(&str, Listener)> {
     Some((state, Listener { address: socket_address(address)?, port: u16::from_str_radix(port, 16).ok()?, inode }))
 }
 
-/// The kernel prints an address's bytes as one number of its own, or as four.
+/// The kernel prints an address as one or four native-endian numbers.
 fn socket_address(text: &str) -> Option<IpAddr> {
     let word = |at: usize| Some(u32::from_str_radix(text.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
     match text.len() {
@@ -481,7 +484,7 @@ fn socket_address(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// The number in a link as `socket:[123]`.
+/// Returns the number in a link such as `socket:[123]`.
 fn bracketed(link: &Path, prefix: &str) -> Option<u64> {
     link.to_str()?.strip_prefix(prefix)?.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
 }
@@ -600,11 +603,11 @@ mod tests {
         let variable = |number: usize| format!("{}=x{number}\0", names.get(number).unwrap_or(&"ISTIO_META_X"));
         let environ: String = (0..80_000).map(variable).collect();
         assert_eq!(environment(environ.as_bytes(), wanted).len(), names.len(), "others are not kept");
-        for most in [MAX_NAME_BYTES, super::super::pod_labels::MAX_BYTES] {
+        for max_bytes in [MAX_NAME_BYTES, super::super::pod_labels::MAX_BYTES] {
             let long = |length: usize| format!("ISTIO_METAJSON_LABELS={0}\0POD_NAME={0}\0", "x".repeat(length));
-            let kept = environment(long(most).as_bytes(), wanted);
+            let kept = environment(long(max_bytes).as_bytes(), wanted);
             assert!(kept.contains_key("ISTIO_METAJSON_LABELS"));
-            assert_eq!(kept.contains_key("POD_NAME"), most == MAX_NAME_BYTES);
+            assert_eq!(kept.contains_key("POD_NAME"), max_bytes == MAX_NAME_BYTES);
         }
         assert!(environment(format!("POD_NAME={}\0", "x".repeat(1 << 20)).as_bytes(), wanted).is_empty());
     }

@@ -1,5 +1,5 @@
-//! What a process is to the mesh, by the facts: pure. The environment is the injector's [istio `injection-template.yaml`],
-//! which pilot-agent hands on to Envoy.
+//! Classifies Envoy processes by evidence. Pure. The environment is the injector's [istio `injection-template.yaml`],
+//! which pilot-agent passes on to Envoy.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,12 +16,12 @@ use super::{
 pub const OUTBOUND_PORT: u16 = 15001;
 /// Envoy's port for redirected inbound connections.
 pub const INBOUND_PORT: u16 = 15006;
-/// Ports that every proxy of Istio's may listen on, whatever its role: administration, debugging, HBONE, status, health, DNS,
-/// metrics [istio.io, application requirements].
+/// Ports that every Istio proxy may listen on, whatever its role: administration, debugging, HBONE, status, health,
+/// DNS, metrics [istio.io, application requirements].
 const PROXY_PORTS: [u16; 7] = [15000, 15004, 15008, 15020, 15021, 15053, 15090];
-/// Most ports that are list_ports for people to read.
+/// Maximum number of ports listed in a message.
 const MAX_LISTED_PORTS: usize = 4;
-/// What is said of a waypoint.
+/// Message about waypoints.
 const WAYPOINT: &str = "it is a waypoint: what it takes (HBONE, port 15008) and what it passes on is encrypted on every \
     connection, so that none of its requests can be seen; its own figures can be scraped, by --control-plane \
     http://ADDRESS:15020/stats/prometheus";
@@ -31,39 +31,39 @@ const WAYPOINT: &str = "it is a waypoint: what it takes (HBONE, port 15008) and 
 pub struct ProcessFacts {
     /// Which process.
     pub process: ProcessId,
-    /// Its program.
+    /// Its executable.
     pub executable: Executable,
-    /// Its environment, those variables that are [`max_value_bytes`]; `None` if it may not be read.
+    /// Selected variables of its environment ([`max_value_bytes`]); `None` if it cannot be read.
     pub environment: Option<BTreeMap<String, String>>,
     /// `sidecar`, `router`, … in the node id of its `--service-node`.
     pub node_type: Option<String>,
-    /// The same of its bootstrap configuration.
+    /// The type in the node id of its bootstrap configuration.
     pub bootstrap: Option<String>,
     /// The role of the pilot-agent that is its parent or in its cgroup.
     pub agent: Option<String>,
-    /// Where it listens; `None` if that may not be read.
+    /// Its listening sockets; `None` if they cannot be read.
     pub listening: Option<Sockets>,
     /// cgroup v2 path as in `/proc/PID/cgroup`.
     pub cgroup: String,
 }
 
-/// What the facts make of it.
+/// The classification of a candidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Classification {
     /// It is observed.
     Observed {
-        /// As what.
+        /// Its role.
         role: Role,
-        /// Because of what.
+        /// The evidence.
         evidence: String,
-        /// Whether nothing that it may yet do can tell otherwise.
+        /// Whether the classification cannot change any more.
         is_final: bool,
     },
-    /// It is not, for this reason.
+    /// It is not observed, for this reason.
     Refused(String),
 }
 
-/// How many bytes a variable of the environment may have; none if it does not matter here, and is not kept.
+/// Returns the maximum size of an environment variable; `None` if it is not used.
 pub fn max_value_bytes(name: &str) -> Option<usize> {
     match name {
         "ISTIO_METAJSON_LABELS" => Some(pod_labels::MAX_BYTES),
@@ -87,7 +87,7 @@ pub fn max_value_bytes(name: &str) -> Option<usize> {
 }
 
 impl ProcessFacts {
-    /// The rule of the configuration file for this process, if any.
+    /// Returns the matching rule of the configuration file, if any.
     pub fn rule<'a>(&self, rules: &'a [SidecarRule]) -> Option<&'a SidecarRule> {
         rules.iter().find(|rule| {
             let cgroup = rule.cgroup.as_deref().is_none_or(|cgroup| cgroup == Path::new(&self.cgroup));
@@ -96,12 +96,12 @@ impl ProcessFacts {
         })
     }
 
-    /// A variable of its environment.
+    /// Returns a variable of its environment.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.environment.as_ref()?.get(name).map(String::as_str)
     }
 
-    /// The variables that only Istio's injector sets, for people to read.
+    /// Describes the variables that only Istio's injector sets.
     fn injected_by(&self) -> Option<String> {
         let names: Vec<&str> = self
             .environment
@@ -118,11 +118,11 @@ impl ProcessFacts {
     }
 }
 
-/// Whoever says what a proxy is.
+/// A role stated by a source.
 struct RoleClaim<'a> {
     /// `sidecar`, `router`, …
     role: &'a str,
-    /// Who says so, for people to read.
+    /// Description of the source.
     source: &'static str,
 }
 
@@ -137,8 +137,8 @@ impl RoleClaim<'_> {
 }
 
 impl ProcessFacts {
-    /// What is said of its role, strongest first: what Envoy was told last overrides what it was told before, and pilot-agent
-    /// tells Envoy.
+    /// Returns the stated roles, strongest first: later arguments of Envoy override earlier ones, and pilot-agent
+    /// starts Envoy.
     fn claims(&self) -> impl Iterator<Item = RoleClaim<'_>> {
         let sources = [
             (&self.node_type, "its node type (--service-node)"),
@@ -152,28 +152,28 @@ impl ProcessFacts {
         self.variable("ISTIO_META_INTERCEPTION_MODE")
     }
 
-    /// Which of the ports that connections are redirected to it listens on.
+    /// Returns the ports for redirected connections that it listens on.
     fn redirected(&self) -> Vec<u16> {
         let ports = self.listening.iter().flat_map(|sockets| &sockets.listeners).map(|listener| listener.port);
         sorted(ports.filter(|port| [OUTBOUND_PORT, INBOUND_PORT].contains(port)))
     }
 
-    /// Its own ports that others can connect to and that not every proxy has.
+    /// Returns its own ports that are reachable from outside and that not every proxy has.
     fn own_ports(&self) -> Vec<u16> {
         let own = self.listening.iter().filter(|sockets| sockets.own).flat_map(|sockets| &sockets.listeners);
         let open = own.filter(|listener| !listener.address.is_loopback()).map(|listener| listener.port);
         sorted(open.filter(|port| !PROXY_PORTS.contains(port)))
     }
 
-    /// Whether it has begun to listen, or it cannot be known.
+    /// Whether it has started to listen; `true` if that is not known.
     fn has_started_listening(&self) -> bool {
         self.listening.as_ref().is_none_or(|sockets| !sockets.listeners.is_empty())
     }
 }
 
-/// Decides by evidence, strongest first: the configuration file; the node id on the command line, then that of the bootstrap;
-/// the role of its pilot-agent; listeners on Istio's ports; the injector's environment, which gateways have too, so that a proxy
-/// with nothing else is a gateway once it listens on ports of others' but not on those.
+/// Classifies by evidence, strongest first: the configuration file; the node id on the command line, then in the
+/// bootstrap; the role of its pilot-agent; listeners on Istio's ports; the injector's environment. Gateways have the
+/// latter too: a proxy with nothing else is a gateway once it listens on other ports but not on those.
 pub fn classify(facts: &ProcessFacts, rule: Option<&SidecarRule>) -> Classification {
     let sidecar = if facts.interception_mode() == Some("TPROXY") { Role::TproxySidecar } else { Role::Sidecar };
     if let Some(role) = rule.and_then(|rule| rule.role) {
@@ -224,7 +224,7 @@ pub fn classify(facts: &ProcessFacts, rule: Option<&SidecarRule>) -> Classificat
     )
 }
 
-/// What is odd about an observed process.
+/// Returns warnings about an observed process.
 pub fn warnings(facts: &ProcessFacts, rule: Option<&SidecarRule>, role: Role) -> Vec<String> {
     let pid = facts.process.pid;
     let mut warnings = Vec::new();
@@ -247,7 +247,7 @@ pub fn warnings(facts: &ProcessFacts, rule: Option<&SidecarRule>, role: Role) ->
     warnings
 }
 
-/// What speaks against the role that was decided.
+/// Returns evidence against the role.
 fn contradiction(facts: &ProcessFacts, role: Role) -> Option<String> {
     let first = facts.claims().next()?;
     if let Some(other) = facts.claims().find(|other| !other.agrees_with(&first)) {
@@ -263,14 +263,15 @@ fn sorted(ports: impl Iterator<Item = u16>) -> Vec<u16> {
     ports.collect::<BTreeSet<u16>>().into_iter().collect()
 }
 
-/// Ports for people to read.
+/// Lists ports for a message.
 fn list_ports(ports: &[u16]) -> String {
     let shown: Vec<String> = ports.iter().take(MAX_LISTED_PORTS).map(u16::to_string).collect();
     let more = if ports.len() > MAX_LISTED_PORTS { ", …" } else { "" };
     shown.join(" and ") + more
 }
 
-/// Identity and addresses: the rule's, else the environment's. `mounted_labels` is asked where the environment has none.
+/// Returns identity and addresses: the rule's, or else the environment's. `mounted_labels` is called if the environment
+/// has no labels.
 pub fn identity(
     facts: &ProcessFacts,
     rule: Option<&SidecarRule>,
@@ -299,8 +300,8 @@ pub fn identity(
     }
 }
 
-/// Those of a process's claimed addresses that its network namespace has, which it cannot choose as easily; all that this has
-/// where it claims none, and all that it claims where the namespace's are not known.
+/// Returns the claimed addresses that the process's network namespace has, as those are harder to forge; all of the
+/// namespace if none is claimed, and all that are claimed if those of the namespace are unknown.
 pub fn own_addresses(claimed: Vec<IpAddr>, there: Vec<IpAddr>) -> Vec<IpAddr> {
     match (claimed.is_empty(), there.is_empty()) {
         (true, _) => there,
@@ -323,7 +324,7 @@ fn merged(rule: &Workload, environment: Workload) -> Workload {
     }
 }
 
-/// The addresses of all lists, each once.
+/// Parses addresses from lists, without duplicates.
 fn addresses(lists: &[Option<String>]) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for text in lists.iter().flatten().flat_map(|list| list.split(',')) {
@@ -473,14 +474,17 @@ mod tests {
         facts.bootstrap = Some("ingress".to_owned());
         assert_eq!(warnings(&facts, None, Role::Gateway), [""; 0]);
         facts.agent = Some("sidecar".to_owned());
-        let said = warnings(&facts, None, Role::Gateway);
-        assert!(said[0].contains("taken for a gateway, although pilot-agent's command line says sidecar"), "{said:?}");
+        let found = warnings(&facts, None, Role::Gateway);
+        assert!(
+            found[0].contains("taken for a gateway, although pilot-agent's command line says sidecar"),
+            "{found:?}"
+        );
         let rule = SidecarRule { role: Some(Role::Gateway), ..SidecarRule::default() };
         assert_eq!(warnings(&facts, Some(&rule), Role::Gateway), [""; 0]);
         facts.agent = None;
         facts.listening = Some(sockets(&[("0.0.0.0", 15006)], true));
-        let said = warnings(&facts, None, Role::Gateway);
-        assert!(said[0].contains("although it listens on 15006"), "{said:?}");
+        let found = warnings(&facts, None, Role::Gateway);
+        assert!(found[0].contains("although it listens on 15006"), "{found:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which number each sidecar is counted under: the same for a container restarted in the same pod, never another's.
+//! Assigns ids to sidecars: a container restarted in the same pod keeps its id, and ids are not reused.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{ProcessId, SidecarId, Workload};
 
-/// Departed identities whose numbers are kept for a return. A pod that comes back after that many others gets a new one.
+/// Number of departed identities whose ids are kept in case they return.
 const MAX_DEPARTED: usize = 4096;
 
-/// Hands out the numbers.
+/// Assigns the ids.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "PersistedRegistry", into = "PersistedRegistry")]
 pub struct Registry {
@@ -27,7 +27,7 @@ enum Key {
     Pod {
         namespace: String,
         pod: String,
-        /// By its cgroup, which it cannot choose, where that has one.
+        /// From its cgroup, which it does not control, if that has one.
         #[serde(default)]
         uid: Option<String>,
     },
@@ -39,7 +39,7 @@ enum Key {
 }
 
 impl Key {
-    /// Whether it is this pod's, given out maybe by an observer that knew no uids.
+    /// Whether it is this pod's key, also one assigned by an observer that did not record uids.
     fn is_of(&self, pod: &Self) -> bool {
         match (self, pod) {
             (Self::Pod { namespace, pod, uid: None }, Self::Pod { namespace: other_namespace, pod: other_pod, .. }) => {
@@ -50,7 +50,7 @@ impl Key {
     }
 }
 
-/// As it is kept over a restart of the observer.
+/// The registry as it is persisted.
 #[derive(Serialize, Deserialize)]
 struct PersistedRegistry {
     next: SidecarId,
@@ -73,7 +73,7 @@ impl TryFrom<PersistedRegistry> for Registry {
         let PersistedRegistry { next, numbers, holders, departed } = persisted;
         let numbers: BTreeMap<Key, SidecarId> = numbers.into_iter().collect();
         let given: BTreeSet<SidecarId> = numbers.values().copied().collect();
-        // Half of all numbers are more than any node ever gives out, and leave room for those to come.
+        // Half of the range is more than any node uses, and leaves room for new ids.
         let ordered = next <= SidecarId::MAX / 2 && given.iter().all(|number| (1..next).contains(number));
         let known = |key: &Key| numbers.contains_key(key);
         if !ordered || given.len() != numbers.len() || !holders.iter().map(|(_, key)| key).chain(&departed).all(known) {
@@ -90,16 +90,19 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// The number of a process, which holds it until [`Registry::release`]: its pod's (the one that its cgroup's `uid` is of),
-    /// or that of its place among the sidecars of its cgroup. One that turns out to be of another pod gets another number.
+    /// Returns the id of a process until [`Registry::release`]: its pod's (`uid` is from the cgroup), or that of its
+    /// position among the sidecars of its cgroup. A process that turns out to be in another pod gets another id.
     pub fn assign(&mut self, process: ProcessId, workload: &Workload, uid: Option<&str>, cgroup: &Path) -> SidecarId {
         let pod = workload.namespace.clone().zip(workload.pod.clone());
         let pod = pod.map(|(namespace, pod)| Key::Pod { namespace, pod, uid: uid.map(str::to_owned) });
-        match (self.holders.get(&process), &pod) {
-            (Some(held), Some(pod)) if held.is_of(pod) => return self.numbers[held],
-            (Some(held @ Key::Cgroup { .. }), None) => return self.numbers[held],
-            _ => self.release(process),
+        let held = self.holders.get(&process).filter(|held| match &pod {
+            Some(pod) => held.is_of(pod),
+            None => matches!(held, Key::Cgroup { .. }),
+        });
+        if let Some(number) = held.and_then(|held| self.numbers.get(held)) {
+            return *number;
         }
+        self.release(process);
         let key = pod.unwrap_or_else(|| self.free_cgroup_key(cgroup));
         self.holders.insert(process, key.clone());
         self.departed.retain(|departed| *departed != key);
@@ -110,8 +113,8 @@ impl Registry {
         })
     }
 
-    /// A process of another pod that holds this pod's name; one whose cgroup says which pod it is of counts more than one whose
-    /// cgroup does not.
+    /// Returns a process of another pod with this pod's name; a process whose cgroup has a pod uid takes precedence
+    /// over one whose cgroup has none.
     pub fn name_conflict(
         &self,
         process: ProcessId,
@@ -128,13 +131,13 @@ impl Registry {
         self.holders.iter().find(|(holder, key)| **holder != process && is_conflict(key)).map(|(holder, _)| *holder)
     }
 
-    /// Ends all but these processes.
+    /// Releases all but these processes.
     pub fn retain(&mut self, present: &BTreeSet<ProcessId>) {
         let ended: Vec<ProcessId> = self.holders.keys().filter(|process| !present.contains(process)).copied().collect();
         ended.into_iter().for_each(|process| self.release(process));
     }
 
-    /// The process ended.
+    /// Releases the id of a process that has ended.
     pub fn release(&mut self, process: ProcessId) {
         let Some(key) = self.holders.remove(&process) else { return };
         if self.holders.values().any(|held| *held == key) {
@@ -157,7 +160,7 @@ impl Registry {
                 _ => None,
             })
             .collect();
-        let ordinal = (0..).find(|ordinal| !taken.contains(ordinal)).expect("fewer processes than numbers");
+        let ordinal = (0..taken.len()).find(|ordinal| !taken.contains(ordinal)).unwrap_or(taken.len());
         Key::Cgroup { path: cgroup.to_owned(), ordinal }
     }
 }

@@ -1,7 +1,7 @@
-//! The node's sidecars and control-plane processes as one look at /proc shows them, compared with the look before.
+//! Scans /proc for sidecars and control-plane processes, and compares the result with the previous scan.
 //!
-//! A full look costs one `readlink` and one read a process, and some twenty reads more a sidecar that is new. A sidecar that is
-//! known costs three reads, and two more for each process beside it.
+//! A full scan costs one `readlink` and one read per process, and some twenty reads per new sidecar. A known sidecar
+//! costs three reads, and two more per coresident process.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,17 +15,17 @@ use super::{
     cgroup::Hierarchy,
     component::{self, Component, ComponentRule, Context},
     container::Container,
-    error::Error,
+    error::DiscoveryError,
     is_named, kubelet, pod_labels, printable,
     proc_files::{self, Executable, ProcFiles, agent_role, hidepid},
     process::{self, Classification, INBOUND_PORT, OUTBOUND_PORT, ProcessFacts},
     registry::Registry,
 };
 
-/// Most processes of a cgroup that are asked whether they are pilot-agent.
+/// Maximum number of processes of a cgroup that are checked for pilot-agent.
 const MAX_NEIGHBOURS: usize = 64;
 
-/// What is known of the node.
+/// Scans the node.
 #[derive(Debug)]
 pub struct Scanner {
     config: DiscoveryConfig,
@@ -43,7 +43,7 @@ enum Candidate {
     Observed {
         sidecar: Arc<Sidecar>,
         cgroup: String,
-        /// Whether nothing that it may yet do can tell otherwise what it is and whose.
+        /// Whether the classification cannot change any more.
         is_final: bool,
         warnings: Vec<String>,
     },
@@ -58,7 +58,7 @@ enum Candidate {
     },
 }
 
-/// What a process of some executable would be.
+/// What a process may be by its executable.
 enum Kind {
     Sidecar,
     Component(ComponentRule),
@@ -87,7 +87,7 @@ impl Candidate {
         }
     }
 
-    /// As in `/proc/PID/cgroup`; `None` if that does not matter.
+    /// Returns the path from `/proc/PID/cgroup`; `None` if it is not needed.
     fn cgroup(&self) -> Option<&String> {
         match self {
             Self::Observed { cgroup, .. } | Self::Component { cgroup, .. } => Some(cgroup),
@@ -95,13 +95,13 @@ impl Candidate {
         }
     }
 
-    /// Whether another look cannot tell anything else.
+    /// Whether the candidate needs no further examination.
     fn is_final(&self) -> bool {
         !self.is_pending()
             && self.component().is_none_or(|component| component.page.as_ref().is_ok_and(|it| !it.is_guess))
     }
 
-    /// Whether another look is needed soon.
+    /// Whether the candidate must be examined again soon.
     fn is_pending(&self) -> bool {
         match self {
             Self::Observed { is_final, .. } => !is_final,
@@ -127,8 +127,8 @@ impl Candidate {
 }
 
 impl Scanner {
-    /// Fails if there is no cgroup v2, no readable proc file system, or a cgroup that the user named is none.
-    pub fn new(config: DiscoveryConfig) -> Result<Self, Error> {
+    /// Fails if there is no cgroup v2, no readable proc file system, or a named cgroup that is not one.
+    pub fn new(config: DiscoveryConfig) -> Result<Self, DiscoveryError> {
         let files = ProcFiles::new(config.proc_root.clone());
         let mounts = files.own_mounts()?;
         let own = files.own_cgroup().unwrap_or_else(|| "/".to_owned());
@@ -138,7 +138,7 @@ impl Scanner {
         Ok(scanner)
     }
 
-    fn with_hierarchy(config: DiscoveryConfig, files: ProcFiles, hierarchy: Hierarchy) -> Result<Self, Error> {
+    fn with_hierarchy(config: DiscoveryConfig, files: ProcFiles, hierarchy: Hierarchy) -> Result<Self, DiscoveryError> {
         for cgroup in &config.cgroups {
             hierarchy.named(cgroup)?;
         }
@@ -147,26 +147,26 @@ impl Scanner {
         Ok(Self { config, files, hierarchy, hidepid: None, is_nested, registry, candidates, named })
     }
 
-    /// Goes on with the numbers of an earlier observer.
+    /// Continues with the ids of an earlier observer.
     pub fn resume(&mut self, registry: Registry) {
         self.registry = registry;
     }
 
-    /// The numbers given out so far.
+    /// Returns the assigned ids.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Ends the numbers of processes that an earlier observer knew and that are no more.
+    /// Releases the ids of processes that have ended while no observer ran.
     pub fn release_ended(&mut self) {
         let named = self.named.values().map(|sidecar| sidecar.process);
         let present = self.candidates.values().map(Candidate::process).chain(named).collect();
         self.registry.retain(&present);
     }
 
-    /// Looks at every process.
-    pub fn scan(&mut self) -> Result<Vec<Change>, Error> {
+    /// Examines every process.
+    pub fn scan(&mut self) -> Result<Vec<Change>, DiscoveryError> {
         let pids = self.files.pids()?;
         let present: BTreeSet<u32> = pids.iter().copied().collect();
         let ended: Vec<u32> = self.candidates.keys().filter(|pid| !present.contains(pid)).copied().collect();
@@ -182,7 +182,7 @@ impl Scanner {
         Ok(changes)
     }
 
-    /// Looks at one process that has just started, or has had time to show what it is.
+    /// Examines a process that has just started, or has had time to start up.
     pub fn examine_process(&mut self, pid: u32) -> Vec<Change> {
         let mut changes = self.examine(pid);
         if !changes.is_empty() {
@@ -192,7 +192,7 @@ impl Scanner {
         changes
     }
 
-    /// A process ended.
+    /// Handles the end of a process.
     pub fn ended(&mut self, process: ProcessId) -> Vec<Change> {
         if self.candidates.get(&process.pid).is_none_or(|candidate| candidate.process() != process) {
             return Vec::new();
@@ -202,52 +202,53 @@ impl Scanner {
         changes
     }
 
-    /// Whether a process has a sidecar's or a component's executable, observed or not.
+    /// Whether a process has the executable of a sidecar or component, observed or not.
     pub fn is_candidate(&self, pid: u32) -> bool {
         self.candidates.contains_key(&pid)
     }
 
-    /// Whether it has, and is not observed or may yet turn out to be something else, or its /metrics endpoint is not known.
+    /// Whether it is a candidate that is not observed, may change its classification, or has no known /metrics
+    /// endpoint.
     pub fn is_pending(&self, pid: u32) -> bool {
         self.candidates.get(&pid).is_some_and(Candidate::is_pending)
     }
 
-    /// Processes with a sidecar's or a component's executable, observed or not.
+    /// Returns all processes with the executable of a sidecar or component, observed or not.
     pub fn candidates(&self) -> impl Iterator<Item = u32> {
         self.candidates.keys().copied()
     }
 
-    /// All that is observed now.
+    /// Returns all observed sidecars.
     pub fn sidecars(&self) -> impl Iterator<Item = &Arc<Sidecar>> {
         self.candidates.values().filter_map(Candidate::sidecar).chain(self.named.values())
     }
 
-    /// All control-plane processes there are now.
+    /// Returns all control-plane processes.
     pub fn components(&self) -> impl Iterator<Item = &Arc<Component>> {
         self.candidates.values().filter_map(Candidate::component)
     }
 
-    /// The proc file system in use.
+    /// Returns the proc file system.
     pub fn files(&self) -> &ProcFiles {
         &self.files
     }
 
-    /// The cgroup v2 hierarchy in use.
+    /// Returns the cgroup v2 hierarchy.
     pub fn hierarchy(&self) -> &Hierarchy {
         &self.hierarchy
     }
 
-    /// The `hidepid` option of the proc file system, if it hides anything.
+    /// Returns the `hidepid` option of the proc file system, if it hides anything.
     pub fn hidepid(&self) -> Option<&str> {
         self.hidepid.as_deref()
     }
 
-    /// Whether process ids here are not the kernel's own.
+    /// Whether process ids are those of a nested pid namespace.
     pub fn is_nested(&self) -> bool {
         self.is_nested
     }
 
-    /// What is observed, what is not and why, and what to be warned of.
+    /// Returns what is observed, what is not and why, and warnings.
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings: Vec<Finding> = self.sidecars().cloned().map(Finding::Observed).collect();
         findings.extend(self.components().cloned().map(Finding::Component));
@@ -272,7 +273,7 @@ impl Scanner {
         }
         cgroups.into_iter().filter_map(move |(cgroup, mut sidecars)| {
             sidecars.sort_by_key(|sidecar| (sidecar.process.start_time, sidecar.process.pid));
-            let first = sidecars[0];
+            let first = sidecars.first()?;
             if sidecars.iter().all(|sidecar| sidecar.id == first.id) {
                 return None;
             }
@@ -293,7 +294,7 @@ impl Scanner {
         })
     }
 
-    /// A cgroup's programs run for the cgroups below it too.
+    /// Programs of a cgroup run for the cgroups below it too.
     fn nested_cgroups(&self) -> impl Iterator<Item = String> {
         self.named.values().flat_map(|above| {
             let below =
@@ -308,7 +309,7 @@ impl Scanner {
         })
     }
 
-    /// A vanished process is no error: it is as if it had not been there.
+    /// A vanished process is not an error.
     fn examine(&mut self, pid: u32) -> Vec<Change> {
         let looked = self.classify_process(pid);
         match looked {
@@ -323,7 +324,7 @@ impl Scanner {
     }
 
     fn classify_process(&mut self, pid: u32) -> io::Result<Option<Candidate>> {
-        // Most processes are neither, and need no more than this.
+        // Most processes are neither, which is all that is read of them.
         if self.kind(&self.files, pid)?.is_none() {
             return Ok(None);
         }
@@ -340,7 +341,7 @@ impl Scanner {
         self.build_candidate(&files, process, executable, kind).map(Some)
     }
 
-    /// What a process would be by the name of its executable, or by what it is invocation_names.
+    /// Returns what a process may be by the name of its executable or the names it was started with.
     fn kind(&self, files: &ProcFiles, pid: u32) -> io::Result<Option<(Kind, Executable)>> {
         let executable = files.executable(pid)?;
         let cut = executable.path.is_none();
@@ -358,7 +359,7 @@ impl Scanner {
         if let Some(kind) = of(&executable.name, cut) {
             return Ok(Some((kind, executable)));
         }
-        // Whoever may not read it has the name that the kernel keeps.
+        // If the link cannot be read, the kernel's command name is used.
         let arguments = permitted(files.first_arguments(pid))?.unwrap_or_default();
         let invocation_names = proc_files::invocation_names(&executable, &arguments);
         Ok(invocation_names.iter().find_map(|name| of(name, false)).map(|kind| (kind, executable)))
@@ -395,7 +396,7 @@ impl Scanner {
         }
     }
 
-    /// The role of the pilot-agent that started a process, or of one in its cgroup.
+    /// Returns the role of the pilot-agent that started the process, or of one in its cgroup.
     fn agent(&self, files: &ProcFiles, pid: u32, cgroup: &str) -> Option<String> {
         let directory = self.hierarchy.directory(cgroup).ok();
         let neighbours = directory.iter().flat_map(|directory| members(directory)).take(MAX_NEIGHBOURS);
@@ -473,8 +474,8 @@ impl Scanner {
         Candidate::Observed { sidecar, cgroup, is_final: is_final && !is_disputed, warnings }
     }
 
-    /// Whose sidecar a process is whose environment says that it is another pod's than its cgroup does, and what to say of it.
-    /// The configuration file may say so.
+    /// Returns the real identity of a process whose environment names another pod than its cgroup, and a warning. The
+    /// configuration file may override the pod.
     fn impostor(
         &mut self,
         process: ProcessId,
@@ -498,7 +499,7 @@ impl Scanner {
         }
         let rival = self.registry.name_conflict(process, namespace, pod, uid)?;
         if rival.start_time > process.start_time {
-            // It was only looked at before; its next look tells.
+            // It was only examined first; the next examination decides.
             if let Some(Candidate::Observed { is_final, .. }) = self.candidates.get_mut(&rival.pid) {
                 *is_final = false;
             }
@@ -515,7 +516,7 @@ impl Scanner {
     fn replace(&mut self, pid: u32, mut candidate: Candidate) -> Vec<Change> {
         if let Candidate::Observed { sidecar, .. } = &mut candidate {
             let companions = self.companions(&sidecar.cgroup, pid);
-            // One that has just started may have become pilot-agent since.
+            // A process that has just started may have become pilot-agent.
             let is_shared = self.is_shared(&companions);
             if companions != sidecar.companions || is_shared != sidecar.is_cgroup_shared {
                 let sidecar = Arc::make_mut(sidecar);
@@ -550,8 +551,7 @@ impl Scanner {
         candidate.gone()
     }
 
-    /// Processes of a cgroup that are no sidecar. A cgroup's members are listed by the kernel in `cgroup.procs`, those of
-    /// other pid namespaces as 0.
+    /// Returns the processes of a cgroup other than sidecars. `cgroup.procs` lists those of other pid namespaces as 0.
     fn companions(&self, cgroup: &Path, own: u32) -> Vec<ProcessId> {
         members(cgroup)
             .filter(|&pid| pid != own && self.candidates.get(&pid).is_none_or(|other| other.sidecar().is_none()))
@@ -564,7 +564,7 @@ impl Scanner {
         companions.iter().any(|companion| !is_agent(companion.pid))
     }
 
-    /// A sidecar found after its neighbour was still taken for the neighbour's companion.
+    /// Removes sidecars from the coresident processes of others that were found before them.
     fn update_companions(&mut self) -> Vec<Change> {
         let observed: BTreeSet<u32> =
             self.candidates.iter().filter(|(_, it)| it.sidecar().is_some()).map(|(pid, _)| *pid).collect();
@@ -585,7 +585,7 @@ impl Scanner {
         updated.into_iter().map(Change::Updated).collect()
     }
 
-    /// The cgroups that the user named and no recognised sidecar is in.
+    /// Examines the named cgroups without a recognised sidecar.
     fn examine_named(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for path in self.config.cgroups.clone() {
@@ -662,7 +662,7 @@ fn permitted<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// A read of a process that ended meanwhile fails with ENOENT or ESRCH, depending on how far it got.
+/// A read fails with ENOENT or ESRCH if the process has ended.
 fn has_vanished(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
@@ -692,7 +692,7 @@ mod tests {
             Self { proc: tempfile::tempdir().unwrap(), cgroups: tempfile::tempdir().unwrap() }
         }
 
-        fn scanner(&self, named: &[&str]) -> Result<Scanner, Error> {
+        fn scanner(&self, named: &[&str]) -> Result<Scanner, DiscoveryError> {
             let config = DiscoveryConfig {
                 proc_root: self.proc.path().to_owned(),
                 cgroup_root: None,

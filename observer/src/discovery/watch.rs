@@ -1,16 +1,16 @@
-//! New and ended sidecars and control-plane processes as they come and go, without asking all the time.
+//! Watches for new and ended sidecars and control-plane processes, without polling.
 //!
-//! Three sources, each enough to be complete in the end:
-//! - the kernel's announcement of every `execve` ([`ExecEvents`]): a new sidecar is seen within a millisecond. It comes
-//!   before the process listens and maybe before it is in its final cgroup, so a candidate is looked at again after each of
-//!   [`RESCAN_BACKOFF`], and then every second for as long as it is not observed, or its metrics page not known. A page whose port is
-//!   a guess is judged anew by every rescan;
-//! - a pidfd for each that was found, which tells its end;
-//! - a full rescan every ten seconds, or every second where the kernel announces nothing.
+//! Three sources, each eventually complete:
+//! - `execve` events of the kernel ([`ExecEvents`]): a new sidecar is found within a millisecond. The event precedes listening
+//!   and maybe the move to the final cgroup, so a candidate is examined again after each of [`RESCAN_BACKOFF`], and then every
+//!   second while it is not observed, or its /metrics endpoint is unknown. An endpoint whose port is a guess is located again
+//!   by every examination;
+//! - a pidfd for each process that was found, which signals its exit;
+//! - a full scan every ten seconds, or every second without events.
 //!
-//! Measured on two shared cores, Linux 6.18, with 1,000 processes: a full rescan takes 5.5 ms of CPU, so 0.06 % of a core
-//! every ten seconds and 0.6 % every second; an announced `execve` 46 µs, waking up included; from a process's start to
-//! [`Change::Found`] 0.9 ms (median of 20); watching a quiet node nothing that could be logged from zero.
+//! Measured on two shared cores, Linux 6.18, with 1,000 processes: a full scan takes 5.5 ms of CPU, i.e. 0.06 % of a core
+//! every ten seconds and 0.6 % every second; an `execve` event 46 µs, including the wake-up; from process start to
+//! [`Change::Found`] 0.9 ms (median of 20); watching a quiet node is not measurable.
 
 #![expect(unsafe_code, reason = "AsyncFd takes a descriptor")]
 
@@ -31,35 +31,35 @@ use tokio::{
 
 use super::{
     Change, DiscoveryConfig, Finding, ProcessId, Sidecar,
-    error::Error,
+    error::DiscoveryError,
     events::{Event, ExecEvents},
     printable,
     registry::Registry,
     scan::Scanner,
 };
 
-/// When a candidate that has just started is looked at again.
+/// Delays of further examinations of a new candidate.
 pub const RESCAN_BACKOFF: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1000)];
-/// Between full rescans where the kernel announces new processes.
+/// Interval of full scans with events.
 pub const FULL_SCAN_INTERVAL: Duration = Duration::from_secs(10);
-/// Between full rescans where it does not.
+/// Interval of full scans without events.
 pub const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Keeps watch over the node's sidecars and control-plane processes.
+/// Watches the node.
 #[derive(Debug)]
 pub struct Watcher {
     scanner: Scanner,
     events: Result<AsyncFd<ExecEvents>, String>,
     own_namespace: bool,
     exits: JoinSet<ProcessId>,
-    awaited: HashMap<ProcessId, AbortHandle>,
+    exit_tasks: HashMap<ProcessId, AbortHandle>,
     rescans: BTreeMap<u32, Rescan>,
     next_scan: Instant,
     logged: BTreeSet<String>,
 }
 
-/// When a candidate is looked at next.
+/// When a candidate is examined next.
 #[derive(Clone, Copy, Debug)]
 struct Rescan {
     since: Instant,
@@ -68,8 +68,8 @@ struct Rescan {
 }
 
 impl Watcher {
-    /// Begins to watch; the first [`Watcher::next`] tells what is there already. Within a tokio runtime.
-    pub fn new(config: DiscoveryConfig) -> Result<Self, Error> {
+    /// Starts to watch; the first [`Watcher::next`] returns what runs already. Requires a tokio runtime.
+    pub fn new(config: DiscoveryConfig) -> Result<Self, DiscoveryError> {
         let scanner = Scanner::new(config)?;
         let own_namespace = scanner.files().is_own_namespace();
         let events = if own_namespace {
@@ -78,12 +78,12 @@ impl Watcher {
                 unsafe { AsyncFd::register(events) }.map_err(|error| error.to_string())
             })
         } else {
-            Err("the proc file system is another pid namespace's".to_owned())
+            Err("the proc file system is that of another pid namespace".to_owned())
         };
         match &events {
-            Ok(_) => tracing::debug!("the kernel announces new processes"),
+            Ok(_) => tracing::debug!("execve events are available"),
             Err(reason) => {
-                tracing::info!(reason, interval = ?SCAN_INTERVAL, "new sidecars are looked for periodically")
+                tracing::info!(reason, interval = ?SCAN_INTERVAL, "new sidecars are found by periodic scans")
             }
         }
         Ok(Self {
@@ -91,14 +91,14 @@ impl Watcher {
             events,
             own_namespace,
             exits: JoinSet::new(),
-            awaited: HashMap::new(),
+            exit_tasks: HashMap::new(),
             rescans: BTreeMap::new(),
             next_scan: Instant::now(),
             logged: BTreeSet::new(),
         })
     }
 
-    /// The next changes, at least one. It may be dropped and called anew without loss.
+    /// Returns the next changes, at least one. Cancel-safe.
     pub async fn next(&mut self) -> Vec<Change> {
         loop {
             let changes = self.step().await;
@@ -109,18 +109,18 @@ impl Watcher {
         }
     }
 
-    /// Looks at every process now.
+    /// Scans every process now.
     pub fn scan(&mut self) -> Vec<Change> {
-        let changes = self.rescan();
+        let changes = self.full_scan();
         self.await_exits(&changes);
         changes
     }
 
-    fn rescan(&mut self) -> Vec<Change> {
+    fn full_scan(&mut self) -> Vec<Change> {
         self.next_scan = Instant::now() + if self.events.is_ok() { FULL_SCAN_INTERVAL } else { SCAN_INTERVAL };
         let known: BTreeSet<u32> = self.scanner.candidates().collect();
         let changes = self.scanner.scan().unwrap_or_else(|error| {
-            tracing::warn!(%error, "discovery: sidecars stay as they were");
+            tracing::warn!(%error, "scan failed: sidecars are unchanged");
             Vec::new()
         });
         let new: Vec<u32> = self.scanner.candidates().filter(|pid| !known.contains(pid)).collect();
@@ -128,7 +128,7 @@ impl Watcher {
         changes
     }
 
-    /// Goes on with the numbers of an earlier observer, and rescans at every process.
+    /// Continues with the ids of an earlier observer, and scans every process.
     pub fn resume(&mut self, registry: Registry) -> Vec<Change> {
         self.scanner.resume(registry);
         let changes = self.scan();
@@ -136,33 +136,33 @@ impl Watcher {
         changes
     }
 
-    /// The numbers given out so far.
+    /// Returns the assigned ids.
     pub fn registry(&self) -> &Registry {
         self.scanner.registry()
     }
 
-    /// All that is observed now.
+    /// Returns all observed sidecars.
     pub fn sidecars(&self) -> impl Iterator<Item = &Arc<Sidecar>> {
         self.scanner.sidecars()
     }
 
-    /// What is observed, what is not and why, and what to be warned of.
+    /// Returns what is observed, what is not and why, and warnings.
     pub fn findings(&self) -> Vec<Finding> {
         self.scanner.findings()
     }
 
-    /// Waits for one thing to happen and says what it changed. Nothing is kept across an await.
+    /// Waits for one event and returns its changes. Nothing is kept across an await.
     async fn step(&mut self) -> Vec<Change> {
         let due =
             self.rescans.values().map(|rescan| rescan.next).chain([self.next_scan]).min().unwrap_or(self.next_scan);
         tokio::select! {
-            events = announced(&self.events) => self.handle_events(events),
+            events = next_events(&self.events) => self.handle_events(events),
             Some(ended) = self.exits.join_next() => match ended {
                 Ok(process) => {
-                    self.awaited.remove(&process);
+                    self.exit_tasks.remove(&process);
                     self.scanner.ended(process)
                 }
-                // A task that was aborted because its sidecar is gone already.
+                // The task was aborted because its sidecar is gone.
                 Err(_) => Vec::new(),
             },
             () = sleep_until(due) => self.handle_timer(Instant::now()),
@@ -172,7 +172,7 @@ impl Watcher {
     fn handle_events(&mut self, events: io::Result<Vec<Event>>) -> Vec<Change> {
         let mut changes = Vec::new();
         let events = events.unwrap_or_else(|error| {
-            tracing::warn!(%error, interval = ?SCAN_INTERVAL, "new sidecars are looked for periodically from now on");
+            tracing::warn!(%error, interval = ?SCAN_INTERVAL, "new sidecars are found by periodic scans from now on");
             self.events = Err(error.to_string());
             vec![Event::Lost]
         });
@@ -198,7 +198,7 @@ impl Watcher {
             self.reschedule(pid, now);
         }
         if self.next_scan <= now {
-            changes.extend(self.rescan());
+            changes.extend(self.full_scan());
         }
         self.log_findings();
         changes
@@ -221,18 +221,17 @@ impl Watcher {
         }
     }
 
-    /// Logs what to be warned of and what is not observed, each once for as long as it is so. A candidate that has just
-    /// started is not judged yet.
+    /// Logs warnings and what is not observed, each once while it lasts. New candidates are not reported yet.
     fn log_findings(&mut self) {
-        let young = |pid| self.rescans.get(&pid).is_some_and(|rescan| rescan.done < RESCAN_BACKOFF.len());
+        let is_new = |pid| self.rescans.get(&pid).is_some_and(|rescan| rescan.done < RESCAN_BACKOFF.len());
         let findings = self.scanner.findings().into_iter().filter_map(|finding| match finding {
             Finding::Observed(_) => None,
-            Finding::Component(component) if young(component.process.pid) => None,
+            Finding::Component(component) if is_new(component.process.pid) => None,
             Finding::Component(component) => {
                 let problem = component.problem()?;
                 Some(format!("{}, process {}: {problem}", component.app, component.process.pid))
             }
-            Finding::Refused { process, .. } if young(process.pid) => None,
+            Finding::Refused { process, .. } if is_new(process.pid) => None,
             Finding::Refused { process, executable, reason } => {
                 Some(format!("{executable}, process {}, is not observed: {reason}", process.pid))
             }
@@ -243,7 +242,7 @@ impl Watcher {
         self.logged = now;
     }
 
-    /// Has the kernel log_findings the end of each process that was found, and no longer that of those gone.
+    /// Awaits the exit of each process that was found, and no longer that of processes that are gone.
     fn await_exits(&mut self, changes: &[Change]) {
         for change in changes {
             log_change(change);
@@ -253,7 +252,7 @@ impl Watcher {
                     self.await_exit(process);
                 }
                 Change::Gone(_) | Change::ComponentGone(_) => {
-                    if let Some(task) = self.awaited.remove(&process) {
+                    if let Some(task) = self.exit_tasks.remove(&process) {
                         task.abort();
                     }
                 }
@@ -266,7 +265,7 @@ impl Watcher {
         let pidfd = || -> Option<AsyncFd<OwnedFd>> {
             let pid = Pid::from_raw(process.pid.cast_signed())?;
             let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).ok()?;
-            // The process may have ended before, and its number be another's now.
+            // The process may have ended before, and its pid may be reused.
             let same = self.scanner.files().start_time(process.pid).ok()? == process.start_time;
             // SAFETY: an `OwnedFd` is open until dropped.
             same.then_some(pidfd).and_then(|pidfd| unsafe { AsyncFd::register(pidfd) }.ok())
@@ -279,7 +278,7 @@ impl Watcher {
             }
             process
         });
-        self.awaited.insert(process, task);
+        self.exit_tasks.insert(process, task);
     }
 }
 
@@ -303,15 +302,15 @@ fn log_change(change: &Change) {
     }
 }
 
-/// What the kernel announces next; for ever nothing where it does not.
-async fn announced(events: &Result<AsyncFd<ExecEvents>, String>) -> io::Result<Vec<Event>> {
+/// Returns the next events; never resolves without a subscription.
+async fn next_events(events: &Result<AsyncFd<ExecEvents>, String>) -> io::Result<Vec<Event>> {
     let Ok(events) = events else { return std::future::pending().await };
     loop {
         let mut ready = events.readable().await?;
-        let announced = events.get_ref().read()?;
+        let received = events.get_ref().read()?;
         ready.clear_ready();
-        if !announced.is_empty() {
-            return Ok(announced);
+        if !received.is_empty() {
+            return Ok(received);
         }
     }
 }

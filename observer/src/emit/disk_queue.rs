@@ -1,8 +1,7 @@
-//! Batches that wait on disk for a receiver that does not take them, one file each, oldest first.
+//! Batches that wait on disk until the receiver accepts them, one file each, oldest first.
 //!
-//! A file is written under another name and renamed, so a half-written one is never taken for a batch. It is not forced
-//! to the medium: what outlives the process is the aim, not what outlives the power. A batch that was being sent when the
-//! observer was killed is sent again.
+//! A file is written under a temporary name and renamed, so that it is never read half-written. It is not synced: it is to
+//! outlive the process, not a power failure. A batch that was being sent when the observer was killed is sent again.
 
 use std::{
     collections::VecDeque,
@@ -16,21 +15,22 @@ use std::{
 use flate2::read::GzDecoder;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::{Batch, Form, gzip};
+use super::transport::gzip;
+use crate::model::encode::{Batch, Form};
 
 /// End of a batch's file name, after its number, its points and the word for its form.
 const EXTENSION: &str = "gz";
 const FORMS: [(Form, &str); 2] = [(Form::Points, "points"), (Form::Distributions, "distributions")];
-/// Most bytes of a batch, unpacked: far more than one has that was written here.
+/// Maximum size of a batch, decompressed: far more than any that is written here.
 const MAX_BATCH_BYTES: u64 = 8 << 20;
-/// Most points in a file's name, and the highest number: so far from where numbers end that they can be added up.
+/// Upper bound of points and numbers in file names: sums of them do not overflow.
 const MAX_NUMBER: u64 = u64::MAX >> 20;
 /// The file being written.
 const TEMPORARY: &str = "unfinished";
-/// Held by the observer that uses the directory.
+/// Locked by the observer that uses the directory.
 const LOCK: &str = "lock";
 
-/// A directory of batches. It is made, and what an earlier run left is found, at its first use.
+/// A directory of batches. It is created, and the batches of an earlier run are found, at its first use.
 #[derive(Debug)]
 pub struct DiskQueue {
     directory: PathBuf,
@@ -40,7 +40,7 @@ pub struct DiskQueue {
 
 #[derive(Debug)]
 struct Opened {
-    /// Held open for its lock.
+    /// Holds the lock while open.
     _lock: File,
     waiting: VecDeque<Entry>,
     next_number: u64,
@@ -54,22 +54,22 @@ struct Entry {
     bytes: u64,
 }
 
-/// Why nothing can be kept on disk or taken from it.
+/// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("queue directory {directory}: {problem}; what waits is kept in memory meanwhile (--queue-dir)")]
+#[error("queue directory {directory}: {problem}; batches wait in memory meanwhile (--queue-dir)")]
 pub struct DiskQueueError {
     directory: PathBuf,
     problem: String,
 }
 
 impl DiskQueueError {
-    /// There is no directory, or work on it was given up.
+    /// There is no directory, or work on it was aborted.
     pub(super) fn absent() -> Self {
         Self { directory: PathBuf::new(), problem: "there is none".to_owned() }
     }
 }
 
-/// What waits on disk.
+/// Batches that wait on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
     /// Points.
@@ -78,25 +78,25 @@ pub struct Waiting {
     pub bytes: u64,
 }
 
-/// The oldest batch, as far as it could be read.
+/// The oldest batch.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Oldest {
-    /// Nothing waits.
+    /// No batch waits.
     None,
-    /// This one.
+    /// The batch.
     Batch(Batch),
-    /// It cannot be read; so many points are lost with it.
+    /// It cannot be read; this many points are lost.
     Unreadable(u64),
 }
 
 impl DiskQueue {
-    /// Batches in `directory`, together at most `limit_bytes` on disk.
+    /// Creates a queue in `directory` of at most `limit_bytes` on disk.
     #[must_use]
     pub fn new(directory: PathBuf, limit_bytes: u64) -> Self {
         Self { directory, limit_bytes, opened: None }
     }
 
-    /// What waits; nothing as long as the directory cannot be used.
+    /// Returns the sizes of all batches.
     ///
     /// # Errors
     /// The directory cannot be used.
@@ -108,10 +108,10 @@ impl DiskQueue {
         })
     }
 
-    /// Keeps a batch as the newest. Returns how many points were dropped to make room: the oldest, or its own.
+    /// Appends a batch. Returns how many points were dropped to make room: the oldest, or its own.
     ///
     /// # Errors
-    /// It could not be written; nothing was dropped.
+    /// It cannot be written; nothing was dropped.
     pub fn push(&mut self, batch: &Batch) -> Result<u64, DiskQueueError> {
         let packed = gzip(batch);
         let bytes = packed.len() as u64;
@@ -123,7 +123,7 @@ impl DiskQueue {
         let (unfinished, finished) = (self.directory.join(TEMPORARY), self.directory.join(&name));
         let written = fs::write(&unfinished, &packed).and_then(|()| fs::rename(&unfinished, finished));
         if let Err(error) = written {
-            // On a full disk the part that was written would take room that smaller batches could have.
+            // On a full disk the partial file would take space from smaller batches.
             let _ = fs::remove_file(unfinished);
             return Err(self.error(&error));
         }
@@ -137,7 +137,7 @@ impl DiskQueue {
         Ok(dropped)
     }
 
-    /// The oldest batch; it stays.
+    /// Reads the oldest batch; it stays.
     ///
     /// # Errors
     /// The directory cannot be used.
@@ -156,7 +156,7 @@ impl DiskQueue {
     /// Removes the oldest batch; returns its points.
     pub fn remove_oldest(&mut self) -> u64 {
         let Some(entry) = self.opened.as_mut().and_then(|opened| opened.waiting.pop_front()) else { return 0 };
-        // One that cannot be removed comes back after a restart; nothing better can be done about it here.
+        // One that cannot be removed is sent again after a restart.
         let _ = fs::remove_file(self.directory.join(&entry.name));
         entry.points
     }
@@ -177,7 +177,7 @@ impl DiskQueue {
 impl Opened {
     fn find(directory: &Path) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
-        // Nothing is written through a link that somebody laid, and nothing while another holds it.
+        // Do not follow a symbolic link, and do not write while another observer holds the lock.
         let mut options = File::options();
         let mut lock = options
             .create(true)
@@ -207,7 +207,7 @@ fn file_name(number: u64, batch: &Batch) -> String {
     format!("{number:020}.{}.{form}.{EXTENSION}", batch.points)
 }
 
-/// Number, points and form in the name of a batch's file.
+/// Parses number, points and form from a file name.
 fn parse(name: &str) -> Option<(u64, u64, Form)> {
     let mut parts = name.split('.');
     let mut number = || parts.next()?.parse().ok().filter(|number| *number <= MAX_NUMBER);
@@ -217,10 +217,10 @@ fn parse(name: &str) -> Option<(u64, u64, Form)> {
     (parts.next() == Some(EXTENSION) && parts.next().is_none()).then_some((number, points, *form))
 }
 
-/// Whether another observer uses the directory now. Nothing is made or changed.
+/// Whether another observer uses the directory now. Nothing is created or changed.
 ///
 /// # Errors
-/// It could not be used: it or the nearest directory above it that is there is none, or may not be written to.
+/// It cannot be used: it or its nearest existing ancestor is not a directory, or not writable.
 pub fn is_in_use(directory: &Path) -> Result<bool, DiskQueueError> {
     let error =
         |problem: &dyn Display| DiskQueueError { directory: directory.to_owned(), problem: problem.to_string() };
@@ -235,7 +235,7 @@ pub fn is_in_use(directory: &Path) -> Result<bool, DiskQueueError> {
     Ok(lock.is_ok_and(|lock| lock.try_lock().is_err()))
 }
 
-/// Directories in `parent` that hold batches and are none of `used`, by name: of receivers that are not named any more.
+/// Returns the names of directories in `parent` that hold batches and are not among `used`: those of former receivers.
 #[must_use]
 pub fn orphans(parent: &Path, used: &[String]) -> Vec<String> {
     let holds_batches = |directory: &Path| {
@@ -252,7 +252,7 @@ pub fn orphans(parent: &Path, used: &[String]) -> Vec<String> {
     orphans
 }
 
-/// A name for a directory, of anything.
+/// Converts a text to a directory name.
 #[must_use]
 pub fn directory_name(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' }).collect()
@@ -270,23 +270,23 @@ mod tests {
     fn batches_come_back_in_order_also_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("deep/down");
-        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
-        assert_eq!(spool.waiting().unwrap(), Waiting::default());
-        assert_eq!(spool.oldest().unwrap(), Oldest::None);
+        let mut queue = DiskQueue::new(place.clone(), 1 << 20);
+        assert_eq!(queue.waiting().unwrap(), Waiting::default());
+        assert_eq!(queue.oldest().unwrap(), Oldest::None);
         let distribution = Batch { form: Form::Distributions, ..batch("d\n") };
         for batch in [&batch("a\nb\n"), &batch("c\n"), &distribution] {
-            assert_eq!(spool.push(batch).unwrap(), 0);
+            assert_eq!(queue.push(batch).unwrap(), 0);
         }
-        assert_eq!(spool.oldest().unwrap(), Oldest::Batch(batch("a\nb\n")));
-        assert_eq!(spool.remove_oldest(), 2);
-        drop(spool);
+        assert_eq!(queue.oldest().unwrap(), Oldest::Batch(batch("a\nb\n")));
+        assert_eq!(queue.remove_oldest(), 2);
+        drop(queue);
         fs::write(place.join(TEMPORARY), "half").unwrap();
         fs::write(place.join("note.txt"), "not ours").unwrap();
-        let mut spool = DiskQueue::new(place, 1 << 20);
-        assert_eq!(spool.waiting().unwrap().points, 2);
-        spool.push(&batch("e\n")).unwrap();
-        let rest = std::iter::from_fn(|| match spool.oldest().unwrap() {
-            Oldest::Batch(batch) => Some((batch, spool.remove_oldest())),
+        let mut queue = DiskQueue::new(place, 1 << 20);
+        assert_eq!(queue.waiting().unwrap().points, 2);
+        queue.push(&batch("e\n")).unwrap();
+        let rest = std::iter::from_fn(|| match queue.oldest().unwrap() {
+            Oldest::Batch(batch) => Some((batch, queue.remove_oldest())),
             _ => None,
         });
         assert_eq!(rest.collect::<Vec<_>>(), [(batch("c\n"), 1), (distribution, 1), (batch("e\n"), 1)]);
@@ -297,26 +297,26 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let one = batch("a\nb\n");
         let size = gzip(&one).len() as u64;
-        let mut spool = DiskQueue::new(directory.path().to_owned(), 2 * size);
-        assert_eq!([1, 2, 3].map(|_| spool.push(&one).unwrap()), [0, 0, 2]);
-        assert_eq!(spool.waiting().unwrap(), Waiting { points: 4, bytes: 2 * size });
-        let mut spool = DiskQueue::new(directory.path().join("other"), size - 1);
-        assert_eq!(spool.push(&one).unwrap(), 2);
-        assert_eq!(spool.waiting().unwrap(), Waiting::default());
+        let mut queue = DiskQueue::new(directory.path().to_owned(), 2 * size);
+        assert_eq!([1, 2, 3].map(|_| queue.push(&one).unwrap()), [0, 0, 2]);
+        assert_eq!(queue.waiting().unwrap(), Waiting { points: 4, bytes: 2 * size });
+        let mut queue = DiskQueue::new(directory.path().join("other"), size - 1);
+        assert_eq!(queue.push(&one).unwrap(), 2);
+        assert_eq!(queue.waiting().unwrap(), Waiting::default());
     }
 
     #[test]
     fn what_cannot_be_read_is_known_by_its_points() {
         let directory = tempfile::tempdir().unwrap();
-        let mut spool = DiskQueue::new(directory.path().to_owned(), 1 << 20);
-        spool.push(&batch("a\nb\n")).unwrap();
-        fs::write(directory.path().join(&spool.opened.as_ref().unwrap().waiting[0].name), "garbage").unwrap();
-        assert_eq!(spool.oldest().unwrap(), Oldest::Unreadable(2));
+        let mut queue = DiskQueue::new(directory.path().to_owned(), 1 << 20);
+        queue.push(&batch("a\nb\n")).unwrap();
+        fs::write(directory.path().join(&queue.opened.as_ref().unwrap().waiting[0].name), "garbage").unwrap();
+        assert_eq!(queue.oldest().unwrap(), Oldest::Unreadable(2));
         // A megabyte may hold a thousand.
         let bomb = gzip(&batch(&"x".repeat(MAX_BATCH_BYTES as usize + 1)));
         assert!(bomb.len() < 100_000);
-        fs::write(directory.path().join(&spool.opened.as_ref().unwrap().waiting[0].name), bomb).unwrap();
-        assert_eq!(spool.oldest().unwrap(), Oldest::Unreadable(2));
+        fs::write(directory.path().join(&queue.opened.as_ref().unwrap().waiting[0].name), bomb).unwrap();
+        assert_eq!(queue.oldest().unwrap(), Oldest::Unreadable(2));
     }
 
     #[test]
@@ -325,10 +325,10 @@ mod tests {
         for name in [format!("{}.1.points.gz", u64::MAX), format!("1.{}.points.gz", u64::MAX), "1.1.x.gz".to_owned()] {
             fs::write(directory.path().join(name), "").unwrap();
         }
-        let mut spool = DiskQueue::new(directory.path().to_owned(), 1 << 20);
-        spool.push(&batch("a\n")).unwrap();
-        assert_eq!(spool.waiting().unwrap().points, 1);
-        assert_eq!(spool.oldest().unwrap(), Oldest::Batch(batch("a\n")));
+        let mut queue = DiskQueue::new(directory.path().to_owned(), 1 << 20);
+        queue.push(&batch("a\n")).unwrap();
+        assert_eq!(queue.waiting().unwrap().points, 1);
+        assert_eq!(queue.oldest().unwrap(), Oldest::Batch(batch("a\n")));
     }
 
     #[test]
@@ -336,11 +336,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("taken");
         fs::write(&place, "a file").unwrap();
-        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
-        let error = spool.push(&batch("a\n")).unwrap_err().to_string();
+        let mut queue = DiskQueue::new(place.clone(), 1 << 20);
+        let error = queue.push(&batch("a\n")).unwrap_err().to_string();
         assert!(error.contains(place.to_str().unwrap()) && error.contains("--queue-dir"), "{error}");
         fs::remove_file(&place).unwrap();
-        assert_eq!(spool.push(&batch("a\n")).unwrap(), 0);
+        assert_eq!(queue.push(&batch("a\n")).unwrap(), 0);
         let error = DiskQueue::new(place, 1 << 20).push(&batch("a\n")).unwrap_err().to_string();
         assert!(error.contains("another observer uses it"), "{error}");
     }
@@ -362,10 +362,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("deep/down");
         assert!(!is_in_use(&place).unwrap() && !directory.path().join("deep").exists());
-        let mut spool = DiskQueue::new(place.clone(), 1 << 20);
-        spool.waiting().unwrap();
+        let mut queue = DiskQueue::new(place.clone(), 1 << 20);
+        queue.waiting().unwrap();
         assert!(is_in_use(&place).unwrap());
-        drop(spool);
+        drop(queue);
         assert!(!is_in_use(&place).unwrap());
         let file = place.join("file");
         fs::write(&file, "").unwrap();

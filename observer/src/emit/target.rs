@@ -1,15 +1,15 @@
-//! Where reports go, as it is written on the command line.
+//! Push targets, as written on the command line.
 
 use std::{fmt, str::FromStr};
 
 use reqwest::Url;
 
-/// Path of the service's own door for points.
+/// Path of the service's endpoint for points.
 const REPORT: &str = "/report";
 
-/// Where reports go.
+/// A push target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum EmitTarget {
     /// `wavefront+file:PATH`: lines appended to a file, or to standard output for `-`.
     WavefrontFile(String),
     /// `wavefront+http://HOST:PORT[/PATH]`: lines posted to a Wavefront proxy.
@@ -29,7 +29,7 @@ pub struct TargetError {
     problem: String,
 }
 
-impl FromStr for Target {
+impl FromStr for EmitTarget {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
@@ -62,8 +62,8 @@ impl FromStr for Target {
     }
 }
 
-/// The emitter's name in figures and log lines. A query is left out: it may hold a token.
-impl fmt::Display for Target {
+/// Formats the emitter's name in metrics and log lines, without the query, which may contain a token.
+impl fmt::Display for EmitTarget {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WavefrontFile(path) => write!(formatter, "wavefront+file:{path}"),
@@ -72,7 +72,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// A URL as it may be shown: without query and fragment.
+/// Returns a URL without query and fragment.
 #[must_use]
 pub fn shown(url: &Url) -> Url {
     let mut url = url.clone();
@@ -92,19 +92,19 @@ mod tests {
 
     #[test]
     fn targets_are_read_and_wrong_ones_explained() {
-        let read = |text: &str| text.parse::<Target>();
-        assert_eq!(read("wavefront+file:-"), Ok(Target::WavefrontFile("-".to_owned())));
-        assert_eq!(read("wavefront+file:/tmp/x y"), Ok(Target::WavefrontFile("/tmp/x y".to_owned())));
+        let read = |text: &str| text.parse::<EmitTarget>();
+        assert_eq!(read("wavefront+file:-"), Ok(EmitTarget::WavefrontFile("-".to_owned())));
+        assert_eq!(read("wavefront+file:/tmp/x y"), Ok(EmitTarget::WavefrontFile("/tmp/x y".to_owned())));
         let url = "http://proxy:2878/report".parse().unwrap();
-        assert_eq!(read("wavefront+http://proxy:2878/report"), Ok(Target::WavefrontHttp(url)));
+        assert_eq!(read("wavefront+http://proxy:2878/report"), Ok(EmitTarget::WavefrontHttp(url)));
         for (text, url) in [
             ("wavefront+https://x.example", "https://x.example/report"),
             ("wavefront+https://x.example:8443/", "https://x.example:8443/report"),
             ("wavefront+https://x.example/other", "https://x.example/other"),
         ] {
-            assert_eq!(read(text), Ok(Target::WavefrontHttps(url.parse().unwrap())));
+            assert_eq!(read(text), Ok(EmitTarget::WavefrontHttps(url.parse().unwrap())));
         }
-        for (wrong, said) in [
+        for (wrong, problem) in [
             ("", "no emitter"),
             ("wavefront+file:", "path is missing"),
             ("wavefront+http://", "empty host"),
@@ -113,14 +113,14 @@ mod tests {
             ("statsd://x", "no emitter \"statsd\""),
         ] {
             let error = read(wrong).unwrap_err().to_string();
-            assert!(error.contains(said) && error.contains("use wavefront+file:"), "{error}");
+            assert!(error.contains(problem) && error.contains("use wavefront+file:"), "{error}");
             assert!(!error.contains("secret"), "{error}");
         }
     }
 
     #[test]
     fn a_name_has_no_query() {
-        let target: Target = "wavefront+http://proxy:2878/?token=secret#x".parse().unwrap();
+        let target: EmitTarget = "wavefront+http://proxy:2878/?token=secret#x".parse().unwrap();
         assert_eq!(target.to_string(), "wavefront+http://proxy:2878/");
     }
 }

@@ -11,7 +11,7 @@ use crate::model::fixture;
 use receiver::{Act, receiver};
 use tokio::net::TcpListener;
 
-const QUICK: Limits = Limits {
+const QUICK: DeliveryLimits = DeliveryLimits {
     queue: 2,
     retry_timeout: Duration::from_mins(1),
     first_pause: Duration::from_millis(2),
@@ -23,11 +23,11 @@ const QUICK: Limits = Limits {
 /// The longest pause that a number of 64 bits can ask for.
 const FOR_EVER: &str = "429 Too Many Requests\r\nretry-after: 18446744073709551615";
 
-fn emitter(url: reqwest::Url, limits: Limits) -> Emitter {
+fn emitter(url: reqwest::Url, limits: DeliveryLimits) -> Emitter {
     emitter_with(url, limits, None)
 }
 
-fn emitter_with(url: reqwest::Url, limits: Limits, disk_queue: Option<DiskQueue>) -> Emitter {
+fn emitter_with(url: reqwest::Url, limits: DeliveryLimits, disk_queue: Option<DiskQueue>) -> Emitter {
     let lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let sink = HttpSink::proxy(url, Duration::from_millis(300)).unwrap();
     Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), disk_queue, limits)
@@ -38,7 +38,7 @@ fn losses(counts: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
 }
 
 /// One report through a script: what was taken, and the stats afterwards.
-async fn report(script: Vec<Act>, limits: Limits) -> (String, EmitterStats) {
+async fn report(script: Vec<Act>, limits: DeliveryLimits) -> (String, EmitterStats) {
     let (url, mut taken) = receiver(script).await;
     let emitter = emitter(url, limits);
     emitter.offer(fixture::snapshots()[0].clone());
@@ -123,7 +123,7 @@ async fn what_is_refused_is_dropped_and_counted() {
 #[tokio::test]
 async fn patience_ends_and_a_single_line_that_is_too_large_is_dropped() {
     let script = || (0..4_000).map(|_| Act::Answer("503 Never")).collect();
-    let (_, stats) = report(script(), Limits { retry_timeout: Duration::from_millis(30), ..QUICK }).await;
+    let (_, stats) = report(script(), DeliveryLimits { retry_timeout: Duration::from_millis(30), ..QUICK }).await;
     assert_eq!(losses(&stats.dropped), [("gave_up", expected().lines().count() as u64)]);
     let script = (0..4_000).map(|_| Act::Answer("413 Large")).collect();
     let (_, stats) = report(script, QUICK).await;
@@ -154,7 +154,7 @@ async fn nobody_there_is_a_connection_failure() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
     drop(listener);
-    let emitter = emitter(url, Limits { retry_timeout: Duration::from_millis(20), ..QUICK });
+    let emitter = emitter(url, DeliveryLimits { retry_timeout: Duration::from_millis(20), ..QUICK });
     emitter.offer(fixture::snapshots()[0].clone());
     let stats = emitter.finish(Duration::from_secs(5)).await;
     assert!(stats.errors.iter().any(|(kind, count)| *kind == "connect" && *count > 0), "{:?}", stats.errors);
@@ -205,7 +205,7 @@ fn halves_are_cut_between_lines_and_lose_nothing() {
 
 #[test]
 fn pauses_grow_and_stay_within_their_bounds() {
-    let limits = Limits::default();
+    let limits = DeliveryLimits::default();
     let failure = Failure::Transient { kind: "server", message: String::new() };
     assert_eq!(limits.pause(0, &failure, 0.0), Duration::from_millis(500));
     assert_eq!(limits.pause(0, &failure, 1.0), Duration::from_secs(1));

@@ -1,8 +1,7 @@
-//! The task of one emitter: reports become batches, batches are sent, wait or are dropped.
+//! The task of one emitter: encodes snapshots to batches, which are sent, queued on disk or dropped.
 //!
-//! A batch that is not taken is tried again after a jittered, growing pause. Without a directory for it that holds up the
-//! reports behind it, for a bounded time. With one, it waits there, whatever comes after it waits behind it, and one
-//! batch at a time tries the receiver.
+//! A batch that is not accepted is retried with jittered exponential backoff. Without a disk queue that delays the snapshots
+//! behind it, for a bounded time. With one, it waits there, later batches queue up behind it, and the oldest one is retried.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -12,18 +11,22 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Batch, Encoder, Failure, Shared, Transport,
     disk_queue::{DiskQueue, DiskQueueError, Oldest, Waiting},
+    queue::Shared,
+    transport::{Failure, Transport},
 };
 use crate::{
-    model::{Snapshot, catalogue},
+    model::{
+        Snapshot, catalogue,
+        encode::{Batch, Encoder},
+    },
     system::jitter::jitter,
 };
 
 pub(super) struct Worker {
     encoder: Box<dyn Encoder>,
     delivery: Delivery,
-    /// Reasons for which points are rejected that the log has already.
+    /// Reasons of rejected points that were logged.
     logged: Vec<&'static str>,
 }
 
@@ -44,14 +47,14 @@ impl Worker {
     }
 
     pub(super) async fn run(mut self) {
-        self.delivery.find_earlier().await;
+        self.delivery.find_queued().await;
         let shared = self.delivery.shared.clone();
         loop {
             let resume = self.delivery.resume();
             tokio::select! {
                 biased;
-                report = shared.next() => match report {
-                    Some(snapshot) => self.report(snapshot).await,
+                next = shared.next() => match next {
+                    Some(snapshot) => self.push(snapshot).await,
                     None => break,
                 },
                 () = tokio::time::sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => {
@@ -61,7 +64,7 @@ impl Worker {
         }
     }
 
-    async fn report(&mut self, snapshot: Arc<Snapshot>) {
+    async fn push(&mut self, snapshot: Arc<Snapshot>) {
         for batch in self.encoder.encode(snapshot) {
             self.delivery.deliver(batch).await;
         }
@@ -72,15 +75,14 @@ impl Worker {
         state.stats.filtered = self.encoder.filtered();
     }
 
-    /// Once for each reason: who watches the receiver alone would not learn it otherwise.
+    /// Logs each reason once: the receiver never sees these points.
     fn log_rejected(&mut self, rejected: &[(&'static str, u64)]) {
         for (reason, points) in rejected.iter().filter(|(_, points)| *points > 0) {
             if !self.logged.contains(reason) {
                 self.logged.push(reason);
                 tracing::warn!(
-                    "emitter {}: {points} points are not sent, as the receiver would not deliver them: {reason} \
-                     ({} counts them)",
-                    self.delivery.shared.name(),
+                    emitter = self.delivery.shared.name(),
+                    "{points} points are not sent, as the receiver would reject them: {reason} ({} counts them)",
                     catalogue::EMITTER_REJECTED.prometheus_name
                 );
             }
@@ -92,40 +94,40 @@ struct Delivery {
     shared: Arc<Shared>,
     transport: Box<dyn Transport>,
     disk: Option<Disk>,
-    /// Whether the last send failed, and whether nothing could be kept on disk since something there failed: only changes
-    /// are logged. A full disk can still be read.
+    /// Whether the last send failed, and whether the disk queue has failed since the last batch was kept: changes are logged.
+    /// A full disk can still be read.
     failing: bool,
     disk_failing: bool,
     /// Failures since the last success.
     attempt: u32,
 }
 
-/// Where batches wait for a receiver that does not deliver them.
+/// The disk queue.
 struct Disk {
     queue: Arc<Mutex<DiskQueue>>,
-    /// Whether something waits there, or may: a directory that cannot be used yet may hold what an earlier run left.
+    /// Whether batches wait or may wait: a directory that cannot be used yet may hold those of an earlier run.
     may_hold: bool,
-    /// When the oldest is tried again.
+    /// When the oldest batch is retried.
     resume: Instant,
 }
 
 impl Delivery {
-    /// When the disk is looked at next; `None` if nothing waits there.
+    /// Returns when the oldest batch is retried; `None` if none waits.
     fn resume(&self) -> Option<Instant> {
         self.disk.as_ref().filter(|disk| disk.may_hold).map(|disk| disk.resume)
     }
 
-    /// What an earlier run could not send is sent first.
-    async fn find_earlier(&mut self) {
+    /// Finds batches that an earlier run could not send.
+    async fn find_queued(&mut self) {
         if self.disk.is_some() {
             let found = self.on_disk(DiskQueue::waiting).await;
             if let Ok(Waiting { points: points @ 1.., .. }) = found {
-                tracing::info!("emitter {}: {points} points wait on disk", self.shared.name());
+                tracing::info!(emitter = self.shared.name(), "{points} points wait on disk");
             }
         }
     }
 
-    /// Sends a batch, or lets it wait behind others.
+    /// Sends a batch, or queues it behind others.
     async fn deliver(&mut self, batch: Batch) {
         let mut waiting = vec![batch];
         if self.resume().is_some() && self.keep(&mut waiting).await {
@@ -138,7 +140,7 @@ impl Delivery {
                 self.wait(pause);
                 return;
             }
-            // Compared before the pause: what a receiver asks for is waited for, and then the batch is tried once more.
+            // Compared before the pause: a demanded pause is followed by one more attempt.
             if began.elapsed() >= self.shared.limits.retry_timeout {
                 waiting.pop().into_iter().for_each(|batch| self.shared.drop_points("gave_up", batch.points));
                 continue;
@@ -147,7 +149,7 @@ impl Delivery {
         }
     }
 
-    /// Sends the batch that waits on disk longest.
+    /// Sends the oldest batch on disk.
     async fn try_oldest(&mut self) {
         let batch = match self.on_disk(DiskQueue::oldest).await {
             Ok(Oldest::Batch(batch)) => batch,
@@ -164,7 +166,7 @@ impl Delivery {
         let pause = self.pause(&failure);
         let left: u64 = waiting.iter().map(|batch| batch.points).sum();
         if left < points {
-            // Some of it was taken: what was not waits on its own. The whole makes room for it.
+            // A part was accepted: the rest replaces the batch.
             self.forget_oldest().await;
             if !self.keep(&mut waiting).await {
                 waiting.iter().for_each(|batch| self.shared.drop_points("queue_dir", batch.points));
@@ -173,15 +175,15 @@ impl Delivery {
         self.wait(pause);
     }
 
-    /// Sends all of `waiting`, the last first, in halves where need be. What is refused is dropped. What failed in a way
-    /// that may pass stays, with all that is left.
+    /// Sends all of `waiting`, the last first, in halves if too large. Rejected batches are dropped; after a transient failure
+    /// the rest stays.
     async fn send(&mut self, waiting: &mut Vec<Batch>) -> Result<(), Failure> {
         while let Some(batch) = waiting.pop() {
             let Err(failure) = self.send_once(&batch).await else {
                 self.shared.state().stats.sent += batch.points;
                 self.attempt = 0;
                 if std::mem::take(&mut self.failing) {
-                    tracing::info!("emitter {}: sending again", self.shared.name());
+                    tracing::info!(emitter = self.shared.name(), "sending again");
                 }
                 continue;
             };
@@ -202,7 +204,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// Where batches can wait on disk, the end does not wait for a send.
+    /// Sends a batch; with a disk queue, shutdown does not wait for it.
     async fn send_once(&mut self, batch: &Batch) -> Result<(), Failure> {
         let stopping = || Failure::Transient { kind: "shutdown", message: "stopping".to_owned() };
         tokio::select! {
@@ -212,7 +214,7 @@ impl Delivery {
         }
     }
 
-    /// The pause before the next try.
+    /// Returns the pause before the next attempt.
     fn pause(&mut self, failure: &Failure) -> Duration {
         let pause = self.shared.limits.pause(self.attempt, failure, jitter());
         self.attempt = self.attempt.saturating_add(1);
@@ -228,11 +230,11 @@ impl Delivery {
     fn failed(&mut self, kind: &'static str, message: &str) {
         self.shared.count_error(kind);
         if !std::mem::replace(&mut self.failing, true) {
-            tracing::warn!("emitter {}: {message}", self.shared.name());
+            tracing::warn!(emitter = self.shared.name(), "{message}");
         }
     }
 
-    /// Moves `waiting` to the disk, the last first. `false` if there is none, or it cannot be used: what is left stays.
+    /// Moves `waiting` to the disk queue, the last first. Returns `false` if that is not possible; the rest stays.
     async fn keep(&mut self, waiting: &mut Vec<Batch>) -> bool {
         if self.disk.is_none() {
             return false;
@@ -242,7 +244,7 @@ impl Delivery {
             match self.on_disk(move |queue| queue.push(&kept)).await {
                 Ok(dropped) => {
                     if std::mem::take(&mut self.disk_failing) {
-                        tracing::info!("emitter {}: batches can be kept on disk again", self.shared.name());
+                        tracing::info!(emitter = self.shared.name(), "batches can be kept on disk again");
                     }
                     self.shared.drop_points("queue_full", dropped);
                 }
@@ -259,7 +261,7 @@ impl Delivery {
         let _ = self.on_disk(|queue| Ok(queue.remove_oldest())).await;
     }
 
-    /// Does something on the disk without holding up the runtime, and learns what waits there then.
+    /// Works on the disk queue without blocking the runtime, and updates the numbers of waiting batches.
     async fn on_disk<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut DiskQueue) -> Result<T, DiskQueueError> + Send + 'static,
@@ -279,7 +281,7 @@ impl Delivery {
         if let Err(error) = &done {
             self.shared.count_error("queue_dir");
             if !std::mem::replace(&mut self.disk_failing, true) {
-                tracing::warn!("emitter {}: {error}", self.shared.name());
+                tracing::warn!(emitter = self.shared.name(), "{error}");
             }
         }
         done

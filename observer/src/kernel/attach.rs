@@ -10,7 +10,7 @@ use aya::Ebpf;
 use aya_obj::generated::bpf_attach_type;
 use observer_common::names;
 
-use super::{error::Error, sys};
+use super::{error::KernelError, sys};
 
 /// A link of a program to a cgroup.
 pub(super) struct Link {
@@ -44,19 +44,20 @@ impl Link {
 }
 
 /// Attaches one of [`names::ATTACHED`] to the cgroup.
-pub(super) fn attach(ebpf: &Ebpf, path: &Path, name: &'static str) -> Result<OwnedFd, Error> {
+pub(super) fn attach(ebpf: &Ebpf, path: &Path, name: &'static str) -> Result<OwnedFd, KernelError> {
     let cgroup = File::open(path).map_err(|source| match source.raw_os_error() {
-        Some(libc::EMFILE | libc::ENFILE) => Error::TooManyFiles { name, path: path.to_owned() },
-        _ => Error::Cgroup { path: path.to_owned(), source },
+        Some(libc::EMFILE | libc::ENFILE) => KernelError::TooManyFiles { name, path: path.to_owned() },
+        _ => KernelError::Cgroup { path: path.to_owned(), source },
     })?;
-    let program = ebpf.program(name).ok_or(Error::Missing { name })?;
-    let program = program.fd().map_err(|source| Error::load(name, source))?;
+    let program = ebpf.program(name).ok_or(KernelError::Missing { name })?;
+    let program = program.fd().map_err(|source| KernelError::load(name, source))?;
     let (_, attach_type) = names::ATTACHED
         .into_iter()
         .zip(ATTACH_TYPES)
         .find(|(known, _)| *known == name)
-        .ok_or(Error::Missing { name })?;
-    sys::create_link(program.as_fd(), cgroup.as_fd(), attach_type).map_err(|source| Error::attach(name, path, source))
+        .ok_or(KernelError::Missing { name })?;
+    sys::create_link(program.as_fd(), cgroup.as_fd(), attach_type)
+        .map_err(|source| KernelError::attach(name, path, source))
 }
 
 /// Attach type of each of [`names::ATTACHED`].

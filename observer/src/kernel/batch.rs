@@ -1,4 +1,4 @@
-//! Elements of array maps, many with one system call where many are wanted (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+//! Reads elements of array maps, many with one system call if many are wanted (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
 
 use std::{collections::HashMap, os::fd::AsFd};
 
@@ -8,19 +8,19 @@ use aya::{
 };
 use observer_common::{BucketPage, Series};
 
-use super::{error::Error, sys};
+use super::{error::KernelError, sys};
 
-/// Bytes that one system call copies at most.
+/// Maximum bytes copied by a system call.
 const WINDOW_BYTES: usize = 64 * 1024;
-/// A window is read whole if at least one of so many of its elements is wanted: a copy costs less than a call.
+/// A window is read whole if at least one in this many of its elements is wanted: a copy costs less than a call.
 const MAX_SPARSITY: usize = 8;
 
-/// Reads one array.
+/// Reads an array.
 pub(super) struct Elements<'a, V: Pod> {
     name: &'static str,
     map: &'a MapData,
     array: Array<&'a MapData, V>,
-    /// Whether this kernel reads arrays so.
+    /// Whether this kernel supports batches.
     batched: bool,
 }
 
@@ -33,16 +33,16 @@ struct Window<'a> {
 }
 
 impl<'a, V: Pod> Elements<'a, V> {
-    pub(super) fn new(name: &'static str, map: &'a Map) -> Result<Self, Error> {
-        let array = Array::try_from(map).map_err(|source| Error::map(name, source))?;
+    pub(super) fn new(name: &'static str, map: &'a Map) -> Result<Self, KernelError> {
+        let array = Array::try_from(map).map_err(|source| KernelError::map(name, source))?;
         match map {
             Map::Array(map) => Ok(Self { name, map, array, batched: true }),
-            _ => Err(Error::Missing { name }),
+            _ => Err(KernelError::Missing { name }),
         }
     }
 
-    /// The elements at these indices, which ascend.
-    pub(super) fn read(&mut self, wanted: &[u32]) -> Result<Vec<V>, Error> {
+    /// Returns the elements at these ascending indices.
+    pub(super) fn read(&mut self, wanted: &[u32]) -> Result<Vec<V>, KernelError> {
         let mut elements = Vec::with_capacity(wanted.len());
         for window in windows(wanted, (WINDOW_BYTES / size_of::<V>()).max(1)) {
             let whole = self.batched && window.length <= MAX_SPARSITY * window.wanted.len() && window.length > 1;
@@ -61,15 +61,15 @@ impl<'a, V: Pod> Elements<'a, V> {
         Ok(elements)
     }
 
-    fn read_singly(&self, wanted: &[u32], elements: &mut Vec<V>) -> Result<(), Error> {
+    fn read_singly(&self, wanted: &[u32], elements: &mut Vec<V>) -> Result<(), KernelError> {
         for index in wanted {
-            elements.push(self.array.get(index, 0).map_err(|source| Error::map(self.name, source))?);
+            elements.push(self.array.get(index, 0).map_err(|source| KernelError::map(self.name, source))?);
         }
         Ok(())
     }
 }
 
-/// Cuts ascending indices into windows of at most `length` elements.
+/// Splits ascending indices into windows of at most `length` elements.
 fn windows(mut wanted: &[u32], length: usize) -> impl Iterator<Item = Window<'_>> {
     std::iter::from_fn(move || {
         let first = *wanted.first()?;
@@ -81,11 +81,11 @@ fn windows(mut wanted: &[u32], length: usize) -> impl Iterator<Item = Window<'_>
     })
 }
 
-/// The log-linear cells that some series took, by the number that these have of each block.
+/// Log-linear sub-buckets by page number.
 pub(super) type Blocks = HashMap<u32, BucketPage>;
 
 /// Reads the blocks of these series.
-pub(super) fn blocks(of: &mut Elements<'_, BucketPage>, series: &[Series]) -> Result<Blocks, Error> {
+pub(super) fn blocks(of: &mut Elements<'_, BucketPage>, series: &[Series]) -> Result<Blocks, KernelError> {
     let histograms = series.iter().flat_map(|series| &series.histograms);
     let mut wanted: Vec<u32> =
         histograms.flat_map(|histogram| histogram.pages).filter_map(|name| name.checked_sub(1)).collect();

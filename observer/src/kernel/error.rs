@@ -1,4 +1,4 @@
-//! What can go wrong with the kernel side, each with its remedy.
+//! Errors of the kernel side, each with its remedy.
 
 use std::{
     io,
@@ -10,7 +10,7 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 /// Why the kernel side does not work.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum KernelError {
     /// Built without the kernel object.
     #[error("this build has no kernel object: build it with `cargo xtask build`")]
     NoObject,
@@ -20,22 +20,22 @@ pub enum Error {
          module or kernel lockdown forbids BPF (see `observer check`)"
     )]
     Privilege {
-        /// What was tried.
+        /// The operation.
         what: String,
     },
-    /// Features that were looked for are not there.
+    /// Required features are missing.
     #[error("this kernel lacks {features}, which Linux has since 5.17: the observer cannot run on it")]
     Unsupported {
-        /// What, joined by "and".
+        /// The features, joined by "and".
         features: String,
     },
-    /// The kernel has no memory for it.
+    /// The kernel is out of memory.
     #[error(
         "{what}: no memory: the memory limit of the observer's cgroup is too low (memory.max), or the node is short of it; \
          raise the limit, or lower max_series"
     )]
     Memory {
-        /// What was tried.
+        /// The operation.
         what: String,
     },
     /// The kernel refused a map.
@@ -77,10 +77,10 @@ pub enum Error {
         #[source]
         source: MapError,
     },
-    /// The directory for pins cannot be used.
+    /// The pin directory cannot be used.
     #[error("--pin: {0}")]
     PinDir(PinDirError),
-    /// What the observer remembered cannot be used.
+    /// The persisted state cannot be used.
     #[error(
         "--pin: the persisted state in {path} cannot be used: {reason}; start the build that wrote it, or discard it \
          with `observer detach --pin DIR`"
@@ -99,7 +99,7 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// An attachment cannot be pinned, or not be taken over.
+    /// A link cannot be pinned or replaced.
     #[error("--pin: {path}: {reason}; discard all that is pinned with `observer detach --pin DIR`")]
     PinnedLink {
         /// The link.
@@ -116,7 +116,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A foreign program wants to be alone.
+    /// Another program is attached exclusively.
     #[error(
         "cannot attach {name} to {path}: a program is attached there or to a parent cgroup exclusively (attached \
          without BPF_F_ALLOW_MULTI); find it with `bpftool cgroup tree`. Nothing of it was touched"
@@ -127,7 +127,7 @@ pub enum Error {
         /// Directory.
         path: PathBuf,
     },
-    /// As many programs as the kernel allows are there already.
+    /// The kernel's limit of programs is reached.
     #[error(
         "cannot attach {name} to {path}: 64 programs of its kind are attached there, the most that the kernel allows; find them \
          with `bpftool cgroup tree`, and detach what is not needed. It is tried again until it succeeds"
@@ -138,7 +138,7 @@ pub enum Error {
         /// Directory.
         path: PathBuf,
     },
-    /// This process has as many files open as it may.
+    /// The limit of open files is reached.
     #[error(
         "cannot attach {name} to {path}: too many open files; each cgroup takes seven: raise the limit (`ulimit -n`, \
          LimitNOFILE=). It is tried again until it succeeds"
@@ -168,20 +168,20 @@ pub enum Error {
     },
 }
 
-impl From<PinDirError> for Error {
-    /// Its text is in this one's, so it is no source besides: who writes causes would write it twice.
+impl From<PinDirError> for KernelError {
+    /// Its text is part of this one's: as a `source` it would be printed twice.
     fn from(error: PinDirError) -> Self {
         Self::PinDir(error)
     }
 }
 
-impl Error {
-    /// What was remembered cannot be used.
+impl KernelError {
+    /// Returns the error that the persisted state cannot be used.
     pub fn state(path: &Path, reason: impl std::fmt::Display) -> Self {
         Self::State { path: path.to_owned(), reason: reason.to_string() }
     }
 
-    /// A pinned attachment cannot be used.
+    /// Returns the error that a pinned link cannot be used.
     pub(super) fn link(path: &Path, error: io::Error) -> Self {
         Self::PinnedLink { path: path.to_owned(), reason: error.to_string() }
     }
@@ -232,10 +232,10 @@ impl Error {
     }
 }
 
-/// The last line of the verifier's log that is no statistic.
+/// Returns the last line of the verifier log that is not a statistic.
 fn rejection(log: &str) -> Option<&str> {
     const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
-    // A line for each function, since Linux 7.
+    // One line per function, since Linux 7.
     let is_of_function = |line: &str| line.starts_with("subprog ") && line.contains(" insns_self ");
     log.lines().rev().find(|line| {
         !line.is_empty() && !STATISTICS.iter().any(|begin| line.starts_with(begin)) && !is_of_function(line)

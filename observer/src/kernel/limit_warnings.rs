@@ -21,7 +21,8 @@ impl LimitWarnings {
 /// Returns the series of the counter.
 fn exposed(counter: Counter) -> String {
     let family = if counter.group() == Group::Requests { &catalogue::PARSED_REQUESTS } else { &catalogue::UNCOUNTED };
-    format!("{}{{{}=\"{}\"}}", family.prometheus_name, family.labels[0], counter.label())
+    let label = family.labels.first().unwrap_or(&"reason");
+    format!("{}{{{label}=\"{}\"}}", family.prometheus_name, counter.label())
 }
 
 /// Returns the meaning and the remedy of a counter that counts the effects of a limit.

@@ -11,7 +11,7 @@ use aya::{
 use aya_obj::Object;
 use observer_common::names;
 
-use super::{error::Error, sys};
+use super::{error::KernelError, sys};
 use crate::persist::abi::Abi;
 
 /// The kernel object; empty in a build without one.
@@ -43,13 +43,13 @@ impl Sizes {
 const BLOCKS_PER_SERIES: u32 = 12;
 
 /// Opens the object and creates its maps, or reuses those pinned in `pins`.
-pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, Error> {
+pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, KernelError> {
     if OBJECT.is_empty() {
-        return Err(Error::NoObject);
+        return Err(KernelError::NoObject);
     }
     let missing = missing_features();
     if !missing.is_empty() {
-        return Err(Error::Unsupported { features: missing.join(" and ") });
+        return Err(KernelError::Unsupported { features: missing.join(" and ") });
     }
     let mut loader = EbpfLoader::new();
     // A rejected program is loaded once more for its log. A trace of every instruction is megabytes long and would take ten
@@ -68,7 +68,7 @@ pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, Error> {
             loader.map_pin_path(name, pins.join(name));
         }
     }
-    loader.load(OBJECT).map_err(Error::open)
+    loader.load(OBJECT).map_err(KernelError::open)
 }
 
 /// Returns the required features that a probe did not find. The probes load programs of a type that needs the same privileges
@@ -85,30 +85,30 @@ fn missing_features() -> Vec<&'static str> {
 }
 
 /// Returns the ABI hash of the maps that [`open`] creates.
-pub(super) fn abi_hash(sizes: Sizes) -> Result<String, Error> {
+pub(super) fn abi_hash(sizes: Sizes) -> Result<String, KernelError> {
     if OBJECT.is_empty() {
-        return Err(Error::NoObject);
+        return Err(KernelError::NoObject);
     }
-    let object = Object::parse(OBJECT).map_err(|error| Error::open(error.into()))?;
-    let abi = Abi::of(&object, &sizes.by_map()).ok_or(Error::Missing { name: ".BTF" })?;
+    let object = Object::parse(OBJECT).map_err(|error| KernelError::open(error.into()))?;
+    let abi = Abi::of(&object, &sizes.by_map()).ok_or(KernelError::Missing { name: ".BTF" })?;
     Ok(abi.hash())
 }
 
 /// Loads one program into the kernel.
-pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
-    let program = ebpf.program_mut(name).ok_or(Error::Missing { name })?;
+pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
+    let program = ebpf.program_mut(name).ok_or(KernelError::Missing { name })?;
     let result = match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
-        _ => return Err(Error::Missing { name }),
+        _ => return Err(KernelError::Missing { name }),
     };
-    result.map_err(|source| Error::load(name, source))
+    result.map_err(|source| KernelError::load(name, source))
 }
 
 /// Fills the program arrays for tail calls. The kernel empties an array when its last owner drops it.
-pub(super) fn link_tail_calls(ebpf: &mut Ebpf) -> Result<Vec<ProgramArray<MapData>>, Error> {
+pub(super) fn link_tail_calls(ebpf: &mut Ebpf) -> Result<Vec<ProgramArray<MapData>>, KernelError> {
     names::TAIL_CALLED.iter().map(|(table, programs)| fill(ebpf, table, programs)).collect()
 }
 
@@ -116,13 +116,13 @@ fn fill(
     ebpf: &mut Ebpf,
     name: &'static str,
     programs: &'static [&'static str],
-) -> Result<ProgramArray<MapData>, Error> {
-    let map = ebpf.take_map(name).ok_or(Error::Missing { name })?;
-    let mut table = ProgramArray::try_from(map).map_err(|source| Error::map(name, source))?;
+) -> Result<ProgramArray<MapData>, KernelError> {
+    let map = ebpf.take_map(name).ok_or(KernelError::Missing { name })?;
+    let mut table = ProgramArray::try_from(map).map_err(|source| KernelError::map(name, source))?;
     for (number, &program) in programs.iter().enumerate() {
-        let loaded = ebpf.program(program).ok_or(Error::Missing { name: program })?;
-        let fd = loaded.fd().map_err(|source| Error::load(program, source))?;
-        table.set(number as u32, fd, 0).map_err(|source| Error::map(name, source))?;
+        let loaded = ebpf.program(program).ok_or(KernelError::Missing { name: program })?;
+        let fd = loaded.fd().map_err(|source| KernelError::load(program, source))?;
+        table.set(number as u32, fd, 0).map_err(|source| KernelError::map(name, source))?;
     }
     Ok(table)
 }

@@ -11,7 +11,7 @@ use observer_common::{
 use super::{
     Kernel,
     batch::{self, Blocks, Elements},
-    error::Error,
+    error::KernelError,
     sys,
 };
 use crate::collect::{HistogramReading, KernelReading, ProgramReading, SeriesReading};
@@ -25,7 +25,7 @@ impl Kernel {
     ///
     /// # Errors
     /// A map cannot be read.
-    pub fn read(&mut self, cells: bool, mut each: impl FnMut(&SeriesReading)) -> Result<KernelReading, Error> {
+    pub fn read(&mut self, cells: bool, mut each: impl FnMut(&SeriesReading)) -> Result<KernelReading, KernelError> {
         self.refresh_slots()?;
         let mut series = self.elements::<Series>(names::SERIES)?;
         let mut blocks = self.elements::<BucketPage>(names::BUCKET_PAGES)?;
@@ -47,7 +47,7 @@ impl Kernel {
             }
         }
         for &counter in Counter::ALL {
-            let value = health.get(&(counter as u32), 0).map_err(|source| Error::map(names::HEALTH, source))?;
+            let value = health.get(&(counter as u32), 0).map_err(|source| KernelError::map(names::HEALTH, source))?;
             reading.health.push((counter, self.map_state.carried_over.health(counter).saturating_add(value)));
         }
         for name in names::PROGRAMS {
@@ -57,16 +57,16 @@ impl Kernel {
     }
 
     /// Reads the list of slots again if keys were inserted since.
-    pub(super) fn refresh_slots(&mut self) -> Result<(), Error> {
+    pub(super) fn refresh_slots(&mut self) -> Result<(), KernelError> {
         let next: Array<_, u32> = self.map(names::ALLOCATED)?;
         // Read before the keys: a key inserted meanwhile is found next time.
-        let inserted = next.get(&INSERTED_KEYS, 0).map_err(|source| Error::map(names::ALLOCATED, source))?;
+        let inserted = next.get(&INSERTED_KEYS, 0).map_err(|source| KernelError::map(names::ALLOCATED, source))?;
         if self.inserted == Some(inserted) {
             return Ok(());
         }
         let slots: HashMap<_, SeriesKey, u32> = self.map(names::SLOTS)?;
         let read: Result<Vec<_>, _> = slots.iter().collect();
-        let mut read = read.map_err(|source| Error::map(names::SLOTS, source))?;
+        let mut read = read.map_err(|source| KernelError::map(names::SLOTS, source))?;
         read.sort_unstable_by_key(|&(_, slot)| slot);
         self.inserted = Some(inserted);
         let overflow = (SeriesKey::default(), OVERFLOW_SLOT);
@@ -77,16 +77,16 @@ impl Kernel {
         Ok(())
     }
 
-    fn read_program(&self, name: &'static str) -> Result<ProgramReading, Error> {
-        let program = self.ebpf.program(name).ok_or(Error::Missing { name })?;
-        let fd = program.fd().map_err(|source| Error::load(name, source))?;
+    fn read_program(&self, name: &'static str) -> Result<ProgramReading, KernelError> {
+        let program = self.ebpf.program(name).ok_or(KernelError::Missing { name })?;
+        let fd = program.fd().map_err(|source| KernelError::load(name, source))?;
         let (runs, run_time_ns) = sys::run_statistics(fd.as_fd());
         let links = if names::ATTACHED.contains(&name) { self.links.len() as u64 } else { 0 };
         Ok(ProgramReading { name, links, runs, run_time: Duration::from_nanos(run_time_ns) })
     }
 
-    fn elements<V: aya::Pod>(&self, name: &'static str) -> Result<Elements<'_, V>, Error> {
-        Elements::new(name, self.ebpf.map(name).ok_or(Error::Missing { name })?)
+    fn elements<V: aya::Pod>(&self, name: &'static str) -> Result<Elements<'_, V>, KernelError> {
+        Elements::new(name, self.ebpf.map(name).ok_or(KernelError::Missing { name })?)
     }
 }
 

@@ -13,7 +13,7 @@ use observer_common::{
 };
 use observer_proto::http2::{H2Stream, StreamKey};
 
-use super::{Kernel, error::Error};
+use super::{Kernel, error::KernelError};
 use crate::discovery::SidecarId;
 
 const ZERO: Series = Series {
@@ -30,7 +30,7 @@ impl Kernel {
     ///
     /// # Errors
     /// A map cannot be read or written; entries that are not reclaimed then stay until the observer is restarted.
-    pub fn reclaim(&mut self) -> Result<usize, Error> {
+    pub fn reclaim(&mut self) -> Result<usize, KernelError> {
         let sidecars = self.usage.take_reclaimable();
         if sidecars.is_empty() {
             return Ok(0);
@@ -48,48 +48,48 @@ impl Kernel {
     }
 
     /// Frees in an order in which free entries are always zero, and entries that can be looked up are never free.
-    fn free_series(&mut self, key: &SeriesKey, slot: u32) -> Result<(), Error> {
+    fn free_series(&mut self, key: &SeriesKey, slot: u32) -> Result<(), KernelError> {
         let mut slots: HashMap<_, SeriesKey, u32> = self.map_mut(names::SLOTS)?;
-        slots.remove(key).map_err(|source| Error::map(names::SLOTS, source))?;
+        slots.remove(key).map_err(|source| KernelError::map(names::SLOTS, source))?;
         let mut series: Array<_, Series> = self.map_mut(names::SERIES)?;
-        let values = series.get(&slot, 0).map_err(|source| Error::map(names::SERIES, source))?;
-        series.set(slot, ZERO, 0).map_err(|source| Error::map(names::SERIES, source))?;
+        let values = series.get(&slot, 0).map_err(|source| KernelError::map(names::SERIES, source))?;
+        series.set(slot, ZERO, 0).map_err(|source| KernelError::map(names::SERIES, source))?;
         for block in values.histograms.iter().flat_map(|histogram| histogram.pages).filter(|&name| name != 0) {
             let mut blocks: Array<_, BucketPage> = self.map_mut(names::BUCKET_PAGES)?;
             let zero = BucketPage { sub_buckets: [0; SUB_BUCKETS] };
-            blocks.set(block - 1, zero, 0).map_err(|source| Error::map(names::BUCKET_PAGES, source))?;
+            blocks.set(block - 1, zero, 0).map_err(|source| KernelError::map(names::BUCKET_PAGES, source))?;
             self.free(names::FREE_PAGES, block - 1)?;
         }
         self.free(names::FREE_SLOTS, slot)
     }
 
-    fn free_inbound_ports(&mut self, sidecars: &BTreeSet<SidecarId>) -> Result<(), Error> {
+    fn free_inbound_ports(&mut self, sidecars: &BTreeSet<SidecarId>) -> Result<(), KernelError> {
         let inbound: HashMap<_, InboundKey, u32> = self.map(names::INBOUND)?;
         let all: Result<Vec<_>, _> = inbound.iter().collect();
-        let all = all.map_err(|source| Error::map(names::INBOUND, source))?;
+        let all = all.map_err(|source| KernelError::map(names::INBOUND, source))?;
         for (key, name) in all.into_iter().filter(|(key, _)| sidecars.contains(&key.sidecar)) {
             let mut inbound: HashMap<_, InboundKey, u32> = self.map_mut(names::INBOUND)?;
-            inbound.remove(&key).map_err(|source| Error::map(names::INBOUND, source))?;
-            let mut doors: Array<_, InboundPort> = self.map_mut(names::INBOUND_PORTS)?;
-            doors
+            inbound.remove(&key).map_err(|source| KernelError::map(names::INBOUND, source))?;
+            let mut ports: Array<_, InboundPort> = self.map_mut(names::INBOUND_PORTS)?;
+            ports
                 .set(name - 1, InboundPort::default(), 0)
-                .map_err(|source| Error::map(names::INBOUND_PORTS, source))?;
+                .map_err(|source| KernelError::map(names::INBOUND_PORTS, source))?;
             self.free(names::FREE_PORTS, name - 1)?;
         }
         Ok(())
     }
 
     /// Removes streams that were open when programs were detached from their sockets.
-    fn free_streams(&mut self, sidecars: &BTreeSet<SidecarId>) -> Result<(), Error> {
-        let error = |source| Error::map(names::H2_STREAMS, source);
+    fn free_streams(&mut self, sidecars: &BTreeSet<SidecarId>) -> Result<(), KernelError> {
+        let error = |source| KernelError::map(names::H2_STREAMS, source);
         let mut calls: HashMap<_, StreamKey, H2Stream> = self.map_mut(names::H2_STREAMS)?;
         let all: Vec<StreamKey> = calls.keys().collect::<Result<_, _>>().map_err(error)?;
         let gone = all.iter().filter(|key| sidecars.contains(&key.sidecar));
         gone.into_iter().try_for_each(|key| calls.remove(key)).map_err(error)
     }
 
-    fn free(&mut self, stack: &'static str, number: u32) -> Result<(), Error> {
+    fn free(&mut self, stack: &'static str, number: u32) -> Result<(), KernelError> {
         let mut free: Stack<_, u32> = self.map_mut(stack)?;
-        free.push(number, 0).map_err(|source| Error::map(stack, source))
+        free.push(number, 0).map_err(|source| KernelError::map(stack, source))
     }
 }

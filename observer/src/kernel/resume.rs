@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, os::fd::AsFd};
 use aya::maps::HashMap;
 use observer_common::{Cgroup, names};
 
-use super::{Kernel, Options, attach::Link, error::Error, load, sys};
+use super::{Kernel, KernelOptions, attach::Link, error::KernelError, load, sys};
 use crate::{
     discovery::Sidecar,
     persist::{
@@ -23,11 +23,11 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::load`], or the pinned state cannot be used.
     pub fn resume(
-        options: &Options,
+        options: &KernelOptions,
         pins: Pins,
         mut map_state: MapState,
-        mut save: impl FnMut(&mut StateMap, &MapState) -> Result<(), Error>,
-    ) -> Result<(Self, StateMap), Error> {
+        mut save: impl FnMut(&mut StateMap, &MapState) -> Result<(), KernelError>,
+    ) -> Result<(Self, StateMap), KernelError> {
         let Pins { pin_dir, mut state_map } = pins;
         let abi_hash = load::abi_hash(options.sizes())?;
         map_state.remove_merged(&pin_dir)?;
@@ -61,10 +61,10 @@ impl Kernel {
     }
 
     /// Replaces the programs of pinned links, one at a time: each packet meets either the old or the new program.
-    fn replace_programs(&mut self, pin_dir: &PinDir) -> Result<(), Error> {
+    fn replace_programs(&mut self, pin_dir: &PinDir) -> Result<(), KernelError> {
         let (mut known, mut unknown) = (Vec::new(), Vec::new());
         for link in pin_dir.links()? {
-            let fd = sys::open(&link.path).map_err(|error| Error::link(&link.path, error))?;
+            let fd = sys::open(&link.path).map_err(|error| KernelError::link(&link.path, error))?;
             match names::ATTACHED.iter().enumerate().find(|(_, name)| **name == link.program) {
                 Some((order, &name)) => known.push((link.cgroup_id, order, name, link.path, fd)),
                 None => unknown.push(Link::pinned(fd, link.path)),
@@ -73,15 +73,15 @@ impl Kernel {
         // Cgroup by cgroup, with nothing else between, so that few packets meet both old and new programs.
         known.sort_unstable_by_key(|&(cgroup_id, order, ..)| (cgroup_id, order));
         for (cgroup_id, _, name, path, fd) in known {
-            let program = self.ebpf.program(name).ok_or(Error::Missing { name })?;
-            let program = program.fd().map_err(|source| Error::load(name, source))?;
+            let program = self.ebpf.program(name).ok_or(KernelError::Missing { name })?;
+            let program = program.fd().map_err(|source| KernelError::load(name, source))?;
             let updated = sys::update_link(fd.as_fd(), program.as_fd());
             let link = Link::pinned(fd, path.clone());
             match updated {
                 Ok(()) => drop(self.links.entry(cgroup_id).or_default().insert(name, link)),
                 // The cgroup was removed: the link is defunct.
                 Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => link.detach(),
-                Err(error) => return Err(Error::link(&path, error)),
+                Err(error) => return Err(KernelError::link(&path, error)),
             }
         }
         unknown.into_iter().for_each(Link::detach);

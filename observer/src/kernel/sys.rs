@@ -1,5 +1,5 @@
-//! The calls of bpf(2) that aya does not offer, each a safe function: the only place here that talks to the kernel past aya.
-//! Source: kernel `include/uapi/linux/bpf.h`, `union bpf_attr`.
+//! Safe functions for bpf(2) calls that aya does not offer. Source: kernel `include/uapi/linux/bpf.h`, `union
+//! bpf_attr`.
 
 #![expect(unsafe_code, reason = "bpf(2)")]
 
@@ -18,8 +18,8 @@ use aya_obj::generated::{
     bpf_attach_type, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info, bpf_prog_type,
 };
 
-/// Does the kernel take atomic operations that return a value? Asked by a program of five instructions; where it may not be
-/// loaded, or not now, what is refused next says why.
+/// Whether the kernel supports atomic operations that return a value. Probed with a program of five instructions; if
+/// that may not be loaded, the next load reports why.
 pub(crate) fn takes_fetching_atomics() -> bool {
     let instruction = |code: u32, registers: u8, offset: i16, value: i32| -> u64 {
         let [low, high] = offset.to_ne_bytes();
@@ -40,19 +40,20 @@ pub(crate) fn takes_fetching_atomics() -> bool {
     }
 }
 
-/// Opens what is pinned at `path`.
+/// Opens the object pinned at `path`.
 pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     made(bpf_cmd::BPF_OBJ_GET, &mut [path.as_ptr() as u64, 0])
 }
 
-/// Pins at `path`.
+/// Pins an object at `path`.
 pub(crate) fn pin(it: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     call(bpf_cmd::BPF_OBJ_PIN, &mut [path.as_ptr() as u64, u64::from(number(it))]).map(drop)
 }
 
-/// Attaches `program` to a cgroup, in company: for links the kernel adds `BPF_F_ALLOW_MULTI` itself (`kernel/bpf/cgroup.c`).
+/// Attaches `program` to a cgroup, alongside others: the kernel adds `BPF_F_ALLOW_MULTI` to links
+/// (`kernel/bpf/cgroup.c`).
 pub(crate) fn create_link(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
@@ -61,12 +62,12 @@ pub(crate) fn create_link(
     made(bpf_cmd::BPF_LINK_CREATE, &mut [pair(number(program), number(cgroup)), pair(place as u32, 0)])
 }
 
-/// Puts `program` in the place of the link's present one, for every cgroup below it at once.
+/// Replaces the link's program, atomically for every cgroup below it.
 pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     call(bpf_cmd::BPF_LINK_UPDATE, &mut [pair(number(link), number(program)), 0]).map(drop)
 }
 
-/// The cgroup that a link attaches to; 0 once that was removed and its last socket is gone.
+/// Returns the cgroup of a link; 0 once that was removed and its last socket closed.
 pub(crate) fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: plain numbers, for which zero is valid.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
@@ -76,7 +77,7 @@ pub(crate) fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
 }
 
-/// Detaches the link, whoever else holds it.
+/// Detaches the link, even if others hold it.
 pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     call(bpf_cmd::BPF_LINK_DETACH, &mut [u64::from(number(link))]).map(drop)
 }
@@ -89,7 +90,7 @@ pub(crate) struct RawMap {
 }
 
 impl RawMap {
-    /// Opens what is pinned at `path`; an error unless it is a map with keys and values of these sizes.
+    /// Opens the object pinned at `path`.
     pub(crate) fn open(path: &Path, key_size: usize, value_size: usize) -> io::Result<Self> {
         let fd = open(path)?;
         // SAFETY: plain numbers, for which zero is valid.
@@ -103,7 +104,7 @@ impl RawMap {
         Ok(Self { fd, key_size, value_size })
     }
 
-    /// The key that follows `key`, or the first; `None` behind the last.
+    /// Returns the key after `key`, or the first; `None` after the last.
     pub(crate) fn next_key(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
         let mut next = vec![0; self.key_size];
         let key = key.filter(|key| key.len() == self.key_size).map_or(0, |key| key.as_ptr() as u64);
@@ -115,7 +116,7 @@ impl RawMap {
         }
     }
 
-    /// The value at `key`, which must be of the map's size.
+    /// Returns the value at `key`, which must have the size of the map's keys.
     pub(crate) fn get(&self, key: &[u8]) -> io::Result<Vec<u8>> {
         if key.len() != self.key_size {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -126,7 +127,7 @@ impl RawMap {
     }
 }
 
-/// `length` elements of an array map from index `first` on, which must all be there.
+/// Returns `length` elements of an array map from index `first` on, which must all exist.
 pub(crate) fn read_array<V: aya::Pod>(map: BorrowedFd<'_>, first: u32, length: usize) -> io::Result<Vec<V>> {
     let wanted = u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
     let before = first.wrapping_sub(1);
@@ -142,7 +143,7 @@ pub(crate) fn read_array<V: aya::Pod>(map: BorrowedFd<'_>, first: u32, length: u
         0,
     ];
     match call(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attribute) {
-        // There is nothing behind the last of them.
+        // ENOENT follows the last element.
         Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
         _ => {}
     }
@@ -155,7 +156,7 @@ pub(crate) fn read_array<V: aya::Pod>(map: BorrowedFd<'_>, first: u32, length: u
     Ok(values)
 }
 
-/// Runs and nanoseconds of a program, where `kernel.bpf_stats_enabled` is on.
+/// Returns runs and nanoseconds of a program, if `kernel.bpf_stats_enabled` is on.
 pub(crate) fn run_statistics(program: BorrowedFd<'_>) -> (u64, u64) {
     // SAFETY: plain numbers, for which zero is valid; an all-zero one asks for no array.
     let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
@@ -170,7 +171,7 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-/// Two fields of 32 bits, as they lie in memory.
+/// Packs two fields of 32 bits as they lie in memory.
 fn pair(first: u32, second: u32) -> u64 {
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
@@ -178,7 +179,7 @@ fn pair(first: u32, second: u32) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// A call that makes or opens something.
+/// Makes a call that returns a descriptor.
 fn made(command: bpf_cmd, attribute: &mut [u64]) -> io::Result<OwnedFd> {
     // SAFETY: a descriptor that the kernel has just given us, and nobody else has.
     call(command, attribute).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })

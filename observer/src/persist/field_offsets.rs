@@ -91,7 +91,7 @@ impl FieldOffsets {
     #[must_use]
     pub fn key(&self, bytes: &[u8]) -> Option<SeriesKey> {
         let at = |name: &str, size: usize| bytes.get(*self.key.get(name)?..)?.get(..size);
-        let byte = |name| at(name, 1).map(|bytes| bytes[0]);
+        let byte = |name| at(name, 1)?.first().copied();
         let short = |name| Some(u16::from_ne_bytes(at(name, 2)?.try_into().ok()?));
         Some(SeriesKey {
             sidecar: u32::from_ne_bytes(at("sidecar", 4)?.try_into().ok()?),
@@ -137,11 +137,12 @@ impl FieldOffsets {
         let at = |at: usize| bytes.get(at..)?.first_chunk().map(|field| u64::from_ne_bytes(*field));
         let mut values = vec![0; VALUES].into_boxed_slice();
         for (histogram, &(buckets, sum)) in values.chunks_mut(HISTOGRAM).zip(&self.histograms).take(HISTOGRAMS) {
-            (0..BUCKETS)
-                .for_each(|bucket| histogram[bucket] = buckets.checked_add(8 * bucket).and_then(at).unwrap_or(0));
-            histogram[BUCKETS] = at(sum).unwrap_or(0);
+            let offsets = (0..BUCKETS).map(|bucket| buckets.checked_add(8 * bucket)).chain([Some(sum)]);
+            for (value, offset) in histogram.iter_mut().zip(offsets) {
+                *value = offset.and_then(at).unwrap_or(0);
+            }
         }
-        for (count, (name, _)) in values[HISTOGRAMS * HISTOGRAM..].iter_mut().zip(COUNTS) {
+        for (count, (name, _)) in values.iter_mut().skip(HISTOGRAMS * HISTOGRAM).zip(COUNTS) {
             *count = self.counts.get(name).and_then(|&offset| at(offset)).unwrap_or(0);
         }
         values

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{abi, carry_over::CarriedOver, field_offsets::FieldOffsets, pin_dir::PinDir, state_map::StateMap};
-use crate::kernel::error::Error;
+use crate::kernel::error::KernelError;
 
 /// The pin directory, locked, and the persisted state in it.
 #[derive(Debug)]
@@ -22,15 +22,15 @@ impl Pins {
     ///
     /// # Errors
     /// The directory or what is in it cannot be used; the message has the remedy.
-    pub fn open(path: &Path) -> Result<(Self, Option<Vec<u8>>), Error> {
+    pub fn open(path: &Path) -> Result<(Self, Option<Vec<u8>>), KernelError> {
         let pin_dir = PinDir::open(path)?;
         let (state_map, text) = StateMap::open(&pin_dir.state())?;
         Ok((Self { pin_dir, state_map }, text))
     }
 
     /// The error that the persisted state cannot be used, for this reason.
-    pub fn unreadable(&self, reason: impl std::fmt::Display) -> Error {
-        Error::state(&self.pin_dir.state(), reason)
+    pub fn unreadable(&self, reason: impl std::fmt::Display) -> KernelError {
+        KernelError::state(&self.pin_dir.state(), reason)
     }
 }
 
@@ -65,7 +65,7 @@ impl MapState {
     }
 
     /// Returns the other ABI hashes in the directory, all of which this build can read.
-    pub(crate) fn others(&self, pin_dir: &PinDir, own: &str) -> Result<Vec<String>, Error> {
+    pub(crate) fn others(&self, pin_dir: &PinDir, own: &str) -> Result<Vec<String>, KernelError> {
         let others: Vec<String> = pin_dir.abi_hashes()?.into_iter().filter(|abi_hash| abi_hash != own).collect();
         for abi_hash in &others {
             self.offsets_of(pin_dir, abi_hash)?;
@@ -73,18 +73,18 @@ impl MapState {
         Ok(others)
     }
 
-    fn offsets_of(&self, pin_dir: &PinDir, abi_hash: &str) -> Result<&FieldOffsets, Error> {
+    fn offsets_of(&self, pin_dir: &PinDir, abi_hash: &str) -> Result<&FieldOffsets, KernelError> {
         let offsets = self.offsets.get(abi_hash).ok_or("its layout is not known");
         offsets
             .and_then(|offsets| offsets.incompatibility().map_or(Ok(offsets), Err))
-            .map_err(|reason| Error::PinnedMap { path: pin_dir.maps(abi_hash), reason: reason.to_owned() })
+            .map_err(|reason| KernelError::PinnedMap { path: pin_dir.maps(abi_hash), reason: reason.to_owned() })
     }
 
     /// Adds what other maps hold, after the last program that counted there was replaced.
-    pub(crate) fn merge(&mut self, pin_dir: &PinDir, abi_hash: String) -> Result<(), Error> {
+    pub(crate) fn merge(&mut self, pin_dir: &PinDir, abi_hash: String) -> Result<(), KernelError> {
         let (offsets, maps) = (self.offsets_of(pin_dir, &abi_hash)?.clone(), pin_dir.maps(&abi_hash));
         let series = self.carried_over.add_maps(&maps, &offsets);
-        let series = series.map_err(|error| Error::PinnedMap { path: maps, reason: error.to_string() })?;
+        let series = series.map_err(|error| KernelError::PinnedMap { path: maps, reason: error.to_string() })?;
         tracing::warn!(
             "the previous build's maps have a different layout: the totals of {series} series are kept, but connections that \
              are open now are counted from their next request"
@@ -101,7 +101,7 @@ impl MapState {
     }
 
     /// Removes maps whose values are carried over, also those left by an observer that was killed before it could.
-    pub(crate) fn remove_merged(&mut self, pin_dir: &PinDir) -> Result<(), Error> {
+    pub(crate) fn remove_merged(&mut self, pin_dir: &PinDir) -> Result<(), KernelError> {
         for abi_hash in &self.merged {
             pin_dir.remove_maps(abi_hash)?;
             self.offsets.remove(abi_hash);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use self::paged_text::{PAGE, Page, PagedText, Pages};
-use crate::kernel::error::Error;
+use crate::kernel::error::KernelError;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya_obj::generated::{BPF_F_NO_PREALLOC, bpf_map_type};
 
@@ -46,14 +46,14 @@ pub struct StateMap(PagedText<HashMap<MapData, u64, Page>>);
 
 impl StateMap {
     /// Opens the map pinned at `path`, or creates it; returns its text, if any.
-    pub(super) fn open(path: &Path) -> Result<(Self, Option<Vec<u8>>), Error> {
+    pub(super) fn open(path: &Path) -> Result<(Self, Option<Vec<u8>>), KernelError> {
         let map = match MapData::from_pin(path) {
             Ok(map) => map,
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => create(path)?,
-            Err(error) => return Err(Error::state(path, error)),
+            Err(error) => return Err(KernelError::state(path, error)),
         };
-        let pages = HashMap::try_from(Map::HashMap(map)).map_err(|error| Error::state(path, error))?;
-        let (text, read) = PagedText::open(pages).map_err(|error| Error::state(path, error))?;
+        let pages = HashMap::try_from(Map::HashMap(map)).map_err(|error| KernelError::state(path, error))?;
+        let (text, read) = PagedText::open(pages).map_err(|error| KernelError::state(path, error))?;
         Ok((Self(text), read))
     }
 
@@ -66,11 +66,11 @@ impl StateMap {
     }
 }
 
-fn create(path: &Path) -> Result<MapData, Error> {
+fn create(path: &Path) -> Result<MapData, KernelError> {
     let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
     let sizes = (size_of::<u64>() as u32, PAGE as u32);
     let definition = aya_obj::Map::new_from_params(kind, sizes.0, sizes.1, MAX_PAGES, BPF_F_NO_PREALLOC);
-    let map = MapData::create(definition, NAME, None).map_err(|error| Error::open(error.into()))?;
-    map.pin(path).map_err(|error| Error::state(path, error))?;
+    let map = MapData::create(definition, NAME, None).map_err(|error| KernelError::open(error.into()))?;
+    map.pin(path).map_err(|error| KernelError::state(path, error))?;
     Ok(map)
 }

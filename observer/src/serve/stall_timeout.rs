@@ -156,10 +156,10 @@ mod tests {
     }
 
     /// Writes until that fails; returns how long it went on.
-    async fn write(mut patient: StallTimeout) -> Duration {
+    async fn write(mut stream: StallTimeout) -> Duration {
         let (began, piece) = (Instant::now(), vec![0; 1 << 20]);
         loop {
-            if let Err(error) = patient.write_all(&piece).await {
+            if let Err(error) = stream.write_all(&piece).await {
                 assert_eq!(error.kind(), io::ErrorKind::TimedOut);
                 return began.elapsed();
             }

@@ -14,7 +14,7 @@ pub const USER_AGENT: &str = concat!("mesh-observer/", env!("CARGO_PKG_VERSION")
 /// Why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The file of authorities cannot be read.
+    /// The CA file cannot be read.
     #[error("CA file {path} cannot be read: {reason}; it must hold PEM certificates that the observer's user may read")]
     Unreadable {
         /// The file.
@@ -22,7 +22,7 @@ pub enum ClientError {
         /// Why.
         reason: io::Error,
     },
-    /// The file of authorities holds none.
+    /// The CA file has no certificate.
     #[error("CA file {0} holds no PEM certificate; it needs the authority's, between BEGIN and END CERTIFICATE")]
     Empty(PathBuf),
     /// The client cannot be set up.
@@ -33,18 +33,18 @@ pub enum ClientError {
     Plain(reqwest::Error),
 }
 
-/// A client for `http` only: it reads no certificates, so it costs no memory for them.
+/// Creates a client for `http` only, which loads no certificates and so saves their memory.
 ///
 /// # Errors
-/// The client could not be set up.
+/// The client cannot be set up.
 pub fn plain(timeout: Duration) -> Result<Client, ClientError> {
     builder(timeout).tls_certs_only([]).build().map_err(ClientError::Plain)
 }
 
-/// A client for `https`. It trusts the authorities in `ca_file` (PEM), or else those of the system.
+/// Creates a client for `https` that trusts the CA certificates in `ca_file` (PEM), or else those of the system.
 ///
 /// # Errors
-/// Neither are there any, or the client could not be set up.
+/// There are no certificates, or the client cannot be set up.
 pub fn trusting(ca_file: Option<&Path>, timeout: Duration) -> Result<Client, ClientError> {
     let builder = match ca_file {
         None => builder(timeout),
@@ -53,14 +53,14 @@ pub fn trusting(ca_file: Option<&Path>, timeout: Duration) -> Result<Client, Cli
     builder.build().map_err(ClientError::Tls)
 }
 
-/// A client that connects by itself, whatever proxy the environment names: for addresses of this node and its cluster.
+/// Creates a client that ignores proxies of the environment: for addresses of this node and its cluster.
 ///
 /// # Errors
 /// As those of [`plain`] and [`trusting`].
 pub fn direct(https: bool, ca_file: Option<&Path>, timeout: Duration) -> Result<Client, ClientError> {
-    // An idle connection keeps a buffer as large as the largest page; a new one every few seconds costs nothing.
+    // An idle connection keeps a buffer as large as the largest response; a new one every few seconds costs nothing.
     let builder = builder(timeout).no_proxy().pool_max_idle_per_host(0);
-    // So that there is time left for another way where nobody answers.
+    // Leaves time for another route if nothing answers.
     let builder = builder.connect_timeout(timeout / 3);
     match (https, ca_file) {
         (false, _) => builder.tls_certs_only([]).build().map_err(ClientError::Plain),
@@ -70,7 +70,7 @@ pub fn direct(https: bool, ca_file: Option<&Path>, timeout: Duration) -> Result<
 }
 
 fn builder(timeout: Duration) -> ClientBuilder {
-    // The first client installs it; for the others it is there, which is no error.
+    // The first client installs it; an error means that it is installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder().timeout(timeout).user_agent(USER_AGENT).redirect(reqwest::redirect::Policy::none())
 }
@@ -81,16 +81,16 @@ fn authorities(path: &Path) -> Result<Vec<Certificate>, ClientError> {
     if found.is_empty() { Err(ClientError::Empty(path.to_owned())) } else { Ok(found) }
 }
 
-/// Every cause of an error but the outermost, which repeats the address with what is secret in it.
+/// Returns all causes of an error but the outermost, which repeats the URL with its secrets.
 #[must_use]
 pub fn causes(error: &reqwest::Error) -> String {
-    let mut said = Vec::new();
+    let mut causes = Vec::new();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        said.push(error.to_string());
+        causes.push(error.to_string());
         cause = error.source();
     }
-    if said.is_empty() { "no cause is known".to_owned() } else { said.join(": ") }
+    if causes.is_empty() { "unknown cause".to_owned() } else { causes.join(": ") }
 }
 
 #[cfg(test)]

@@ -199,7 +199,7 @@ const NEW_NAMESPACES: i32 = libc::CLONE_NEWUSER
 
 /// Why the filters cannot be installed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum SeccompError {
     /// The architecture is not supported.
     #[error("no system call filter for {ARCH}: {0}")]
     Filter(#[from] seccompiler::BackendError),
@@ -212,7 +212,7 @@ pub enum Error {
 ///
 /// # Errors
 /// The kernel has no seccomp, or the container runtime forbids it.
-pub fn install_filters() -> Result<(), Error> {
+pub fn install_filters() -> Result<(), SeccompError> {
     let filters = [
         filter(any(HOSTILE), SeccompAction::Allow, SeccompAction::KillProcess)?,
         filter(any(UNFILTERABLE), SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?,
@@ -224,7 +224,7 @@ pub fn install_filters() -> Result<(), Error> {
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-fn filter(rules: Rules, otherwise: SeccompAction, these: SeccompAction) -> Result<BpfProgram, Error> {
+fn filter(rules: Rules, otherwise: SeccompAction, these: SeccompAction) -> Result<BpfProgram, SeccompError> {
     Ok(SeccompFilter::new(rules, otherwise, these, ARCH.try_into()?)?.try_into()?)
 }
 
@@ -232,7 +232,7 @@ fn any(calls: &[c_long]) -> Rules {
     calls.iter().map(|&call| (call, Vec::new())).collect()
 }
 
-fn needed() -> Result<Rules, Error> {
+fn needed() -> Result<Rules, SeccompError> {
     let is = |argument, value| SeccompCondition::new(argument, Dword, SeccompCmpOp::Eq, value);
     let one_of = |argument, values: &[u64]| -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         values.iter().map(|&value| SeccompRule::new(vec![is(argument, value)?])).collect()
@@ -261,7 +261,7 @@ fn needed() -> Result<Rules, Error> {
 }
 
 /// Installs a filter on every thread, with refused calls logged by the kernel.
-fn install(program: &BpfProgram) -> Result<(), Error> {
+fn install(program: &BpfProgram) -> Result<(), SeccompError> {
     #[repr(C)]
     struct Program {
         length: u16,
@@ -269,13 +269,13 @@ fn install(program: &BpfProgram) -> Result<(), Error> {
     }
     let flags = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
     // A few hundred instructions.
-    let length = u16::try_from(program.len()).map_err(|_| Error::Refused(io::ErrorKind::FileTooLarge.into()))?;
+    let length = u16::try_from(program.len()).map_err(|_| SeccompError::Refused(io::ErrorKind::FileTooLarge.into()))?;
     let program = Program { length, instructions: program.as_ptr() };
     // SAFETY: the structure is `sock_fprog` of linux/filter.h; the kernel copies it and the instructions during the call.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     match result {
         0 => Ok(()),
-        1.. => Err(Error::Refused(io::Error::other(format!("thread {result} has filters of its own")))),
-        _ => Err(Error::Refused(io::Error::last_os_error())),
+        1.. => Err(SeccompError::Refused(io::Error::other(format!("thread {result} has filters of its own")))),
+        _ => Err(SeccompError::Refused(io::Error::last_os_error())),
     }
 }

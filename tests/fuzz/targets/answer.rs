@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, Response, body::Bytes, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
-use observer::emit::{Failure, Form, Limits, wavefront::answer::classify};
+use observer::emit::{DeliveryLimits, Failure, Form, wavefront::answer::classify};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     runtime::{Builder, Runtime},
@@ -84,7 +84,7 @@ async fn ask(receiver: Receiver) -> Option<Response<()>> {
 }
 
 fn check_pause(failure: &Failure) {
-    let limits = Limits::default();
+    let limits = DeliveryLimits::default();
     let longest = limits.max_push_back.max(limits.max_pause).mul_f64(1.25);
     for attempt in [0, 1, u32::MAX] {
         for jitter in [0.0, 1.0] {

@@ -23,7 +23,7 @@ pub(super) fn second_observer_is_refused(pinned: &mut Pinned) -> Result<String> 
         ensure!(said.contains(&holder), "{said} does not say {holder}");
     }
     let said = told(&CHECK, pinned.directory())?;
-    let expected = format!("used by process {} now; 12 programs", pinned.observer()?.pid());
+    let expected = format!("in use by process {} now; 12 programs", pinned.observer()?.pid());
     ensure!(said.contains(&expected), "{said} does not say {expected}");
     pinned.pair.check(Expected::both(2), request_both)
 }

@@ -11,7 +11,7 @@ use crate::{
     app::emitters::Emitters,
     config::Config,
     emit::{
-        Target,
+        EmitTarget,
         disk_queue::{self, directory_name},
     },
     serve,
@@ -46,7 +46,7 @@ pub(super) enum Listening {
 }
 
 pub(super) fn inspect(config: &Config) -> Outputs {
-    let names = |_| config.emit.iter().map(Target::to_string).collect();
+    let names = |_| config.emit.iter().map(EmitTarget::to_string).collect();
     Outputs {
         address: config.listen.0,
         listening: listen(config.listen.0),
@@ -60,9 +60,9 @@ pub(super) fn inspect(config: &Config) -> Outputs {
 }
 
 fn listen(address: SocketAddr) -> Listening {
-    match TcpListener::bind(address).map_err(|error| serve::Error::new(address, error)) {
+    match TcpListener::bind(address).map_err(|error| serve::ListenError::new(address, error)) {
         Ok(_) => Listening::Free,
-        Err(serve::Error::Taken(_)) if is_observer(address) => Listening::Observer,
+        Err(serve::ListenError::Taken(_)) if is_observer(address) => Listening::Observer,
         Err(error) => Listening::Refused(error.to_string()),
     }
 }
@@ -82,7 +82,7 @@ fn is_observer(address: SocketAddr) -> bool {
 
 fn queues(config: &Config) -> Vec<(PathBuf, Result<bool, String>)> {
     let Some(parent) = &config.queue_dir else { return Vec::new() };
-    let waits = config.emit.iter().filter(|target| !matches!(target, Target::WavefrontFile(_)));
+    let waits = config.emit.iter().filter(|target| !matches!(target, EmitTarget::WavefrontFile(_)));
     let directories = waits.map(|target| parent.join(directory_name(&target.to_string())));
     directories
         .map(|directory| {

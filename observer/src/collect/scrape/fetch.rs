@@ -1,4 +1,4 @@
-//! One answer: judged, and its page read as it comes, within bounds of size.
+//! Checks and parses a response as it arrives, within size limits.
 
 use std::{
     error::Error,
@@ -17,25 +17,25 @@ use observer_model::{
 
 use crate::system::http_client::causes;
 
-/// Largest page, decompressed.
+/// Maximum size, decompressed.
 const BODY_BYTES: usize = 32 * 1024 * 1024;
-/// So much of what came is read before others have their turn; compressed, it may be a thousand times as much.
+/// Bytes parsed before yielding to other tasks; compressed data may expand a thousandfold.
 const TURN: usize = 64 * 1024;
 const COMPRESSED_TURN: usize = 1024;
-/// OpenMetrics rather than text; names that the formats always allowed.
+/// Prefers OpenMetrics to text; without UTF-8 names.
 pub(super) const ACCEPT: &str =
     "application/openmetrics-text;version=1.0.0;q=0.9,text/plain;version=0.0.4;q=0.6,*/*;q=0.1";
 
-/// Why there is no page.
+/// Why a scrape failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScrapeError {
-    /// Nobody answers there.
+    /// Nothing answers.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// The other side's certificate is not trusted, or there is none.
+    /// The certificate is not trusted, or there is none.
     #[error("no trusted TLS connection: {0}; name its authority's certificate with control_plane_ca")]
     Tls(String),
-    /// No whole answer in time.
+    /// No complete response in time.
     #[error("no whole answer within {0:?}")]
     Timeout(Duration),
     /// 403.
@@ -44,28 +44,28 @@ pub enum ScrapeError {
          its metrics"
     )]
     Forbidden,
-    /// The network namespace that it must be read from inside may not be entered.
+    /// The network namespace cannot be entered.
     #[error("{0}")]
     NotPermitted(String),
-    /// The process whose network namespace it must be read from inside has ended.
+    /// The process of the network namespace has ended.
     #[error("{0}")]
     Gone(String),
-    /// A redirection, which is not followed: it could lead anywhere.
+    /// A redirection, which is not followed as it could lead anywhere.
     #[error("the answer is a redirection ({0}), which is not followed; give the address it leads to")]
     Redirect(u16),
     /// Any other status.
     #[error("the answer has status {0}")]
     Status(u16),
-    /// Not a metrics page.
+    /// Not a metrics format.
     #[error("the answer is {0:?}, which is not a metrics format; the path is /metrics in most places")]
     ContentType(String),
-    /// Compressed in a way that was not asked for.
+    /// An encoding that was not requested.
     #[error("the answer is compressed as {0:?}, which was not asked for")]
     Encoding(String),
     /// The connection broke.
     #[error("the answer broke off: {0}")]
     Broken(String),
-    /// Not what gzip makes.
+    /// Invalid gzip data.
     #[error("the answer's gzip is broken: {0}")]
     Gzip(String),
     /// More than [`BODY_BYTES`].
@@ -74,16 +74,16 @@ pub enum ScrapeError {
     /// More samples than are kept.
     #[error("the page has more than {} samples", MAX_SAMPLES)]
     TooManySamples,
-    /// The page was cut.
+    /// The response is truncated.
     #[error("the page does not end as it should: it was cut")]
     Cut,
-    /// Nothing on it could be read.
+    /// No line could be parsed.
     #[error("the answer holds no metrics: none of its lines is a sample")]
     NoMetrics,
 }
 
 impl ScrapeError {
-    /// Label value it is counted under.
+    /// Returns the label value it is counted under.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -107,10 +107,10 @@ impl ScrapeError {
     }
 }
 
-/// Reads the page of an answer. `reserved` names the labels that the target itself has; `limit` is the client's time-out.
+/// Parses the body of a response. `reserved` are the labels of the target itself; `limit` is the client's timeout.
 ///
 /// # Errors
-/// Whatever keeps the page from being read whole.
+/// The response cannot be parsed completely.
 pub(super) async fn read(
     mut response: Response,
     reserved: &'static [&'static str],
@@ -127,7 +127,7 @@ pub(super) async fn read(
     body.finish().map(Arc::new)
 }
 
-/// What a failed request or answer means.
+/// Classifies a failed request or response.
 pub(super) fn failed(error: &reqwest::Error, limit: Duration) -> ScrapeError {
     if error.is_connect() && is_tls(error) {
         ScrapeError::Tls(causes(error))
@@ -140,13 +140,13 @@ pub(super) fn failed(error: &reqwest::Error, limit: Duration) -> ScrapeError {
     }
 }
 
-/// rustls reports inside I/O errors, and these inside others.
+/// rustls errors are nested in I/O errors, and those in others.
 fn is_tls(error: &(dyn Error + 'static)) -> bool {
     let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     error.is::<rustls::Error>() || inside.is_some_and(|inside| is_tls(inside)) || error.source().is_some_and(is_tls)
 }
 
-/// Status first, then what the answer says it is.
+/// Checks the status, then the content type.
 fn check_headers(response: &Response) -> Result<Format, ScrapeError> {
     match response.status() {
         StatusCode::OK => {}
@@ -154,7 +154,7 @@ fn check_headers(response: &Response) -> Result<Format, ScrapeError> {
         status if status.is_redirection() => return Err(ScrapeError::Redirect(status.as_u16())),
         status => return Err(ScrapeError::Status(status.as_u16())),
     }
-    // Without a word it is the format that was there first.
+    // The default is the oldest format.
     let Some(content_type) = response.headers().get(header::CONTENT_TYPE) else { return Ok(Format::Text) };
     let content_type = String::from_utf8_lossy(content_type.as_bytes());
     match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
@@ -173,7 +173,7 @@ fn compressed(response: &Response) -> Result<bool, ScrapeError> {
     }
 }
 
-/// An answer's body as it comes.
+/// The body of a response as it arrives.
 pub struct Body(Coding);
 
 enum Coding {
@@ -182,7 +182,7 @@ enum Coding {
 }
 
 impl Body {
-    /// The body of a page of this format, compressed by gzip or not. `reserved` names the labels that the target itself has.
+    /// Creates a parser for this format, compressed by gzip or not. `reserved` are the labels of the target itself.
     #[must_use]
     pub fn new(format: Format, compressed: bool, reserved: &'static [&'static str]) -> Self {
         let reader =
@@ -201,10 +201,10 @@ impl Body {
         }
     }
 
-    /// Reads on.
+    /// Parses a piece.
     ///
     /// # Errors
-    /// It is more than a page may be, or not what gzip makes.
+    /// The limits are exceeded, or the gzip data is invalid.
     pub fn take(&mut self, piece: &[u8]) -> Result<(), ScrapeError> {
         match &mut self.0 {
             Coding::Plain(reader) => reader.take(piece),
@@ -212,10 +212,10 @@ impl Body {
         }
     }
 
-    /// The page, now that all of it has come.
+    /// Returns the parsed metrics.
     ///
     /// # Errors
-    /// It is not whole, or no page.
+    /// The response is truncated or has no metrics.
     pub fn finish(self) -> Result<ScrapedExposition, ScrapeError> {
         match self.0 {
             Coding::Plain(reader) => reader.finish(),
@@ -227,12 +227,12 @@ impl Body {
     }
 }
 
-/// The reader's own reason, or else the decoder's.
+/// Returns the reader's error, or else the decoder's.
 fn refused(reader: &mut Reader, error: &io::Error) -> ScrapeError {
     reader.refused.take().unwrap_or_else(|| ScrapeError::Gzip(error.to_string()))
 }
 
-/// Reads what is decompressed.
+/// Parses decompressed data.
 struct Reader {
     parser: Parser,
     builder: ExpositionBuilder,
@@ -266,7 +266,7 @@ impl Reader {
         if page.samples == 0 {
             return Err(ScrapeError::NoMetrics);
         }
-        // A page that was cut would pass for one without the figures that are missing.
+        // A truncated response would look like one with fewer metrics.
         if [Reason::Unended, Reason::NoEnd].iter().any(|reason| page.skipped.contains_key(reason.as_str())) {
             return Err(ScrapeError::Cut);
         }

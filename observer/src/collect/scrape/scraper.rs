@@ -1,4 +1,4 @@
-//! One scrape: a page is asked for at its own address, or else from inside its network namespace.
+//! Scrapes one target: at its own address, or else through its network namespace.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -10,14 +10,25 @@ use reqwest::{Body, Client, Response, header};
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
 use super::{
-    NetnsRoute, ScrapeOptions, ScrapeTarget,
     fetch::{ACCEPT, ScrapeError, failed, read},
+    target::{NetnsRoute, ScrapeTarget},
 };
 use crate::{
     collect::netns,
     system::http_client::{self, ClientError, USER_AGENT},
 };
 use observer_model::scraped::ScrapedExposition;
+
+/// Options of scrapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScrapeOptions {
+    /// Interval of scrapes of a target.
+    pub interval: Duration,
+    /// File with the CA certificates that are trusted; the system's if absent.
+    pub ca_file: Option<PathBuf>,
+    /// The proc file system.
+    pub proc_root: PathBuf,
+}
 
 /// Scrapes one target.
 pub(super) struct Scraper {
@@ -27,15 +38,14 @@ pub(super) struct Scraper {
 }
 
 impl Scraper {
-    /// `limit` is the longest that one scrape takes.
+    /// `limit` is the timeout of a scrape.
     pub(super) fn new(target: &ScrapeTarget, options: &ScrapeOptions, limit: Duration) -> Result<Self, ClientError> {
         let https = target.url.0.scheme() == "https";
         let client = http_client::direct(https, options.ca_file.as_deref(), limit)?;
         Ok(Self { client, proc_root: options.proc_root.clone(), limit })
     }
 
-    /// Fetches and reads the page. From inside its network namespace it is asked for only where its own address does not
-    /// let us in.
+    /// Fetches and parses the endpoint; through its network namespace only if its own address does not work.
     pub(super) async fn page(&self, target: &ScrapeTarget) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let asked = async {
             let Some(inside) = &target.inside else { return self.ask_here(target).await };
@@ -58,7 +68,7 @@ impl Scraper {
         read(response, target.instance.labels(), self.limit).await
     }
 
-    /// `why` says why not from here.
+    /// `why` is the reason why its own address does not work.
     async fn ask_inside(
         &self,
         target: &ScrapeTarget,
@@ -67,11 +77,11 @@ impl Scraper {
     ) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let connected = netns::connect(&self.proc_root, inside.process, inside.address, self.limit).await;
         let stream = connected.map_err(|error| {
-            let said = format!("{why}; {error}");
+            let reason = format!("{why}; {error}");
             match error {
-                netns::Error::NotPermitted { .. } => ScrapeError::NotPermitted(said),
-                netns::Error::Gone { .. } => ScrapeError::Gone(said),
-                netns::Error::Failed { .. } => ScrapeError::Connect(said),
+                netns::NetnsError::NotPermitted { .. } => ScrapeError::NotPermitted(reason),
+                netns::NetnsError::Gone { .. } => ScrapeError::Gone(reason),
+                netns::NetnsError::Failed { .. } => ScrapeError::Connect(reason),
             }
         })?;
         let mut connection = JoinSet::new();
@@ -81,7 +91,7 @@ impl Scraper {
     }
 }
 
-/// Asks for the page through a connection that is open; it is served by `connection` until that is dropped.
+/// Requests the endpoint on an open connection, which is served by `connection` until that is dropped.
 async fn ask(
     stream: TcpStream,
     target: &ScrapeTarget,

@@ -1,4 +1,4 @@
-//! The metrics pages to read: pure.
+//! The /metrics endpoints to be scraped. Pure.
 
 use std::{
     fmt,
@@ -10,30 +10,31 @@ use std::{
 use observer_model::identity::{Component, InsideOnly, Instance, PROXY, ProcessId, Sidecar, Workload};
 use reqwest::Url;
 
-/// Envoy's own page, which has what Envoy says and not what the application behind it says [istio `pkg/bootstrap`].
+/// Envoy's endpoint, without the application's metrics [istio `pkg/bootstrap`].
 const ENVOY_PORT: u16 = 15090;
 
-/// A metrics page to be read, and whose it is.
+/// An endpoint, and its labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ScrapeTarget {
-    /// Where it is.
+    /// Its URL.
     pub url: PageUrl,
-    /// Labels of its points.
+    /// Labels of its samples.
     pub instance: Instance,
-    /// The other way to it, where there is one.
+    /// The route through its network namespace, if there is one.
     pub inside: Option<NetnsRoute>,
 }
 
 impl ScrapeTarget {
-    /// A page that somebody named, probably on every node. Its host and port are the instance; `node` is this one's name.
+    /// Creates a target from the configuration, which probably every node has. Its host and port are the instance;
+    /// `node` is this node's name.
     #[must_use]
     pub fn named(url: PageUrl, node: &str) -> Self {
         let (instance, app, node) = (url.instance(), "istiod".to_owned(), Some(node.to_owned()));
         Self { url, instance: Instance { instance, app, pod: None, namespace: None, node }, inside: None }
     }
 
-    /// Whether a page that was found is this one. An address that leads to it only from inside another network namespace
-    /// says nothing here.
+    /// Whether a target that was found is this one. An address that is reachable only from inside another network
+    /// namespace proves nothing.
     #[must_use]
     pub fn is_same_page(&self, found: &Self) -> bool {
         let is_reached_here = found.inside.is_none_or(|inside| inside.only.is_none());
@@ -41,23 +42,23 @@ impl ScrapeTarget {
     }
 }
 
-/// A connection from inside the network namespace that a page is in.
+/// A route through a network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NetnsRoute {
-    /// Whose namespace.
+    /// Process in the namespace.
     pub process: ProcessId,
-    /// Where the page is there.
+    /// Address there.
     pub address: SocketAddr,
-    /// Why no other way leads to it. `None`: its own address may do.
+    /// Why no other route works; `None` if its own address may work.
     pub only: Option<InsideOnly>,
 }
 
-/// Address of a metrics page. It may hold credentials, so it shows itself without.
+/// URL of an endpoint. It may contain credentials, which are never shown.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PageUrl(pub(super) Url);
 
 impl PageUrl {
-    /// Host and port.
+    /// Returns host and port.
     #[must_use]
     pub fn instance(&self) -> String {
         let host = self.0.host_str().unwrap_or_default();
@@ -68,7 +69,7 @@ impl PageUrl {
 impl FromStr for PageUrl {
     type Err = String;
 
-    /// The text is not repeated in the error: it may hold a password.
+    /// The error does not repeat the text, which may contain a password.
     fn from_str(text: &str) -> Result<Self, String> {
         let example = "expected e.g. http://istiod.istio-system:15014/metrics";
         let mut url =
@@ -100,8 +101,8 @@ impl fmt::Debug for PageUrl {
     }
 }
 
-/// The pages of the components whose place is known, and of the sidecars if `proxies` is set. Of several instances of one
-/// name the youngest process's counts, as while one takes over from another.
+/// Returns the endpoints of the components, and those of the sidecars if `proxies` is set. Of several targets with one
+/// instance the youngest process wins, as while one replaces another.
 #[must_use]
 pub fn targets(components: &[Arc<Component>], sidecars: &[Arc<Sidecar>], proxies: bool) -> Vec<ScrapeTarget> {
     let of_components = components.iter().filter_map(|component| Some((component.process, of_component(component)?)));
@@ -128,7 +129,7 @@ fn of_component(component: &Component) -> Option<ScrapeTarget> {
 
 fn of_sidecar(sidecar: &Sidecar) -> Option<ScrapeTarget> {
     let address = SocketAddr::new(*sidecar.addresses.first()?, ENVOY_PORT);
-    // Envoy listens in the pod's own family of addresses.
+    // Envoy listens in the pod's address family.
     let loopback: IpAddr = if address.is_ipv6() { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
     let process = Some(sidecar.process).filter(|process| process.is_process());
     Some(ScrapeTarget {

@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     emit::{
-        Batch, Emitter, Encoder, Form, Limits, Sending, Transport, disk_queue::DiskQueue, wavefront::http::HttpSink,
+        Batch, DeliveryLimits, Emitter, Encoder, Form, Sending, Transport, disk_queue::DiskQueue,
+        wavefront::http::HttpSink,
     },
     model::{EmitterStats, Snapshot, fixture},
 };
@@ -104,7 +105,7 @@ impl Scene {
         let sink = Held(HttpSink::proxy(self.url.clone(), TIMEOUT).unwrap());
         let disk_queue = disk.map(|(directory, bytes)| DiskQueue::new(directory.to_owned(), bytes));
         let encoder = Numbered(self.encoded.clone());
-        Emitter::start("test".to_owned(), Box::new(encoder), Box::new(sink), disk_queue, Limits::default())
+        Emitter::start("test".to_owned(), Box::new(encoder), Box::new(sink), disk_queue, DeliveryLimits::default())
     }
 
     async fn offer(&mut self, emitter: &Emitter, reports: u64) {

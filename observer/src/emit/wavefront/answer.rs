@@ -1,8 +1,8 @@
-//! What a receiver's answer means: the table that a Wavefront proxy follows towards the service. Pure.
+//! Classifies responses as a Wavefront proxy does those of the service. Pure.
 //!
-//! Only what is about the batch itself costs its points at once. A token may be renewed, a route mended, a server
-//! restarted: whatever else is answered is tried again, within the emitter's bounds.
-//! Source: wavefront-proxy `data/AbstractDataSubmissionTask.java`.
+//! Only errors of the batch itself drop it at once. A token may be renewed, a route repaired, a server restarted: all
+//! other errors are retried within the emitter's limits. Source: wavefront-proxy
+//! `data/AbstractDataSubmissionTask.java`.
 
 use std::{
     fmt::Display,
@@ -16,10 +16,10 @@ use reqwest::{
 
 use crate::emit::{Failure, Form};
 
-/// Judges the answer to a batch of this form. `now` is for dates in it, `from` names the receiver in messages.
+/// Classifies the response to a batch of this form. `now` is for dates in it, `from` names the receiver in messages.
 ///
 /// # Errors
-/// The batch was not taken.
+/// The batch was not accepted.
 pub fn classify(
     status: StatusCode,
     headers: &HeaderMap,
@@ -35,7 +35,7 @@ pub fn classify(
         406 | 429 => Err(Failure::PushBack { after }),
         503 if after.is_some() => Err(Failure::PushBack { after }),
         407 | 408 | 500..=599 => Err(Failure::Transient { kind: "server", message: message() }),
-        // The points before them went the same way with the same token: distributions are switched off for the account.
+        // Points were accepted with the same token: distributions are disabled for the account.
         403 if form == Form::Distributions => Err(Failure::Refused { kind: "unauthorised", message: message() }),
         401 | 403 => Err(Failure::Transient { kind: "unauthorised", message: message() }),
         400 | 415 | 422 => Err(Failure::Refused { kind: "refused", message: message() }),
@@ -43,8 +43,7 @@ pub fn classify(
     }
 }
 
-/// How long a `Retry-After` header asks to wait: seconds, or until a date [RFC 9110, section 10.2.3]. `None` if it is
-/// neither.
+/// Returns the delay of a `Retry-After` header: seconds, or until a date [RFC 9110, section 10.2.3].
 fn retry_after(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! Lines appended to a file or to standard output.
+//! A file or standard output.
 
 use std::{
     io::{self, Write as _},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::emit::{Batch, Failure, Sending, Transport};
 
-/// Appends lines to a file or to standard output.
+/// A file or standard output.
 #[derive(Debug)]
 pub struct FileSink {
     /// `None` is standard output.
@@ -15,7 +15,7 @@ pub struct FileSink {
 }
 
 impl FileSink {
-    /// `-` is standard output. The file is opened for every batch, so it may be moved away and made anew.
+    /// Creates a sink; `-` is standard output. The file is opened for every batch, so it may be rotated.
     #[must_use]
     pub fn new(path: &str) -> Self {
         Self { path: (path != "-").then(|| path.into()) }
@@ -50,7 +50,7 @@ fn append(path: Option<PathBuf>, text: &[u8]) -> io::Result<()> {
     let mut file = std::fs::File::options().append(true).create(true).open(path)?;
     let metadata = file.metadata()?;
     file.write_all(text).inspect_err(|_| {
-        // Half a line would spoil the next one; what cannot be shortened (a pipe) has no length either.
+        // A partial line would corrupt the next one. A pipe cannot be truncated.
         if metadata.is_file() {
             let _ = file.set_len(metadata.len());
         }

@@ -1,4 +1,4 @@
-//! Lines posted to a Wavefront proxy or to the service itself.
+//! Posts lines to a Wavefront proxy or to the service.
 
 use std::{
     path::Path,
@@ -12,43 +12,44 @@ use super::{
     token::{TokenError, TokenFile},
 };
 use crate::{
-    emit::{Batch, Failure, Form, Sending, Transport, gzip, target::shown},
+    emit::{Batch, Failure, Form, Sending, Transport, target::shown, transport::gzip},
     system::http_client::{self, ClientError, causes},
 };
 
-/// Posts lines, compressed.
+/// A proxy or the service.
 #[derive(Debug)]
 pub struct HttpSink {
     client: Client,
     url: Url,
-    /// Where the service asks for one.
+    /// Required by the service.
     token: Option<TokenFile>,
 }
 
-/// Why nothing can be posted.
+/// Why the sink cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// No client.
+    /// The client cannot be created.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// No token.
+    /// The token cannot be read.
     #[error(transparent)]
     Token(#[from] TokenError),
 }
 
 impl HttpSink {
-    /// Posts to a proxy at `url`, without TLS.
+    /// Creates a sink for a proxy at `url`, without TLS.
     ///
     /// # Errors
-    /// The HTTP client could not be set up.
+    /// The HTTP client cannot be created.
     pub fn proxy(url: Url, timeout: Duration) -> Result<Self, SinkError> {
         Ok(Self { client: http_client::plain(timeout)?, url, token: None })
     }
 
-    /// Posts to the service at `url` over TLS, trusting the authorities in `ca_file` or else the system's.
+    /// Creates a sink for the service at `url` over TLS, trusting the CA certificates in `ca_file` or else the
+    /// system's.
     ///
     /// # Errors
-    /// The HTTP client could not be set up, or there is no token now.
+    /// The HTTP client cannot be created, or the token cannot be read.
     pub fn service(url: Url, token: TokenFile, ca_file: Option<&Path>, timeout: Duration) -> Result<Self, SinkError> {
         token.read()?;
         Ok(Self { client: http_client::trusting(ca_file, timeout)?, url, token: Some(token) })
@@ -60,7 +61,7 @@ impl HttpSink {
             Some(token) => {
                 let mut url = self.url.clone();
                 url.query_pairs_mut().append_pair("f", format(batch.form));
-                // A new token may be half written, so this is worth another try.
+                // A new token may be half-written: retry.
                 let token = token
                     .read_now()
                     .await
@@ -83,7 +84,7 @@ impl Transport for HttpSink {
     }
 }
 
-/// What the service calls the kinds of lines.
+/// Returns the service's name of a form.
 fn format(form: Form) -> &'static str {
     match form {
         Form::Points => "wavefront",

@@ -1,4 +1,4 @@
-//! The API token: read from its file for every send, so that a new one counts at once; never kept, never shown.
+//! The API token: read from its file for every push, so that a new one takes effect at once; never stored or shown.
 
 use std::{
     fs, io,
@@ -9,7 +9,7 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenFile(PathBuf);
 
-/// Why there is no token. Says the file's name, never what is in it.
+/// Why there is no token. Names the file, never its content.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "token file {path} {problem}; it must hold the API token alone, readable by the observer's user; --wavefront-token-file names it"
@@ -20,21 +20,21 @@ pub struct TokenError {
 }
 
 impl TokenFile {
-    /// The token in `path`, which is read later.
+    /// Creates a reader of the token in `path`.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self(path)
     }
 
-    /// The token now.
+    /// Reads the token.
     ///
     /// # Errors
-    /// The file cannot be read, or holds something else.
+    /// The file cannot be read, or has other content.
     pub fn read(&self) -> Result<String, TokenError> {
         check(&self.0, fs::read_to_string(&self.0))
     }
 
-    /// The same, without holding up the runtime.
+    /// Reads the token without blocking the runtime.
     ///
     /// # Errors
     /// As [`TokenFile::read`].
@@ -68,10 +68,10 @@ mod tests {
         assert_eq!(token.read().unwrap(), "one");
         fs::write(file.path(), " two ").unwrap();
         assert_eq!(token.read().unwrap(), "two");
-        for (text, said) in [("", "is empty"), ("se cret", "more than one word"), ("secr\u{e9}t", "no token has")] {
+        for (text, problem) in [("", "is empty"), ("se cret", "more than one word"), ("secr\u{e9}t", "no token has")] {
             fs::write(file.path(), text).unwrap();
             let error = token.read().unwrap_err().to_string();
-            assert!(error.contains(said) && !error.contains("cr"), "{error}");
+            assert!(error.contains(problem) && !error.contains("cr"), "{error}");
         }
         let error = TokenFile::new("/nonexistent/token".into()).read().unwrap_err().to_string();
         assert!(error.contains("/nonexistent/token") && error.contains("--wavefront-token-file"), "{error}");

@@ -67,7 +67,7 @@ impl<P: Pages> PagedText<P> {
         let length = header.length as usize;
         for number in 0..length.div_ceil(PAGE) {
             let page = self.pages.get(key(header.generation, number))?.ok_or_else(corrupt)?;
-            text.extend_from_slice(&page[..PAGE.min(length - number * PAGE)]);
+            text.extend(page.iter().take(length - number * PAGE));
         }
         if checksum(&text) == header.checksum { Ok(text) } else { Err(corrupt()) }
     }
@@ -127,7 +127,7 @@ impl<'a, P: Pages> Writer<'a, P> {
     fn finish(mut self) -> io::Result<Header> {
         let length = (self.number * PAGE + self.filled) as u64;
         if self.filled > 0 {
-            self.page[self.filled..].fill(0);
+            self.page.iter_mut().skip(self.filled).for_each(|byte| *byte = 0);
             self.flush_page()?;
         }
         Ok(Header { generation: self.generation, length, checksum: self.checksum.sum() })
@@ -139,11 +139,11 @@ impl<P: Pages> Write for Writer<'_, P> {
         if self.filled == PAGE {
             self.flush_page()?;
         }
-        let taken = &text[..text.len().min(PAGE - self.filled)];
-        self.page[self.filled..self.filled + taken.len()].copy_from_slice(taken);
-        self.checksum.update(taken);
-        self.filled += taken.len();
-        Ok(taken.len())
+        let mut free = self.page.get_mut(self.filled..).unwrap_or_default();
+        let written = free.write(text)?;
+        self.checksum.update(text.get(..written).unwrap_or_default());
+        self.filled += written;
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -186,8 +186,9 @@ impl Header {
     }
 
     fn decode(page: &Page) -> io::Result<Self> {
-        let field = |at: usize| page[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-        if page[..8] != MAGIC {
+        let field =
+            |at: usize| page.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        if !page.starts_with(&MAGIC) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it has an unknown format"));
         }
         let length = u64::from(field(12)) << 32 | u64::from(field(8));
