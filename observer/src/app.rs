@@ -1,5 +1,7 @@
 //! Wires the parts, and runs the one loop: changes on the node, timers and signals.
 
+#![expect(unsafe_code, reason = "AsyncFd takes a descriptor")]
+
 pub mod emitters;
 mod persistence;
 mod reload;
@@ -248,7 +250,7 @@ impl State {
     /// Ends an interval that was due then, or is cut short: one snapshot for every emitter.
     fn push(&mut self, due: Option<Instant>) {
         if let Some(due) = due {
-            self.reporter.record_lateness(due);
+            self.reporter.record_delay(due);
         }
         let snapshot = self.round(true);
         self.reporter.push(&snapshot);

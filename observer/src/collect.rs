@@ -5,4 +5,4 @@ pub mod procfs;
 pub mod scrape;
 pub mod self_usage;
 
-pub use observer_model::{exposition, reading::*, series_key};
+pub use observer_model::{exposition, persisted::PersistedKey, reading::*};

@@ -31,7 +31,7 @@ use crate::{
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
     kernel,
-    model::labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
+    model::workload_index::{ServiceEntry, ServicePort, StaticPeers, WorkloadEntry},
     system::host::node_name,
 };
 
@@ -362,8 +362,8 @@ impl Config {
 
     /// Returns the services and workloads that are not on this node.
     #[must_use]
-    pub fn peers(&self) -> Peers {
-        Peers {
+    pub fn peers(&self) -> StaticPeers {
+        StaticPeers {
             services: self.service.iter().map(|service| service.entry.clone()).collect(),
             workloads: self.workload.iter().map(|workload| workload.0.clone()).collect(),
         }

@@ -28,7 +28,7 @@ use tokio::{
 
 pub use self::target::{Target, TargetError};
 use self::{disk_queue::DiskQueue, worker::Worker};
-use crate::model::{EmitterFigures, Snapshot};
+use crate::model::{EmitterStats, Snapshot};
 pub use observer_model::encode::{Batch, Encoder, Form, prometheus, selection};
 
 /// The text of a batch, gzipped.
@@ -143,8 +143,8 @@ impl Emitter {
         let state = State {
             // Known ways to lose something start at 0, so that the first loss is seen as growth.
             dropped: [("gave_up", 0), ("queue_full", 0)].into(),
-            reports_dropped: [("queue_full", 0), ("shutdown", 0)].into(),
-            stats: EmitterFigures { name, rejected: encoder.rejected(), ..EmitterFigures::default() },
+            pushes_dropped: [("queue_full", 0), ("shutdown", 0)].into(),
+            stats: EmitterStats { name, rejected: encoder.rejected(), ..EmitterStats::default() },
             ..State::default()
         };
         let (end, _) = watch::channel(None);
@@ -158,7 +158,7 @@ impl Emitter {
         let mut state = self.shared.state();
         if state.queue.len() >= self.shared.limits.queue {
             state.queue.pop_front();
-            *state.reports_dropped.entry("queue_full").or_default() += 1;
+            *state.pushes_dropped.entry("queue_full").or_default() += 1;
         }
         state.queue.push_back(snapshot);
         drop(state);
@@ -167,13 +167,13 @@ impl Emitter {
 
     /// How it fares.
     #[must_use]
-    pub fn stats(&self) -> EmitterFigures {
+    pub fn stats(&self) -> EmitterStats {
         let state = self.shared.state();
         let list = |counts: &BTreeMap<&'static str, u64>| counts.iter().map(|(key, value)| (*key, *value)).collect();
-        EmitterFigures {
-            queued_reports: state.queue.len() as u64,
+        EmitterStats {
+            queued_pushes: state.queue.len() as u64,
             dropped: list(&state.dropped),
-            reports_dropped: list(&state.reports_dropped),
+            pushes_dropped: list(&state.pushes_dropped),
             errors: list(&state.errors),
             ..state.stats.clone()
         }
@@ -181,7 +181,7 @@ impl Emitter {
 
     /// Sends what waits and ends, within `limit`. What is left then stays on disk for the next run; without a place there
     /// it is dropped, counted and describe. Returns the last stats.
-    pub async fn finish(mut self, limit: Duration) -> EmitterFigures {
+    pub async fn finish(mut self, limit: Duration) -> EmitterStats {
         self.shared.state().closing = true;
         self.shared.end.send_replace(Some(Instant::now() + limit / 2));
         self.shared.changed.notify_one();
@@ -191,7 +191,7 @@ impl Emitter {
             // The report in hand counts too.
             let lost = state.queue.len() as u64 + 1;
             state.queue.clear();
-            *state.reports_dropped.entry("shutdown").or_default() += lost;
+            *state.pushes_dropped.entry("shutdown").or_default() += lost;
             tracing::warn!("emitter {}: {lost} report(s) could not be sent before the end", state.stats.name);
         }
         self.stats()
@@ -211,9 +211,9 @@ struct Shared {
 struct State {
     queue: VecDeque<Arc<Snapshot>>,
     closing: bool,
-    stats: EmitterFigures,
+    stats: EmitterStats,
     dropped: BTreeMap<&'static str, u64>,
-    reports_dropped: BTreeMap<&'static str, u64>,
+    pushes_dropped: BTreeMap<&'static str, u64>,
     errors: BTreeMap<&'static str, u64>,
 }
 

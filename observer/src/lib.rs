@@ -4,6 +4,8 @@
 //! `collect` reads everything else, the model turns readings and identities into a `Snapshot`, and `emit` and `serve` deliver
 //! it. `persist` keeps state across restarts; `app` wires the parts.
 
+#![deny(unsafe_code)]
+
 pub mod app;
 pub mod cli;
 pub mod collect;

@@ -16,8 +16,8 @@ use crate::{
     emit::Emitter,
     kernel::{Kernel, limit_warnings::LimitWarnings},
     model::{
-        Model, Own, ScrapeFigures, Snapshot, cardinality, labels::Peers, lateness::Lateness, reading::ScrapeReading,
-        remembered::Remembered,
+        EndpointStats, Model, SelfMetrics, Snapshot, aggregate, delay::DelayHistogram, persisted::PersistedModel,
+        reading::ScrapeReading, workload_index::StaticPeers,
     },
 };
 
@@ -38,10 +38,10 @@ pub struct Scope<'a> {
 /// The model, and everything that it is delivered to.
 pub struct Reporter {
     model: Model,
-    peers: Arc<Peers>,
-    lateness: Lateness,
+    peers: Arc<StaticPeers>,
+    collection_delay: DelayHistogram,
     emitters: Vec<Emitter>,
-    serve_stats: Option<Box<dyn Fn() -> ScrapeFigures + Send + Sync>>,
+    serve_stats: Option<Box<dyn Fn() -> EndpointStats + Send + Sync>>,
     reads_percentiles: bool,
     limit_warnings: LimitWarnings,
     proc_root: PathBuf,
@@ -56,19 +56,19 @@ impl Reporter {
     pub fn new(
         config: &Config,
         started: SystemTime,
-        model: Option<Remembered>,
+        model: Option<PersistedModel>,
         reads_percentiles: bool,
     ) -> Result<Self> {
-        let retention = cardinality::DEFAULT_RETENTION;
+        let retention = aggregate::DEFAULT_RETENTION;
         let model = match model {
-            Some(persisted) => Model::resume(started, retention, persisted)
+            Some(persisted) => Model::restore(started, retention, persisted)
                 .context("--pin: the persisted state is incomplete: discard it with `observer detach --pin DIR`")?,
             None => Model::new(started, retention),
         };
         Ok(Self {
             model,
             peers: Arc::new(config.peers()),
-            lateness: Lateness::default(),
+            collection_delay: DelayHistogram::default(),
             emitters: Vec::new(),
             serve_stats: None,
             reads_percentiles,
@@ -79,12 +79,12 @@ impl Reporter {
     }
 
     /// Starts to deliver.
-    pub fn start(&mut self, emitters: Vec<Emitter>, serve_stats: Box<dyn Fn() -> ScrapeFigures + Send + Sync>) {
+    pub fn start(&mut self, emitters: Vec<Emitter>, serve_stats: Box<dyn Fn() -> EndpointStats + Send + Sync>) {
         (self.emitters, self.serve_stats) = (emitters, Some(serve_stats));
     }
 
     /// Replaces the services and workloads that are not on this node.
-    pub fn set_peers(&mut self, peers: Peers) {
+    pub fn set_peers(&mut self, peers: StaticPeers) {
         self.peers = Arc::new(peers);
     }
 
@@ -95,8 +95,8 @@ impl Reporter {
     }
 
     /// Records how late a round begins that was due then.
-    pub fn record_lateness(&mut self, due: Instant) {
-        self.lateness.record(due.elapsed());
+    pub fn record_delay(&mut self, due: Instant) {
+        self.collection_delay.record(due.elapsed());
     }
 
     /// Reads everything once.
@@ -124,16 +124,16 @@ impl Reporter {
         let (processes, error) = procfs::read(&self.proc_root, sidecars.chain(components));
         outcomes.push(Outcome { collector: "procfs", duration: start.elapsed(), error });
         let usage = self_usage::usage();
-        let own = Own {
+        let own = SelfMetrics {
             cpu: usage.cpu,
             resident_bytes: usage.resident_bytes,
             unattached: Some(scope.refused),
-            lateness: self.lateness.clone(),
+            collection_delay: self.collection_delay.clone(),
             emitters: self.emitters.iter().map(Emitter::stats).collect(),
-            scrapes: self.serve_stats.as_ref().map(|stats| stats()),
+            endpoint: self.serve_stats.as_ref().map(|stats| stats()),
         };
         let steady = self.started.elapsed();
-        let reading = Reading { at, steady, kernel: reading, processes, control_plane: scope.scraped, outcomes };
+        let reading = Reading { at, steady, kernel: reading, processes, scrapes: scope.scraped, outcomes };
         round.finish(&reading, scope.components, &own)
     }
 
@@ -149,8 +149,8 @@ impl Reporter {
 
     /// Returns the state of the model to be persisted.
     #[must_use]
-    pub fn persisted_model(&self) -> Remembered {
-        self.model.remember()
+    pub fn persisted_model(&self) -> PersistedModel {
+        self.model.persist()
     }
 
     /// Stops all emitters; the returned tasks wait up to `timeout` for their last pushes.

@@ -44,8 +44,8 @@ use self::{
     stall_timeout::{Deadline, Exchange, ResponseGuard, StallTimeout},
 };
 use crate::model::{
-    ScrapeFigures,
-    encode::{prometheus::Page, selection::Selection},
+    EndpointStats,
+    encode::{prometheus::Exposition, selection::Selection},
 };
 
 /// Bytes of a request's headers, and their number.
@@ -127,12 +127,12 @@ pub struct Server {
 impl Server {
     /// Returns the numbers of scrapes so far.
     #[must_use]
-    pub fn stats(&self) -> ScrapeFigures {
+    pub fn stats(&self) -> EndpointStats {
         self.stats.stats()
     }
 
     /// Returns a function that reads [`Server::stats`].
-    pub fn reader(&self) -> impl Fn() -> ScrapeFigures + Send + Sync + use<> {
+    pub fn reader(&self) -> impl Fn() -> EndpointStats + Send + Sync + use<> {
         let stats = self.stats.clone();
         move || stats.stats()
     }
@@ -182,19 +182,19 @@ struct Stats {
     served: AtomicU64,
     cut: AtomicU64,
     refused_method: AtomicU64,
-    busy_nanoseconds: AtomicU64,
+    duration_nanoseconds: AtomicU64,
     closed_connections: AtomicU64,
 }
 
 impl Stats {
-    fn stats(&self) -> ScrapeFigures {
-        ScrapeFigures {
+    fn stats(&self) -> EndpointStats {
+        EndpointStats {
             scrapes: vec![
                 ("ok", self.served.load(Relaxed)),
                 ("cut", self.cut.load(Relaxed)),
                 ("method_not_allowed", self.refused_method.load(Relaxed)),
             ],
-            busy: Duration::from_nanos(self.busy_nanoseconds.load(Relaxed)),
+            duration: Duration::from_nanos(self.duration_nanoseconds.load(Relaxed)),
             refused: self.closed_connections.load(Relaxed),
         }
     }
@@ -310,7 +310,7 @@ impl<S: Source> AppState<S> {
         self.stats.served.fetch_add(1, Relaxed);
         self.stats.spent(began);
         let format = negotiation::format(joined(headers, &header::ACCEPT).as_deref());
-        let page = Page::of(snapshot, format, selection);
+        let page = Exposition::of(snapshot, format, selection);
         let stats = self.stats.clone();
         let pieces = |pieces| {
             let (pieces, stats, revoked) = (Some(pieces), Some(stats), Some(revoked));
@@ -337,7 +337,7 @@ impl<S: Source> AppState<S> {
 impl Stats {
     fn spent(&self, since: Instant) {
         let spent = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.busy_nanoseconds.fetch_add(spent, Relaxed);
+        self.duration_nanoseconds.fetch_add(spent, Relaxed);
     }
 }
 
@@ -484,7 +484,7 @@ mod tests {
         let bench = bench_of(snapshot.clone()).await;
         let (head, body) = get(&bench, "/metrics", "").await;
         assert!(head.starts_with("http/1.0 200") && head.contains("text/plain; version=0.0.4"), "{head}");
-        assert_eq!(body, Page::new(snapshot.clone(), Format::Text).collect::<Vec<_>>().concat());
+        assert_eq!(body, Exposition::new(snapshot.clone(), Format::Text).collect::<Vec<_>>().concat());
         let (head, body) =
             get(&bench, "/metrics", "accept: application/openmetrics-text\r\naccept-encoding: gzip\r\n").await;
         assert!(
@@ -494,7 +494,7 @@ mod tests {
         flate2::read::GzDecoder::new(body.as_slice()).read_to_string(&mut text).unwrap();
         assert!(text.ends_with("# EOF\n"));
         assert_eq!(figure(&bench, "ok"), 2);
-        assert!(bench.server.stats().busy > Duration::ZERO);
+        assert!(bench.server.stats().duration > Duration::ZERO);
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
-//! Applications of the mesh: raw connections for what only raw sockets can do, small ordinary servers, and programs that
-//! nobody here wrote.
+//! Applications of the mesh: raw connections for what only raw sockets can do, small ordinary servers, and third-party
+//! programs.
 //!
-//! Sockets of our own are made inside the workload's namespace by threads of the test itself, so a case reads from top to
-//! bottom; they are in no sidecar's cgroup.
+//! Sockets of our own are made inside the workload's namespace by threads of the test itself, so a case reads from top
+//! to bottom; they are in no sidecar's cgroup.
 
 pub mod frames;
 pub mod grpc;

@@ -1,4 +1,4 @@
-//! A bpffs of a case's own.
+//! A bpffs for one case.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::{mesh::Mesh, net::run};
 
-/// A mounted bpffs; what is pinned there goes when it is dropped.
+/// A mounted bpffs; unmounted with its pins when dropped.
 #[derive(Debug)]
 pub struct Bpffs(PathBuf);
 
@@ -22,12 +22,12 @@ impl Bpffs {
         Ok(Self(path))
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// From now on nothing can be written there.
+    /// Remounts it read-only.
     pub fn make_read_only(&self) -> Result<()> {
         run("mount", &["-o", "remount,ro", &self.0.display().to_string()]).map(drop)
     }
@@ -41,15 +41,15 @@ impl Drop for Bpffs {
     }
 }
 
-/// Unmounts every bpffs below a folder.
-pub(crate) fn unmount_below(folder: &Path) -> Result<()> {
+/// Unmounts every bpffs below a directory.
+pub(crate) fn unmount_below(directory: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo cannot be read")?;
     let bpffs = mounts.lines().filter(|line| line.contains(" - bpf "));
     let places = bpffs.filter_map(|line| line.split(' ').nth(4)).map(Path::new);
-    places.filter(|place| place.starts_with(folder)).try_for_each(unmount)
+    places.filter(|place| place.starts_with(directory)).try_for_each(unmount)
 }
 
-/// Lazily, since an observer may still hold it.
+/// Unmounts lazily, since an observer may still use it.
 fn unmount(path: &Path) -> Result<()> {
     run("umount", &["--lazy", &path.display().to_string()]).map(drop)
 }

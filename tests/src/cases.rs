@@ -24,8 +24,8 @@ macro_rules! cases {
     ($($name:ident),* $(,)?) => { &[$($crate::cases::Case { name: stringify!($name), run: $name }),*] };
 }
 
-/// Runs the cases that the command line selects; its options are those of Cargo's own tests. `fixture` is called for the first of
-/// them.
+/// Runs the cases that the command line selects; its options are those of Cargo's own tests. `fixture` is called for
+/// the first of them.
 pub fn run<F: Send + 'static>(
     fixture: impl FnOnce() -> Result<F> + Send + 'static,
     cases: &'static [Case<F>],
@@ -46,8 +46,8 @@ pub fn run<F: Send + 'static>(
     libtest_mimic::run(&arguments, cases.iter().map(trial).collect()).exit_code()
 }
 
-/// Times that a case is tried if nothing but durations differ: on a busy machine Envoy itself is late at times, and its log then
-/// has time that the socket has not. Counts, codes and bytes must be equal at the first try.
+/// Times that a case is tried if nothing but durations differ: on a busy machine Envoy itself is late at times, and its
+/// log then has time that the socket has not. Counts, codes and bytes must be equal at the first try.
 const MAX_TRIES: u32 = 3;
 
 fn retried(mut case: impl FnMut() -> Result<String>) -> Result<String> {

@@ -1,4 +1,4 @@
-//! What the observer says of the families it knows, and what real pages have of them.
+//! The observer's catalogue, and the families in recordings of real control planes.
 
 use std::{collections::BTreeMap, fs, process::Command};
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{replay::fixtures, tools};
 
-/// Lines of the catalogue, by column; with `--live` what a running observer says.
+/// Returns the rows of `observer catalogue` by column; with `--live`, those of a running observer.
 pub fn rows(arguments: &[&str]) -> Result<Vec<BTreeMap<String, String>>> {
     let output = Command::new(tools::observer()?).args(["catalogue", "--format", "tsv"]).args(arguments).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -19,7 +19,7 @@ pub fn rows(arguments: &[&str]) -> Result<Vec<BTreeMap<String, String>>> {
     Ok(rows.collect())
 }
 
-/// State of every family in every page.
+/// Returns the state of every family in every recording.
 pub fn coverage() -> Result<BTreeMap<String, Vec<(String, String)>>> {
     let table = fs::read_to_string(fixtures().join("coverage.tsv"))?;
     let mut lines = table.lines().map(|line| line.split('\t').collect::<Vec<_>>());

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::wait::wait_until;
 
-/// Where cgroup v2 is mounted (unified or hybrid hosts), from `/proc/self/mountinfo`.
+/// Returns the mount point of cgroup v2 (unified or hybrid hosts), from `/proc/self/mountinfo`.
 pub fn root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo cannot be read")?;
     mounts
@@ -37,7 +37,7 @@ impl Cgroup {
         Ok(Self { path })
     }
 
-    /// Its directory.
+    /// Returns its directory.
     pub fn path(&self) -> &Path {
         &self.path
     }

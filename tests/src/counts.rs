@@ -1,4 +1,4 @@
-//! What was counted, by whoever counted it: the form in which access_log and observer are compared.
+//! Counts of requests, messages and connections, in which access log and observer are compared.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,13 +9,13 @@ use std::{
 
 use crate::difference::{Difference, Differences};
 
-/// What Envoy itself may do for a request between the time it takes and the packet: reading what came with it, encryption,
+/// Envoy's own work for a request between its timestamp and the packet: reading further bytes, encryption,
 /// a handshake, writing. In milliseconds, on average of a case.
 const WORK_MS: f64 = 0.7;
-/// What one clock may be before the other, and what is lost in cutting both to microseconds. In milliseconds a request.
+/// Difference of the clocks, and truncation of both to microseconds. In milliseconds per request.
 const CLOCKS_MS: f64 = 0.05;
 
-/// Requests are told apart by this.
+/// Reporter and workload: one side of a connection with its application.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Leg {
     /// `source` or `destination`.
@@ -24,7 +24,7 @@ pub struct Leg {
     pub workload: String,
 }
 
-/// What kind a request was, and how it ended.
+/// Protocol and status of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome {
     /// Response code, `0` if there was none.
@@ -35,24 +35,24 @@ pub struct Outcome {
     pub grpc_status: String,
 }
 
-/// What HTTP requests of one leg and outcome add up to.
+/// Totals of the HTTP requests of one leg and outcome.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Requests {
     /// Number of requests.
     pub count: u64,
     /// Wire bytes of the requests.
     pub request_bytes: u64,
-    /// Of them, at most so many that the sidecar sent after the last byte of the response had come; 0 where nothing is said.
+    /// Of them, the most that the sidecar may have sent after the last byte of the response; 0 if unknown.
     pub late_bytes: u64,
     /// Wire bytes of the responses.
     pub response_bytes: u64,
-    /// Of them, so many that ended without the last byte of an answer: said by a truth.
+    /// Of the requests, those that ended without the last byte of an answer; set in expected counts only.
     pub given_up: u64,
     /// Sum of the durations in milliseconds; `None` where the counting side's own are known to be off.
     pub duration_ms: Option<f64>,
 }
 
-/// What the gRPC messages of one leg add up to.
+/// Totals of the gRPC messages of one leg.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Messages {
     /// Client to server.
@@ -61,7 +61,7 @@ pub struct Messages {
     pub responses: u64,
 }
 
-/// What TCP connections of one leg add up to.
+/// Totals of the TCP connections of one leg.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
     /// Opened.
@@ -74,7 +74,7 @@ pub struct Connections {
     pub sent: u64,
 }
 
-/// Why Envoy may have taken the time of what happened later than it did.
+/// Reasons for which Envoy's timestamps may be late.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Late {
     /// How long its threads were ready to run and had no processor.
@@ -92,32 +92,32 @@ pub struct Counts {
     pub messages: BTreeMap<Leg, Messages>,
     /// TCP, by leg.
     pub connections: BTreeMap<Leg, Connections>,
-    /// Requests counted whose status could not be read: none, in truth.
+    /// Counted requests whose status could not be read; 0 is expected.
     pub unknown: u64,
-    /// By leg, what can make Envoy late: said by a truth.
+    /// Reasons for late timestamps by leg; set in expected counts only.
     pub late: BTreeMap<Leg, Late>,
 }
 
 impl Leg {
-    /// The client's side.
+    /// Returns the leg at the client's sidecar.
     pub fn source(workload: &str) -> Self {
         Self { reporter: "source".to_owned(), workload: workload.to_owned() }
     }
 
-    /// The server's side.
+    /// Returns the leg at the server's sidecar.
     pub fn destination(workload: &str) -> Self {
         Self { reporter: "destination".to_owned(), workload: workload.to_owned() }
     }
 }
 
 impl Outcome {
-    /// Of a gRPC call.
+    /// Returns the outcome of a gRPC call.
     pub fn grpc(code: &str, status: &str) -> Self {
         Self { code: code.to_owned(), grpc: true, grpc_status: status.to_owned() }
     }
 }
 
-/// Of a request that is no gRPC call, by its response code.
+/// An outcome that is not a gRPC call, by its response code.
 impl From<&str> for Outcome {
     fn from(code: &str) -> Self {
         Self { code: code.to_owned(), ..Self::default() }
@@ -125,7 +125,7 @@ impl From<&str> for Outcome {
 }
 
 impl Counts {
-    /// Requests of one leg and outcome.
+    /// Returns the requests of one leg and outcome.
     pub fn of(&mut self, leg: &Leg, outcome: impl Into<Outcome>) -> &mut Requests {
         self.requests.entry((leg.clone(), outcome.into())).or_default()
     }
@@ -135,12 +135,12 @@ impl Counts {
         self.requests.remove(&(leg.clone(), outcome.into())).unwrap_or_default()
     }
 
-    /// Number of requests of one leg and outcome.
+    /// Returns the number of requests of one leg and outcome.
     pub fn count(&self, leg: &Leg, outcome: impl Into<Outcome>) -> u64 {
         self.requests.get(&(leg.clone(), outcome.into())).map_or(0, |requests| requests.count)
     }
 
-    /// The requests of one leg, whatever their outcome, without their durations.
+    /// Returns the requests of one leg, whatever their outcome, without their durations.
     pub fn all(&self, leg: &Leg) -> Requests {
         self.requests.iter().filter(|((of, _), _)| of == leg).fold(Requests::default(), |sum, (_, requests)| Requests {
             count: sum.count + requests.count,
@@ -152,12 +152,12 @@ impl Counts {
         })
     }
 
-    /// Number of all requests of one leg.
+    /// Returns the number of all requests of one leg.
     pub fn total(&self, leg: &Leg) -> u64 {
         self.all(leg).count
     }
 
-    /// What came to it since `before`; what did not move is left out.
+    /// Returns the increase since `before`, without entries that did not change.
     ///
     /// # Panics
     ///
@@ -207,8 +207,8 @@ impl Counts {
         difference
     }
 
-    /// Every way in which `observed` differs from `self`, the truth: counts, codes, statuses, bytes and messages must be
-    /// equal, and sums of durations as close as [`Counts::tolerance`] says.
+    /// Returns every difference of `observed` from `self`, the expected counts: codes, statuses, bytes and messages
+    /// must be equal, and sums of durations as close as [`Counts::tolerance`] says.
     pub fn differences(&self, observed: &Self) -> Differences {
         let mut found = Vec::new();
         let mut compare = |what: String, truth: u64, observed: u64| {
@@ -251,13 +251,13 @@ impl Counts {
         Differences(found)
     }
 
-    /// How much a sum of `count` durations may be more than the access log's, in milliseconds.
+    /// Returns by how much a sum of `count` durations may exceed the access log's, in milliseconds.
     ///
-    /// Envoy takes the time when it runs, the observer when the packet passes. A request comes before Envoy reads it, and
-    /// Envoy has finished with an answer before it writes it: the observer's durations are longer at the source, and shorter
-    /// at the destination, never the other way round. By how much, is Envoy's own work and what its threads waited for a
-    /// processor meanwhile; each of that is between the two times of all the requests that are under way. Of a request that
-    /// was given up it may be either that sees the end first.
+    /// Envoy takes the time when it runs, the observer when the packet passes. A request comes before Envoy reads it,
+    /// and Envoy has finished with an answer before it writes it: the observer's durations are longer at the source,
+    /// and shorter at the destination, never the other way round. By how much, is Envoy's own work and what its threads
+    /// waited for a processor meanwhile; each of that is between the two times of all the requests that are under way.
+    /// Of a request that was given up it may be either that sees the end first.
     fn tolerance(&self, leg: &Leg, truth: &Requests) -> RangeInclusive<f64> {
         let Late { waited, under_way } = self.late.get(leg).copied().unwrap_or_default();
         let late = as_f64(under_way.max(1)) * (WORK_MS * as_f64(truth.count) + waited.as_secs_f64() * 1000.0);
@@ -284,7 +284,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// One short line: what was counted.
+/// One short line.
 impl fmt::Display for Counts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let requests = self.requests.iter().map(|((leg, outcome), requests)| {
@@ -303,7 +303,7 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Every key of one or the other, with the value of each.
+/// Returns every key of one or the other, with the value of each.
 fn both<'a, K: Ord, V: Clone + Default>(
     one: &'a BTreeMap<K, V>,
     other: &'a BTreeMap<K, V>,
@@ -335,7 +335,7 @@ mod tests {
         assert!(Counts::default().differences(&after.since(&after)).is_empty());
     }
 
-    /// One of everything.
+    /// Returns counts with one of everything.
     fn some() -> Counts {
         let leg = Leg::source("a");
         let requests =
@@ -350,7 +350,7 @@ mod tests {
         }
     }
 
-    /// What each field is with one less, or gone.
+    /// Returns copies, each with one field reduced or removed.
     fn less() -> Vec<Counts> {
         let changes: [fn(&mut Counts); 13] = [
             |counts| counts.unknown -= 1,
@@ -393,7 +393,7 @@ mod tests {
         }
     }
 
-    /// Whether a leg's durations are taken that are so many milliseconds a request more than the log's.
+    /// Returns whether a leg's durations are taken that are so many milliseconds a request more than the log's.
     fn are_taken(leg: &Leg, late: Late, given_up: u64, more: f64) -> bool {
         let of = |sum| {
             let requests = Requests { count: 100, given_up, duration_ms: Some(sum), ..Requests::default() };

@@ -1,62 +1,62 @@
-//! In what an observer differs from the truth.
+//! Differences between observed and expected counts.
 
 use std::{error, fmt, ops::RangeInclusive};
 
-/// One thing that is not as it is in truth.
+/// One value that is not as expected.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Difference {
     /// A count, a number of bytes.
     Count {
-        /// Of what.
+        /// Name of the value.
         what: String,
-        /// In truth.
+        /// Expected.
         truth: u64,
-        /// As observed.
+        /// Observed.
         observed: u64,
     },
     /// A sum of durations.
     Durations {
-        /// Of what.
+        /// Name of the value.
         what: String,
-        /// Of so many requests.
+        /// Number of requests.
         requests: u64,
-        /// In truth, in milliseconds.
+        /// Expected, in milliseconds.
         truth_ms: f64,
-        /// As observed, in milliseconds.
+        /// Observed, in milliseconds.
         observed_ms: f64,
-        /// What may be added to the truth, in milliseconds.
+        /// Allowed difference in milliseconds.
         tolerance: RangeInclusive<f64>,
     },
 }
 
-/// All of them, as an error: [`Differences::only_durations`] can be asked of one that comes from far below.
+/// All differences, as an error that can be downcast to ask [`Differences::only_durations`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Differences(pub(crate) Vec<Difference>);
 
 impl Differences {
-    /// Whether there is none.
+    /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Number of them.
+    /// Returns their number.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is one, and none but in durations.
+    /// Returns whether there are differences, and only in durations.
     pub fn only_durations(&self) -> bool {
         !self.is_empty() && self.without_durations().is_empty()
     }
 
-    /// All but those in durations.
+    /// Returns the differences that are not in durations.
     #[must_use]
     pub fn without_durations(&self) -> Self {
         let counts = self.0.iter().filter(|difference| !matches!(difference, Difference::Durations { .. }));
         Self(counts.cloned().collect())
     }
 
-    /// An error if there is any.
+    /// Returns an error if there is any.
     pub fn none(self) -> Result<(), Self> {
         if self.is_empty() { Ok(()) } else { Err(self) }
     }
@@ -76,7 +76,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// One a line.
+/// One per line.
 impl fmt::Display for Differences {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines: Vec<String> = self.0.iter().map(Difference::to_string).collect();

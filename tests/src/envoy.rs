@@ -11,11 +11,11 @@ use crate::{
     sidecar::{Inbound, Kind, NodeId, Options, node_id},
 };
 
-/// Port of the plaintext door of a gateway.
+/// Port of the plaintext listener of a gateway.
 pub const GATEWAY_PLAIN: u16 = 8080;
-/// Port of the TLS door of a gateway.
+/// Port of the TLS listener of a gateway.
 pub const GATEWAY_TLS: u16 = 8443;
-/// Port of the plaintext door of a gateway behind a balancer that writes PROXY protocol headers.
+/// Port of the plaintext listener of a gateway behind a balancer that writes PROXY protocol headers.
 pub const GATEWAY_PROXIED: u16 = 8081;
 /// Port of every proxy's own metrics, at `/stats/prometheus`.
 pub const METRICS: u16 = 15090;
@@ -28,7 +28,7 @@ pub struct Files<'a> {
     pub certificate: &'a Path,
     /// Its key.
     pub key: &'a Path,
-    /// Certificate of a gateway's TLS door.
+    /// Certificate of a gateway's TLS listener.
     pub door_certificate: &'a Path,
     /// Its key.
     pub door_key: &'a Path,
@@ -36,7 +36,7 @@ pub struct Files<'a> {
     pub log: &'a Path,
 }
 
-/// The whole bootstrap configuration of the proxy of `workload`.
+/// Returns the whole bootstrap configuration of the proxy of `workload`.
 pub fn bootstrap(workload: &Workload, services: &[Service], options: &Options, files: &Files<'_>) -> Value {
     let builder = Builder { workload, services, options, files };
     let (mut listeners, mut clusters) = match options.kind {
@@ -185,8 +185,8 @@ impl Builder<'_> {
         })
     }
 
-    /// The chains of one application port (or of all others): Istio's mutual TLS, plaintext (PERMISSIVE), and TLS of the
-    /// application's own, which is passed on as TCP.
+    /// The chains of one application port (or of all others): Istio's mutual TLS, plaintext (PERMISSIVE), and TLS of
+    /// the application's own, which is passed on as TCP.
     fn inbound_chains(&self, port: Option<u16>, protocol: Protocol, cluster: &str) -> Vec<Value> {
         let chain = |tls: bool, application: &[&str], filter: Value, terminate: bool| {
             let mut when = json!({"transport_protocol": if tls { "tls" } else { "raw_buffer" }});
@@ -255,7 +255,7 @@ impl Builder<'_> {
         listener
     }
 
-    /// Envoy's own metrics for who asks from outside.
+    /// Returns the listener of Envoy's own metrics for scrapers outside the pod.
     fn metrics_listener(&self) -> Value {
         let answer = match &self.options.metrics_page {
             Some(page) => ("direct_response", json!({"status": 200, "body": {"inline_string": page}})),
@@ -326,7 +326,7 @@ impl Builder<'_> {
         clusters
     }
 
-    /// To where the connection was going, from 127.0.0.6 or ::6 so that the redirection lets it pass.
+    /// Returns the cluster of the original destination, from 127.0.0.6 or ::6 so that the redirection lets it pass.
     fn to_application(&self, name: &str, protocol: Protocol) -> Value {
         let mut cluster = json!({
             "name": name,
@@ -495,14 +495,15 @@ fn router() -> Value {
     json!({"name": "envoy.filters.http.router", "typed_config": typed("http.router.v3.Router")})
 }
 
-/// Counts the messages of each call, as Istio has it (pilot/pkg/xds/filters/filters.go) and its counters of messages use it.
+/// Counts the messages of each call, as Istio has it (pilot/pkg/xds/filters/filters.go) and its counters of messages
+/// use it.
 fn grpc_stats() -> Value {
     let mut stats = typed("http.grpc_stats.v3.FilterConfig");
     stats["emit_filter_state"] = json!(true);
     json!({"name": "envoy.filters.http.grpc_stats", "typed_config": stats})
 }
 
-/// CONNECT is passed on as CONNECT, everything else as it is; nothing times out and nothing is retried.
+/// Returns a virtual host that forwards CONNECT as CONNECT, without timeouts and retries.
 fn host(name: &str, domains: &[String], cluster: &str) -> Value {
     json!({
         "name": name,
@@ -529,7 +530,7 @@ fn http_protocol(protocol: Protocol) -> Value {
     json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})
 }
 
-/// None, as Istio has it unless a destination rule says otherwise; Envoy's own would refuse the 1,025th request.
+/// Disables them, as Istio does without a destination rule; Envoy's defaults would refuse the 1,025th request.
 fn circuit_breakers() -> Value {
     let most = u32::MAX;
     json!({"thresholds": [
@@ -594,7 +595,7 @@ fn merge(into: &mut Value, fields: Value) {
     }
 }
 
-/// Whether `ip` is an address that Istio's sidecars bind to reach the application.
+/// Returns whether `ip` is an address that Istio's sidecars bind to reach the application.
 pub fn is_magic_source(ip: IpAddr) -> bool {
     ip == IpAddr::from([127, 0, 0, 6]) || ip == IpAddr::from([0, 0, 0, 0, 0, 0, 0, 6_u16])
 }

@@ -1,4 +1,4 @@
-//! The access log: Envoy's own access log.
+//! Envoy's access log, which the observer is compared with.
 
 use std::{
     collections::BTreeSet,
@@ -30,22 +30,22 @@ pub struct EnvoyAccessLog {
     /// cgroup of the pod: a sidecar can be given another container in it.
     pod: PathBuf,
     waits: Waits,
-    /// How long the sidecar's threads waited for a processor between the last two times of being settled.
+    /// How long the sidecar's threads waited for a processor between the last two settled reads.
     waited: Duration,
     /// TCP connections that have found their upstream and not ended.
     connected: BTreeSet<u64>,
 }
 
-/// One line: a request, or a moment of a TCP connection.
+/// One line: a request, or an event of a TCP connection.
 #[derive(Clone, Debug)]
 pub struct Line {
     fields: Value,
-    /// Of a TCP connection: whether it has found its upstream.
+    /// Whether it is a TCP connection that has found its upstream.
     connected: bool,
 }
 
 impl EnvoyAccessLog {
-    /// Begins after what is in the log now.
+    /// Reads from the current end of the log.
     pub fn new(sidecar: &Sidecar) -> Result<Self> {
         let mut access_log = Self {
             workload: sidecar.workload().name.clone(),
@@ -107,7 +107,7 @@ impl EnvoyAccessLog {
             let leg = match line.text("direction") {
                 "outbound" => Leg::source(&self.workload),
                 "inbound" => Leg::destination(&self.workload),
-                // A gateway's TLS door: nothing can be seen.
+                // A gateway's TLS listener: nothing can be seen.
                 _ => continue,
             };
             match line.text("kind") {
@@ -117,7 +117,7 @@ impl EnvoyAccessLog {
         }
     }
 
-    /// Complete lines since the last read.
+    /// Reads the complete lines since the last read.
     fn read(&mut self) -> Result<Vec<Line>> {
         let mut file = File::open(&self.path).with_context(|| format!("{}", self.path.display()))?;
         file.seek(SeekFrom::Start(self.position))?;
@@ -142,12 +142,12 @@ impl EnvoyAccessLog {
 }
 
 impl Line {
-    /// A field as text, empty if it is absent.
+    /// Returns a field as text, empty if it is absent.
     pub fn text(&self, field: &str) -> &str {
         self.fields[field].as_str().unwrap_or_default()
     }
 
-    /// A field as a number, 0 if it is absent.
+    /// Returns a field as a number, 0 if it is absent.
     pub fn number(&self, field: &str) -> u64 {
         match &self.fields[field] {
             Value::Number(number) => number.as_u64().unwrap_or(0),
@@ -156,23 +156,23 @@ impl Line {
         }
     }
 
-    /// Response code.
+    /// Returns the response code.
     pub fn code(&self) -> String {
         self.number("code").to_string()
     }
 
-    /// What kind it was and how it ended, as Istio labels it.
+    /// Returns protocol and status as Istio labels them.
     pub fn outcome(&self) -> Outcome {
         let content_type = self.text("content_type");
         let grpc = content_type == "application/grpc" || content_type.starts_with("application/grpc+");
-        // In trailers, or in the headers of an answer that has nothing else.
+        // In trailers, or in the headers of a trailers-only answer.
         let status =
             [self.text("grpc_trailer"), self.text("grpc_header")].into_iter().find(|status| !status.is_empty());
         let grpc_status = status.filter(|_| grpc).unwrap_or_default().to_owned();
         Outcome { code: self.code(), grpc, grpc_status }
     }
 
-    /// How long the request took on the leg: from first byte in to last byte out at source, from first byte to the
+    /// Returns the request's duration on the leg: from first byte in to last byte out at source, from first byte to the
     /// application to last byte from it at destination; until Envoy gave it up where there was no last byte.
     pub fn duration(&self) -> Duration {
         let [field, before] = self.duration_fields();
@@ -184,22 +184,22 @@ impl Line {
         Duration::from_micros(took)
     }
 
-    /// Whether there was no last byte of an answer on the leg.
+    /// Returns whether there was no last byte of an answer on the leg.
     fn was_given_up(&self) -> bool {
         self.fields[self.duration_fields()[0]].is_null()
     }
 
-    /// The leg's duration, and what came before it.
+    /// Returns the leg's duration, and what came before it.
     fn duration_fields(&self) -> [&'static str; 2] {
         if self.text("direction") == "inbound" { ["upstream_us", "until_upstream_us"] } else { ["downstream_us", ""] }
     }
 
-    /// A time in microseconds since 1970, as seconds with six digits.
+    /// Returns a time in microseconds since 1970, as seconds with six digits.
     fn time(&self, field: &str) -> u64 {
         self.text(field).replace('.', "").parse().unwrap_or(0)
     }
 
-    /// Messages of a gRPC call, by Envoy's filter that counts them for Istio.
+    /// Returns the messages of a gRPC call, as counted by the Envoy filter that Istio uses.
     fn messages(&self) -> Option<Messages> {
         let counted = &self.fields["grpc_messages"];
         // 64-bit numbers are strings in protobuf's JSON, and a zero is left out.
@@ -209,21 +209,21 @@ impl Line {
         counted.is_object().then(messages)
     }
 
-    /// Whether it is a request's or a connection's last line.
+    /// Returns whether it is a request's or a connection's last line.
     pub fn is_end(&self) -> bool {
         matches!(self.text("type"), "DownstreamEnd" | "TcpConnectionEnd")
     }
 
-    /// Whether anything of it reached the application.
+    /// Returns whether anything of it reached the application.
     fn reached_application(&self) -> bool {
         self.number("upstream_wire_sent") > 0
     }
 }
 
-/// Most requests of one direction that were under way at a time.
+/// Returns the largest number of concurrent requests of one direction.
 fn under_way(lines: &[Line], direction: &str) -> u64 {
     let requests = lines.iter().filter(|line| line.is_end() && line.text("kind") == "http");
-    // An end comes before a beginning at the same time.
+    // At the same time, an end sorts before a beginning.
     let mut changes: Vec<(u64, i64)> = requests
         .filter(|line| line.text("direction") == direction)
         .flat_map(|line| [(line.time("start_us"), 1), (line.time("end_us"), -1)])
@@ -237,7 +237,7 @@ fn under_way(lines: &[Line], direction: &str) -> u64 {
     most.max().map_or(0, i64::unsigned_abs)
 }
 
-/// Source: the wire bytes with the application that asked. Destination: the wire bytes with the application that
+/// Counts at source the wire bytes to and from the calling application, at destination those of the application that
 /// answered; a request that never reached it is on no socket and not counted.
 fn count_request(line: &Line, leg: &Leg, counts: &mut Counts) {
     let source = leg.reporter == "source";
@@ -262,8 +262,8 @@ fn count_request(line: &Line, leg: &Leg, counts: &mut Counts) {
     }
 }
 
-/// A connection that found no upstream has no line at its beginning: at source it was open all the same, at destination
-/// it is on no socket.
+/// Counts a connection. Without an upstream it has no line at its beginning: at source it was open nevertheless, at
+/// destination it is on no socket.
 fn count_connection(line: &Line, leg: Leg, counts: &mut Counts) {
     if !(line.connected || leg.reporter == "source") {
         return;

@@ -1,10 +1,10 @@
-//! A small strict parser of Prometheus text 0.0.4, for tests only.
+//! A small strict parser of Prometheus text 0.0.4.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Everything that one scrape said.
+/// The samples of one scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Exposition {
     types: BTreeMap<String, String>,
@@ -25,7 +25,7 @@ pub struct Sample {
 }
 
 impl Exposition {
-    /// Refuses what the format does not allow: a sample without a type before it, a series twice, a label twice, a
+    /// Parses an exposition. Refuses a sample without a type before it, a duplicate series, a duplicate label, a
     /// histogram whose buckets fall or lack `+Inf`.
     pub fn parse(text: &str) -> Result<Self> {
         ensure!(text.is_empty() || text.ends_with('\n'), "the last line does not end");
@@ -59,17 +59,17 @@ impl Exposition {
         Ok(exposition)
     }
 
-    /// All samples, in the order they came.
+    /// Returns all samples, in the order they came.
     pub fn all(&self) -> &[Sample] {
         &self.samples
     }
 
-    /// Samples of that exact name.
+    /// Returns the samples of exactly this name.
     pub fn samples<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Sample> {
         self.samples.iter().filter(move |sample| sample.name == name)
     }
 
-    /// Sum of the samples of that name that have all these labels; `None` if there is none.
+    /// Returns the sum of the samples of this name with all these labels; `None` without such a sample.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let mut found = self
             .samples(name)
@@ -80,7 +80,7 @@ impl Exposition {
         Some(found.sum())
     }
 
-    /// Type of the family that a sample name belongs to.
+    /// Returns the type of the family that a sample name belongs to.
     pub fn kind(&self, sample: &str) -> Option<&str> {
         let family = ["_bucket", "_sum", "_count"]
             .iter()
@@ -120,13 +120,13 @@ impl Exposition {
 }
 
 impl Sample {
-    /// Every sample of a page in either format, whatever its family.
+    /// Returns every sample of a page in either format, whatever its family.
     pub fn all(page: &str) -> Result<Vec<Self>> {
         let lines = page.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| Self::parse(line).with_context(|| line.to_owned())).collect()
     }
 
-    /// Value of a label, empty if it is absent (which means the same in Prometheus).
+    /// Returns the value of a label, empty if it is absent (which means the same in Prometheus).
     pub fn label(&self, name: &str) -> &str {
         self.labels.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value)
     }
@@ -165,7 +165,7 @@ fn is_name(name: &str, more: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || more.contains(c))
 }
 
-/// A quoted value up to its closing quote, and what follows that.
+/// Returns a quoted value up to its closing quote, and what follows that.
 fn unquote(text: &str) -> Result<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();

@@ -1,4 +1,4 @@
-//! Segments that no TCP made, sent from a pod in the name of one end of a connection that is open.
+//! Forged segments, sent from a pod in the name of one end of an open connection.
 
 use std::{
     fs, io,
@@ -20,7 +20,7 @@ pub const RST: u8 = 4;
 /// Flag of a TCP header.
 pub const ACK: u8 = 16;
 
-/// What stands in a forged segment.
+/// Fields of a forged segment.
 #[derive(Clone, Copy, Debug)]
 pub struct Forged {
     /// Sequence number.
@@ -31,11 +31,11 @@ pub struct Forged {
     pub flags: u8,
 }
 
-/// A claim, made by the end of a connection whose next numbers, sent and received, these are; `by` varies it. Returns the segment
-/// and the length of its payload.
+/// A kind of forgery: builds, from the next sequence numbers sent and received, a segment that `by` varies. Returns the
+/// segment and the length of its payload.
 pub type Claim = fn(seq: u32, ack: u32, by: u32) -> (Forged, usize);
 
-/// What can be forged into a connection of which little was read, so that its window is some 64 KiB: TCP takes none of it.
+/// Forgeries for a connection of which little was read, so that its window is some 64 KiB: TCP accepts none of them.
 pub const CLAIMS: [(&str, Claim); 10] = [
     ("behind the window", |seq, ack, by| (forged(seq.wrapping_add(100_000 + by % 10_000), ack, ACK), 20)),
     ("far ahead", |seq, ack, _| (forged(seq.wrapping_add(1 << 28), ack, ACK), 1000)),
@@ -64,14 +64,14 @@ pub struct Forger {
 }
 
 impl Forger {
-    /// In a pod that `from` is an address of.
+    /// Opens a raw socket in the pod with the address `from`.
     pub fn new(pod: &Workload, from: SocketAddr, to: SocketAddr) -> Result<Self> {
         let (from, to) = (ipv4(from)?, ipv4(to)?);
         let socket = pod.net.enter(raw_socket)?.context("a raw socket")?;
         Ok(Self { socket, from, to, numbers: (0, 0) })
     }
 
-    /// In the name of this end of a connection, which says and hears nothing meanwhile.
+    /// Forges segments of this end of a connection, which is idle meanwhile.
     pub fn of(pod: &Workload, connection: &Connection) -> Result<Self> {
         let numbers = numbers(connection).context("sequence numbers")?;
         Ok(Self { numbers, ..Self::new(pod, connection.local()?, connection.peer()?)? })
@@ -93,7 +93,8 @@ impl Forger {
         Ok(())
     }
 
-    /// IPv4 (RFC 791 section 3.1), whose checksum and length the kernel fills in, and TCP (RFC 9293 section 3.1).
+    /// Returns an IPv4 header (RFC 791 section 3.1; the kernel fills in checksum and length) and TCP (RFC 9293 section
+    /// 3.1).
     fn packet(&self, forged: &Forged, payload: &[u8]) -> Vec<u8> {
         let mut tcp = Vec::with_capacity(20 + payload.len());
         tcp.extend(self.from.port().to_be_bytes());
@@ -110,7 +111,7 @@ impl Forger {
     }
 }
 
-/// RFC 1071.
+/// Returns the Internet checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();
@@ -132,7 +133,7 @@ fn ipv4(address: SocketAddr) -> Result<SocketAddrV4> {
     }
 }
 
-/// The next sequence numbers of a socket's end, sent and received.
+/// Returns the next sequence numbers of a socket's end, sent and received.
 fn numbers(connection: &Connection) -> io::Result<(u32, u32)> {
     const NEITHER: i32 = 0;
     const RECEIVED: i32 = 1;
@@ -157,14 +158,14 @@ fn numbers(connection: &Connection) -> io::Result<(u32, u32)> {
     numbers
 }
 
-/// While this lives, the kernel counts and times every program's runs.
+/// Has the kernel count and time every program's runs while it is open.
 #[derive(Debug)]
 pub struct Timed(String);
 
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 impl Timed {
-    /// Switches it on.
+    /// Switches the statistics on.
     pub fn programs() -> Result<Self> {
         let before = fs::read_to_string(STATISTICS).context(STATISTICS)?;
         fs::write(STATISTICS, "1").context(STATISTICS)?;

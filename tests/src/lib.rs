@@ -1,4 +1,4 @@
-//! A small real mesh in network namespaces, with real Envoy, and the access log that the observer is compared with.
+//! A small real mesh in network namespaces, with real Envoy, whose access log the observer is compared with.
 
 pub mod apps;
 pub mod bpf;

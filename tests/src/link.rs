@@ -14,7 +14,7 @@ use crate::{mesh::Workload, net::finish};
 /// Source: kernel `include/uapi/linux/if_link.h`; older kernels pass over it.
 const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
 
-/// Largest packet that is handed to a link of this namespace for IPv4.
+/// Sets the largest packet that is passed to a link of this namespace for IPv4.
 pub fn set_ipv4_gso(link: &str, size: u32) -> io::Result<()> {
     let name = CString::new(link)?;
     // SAFETY: a string that ends; the descriptor is new.
@@ -61,7 +61,7 @@ impl Seen {
         Ok(seen)
     }
 
-    /// So many so far.
+    /// Returns the number of packets so far.
     pub fn packets(&self) -> Result<u64> {
         let listed = self.iptables("-nvxL INPUT")?;
         let first = listed.lines().nth(2).and_then(|rule| rule.split_whitespace().next());

@@ -24,7 +24,7 @@ const HOME: &str = "mesh-observer-test";
 /// Meshes that can exist on one machine at a time: each has a subnet of its own.
 const MESHES: u8 = 250;
 
-/// Which address family a client speaks.
+/// Address family of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// IPv4.
@@ -65,7 +65,7 @@ pub struct Workload {
     cgroup: PathBuf,
 }
 
-/// What a service port is declared as.
+/// Declared protocol of a service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1 all the way.
@@ -78,7 +78,7 @@ pub enum Protocol {
     Auto,
 }
 
-/// A service as Kubernetes has it: a virtual address and port for a workload's port.
+/// A Kubernetes service: a virtual address and port for a workload's port.
 #[derive(Clone, Debug)]
 pub struct Service {
     /// Short name.
@@ -91,11 +91,11 @@ pub struct Service {
     pub port: u16,
     /// Port of the application.
     pub target_port: u16,
-    /// What it is declared as.
+    /// Its declared protocol.
     pub protocol: Protocol,
     /// Whether sidecars call it with mutual TLS (its workload has a sidecar).
     pub mutual_tls: bool,
-    /// Where it runs.
+    /// The workload that serves it.
     pub endpoint: Arc<Workload>,
 }
 
@@ -135,7 +135,7 @@ impl Mesh {
         let mut swept = Vec::new();
         for name in leftovers()? {
             let index = name.strip_prefix("mo").and_then(|index| index.parse().ok());
-            // A claim that can be had belongs to nobody alive.
+            // A lock that can be taken has no living owner.
             if let Some(_claim) = index.map(try_claim).transpose()?.flatten() {
                 remove_leftovers(&name)?;
                 swept.push(name);
@@ -144,37 +144,37 @@ impl Mesh {
         Ok(swept)
     }
 
-    /// Prefix of every name this mesh uses on the machine.
+    /// Returns the prefix of every name that this mesh uses on the machine.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Executable name of this mesh's sidecars: unlike any other mesh's, so that an observer can be told to see only these.
+    /// Returns the executable name of this mesh's sidecars, which selects them for an observer.
     pub fn executable(&self) -> String {
         format!("envoy-{}", self.name)
     }
 
-    /// Directory for configuration and logs.
+    /// Returns the directory for configuration and logs.
     pub fn directory(&self) -> &Path {
         &self.directory.path
     }
 
-    /// cgroup v2 directory above all pods.
+    /// Returns the cgroup v2 directory above all pods.
     pub fn cgroup(&self) -> &Path {
         self.cgroup.path()
     }
 
-    /// Authority of all identities.
+    /// Returns the authority of all identities.
     pub fn authority(&self) -> &Authority {
         &self.authority
     }
 
-    /// Services so far.
+    /// Returns the services so far.
     pub fn services(&self) -> &[Service] {
         &self.services
     }
 
-    /// Workloads so far.
+    /// Returns the workloads so far.
     pub fn workloads(&self) -> &[Arc<Workload>] {
         &self.workloads
     }
@@ -211,7 +211,7 @@ impl Mesh {
         Ok(workload)
     }
 
-    /// From now on segments that arrive at a workload are joined (GRO): veth does so if its other end hands them on one by one.
+    /// Joins the segments that arrive at a workload (GRO), which veth does if its other end sends them one by one.
     pub fn join_segments(&self, at: &Workload) -> Result<()> {
         let number =
             self.workloads.iter().position(|workload| workload.name == at.name).context("a workload of this mesh")?;
@@ -219,15 +219,16 @@ impl Mesh {
         for (net, device, [feature, state]) in devices {
             run("ip", &["netns", "exec", net.name(), "ethtool", "-K", &device, feature, state])?;
         }
-        // Each waits so many nanoseconds for the next: on veth hardly two arrive at once.
+        // Each waits this many nanoseconds for the next: on veth hardly two arrive at once.
         let wait = "echo 200000 > /sys/class/net/eth0/gro_flush_timeout";
         run("ip", &["netns", "exec", at.net.name(), "sh", "-c", wait]).map(drop)
     }
 
-    /// Puts this machine on the mesh's network, so that pods can be reached from here as from a node; ends with the mesh.
+    /// Puts this machine on the mesh's network, so that pods can be reached from here as from a node; ends with the
+    /// mesh.
     pub fn join(&self) -> Result<()> {
         let host = format!("{}-host", self.name);
-        // The kernel may still be removing that of an earlier mesh.
+        // The kernel may still be removing the link of an earlier mesh.
         let _ = run("ip", &["link", "del", &host]);
         run("ip", &["link", "add", &host, "type", "veth", "peer", "name", "host", "netns", self.hub.name()])?;
         self.hub.batch("link set host master br0 up")?;
@@ -247,7 +248,7 @@ impl Mesh {
         self.declare(name, port, endpoint, target_port, protocol, true)
     }
 
-    /// As [`Mesh::service`], for a workload without a sidecar: called in plaintext.
+    /// Declares a service for a workload without a sidecar, which is called in plaintext.
     pub fn plaintext_service(
         &mut self,
         name: &str,
@@ -259,7 +260,7 @@ impl Mesh {
         self.declare(name, port, endpoint, target_port, protocol, false)
     }
 
-    /// The `[[service]]` tables of an observer's configuration that describe this mesh.
+    /// Returns the `[[service]]` tables of an observer's configuration that describe this mesh.
     pub fn observer_tables(&self) -> String {
         let table = |service: &Service| {
             let Service { ipv4, ipv6, port, target_port, endpoint, protocol, .. } = service;
@@ -300,7 +301,7 @@ impl Mesh {
 }
 
 impl Workload {
-    /// One in no mesh: in the network namespace of this process, at an address that is there already.
+    /// Makes a workload without a mesh, in the network namespace of this process and at an existing address.
     pub fn alone(name: &str, ipv4: Ipv4Addr, cgroup: PathBuf) -> Result<Self> {
         Ok(Self {
             name: name.to_owned(),
@@ -313,12 +314,12 @@ impl Workload {
         })
     }
 
-    /// Identity, as its certificate says it.
+    /// Returns the identity in its certificate.
     pub fn spiffe(&self) -> String {
         spiffe(&self.namespace, self.account())
     }
 
-    /// Service account.
+    /// Returns the service account.
     pub fn account(&self) -> &str {
         &self.name
     }
@@ -331,12 +332,13 @@ impl Workload {
         }
     }
 
-    /// cgroup v2 directory of one of its containers.
+    /// Returns the cgroup v2 directory of one of its containers.
     pub fn container(&self, name: &str) -> PathBuf {
         self.cgroup.join(name)
     }
 
-    /// A command that will run as the application does: in this pod's namespace and the `app` container's cgroup.
+    /// Returns a command that will run as the application does: in this pod's namespace and the `app` container's
+    /// cgroup.
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = Command::new(program);
         self.net.place(&mut command, &self.container("app"), None)?;
@@ -345,12 +347,12 @@ impl Workload {
 }
 
 impl Service {
-    /// Host name.
+    /// Returns the host name.
     pub fn host(&self) -> String {
         format!("{}.{}.svc.cluster.local", self.name, self.endpoint.namespace)
     }
 
-    /// Virtual address and port.
+    /// Returns the virtual address and port.
     pub fn address(&self, family: Family) -> SocketAddr {
         let ip: IpAddr = match family {
             Family::V4 => self.ipv4.into(),
@@ -359,7 +361,7 @@ impl Service {
         SocketAddr::new(ip, self.port)
     }
 
-    /// URL of `path` at the virtual address.
+    /// Returns the URL of `path` at the virtual address.
     pub fn url(&self, family: Family, path: &str) -> String {
         format!("http://{}{path}", self.address(family))
     }
@@ -395,7 +397,7 @@ fn home_directory() -> PathBuf {
     std::env::temp_dir().join(HOME)
 }
 
-/// An index that no living process holds, and the lock that holds it.
+/// Returns an index that no living process holds, and the lock that holds it.
 fn claim() -> Result<(u8, File)> {
     for index in 0..MESHES {
         if let Some(claim) = try_claim(index)? {
@@ -405,7 +407,7 @@ fn claim() -> Result<(u8, File)> {
     bail!("all {MESHES} test subnets are in use: end other test runs")
 }
 
-/// The lock goes with its owner, however that ends.
+/// Returns the lock goes with its owner, however that ends.
 fn try_claim(index: u8) -> Result<Option<File>> {
     let directory = Path::new("/run").join(HOME);
     fs::create_dir_all(&directory).with_context(|| format!("{} cannot be created", directory.display()))?;
@@ -416,7 +418,7 @@ fn try_claim(index: u8) -> Result<Option<File>> {
     Ok(locked.then_some(file))
 }
 
-/// Names of meshes of which anything is left, alive or not.
+/// Returns the names of meshes of which anything is left, alive or not.
 fn leftovers() -> Result<Vec<String>> {
     let directories = [PathBuf::from("/run/netns"), cgroup::root()?.join(HOME), home_directory()];
     let mut names: Vec<String> = directories
@@ -448,7 +450,7 @@ fn remove_leftovers(mesh: &str) -> Result<()> {
     }
 }
 
-/// Sidecars run as another user, who may not reach the original; a link costs nothing where it can be had.
+/// Links the file, or copies it: sidecars run as another user, who may not reach the original.
 pub(crate) fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
     if fs::hard_link(from, to).is_err() {
         fs::copy(from, to).with_context(|| format!("{} cannot be copied to {}", from.display(), to.display()))?;

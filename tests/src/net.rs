@@ -33,13 +33,13 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The one this process is in, which stays as it is.
+    /// Returns the namespace of this process, which is not deleted.
     pub fn own() -> Result<Self> {
         let handle = File::open("/proc/self/ns/net").context("own network namespace")?;
         Ok(Self { name: "own".to_owned(), handle, is_own: true })
     }
 
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -94,7 +94,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Whom a process runs as.
+/// User of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct User {
     /// uid and gid.
@@ -134,12 +134,12 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
     run_with_input(program, arguments, "")
 }
 
-/// As [`run`], with text on its standard input.
+/// Runs a command like [`run`], with text on its standard input.
 pub fn run_with_input(program: &str, arguments: &[&str], input: &str) -> Result<String> {
     finish(Command::new(program).args(arguments), input)
 }
 
-/// As [`run_with_input`], of a prepared command.
+/// Runs a prepared command like [`run_with_input`].
 pub fn finish(command: &mut Command, input: &str) -> Result<String> {
     let named = format!("`{}`", format!("{command:?}").replace('"', ""));
     let mut child = command
@@ -148,7 +148,7 @@ pub fn finish(command: &mut Command, input: &str) -> Result<String> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("{named} cannot be started"))?;
-    // A command that does not read its input may close it early, which is its own affair.
+    // A command that does not read its input may close it early.
     let _ = io::Write::write_all(&mut child.stdin.take().expect("piped above"), input.as_bytes());
     let output = child.wait_with_output().with_context(|| format!("{named} cannot be awaited"))?;
     let error = String::from_utf8_lossy(&output.stderr);

@@ -20,7 +20,7 @@ use crate::{
     wait::wait_until,
 };
 
-/// Longest that the observer may take to be ready, or to end. In an emulated machine the verifier alone takes a minute.
+/// Limits the time until the observer is ready, or has ended. In an emulated machine the verifier alone takes a minute.
 const START_STOP_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A running `observer run`; killed when dropped without [`Observer::stop`].
@@ -39,26 +39,27 @@ impl Observer {
         let only = ["--sidecar-exe", executable.as_str()];
         let arguments = [only.as_slice(), arguments].concat();
         let observer = Self::start_with(mesh.directory(), &mesh.observer_tables(), sidecars, &arguments)?;
-        // In a cgroup of the mesh's, it is swept with the mesh if this run crashes.
+        // In a cgroup of the mesh, it is removed with the mesh if this run crashes.
         let cgroup = mesh.cgroup().join("observer");
         fs::create_dir_all(&cgroup)?;
         fs::write(cgroup.join("cgroup.procs"), observer.pid().to_string())?;
         Ok(observer)
     }
 
-    /// As [`Observer::start`], with nothing on the command line but `arguments` and a configuration file of this text.
+    /// Starts an observer with only `arguments` on the command line and a configuration file of this text.
     pub fn start_with(directory: &Path, configuration: &str, sidecars: usize, arguments: &[&str]) -> Result<Self> {
         Self::launch(&mut Command::new(tools::observer()?), directory, configuration, sidecars, arguments)
     }
 
-    /// As [`Observer::start`], without one of the capabilities that root has; its name as setpriv(1) writes it.
+    /// Starts an observer like [`Observer::start`], without one of the capabilities that root has; its name as
+    /// setpriv(1) writes it.
     pub fn start_without(capability: &str, mesh: &Mesh, arguments: &[&str]) -> Result<Self> {
         let executable = mesh.executable();
         let arguments = [["--sidecar-exe", executable.as_str()].as_slice(), arguments].concat();
         Self::launch(&mut without(capability)?, mesh.directory(), &mesh.observer_tables(), 0, &arguments)
     }
 
-    /// As [`Observer::start_with`], by a command that becomes the observer.
+    /// Starts an observer like [`Observer::start_with`], by a command that becomes the observer.
     pub fn launch(
         command: &mut Command,
         directory: &Path,
@@ -89,12 +90,12 @@ impl Observer {
         self.process.id()
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What it said on standard error so far.
+    /// Returns its standard error so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -120,12 +121,12 @@ impl Observer {
         }
     }
 
-    /// `/metrics` now.
+    /// Scrapes `/metrics`.
     pub fn scrape(&self) -> Result<Exposition> {
         Exposition::parse(&self.page("/metrics")?)
     }
 
-    /// `/metrics` once it is as wanted, within `patience`.
+    /// Scrapes `/metrics` until `ready` accepts it, within `timeout`.
     pub fn wait(&self, patience: Duration, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
         self.wait_for(patience, || self.scrape(), ready)
     }
@@ -143,17 +144,17 @@ impl Observer {
         })
     }
 
-    /// Its own families now, which are few however much it observes.
+    /// Returns its own families now, which are few however much it observes.
     pub fn own_families(&self) -> Result<Exposition> {
         Exposition::parse(&self.page("/metrics?family=mesh_observer_*")?)
     }
 
-    /// As [`Observer::wait`], for its own families.
+    /// Like [`Observer::wait`], for its own families only.
     pub fn wait_own(&self, patience: Duration, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {
         self.wait_for(patience, || self.own_families(), ready)
     }
 
-    /// What Istio's families say now. Buckets are most of a long page and nothing of a counts: they are not read.
+    /// Returns the counts of Istio's families. Buckets, most of a long exposition, are not read.
     pub fn counts(&self) -> Result<Counts> {
         let is_bucket = |line: &str| line.split('{').next().is_some_and(|name| name.ends_with("_bucket"));
         let page: String = self.page("/metrics")?.split_inclusive('\n').filter(|line| !is_bucket(line)).collect();
@@ -166,12 +167,12 @@ impl Observer {
         Ok(body)
     }
 
-    /// One of its own families now, summed over series with these labels; 0 where there is none.
+    /// Returns one of its own families, summed over series with these labels; 0 without such a series.
     pub fn own(&self, family: &str, labels: &[(&str, &str)]) -> Result<f64> {
         Ok(self.scrape()?.sum(family, labels).unwrap_or(0.0))
     }
 
-    /// What its own families say of connections, requests and losses, where they are not 0.
+    /// Returns the values other than 0 of its own families on connections, requests and losses.
     pub fn health(&self) -> Result<String> {
         let exposition = self.own_families()?;
         let mut said = Vec::new();
@@ -184,7 +185,7 @@ impl Observer {
         Ok(said.join(", "))
     }
 
-    /// How it ended, if it has.
+    /// Returns its exit status, if it has ended.
     pub fn status(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.process.try_wait()?)
     }
@@ -195,7 +196,7 @@ impl Observer {
         self.process.wait().map(drop).context("an observer that was killed")
     }
 
-    /// Asks it to end, which it must do with exit code 0.
+    /// Sends SIGTERM and waits for exit code 0.
     pub fn stop(mut self) -> Result<()> {
         // SAFETY: no pointers; the child is not yet reaped, so the id is its own.
         unsafe { libc::kill(self.process.id().cast_signed(), libc::SIGTERM) };
@@ -213,13 +214,13 @@ impl Observer {
 
 impl Drop for Observer {
     fn drop(&mut self) {
-        // An error here means that it has ended already.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The observer's program, to be run without one of the capabilities that root has.
+/// Returns the observer's program, to be run without one of the capabilities that root has.
 pub fn without(capability: &str) -> Result<Command> {
     let mut command = Command::new(tools::require("setpriv")?);
     command.args(["--bounding-set", &format!("-{capability}"), "--"]).arg(tools::observer()?);
@@ -233,7 +234,7 @@ pub struct Snapshot {
     log: PathBuf,
 }
 
-/// What a snapshot printed.
+/// Output of a snapshot.
 #[derive(Debug)]
 pub struct Lines(String);
 
@@ -277,7 +278,7 @@ impl Snapshot {
 }
 
 impl Lines {
-    /// A statistic of one reporter's only histogram of that documented name.
+    /// Returns a statistic of one reporter's only histogram of that documented name.
     pub fn statistic(&self, name: &str, statistic: &str, reporter: &str) -> Result<f64> {
         let beginning = format!("\"{name}.{statistic}.value\" ");
         let tag = format!("\"reporter\"=\"{reporter}\"");
@@ -288,7 +289,7 @@ impl Lines {
     }
 }
 
-/// A plain GET: status and body.
+/// Returns a plain GET: status and body.
 pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -302,13 +303,13 @@ pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-/// Istio's families of one scrape, by reporting workload.
+/// Returns the counts of Istio's families in one scrape, by reporting workload.
 pub fn counts(exposition: &Exposition) -> Result<Counts> {
     let mut counts = Counts::default();
     let unread = exposition
         .samples("mesh_observer_requests_total")
         .find(|sample| sample.label("outcome") == "unknown_status")
-        .context("the observer does not say of how many requests it could not read the status")?;
+        .context("the observer does not expose the requests with an unknown status")?;
     counts.unknown = whole(unread)?;
     for sample in exposition.samples("istio_requests_total") {
         counts.of(&leg(sample), outcome(sample)).count += whole(sample)?;
@@ -347,8 +348,8 @@ pub fn counts(exposition: &Exposition) -> Result<Counts> {
             let connections = counts.connections.entry(leg(sample)).or_default();
             let places =
                 [&mut connections.opened, &mut connections.closed, &mut connections.received, &mut connections.sent];
-            for (_, figure) in places.into_iter().enumerate().filter(|(index, _)| *index == place) {
-                *figure += whole(sample)?;
+            for (_, count) in places.into_iter().enumerate().filter(|(index, _)| *index == place) {
+                *count += whole(sample)?;
             }
         }
     }
@@ -372,7 +373,7 @@ fn outcome(sample: &Sample) -> Outcome {
 fn whole(sample: &Sample) -> Result<u64> {
     ensure!(
         sample.value >= 0.0 && sample.value.fract() == 0.0 && sample.value < 9e15,
-        "{}{:?} is no count: {}",
+        "{}{:?} is not a count: {}",
         sample.name,
         sample.labels,
         sample.value
@@ -387,7 +388,7 @@ fn attached(exposition: &Exposition) -> usize {
     (seen - unattached) as usize
 }
 
-/// An address on this machine's loopback that nobody listens on.
+/// Returns an address on this machine's loopback that nobody listens on.
 pub fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?.local_addr()?)
 }

@@ -1,5 +1,5 @@
-//! A pod's loopback that misbehaves: an NFQUEUE through which every packet goes before TCP sees it. What happens to which packet
-//! is decided by a seeded generator, so that a run can be had again as far as the order of packets is the same.
+//! Packet faults on a pod's loopback: every packet passes an NFQUEUE before TCP sees it. The fault of each packet
+//! comes from a seeded generator, so that a run is repeatable as far as the order of packets is.
 
 use std::{
     collections::VecDeque,
@@ -18,30 +18,30 @@ use nfq::{Message, Queue, Verdict};
 use crate::{mesh::Workload, net::finish};
 
 const QUEUE: u16 = 7;
-/// Enough for the headers; what is passed on is the packet itself.
+/// Enough for the headers; the packet itself is passed on whole.
 const COPIED: u16 = 128;
-/// Packets that may wait in the kernel; loopback with a few clients never has so many on its way.
+/// Packets that may wait in the kernel, more than a few clients have in flight.
 const WAITING: u32 = 65_536;
 const IDLE: Duration = Duration::from_micros(300);
 
-/// What happens to packets, each in so many of a thousand.
+/// Rates of faults, per thousand packets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PacketFaults {
     /// Dropped, handshake and empty acknowledgements included.
     pub lost: u64,
     /// Held until the packet behind them has passed, or for a few milliseconds if none comes.
     pub swapped: u64,
-    /// Held for longer than the sender waits: it sends them again, and they come twice.
+    /// Held for longer than the retransmission timeout, so that they arrive twice.
     pub late: u64,
     /// How long every packet is held.
     pub delay: Duration,
 }
 
-/// Longer than loopback's retransmission time, 200 ms.
+/// Longer than the retransmission timeout on loopback, 200 ms.
 const LATE: Duration = Duration::from_millis(260);
 const SWAPPED: Duration = Duration::from_millis(5);
 
-/// A misbehaving loopback; it behaves again once this is dropped.
+/// A loopback with faults until it is dropped.
 #[derive(Debug)]
 pub struct FaultyLoopback {
     workload: Arc<Workload>,
@@ -50,7 +50,7 @@ pub struct FaultyLoopback {
 }
 
 impl FaultyLoopback {
-    /// Lets the loopback of `workload` misbehave.
+    /// Begins the faults on the loopback of `workload`.
     pub fn start(workload: &Arc<Workload>, faults: PacketFaults, seed: u64) -> Result<Self> {
         let queue = workload.net.enter(open)?.context("NFQUEUE (CONFIG_NETFILTER_NETLINK_QUEUE)")?;
         let ended = Arc::new(AtomicBool::new(false));
@@ -106,12 +106,12 @@ struct Passing {
 struct Held {
     message: Message,
     until: Instant,
-    /// Goes as soon as another packet has passed.
+    /// Released as soon as another packet has passed.
     swapped: bool,
 }
 
 impl Passing {
-    /// Ends when told to and when no packet is held.
+    /// Runs until `ended` is set and no packet is held.
     fn run(mut self, ended: &AtomicBool) {
         loop {
             match self.queue.recv() {
@@ -122,7 +122,7 @@ impl Passing {
                     }
                     sleep(IDLE);
                 }
-                // Packets were dropped because nobody took them in time: a loss like others.
+                // The queue was full and packets were dropped: a loss like others.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) => panic!("NFQUEUE: {error}"),
             }

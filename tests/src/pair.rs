@@ -20,14 +20,14 @@ pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Client, server, their sidecars, the services between them, and the observer.
 pub struct Pair {
-    /// What watches; `None` before it is started, see [`Pair::observer`].
+    /// The observer; `None` before it is started, see [`Pair::observer`].
     pub observer: Option<Observer>,
     /// Sidecars of client and server.
     pub sidecars: [Sidecar; 2],
     access_logs: [EnvoyAccessLog; 2],
-    /// Where clients run.
+    /// Workload of the clients.
     pub client: Arc<Workload>,
-    /// Where servers run.
+    /// Workload of the servers.
     pub server: Arc<Workload>,
     /// A workload without a sidecar.
     pub outside: Arc<Workload>,
@@ -50,7 +50,7 @@ pub struct Pair {
     pub mesh: Mesh,
 }
 
-/// What the access log should have, beyond being equal to the observer.
+/// Expected number of lines in the access logs.
 #[derive(Debug)]
 pub struct Expected {
     /// Requests and ended connections in the client's log.
@@ -60,13 +60,13 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// As many at both.
+    /// Expects the same number at both.
     pub fn both(count: usize) -> Self {
         Self { source: count, destination: count }
     }
 }
 
-/// Where Envoy's own log is known to be off, a case says what is true instead.
+/// Corrects the expected counts where Envoy's log is known to be wrong.
 pub type Correction<'a> = &'a dyn Fn(&mut Counts);
 
 impl Pair {
@@ -75,14 +75,14 @@ impl Pair {
         Self::with(Options::default(), Options::default())
     }
 
-    /// As [`Pair::new`], with other options for the client's and the server's sidecar.
+    /// Builds and observes it with other options for the client's and the server's sidecar.
     pub fn with(client_options: Options, server_options: Options) -> Result<Self> {
         let mut pair = Self::unobserved(client_options, server_options)?;
         pair.observe(2)?;
         Ok(pair)
     }
 
-    /// Without an observer as yet.
+    /// Builds it without an observer.
     pub fn unobserved(client_options: Options, server_options: Options) -> Result<Self> {
         let mut mesh = Mesh::new()?;
         let (client, server, outside) = (mesh.workload("client")?, mesh.workload("server")?, mesh.workload("outside")?);
@@ -122,27 +122,27 @@ impl Pair {
         Ok(())
     }
 
-    /// What watches; an error if nothing does, since then nothing can be compared.
+    /// Returns the observer; an error without one, since nothing can be compared then.
     pub fn observer(&self) -> Result<&Observer> {
         self.observer.as_ref().context("no observer watches this pair")
     }
 
-    /// The client's leg.
+    /// Returns the client's leg.
     pub fn source(&self) -> Leg {
         Leg::source(&self.client.name)
     }
 
-    /// The server's leg.
+    /// Returns the server's leg.
     pub fn destination(&self) -> Leg {
         Leg::destination(&self.server.name)
     }
 
-    /// Makes traffic and compares: counts, codes and bytes equal, durations close. Returns what was counted.
+    /// Makes traffic and compares: counts, codes and bytes must be equal, durations close. Returns a summary.
     pub fn check(&mut self, expected: Expected, traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
         self.check_with(expected, traffic, &|_| {})
     }
 
-    /// As [`Pair::check`], with a correction of the access log.
+    /// Makes traffic and compares like [`Pair::check`], with a correction of the expected counts.
     pub fn check_with(
         &mut self,
         expected: Expected,
@@ -164,7 +164,7 @@ impl Pair {
         self.observer.as_ref().map_or_else(|| Ok(Counts::default()), Observer::counts)
     }
 
-    /// What the access log counted since [`Pair::begin`], and the lines it read.
+    /// Returns the counts of the access logs since [`Pair::begin`], and their lines.
     pub fn truth(&mut self, expected: &Expected) -> Result<(Counts, Vec<Line>)> {
         let (mut counts, mut all) = (Counts::default(), Vec::new());
         for (access_log, count) in self.access_logs.iter_mut().zip([expected.source, expected.destination]) {
@@ -177,7 +177,7 @@ impl Pair {
         Ok((counts, all))
     }
 
-    /// As [`Pair::truth`], however many lines there are, once no more come.
+    /// Returns the counts like [`Pair::truth`], of however many lines there are once no more come.
     pub fn truth_of_any(&mut self) -> Result<(Counts, Vec<Line>)> {
         let (mut counts, mut all) = (Counts::default(), Vec::new());
         for access_log in &mut self.access_logs {
@@ -192,10 +192,10 @@ impl Pair {
     pub fn agree(&self, before: &Counts, truth: &Counts) -> Result<String> {
         let observer = self.observer()?;
         let equal = || -> Result<()> { Ok(truth.differences(&observer.counts()?.since(before)).none()?) };
-        wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, equal).with_context(|| {
-            format!("it says of itself: {}", observer.health().unwrap_or_else(|error| error.to_string()))
+        wait_until("the observer counts like Envoy's access log", SETTLE_TIMEOUT, equal).with_context(|| {
+            format!("its own metrics: {}", observer.health().unwrap_or_else(|error| error.to_string()))
         })?;
-        // Counting the same thing twice would show now.
+        // A second count of the same thing would show now.
         sleep(Duration::from_millis(200));
         equal().context("the observer went on counting")?;
         Ok(truth.to_string())
@@ -213,7 +213,8 @@ impl Pair {
         finish(&mut command, "").map(|codes| codes.trim().to_owned())
     }
 
-    /// Makes traffic while one packet in thirty on the loopback of both pods is lost, of those long enough to carry data.
+    /// Makes traffic while one packet in thirty on the loopback of both pods is lost, of those long enough to carry
+    /// data.
     pub fn losing_packets(&self, traffic: impl FnOnce() -> Result<()>) -> Result<()> {
         let lose = |action: &str| -> Result<()> {
             for (workload, command) in [&self.client, &self.server]
@@ -233,13 +234,13 @@ impl Pair {
         outcome
     }
 
-    /// URL at the declared HTTP service.
+    /// Returns a URL at the declared HTTP service.
     pub fn url(&self, family: Family, path: &str) -> String {
         self.web.url(family, path)
     }
 }
 
-/// The correction for large answers over HTTP/2: Envoy's last updates of the window, 13 bytes each, are for data that it reads
+/// Corrects large answers over HTTP/2: Envoy's last window updates, 13 bytes each, are for data that it reads
 /// when the kernel has seen the answer's end.
 pub fn with_late_window_updates(truth: &mut Counts) {
     for ((leg, _), requests) in &mut truth.requests {
@@ -249,13 +250,13 @@ pub fn with_late_window_updates(truth: &mut Counts) {
     }
 }
 
-/// The correction for where Envoy has written an answer long before its last byte leaves, or reads it long after that came: on
-/// a wire that loses packets, or a slow one. Never the other way round.
+/// Accepts any delay between Envoy's clock and the socket's: Envoy writes an answer long before its last byte leaves,
+/// or reads it long after, on a lossy or slow network, and never the other way round.
 pub fn however_late(truth: &mut Counts) {
     truth.late.values_mut().for_each(|late| late.waited = Duration::MAX);
 }
 
-/// The correction for where times of the log and of the sockets are not the same thing.
+/// Removes durations, where those of the log and of the sockets differ in meaning.
 pub fn without_durations(truth: &mut Counts) {
     for requests in truth.requests.values_mut() {
         requests.duration_ms = None;

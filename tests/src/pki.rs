@@ -35,17 +35,17 @@ impl Authority {
         Ok(Self { certificate, issuer: Issuer::new(parameters, key) })
     }
 
-    /// Its own certificate, PEM.
+    /// Returns its own certificate, PEM.
     pub fn certificate(&self) -> &str {
         &self.certificate
     }
 
-    /// A workload's identity, `spiffe://cluster.local/ns/NAMESPACE/sa/ACCOUNT`.
+    /// Returns a workload's identity, `spiffe://cluster.local/ns/NAMESPACE/sa/ACCOUNT`.
     pub fn workload(&self, spiffe: &str) -> Result<Identity> {
         self.issue(SanType::URI(spiffe.try_into().context("SPIFFE id")?))
     }
 
-    /// A server's identity for clients outside the mesh.
+    /// Returns a server's identity for clients outside the mesh.
     pub fn server(&self, host: &str) -> Result<Identity> {
         self.issue(SanType::DnsName(host.try_into().context("host name")?))
     }
@@ -62,7 +62,7 @@ impl Authority {
     }
 }
 
-/// SPIFFE id of a service account.
+/// Returns the SPIFFE id of a service account.
 pub fn spiffe(namespace: &str, account: &str) -> String {
     format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{account}")
 }

@@ -1,4 +1,4 @@
-//! The real Prometheus: scrapes what it is told to, and answers what it stored.
+//! The real Prometheus, which scrapes by its configuration and answers queries.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
     tools,
 };
 
-/// Labels, the name among them, and the value. A label without a value is one that is not there.
+/// Labels, including the name, and the value. A label without a value equals an absent one.
 pub type Series = BTreeMap<BTreeMap<String, String>, f64>;
 
 /// A running server; killed when dropped.
@@ -48,7 +48,7 @@ impl Prometheus {
         Ok(Self { process, address, log })
     }
 
-    /// What an expression is now; an error as well while the server is not ready yet.
+    /// Evaluates an expression now; an error while the server is not ready yet.
     pub fn query(&self, expression: &str) -> Result<Series> {
         let (status, body) = get(self.address, &format!("/api/v1/query?query={}", percent_encoded(expression)))?;
         ensure!(status == 200, "{expression}: {status}: {body}");
@@ -58,14 +58,14 @@ impl Prometheus {
         results.iter().map(|result| series(result).with_context(|| result.to_string())).collect()
     }
 
-    /// What it says of itself.
+    /// Scrapes its own metrics.
     pub fn own(&self) -> Result<Exposition> {
         let (status, body) = get(self.address, "/metrics")?;
         ensure!(status == 200, "Prometheus' own page: {status}");
         Exposition::parse(&body)
     }
 
-    /// Its log so far.
+    /// Returns its log so far.
     pub fn log(&self) -> Result<String> {
         fs::read_to_string(&self.log).with_context(|| self.log.display().to_string())
     }
@@ -73,13 +73,13 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // An error here means that it has ended already.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// What Prometheus must store of samples that it scraped from `instance` in `job` with their labels honoured.
+/// Returns what Prometheus must store of samples scraped from `instance` in `job` with `honor_labels`.
 pub fn stored(samples: &[Sample], job: &str, instance: &str) -> Result<Series> {
     let mut all = Series::new();
     for sample in samples {
@@ -93,7 +93,8 @@ pub fn stored(samples: &[Sample], job: &str, instance: &str) -> Result<Series> {
     Ok(all)
 }
 
-/// What `promtool check metrics` has to say of a page in text 0.0.4: metric and remark. It fails if it cannot read the page.
+/// Runs `promtool check metrics` on an exposition in text 0.0.4; returns metrics with remarks, or an error if it is
+/// invalid.
 pub fn lint(page: &str) -> Result<Vec<String>> {
     let mut promtool = Command::new(tools::server("promtool")?)
         .args(["check", "metrics"])
@@ -105,7 +106,7 @@ pub fn lint(page: &str) -> Result<Vec<String>> {
     promtool.stdin.take().context("its standard input")?.write_all(page.as_bytes())?;
     let output = promtool.wait_with_output()?;
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    // 3: it has read everything and has remarks.
+    // 3: valid, with remarks.
     ensure!(matches!(output.status.code(), Some(0 | 3)), "promtool: {}: {said}", output.status);
     ensure!(output.status.success() == said.is_empty(), "promtool: {}: {said}", output.status);
     Ok(said.lines().map(str::to_owned).collect())

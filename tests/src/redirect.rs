@@ -19,7 +19,7 @@ pub enum Interception {
     None,
 }
 
-/// Ports beside Istio's own that bypass the sidecar.
+/// Ports, besides Istio's own, that bypass the sidecar.
 #[derive(Clone, Debug, Default)]
 pub struct Exclusions {
     /// Inbound destination ports.
@@ -36,7 +36,7 @@ pub fn install(namespace: &Namespace, interception: Interception, ports: Ports, 
     if interception == Interception::None {
         return Ok(());
     }
-    // pilot-agent and Envoy both bind ::6; unlike 127.0.0.6 it is no loopback address by itself.
+    // pilot-agent and Envoy both bind ::6; unlike 127.0.0.6 it is not a loopback address by itself.
     namespace.batch("addr add ::6/128 dev lo nodad")?;
     if interception == Interception::Tproxy {
         for family in ["-4", "-6"] {
@@ -82,7 +82,7 @@ fn nat(family: &Family, interception: Interception, ports: Ports, exclusions: &E
         rules += "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT\n";
     }
     if interception == Interception::Tproxy {
-        // What the sidecar sends to the application with the client's address is not to come back to the sidecar.
+        // Traffic from the sidecar to the application with the client's address must not return to the sidecar.
         rules += "-A OUTPUT -p tcp -o lo -m mark --mark 1337 -j RETURN\n";
     }
     rules += "-A OUTPUT -p tcp -j ISTIO_OUTPUT\n";

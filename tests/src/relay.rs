@@ -1,4 +1,4 @@
-//! Stands between a scraper and the observer and keeps what passed, so that what was stored can be compared with it.
+//! Relays scrapes to the observer and records them, so that stored samples can be compared with the exposition.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -17,7 +17,7 @@ pub struct Relay {
     passed: Arc<Mutex<Passed>>,
 }
 
-/// What passed.
+/// The recorded exchanges.
 #[derive(Debug, Default)]
 struct Passed {
     answers: usize,
@@ -26,27 +26,27 @@ struct Passed {
 }
 
 impl Relay {
-    /// Passes requests on to `observer`, as they are or, with an `Accept` header of one's own, as HTTP/1.0 that takes nothing
-    /// compressed or in chunks.
+    /// Passes requests on to `observer`, as they are or, with an `Accept` header of one's own, as HTTP/1.0 that takes
+    /// nothing compressed or in chunks.
     pub fn start(observer: SocketAddr, accept: Option<&'static str>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
         let relay = Self { address: listener.local_addr()?, passed: Arc::default() };
         let passed = relay.passed.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A failure shows on the other side, as a scrape that failed.
+                // A failure shows as a failed scrape.
                 let _ = pass(stream, observer, accept, &passed);
             }
         });
         Ok(relay)
     }
 
-    /// `address:port`.
+    /// Returns `address:port`.
     pub fn instance(&self) -> String {
         self.address.to_string()
     }
 
-    /// How many answers passed.
+    /// Returns the number of relayed answers.
     pub fn answers(&self) -> usize {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner).answers
     }
@@ -71,7 +71,7 @@ impl Relay {
     }
 }
 
-/// What is in the chunks, without what HTTP says around them.
+/// Decodes a chunked body.
 fn unchunked(mut chunks: &[u8]) -> Result<Vec<u8>> {
     let mut whole = Vec::new();
     loop {

@@ -1,5 +1,5 @@
-//! Stands in for control planes: serves the pages that real ones gave, with the headers that came with them, in chunks and
-//! compressed for who takes that, as real ones do.
+//! Replays recordings of real control planes with their headers, in chunks and
+//! compressed for clients that accept it, as real ones do.
 
 use std::{
     fs,
@@ -16,23 +16,23 @@ use flate2::{Compression, write::GzEncoder};
 use crate::tools;
 
 const FORBIDDEN: &[u8] = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-/// Bytes of one chunk, few enough for many of them in a page.
+/// Bytes of one chunk, small enough for many chunks per exposition.
 const CHUNK: usize = 2048;
 
-/// Where the pages lie.
+/// Returns the directory of the recordings.
 #[must_use]
 pub fn fixtures() -> PathBuf {
     tools::repository().join("tests/fixtures/istiod")
 }
 
-/// Names of the families that the product's documentation lists for the control plane, as a page has them.
+/// Returns the names of the families that Istio's documentation lists for the control plane.
 pub fn documented() -> Result<Vec<String>> {
     let table = fs::read_to_string(fixtures().join("coverage.tsv")).context("coverage.tsv")?;
     let names = table.lines().skip(1).filter_map(|row| row.split('\t').nth(1));
     Ok(names.map(str::to_owned).collect())
 }
 
-/// One page of one version, as `1.25.3/05-config-update`.
+/// One recording of one version, e.g. `1.25.3/05-config-update`.
 #[derive(Clone, Debug)]
 pub struct Capture {
     /// Version and name, without `.prom`.
@@ -41,25 +41,25 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Every page there is.
+    /// Returns every recording.
     pub fn all() -> Result<Vec<Self>> {
         let headers = fs::read_to_string(fixtures().join("headers.tsv")).context("headers.tsv")?;
         let captures = headers.lines().skip(1).filter_map(|line| {
             let columns: Vec<&str> = line.split('\t').collect();
             let [version, file, _, _, content_type, ..] = columns[..] else { return None };
-            // The others are about what the server was asked, not about what it says.
+            // The other recordings describe requests, not responses.
             let name = file.strip_suffix(".prom").filter(|name| !name.starts_with("24-"))?;
             Some(Self { name: format!("{version}/{name}"), content_type: content_type.to_owned() })
         });
         Ok(captures.collect())
     }
 
-    /// The page of this name.
+    /// Returns the recording of this name.
     pub fn named(name: &str) -> Result<Self> {
         Self::all()?.into_iter().find(|own| own.name == name).with_context(|| format!("no page {name}"))
     }
 
-    /// The version that gave it.
+    /// Returns its version.
     #[must_use]
     pub fn version(&self) -> &str {
         self.name.split('/').next().unwrap_or_default()
@@ -75,7 +75,7 @@ impl Capture {
         })
     }
 
-    /// The answer as the real one gives it: chunked, of unknown length.
+    /// Returns the answer as the real control plane sends it: chunked, of unknown length.
     fn answer(&self, body: &[u8], headers: &str) -> Result<Vec<u8>> {
         let mut answer = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: {}\r\n{headers}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
@@ -92,14 +92,14 @@ impl Capture {
     }
 }
 
-/// What is answered: compressed to who takes that, where there is such an answer.
+/// The answer, and a compressed one for clients that accept it.
 #[derive(Clone, Debug)]
 struct Answers {
     plain: Vec<u8>,
     gzip: Option<Vec<u8>>,
 }
 
-/// One control plane on a port of its own. What it answers can be changed while it runs.
+/// One control plane on its own port, whose answer can be changed while it runs.
 #[derive(Clone, Debug)]
 pub struct Replay {
     address: SocketAddr,
@@ -107,14 +107,14 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Serves this page from now on, until the test ends.
+    /// Serves this recording until the test ends.
     pub fn start(capture: &Capture) -> Result<Self> {
         let replay = Self::start_with(Vec::new())?;
         replay.show(capture)?;
         Ok(replay)
     }
 
-    /// Serves these bytes, whatever they are.
+    /// Serves these bytes, valid or not.
     pub fn start_with(answer: Vec<u8>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
         let answers = Answers { plain: answer, gzip: None };
@@ -122,14 +122,14 @@ impl Replay {
         let answers = replay.answers.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A client that leaves early is its own business.
+                // A client may leave early.
                 let _ = serve(stream, &answers);
             }
         });
         Ok(replay)
     }
 
-    /// Serves this page from now on.
+    /// Serves this recording from now on.
     pub fn show(&self, capture: &Capture) -> Result<()> {
         *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = capture.answers()?;
         Ok(())
@@ -140,28 +140,28 @@ impl Replay {
         *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = Answers { plain: answer, gzip: None };
     }
 
-    /// `address:port`, as the label `instance` has it.
+    /// Returns `address:port`, the value of the label `instance`.
     #[must_use]
     pub fn instance(&self) -> String {
         self.address.to_string()
     }
 
-    /// Its page for `--control-plane`.
+    /// Returns its page for `--control-plane`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 }
 
-/// Serves this page on every address of this network namespace, as istiod does with `METRICS_LOCALHOST_ACCESS_ONLY`: who
-/// does not call from loopback is refused. For a process of its own; does not return.
+/// Serves this page on every address of this network namespace, as istiod does with `METRICS_LOCALHOST_ACCESS_ONLY`:
+/// who does not call from loopback is refused. For a process of its own; does not return.
 pub fn serve_local_callers(capture: &Capture, port: u16) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("port {port}"))?;
     let page = capture.answers()?;
     let forbidden = Answers { plain: FORBIDDEN.to_vec(), gzip: None };
     for stream in listener.incoming().flatten() {
         let is_local = stream.peer_addr().is_ok_and(|peer| IpAddr::is_loopback(&peer.ip()));
-        // A client that leaves early is its own business.
+        // A client may leave early.
         let _ = exchange(stream, if is_local { &page } else { &forbidden });
     }
     Ok(())

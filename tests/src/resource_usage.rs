@@ -1,13 +1,13 @@
-//! What a process holds of the machine: memory, open files, and what the kernel keeps for it.
+//! Resource usage of a process: memory, open files, BPF objects.
 
 use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 
-/// What a process holds at one moment.
+/// Resource usage at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResourceUsage {
-    /// Resident memory that is its own: pages of files can be dropped and are shared.
+    /// Anonymous resident memory: pages of files can be dropped and are shared.
     pub anonymous_bytes: u64,
     /// Open files of any kind.
     pub files: usize,
@@ -15,19 +15,19 @@ pub struct ResourceUsage {
     pub links: usize,
     /// BPF maps among them.
     pub maps: usize,
-    /// What the maps take in the kernel, by its own account; what is kept with sockets is not among it.
+    /// Bytes of the maps by the kernel's account, without socket storage.
     pub map_bytes: u64,
 }
 
 impl ResourceUsage {
-    /// Those of a process.
+    /// Reads it for a process.
     pub fn of(pid: u32) -> Result<Self> {
         let process = format!("/proc/{pid}");
         let status = fs::read_to_string(format!("{process}/status")).context("the process's status")?;
         let kilobytes = number(&status, "RssAnon:").context("no RssAnon in the process's status")?;
         let mut held = Self { anonymous_bytes: kilobytes * 1024, files: 0, links: 0, maps: 0, map_bytes: 0 };
         for entry in fs::read_dir(format!("{process}/fdinfo")).context("the process's open files")?.flatten() {
-            // One may be closed while they are listed.
+            // A file may be closed while they are listed.
             let Ok(text) = fs::read_to_string(entry.path()) else { continue };
             held.files += 1;
             held.links += usize::from(text.contains("link_id:"));

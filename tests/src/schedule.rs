@@ -1,4 +1,4 @@
-//! How long Envoy's threads had to wait for a processor: by so much its own times may be late.
+//! How long Envoy's threads waited for a processor, which is how late its timestamps may be.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 pub(crate) struct Waits(BTreeMap<u32, Duration>);
 
 impl Waits {
-    /// Of the workers in a pod's containers, now. A thread that ends meanwhile is left out.
+    /// Reads the waits of the workers in a pod's containers, without threads that end meanwhile.
     pub(crate) fn of(pod: &Path) -> Self {
         let containers = fs::read_dir(pod).into_iter().flatten().flatten();
         let threads = containers.map(|container| fs::read_to_string(container.path().join("cgroup.threads")));
@@ -15,17 +15,17 @@ impl Waits {
         Self(ids.flatten().filter_map(|id: u32| Some((id, waited(id)?))).collect())
     }
 
-    /// What came to it since `before`, of all threads.
+    /// Returns the increase since `before`, summed over all threads.
     pub(crate) fn since(&self, before: &Self) -> Duration {
         let then = |id| before.0.get(id).copied().unwrap_or_default();
         self.0.iter().map(|(id, now)| now.saturating_sub(then(id))).sum()
     }
 }
 
-/// Second figure of `/proc/ID/schedstat`, in nanoseconds: "time spent waiting on a runqueue" (Documentation/scheduler/sched-stats.rst).
+/// Returns the second value of `/proc/ID/schedstat`, nanoseconds "waiting on a runqueue" (kernel sched-stats.rst).
 fn waited(id: u32) -> Option<Duration> {
     let name = fs::read_to_string(format!("/proc/{id}/comm")).ok()?;
-    let figures = fs::read_to_string(format!("/proc/{id}/schedstat")).ok()?;
-    let nanoseconds = figures.split(' ').nth(1)?.parse().ok()?;
+    let summary = fs::read_to_string(format!("/proc/{id}/schedstat")).ok()?;
+    let nanoseconds = summary.split(' ').nth(1)?.parse().ok()?;
     name.starts_with("wrk:").then_some(Duration::from_nanos(nanoseconds))
 }

@@ -1,4 +1,4 @@
-//! Real servers written in Go, whose own metrics pages say what they use: stand-ins and access_logs for the control plane.
+//! Real servers written in Go that expose their own resource usage, in place of a control plane.
 
 use std::{
     fs::{self, File},
@@ -18,9 +18,9 @@ use crate::{
     tools,
 };
 
-/// Longest that a server may take to answer.
+/// Limits the time until a server answers.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Port of etcd's clients and of its page.
+/// Port of etcd's clients and `/metrics`.
 const ETCD_PORT: u16 = 2379;
 
 /// A running server; killed when dropped.
@@ -47,7 +47,7 @@ impl Server {
         Self::start(mesh, command, executable, page, None)
     }
 
-    /// etcd as a pod's application, on the pod's loopback.
+    /// Starts etcd as a pod's application, on the pod's loopback.
     pub fn etcd(mesh: &Mesh, workload: &Arc<Workload>) -> Result<Self> {
         let data = mesh.directory().join("etcd-data");
         if data.exists() {
@@ -93,22 +93,22 @@ impl Server {
         self.process.id()
     }
 
-    /// Name of its executable, which no other process has.
+    /// Returns the name of its executable, which no other process has.
     pub fn executable(&self) -> &str {
         &self.executable
     }
 
-    /// Where its page is, in its own network namespace.
-    pub fn page(&self) -> SocketAddr {
+    /// Returns the address of its `/metrics`, in its own network namespace.
+    pub fn metrics_address(&self) -> SocketAddr {
         self.page
     }
 
-    /// What its page says now.
+    /// Reads its `/metrics` now.
     pub fn own_figures(&self) -> Result<Page> {
         self.own_page().map(Page)
     }
 
-    /// Its page now, as it is.
+    /// Reads its exposition as text.
     pub fn own_page(&self) -> Result<String> {
         let fetch = || get(self.page, "/metrics");
         let (status, text) = match &self.inside {
@@ -129,24 +129,24 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // An error here means that it has ended already.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// A metrics page, read for single figures.
+/// An exposition, read for single values.
 pub struct Page(String);
 
 impl Page {
-    /// The value of a series without labels.
-    pub fn figure(&self, name: &str) -> Result<f64> {
+    /// Returns the value of a series without labels.
+    pub fn value(&self, name: &str) -> Result<f64> {
         let value = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.and_then(|value| value.trim().parse().ok()).with_context(|| format!("the page has no {name}"))
     }
 }
 
-/// A program under a name that no other process has.
+/// Returns a program under a name that no other process has.
 fn program(mesh: &Mesh, name: &str) -> Result<(PathBuf, String)> {
     let executable = format!("{name}-{}", mesh.name());
     let path = mesh.directory().join(&executable);

@@ -1,4 +1,5 @@
-//! A sidecar or gateway: Istio's redirection, real Envoy as user 1337 in a cgroup of its own, the injector's environment.
+//! A sidecar or gateway: Istio's redirection, real Envoy as user 1337 in a cgroup of its own, the injector's
+//! environment.
 
 use std::{
     fs::{self, File},
@@ -26,40 +27,40 @@ use crate::{
 
 /// uid and gid of Istio's proxies.
 pub const PROXY_USER: u32 = 1337;
-/// Longest that Envoy may take to be ready, be its machine emulated on a busy one.
+/// Limits how long Envoy takes to be ready, in an emulated machine too.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What an Envoy is to the mesh.
+/// Role of an Envoy in the mesh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
     /// Beside an application, behind redirection.
     #[default]
     Sidecar,
-    /// On its own, with doors at 8080 (plaintext) and 8443 (TLS).
+    /// Standalone, with listeners at 8080 (plaintext) and 8443 (TLS).
     Gateway,
-    /// As a gateway, but that it says it is a waypoint.
+    /// Like a gateway, but with the role of a waypoint.
     Waypoint,
 }
 
-/// Where a sidecar finds its application.
+/// Address at which a sidecar connects to its application.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Inbound {
-    /// At the original destination, from 127.0.0.6 (Istio's default).
+    /// The original destination, from 127.0.0.6 (Istio's default).
     #[default]
     Passthrough,
-    /// At 127.0.0.1.
+    /// 127.0.0.1.
     Localhost,
 }
 
-/// Where Envoy is told its node id, which begins with its role.
+/// Source of Envoy's node id, which begins with its role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NodeId {
-    /// In its bootstrap configuration, as today's pilot-agent does.
+    /// Its bootstrap configuration, as with today's pilot-agent.
     #[default]
     Bootstrap,
-    /// By `--service-node`, as it once was.
+    /// `--service-node`, as in earlier releases.
     CommandLine,
-    /// Nowhere.
+    /// None.
     Nowhere,
 }
 
@@ -83,36 +84,36 @@ impl Default for Ports {
 pub struct Options {
     /// Sidecar or gateway.
     pub kind: Kind,
-    /// Where it is told its role.
+    /// Source of its node id.
     pub node_id: NodeId,
-    /// Role that pilot-agent beside it was started with, if there is one.
+    /// Role of the pilot-agent beside it, if there is one.
     pub agent: Option<&'static str>,
-    /// Where it takes what is redirected.
+    /// Ports that connections are redirected to.
     pub ports: Ports,
-    /// Listeners at loopback addresses that the application connects to itself (a `Sidecar` resource's egress with `bind` and
-    /// `port`): port, and name of the service.
+    /// Listeners at loopback addresses that the application connects to itself (a `Sidecar` resource's egress with
+    /// `bind` and `port`): port, and name of the service.
     pub own_listeners: Vec<(u16, String)>,
     /// How inbound traffic reaches it.
     pub interception: Interception,
-    /// Where it finds the application.
+    /// Address at which it connects to the application.
     pub inbound: Inbound,
     /// Ports that bypass it.
     pub exclusions: Exclusions,
     /// Envoy's worker threads.
     pub concurrency: u32,
-    /// How long an undeclared port's first bytes are waited for.
+    /// How long it waits for the first bytes on an undeclared port.
     pub sniffing_timeout: Duration,
-    /// Ports on which HTTP to hosts outside the mesh is understood (Istio: ports that any HTTP service uses).
+    /// Ports on which HTTP to hosts outside the mesh is parsed (Istio: ports that any HTTP service uses).
     pub passthrough_http_ports: Vec<u16>,
     /// Executable name instead of the mesh's own.
     pub executable: Option<String>,
     /// Started by the dynamic loader, which is then the process's executable.
     pub loader: Option<PathBuf>,
-    /// The pod that its environment says it is in, instead of its own.
+    /// The pod in its environment, instead of its own.
     pub claimed: Option<Arc<Workload>>,
     /// cgroup v2 directory instead of its own container's.
     pub cgroup: Option<PathBuf>,
-    /// Metrics page instead of Envoy's own, at most 4 KiB.
+    /// Exposition instead of Envoy's own, at most 4 KiB.
     pub metrics_page: Option<String>,
 }
 
@@ -140,7 +141,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// A gateway: no redirection, doors of its own.
+    /// Configures a gateway: no redirection, its own listeners.
     pub fn gateway() -> Self {
         Self { kind: Kind::Gateway, interception: Interception::None, ..Self::default() }
     }
@@ -180,7 +181,7 @@ impl Sidecar {
         Self::start_alone(workload, options, directory, program, mesh.authority(), mesh.services())
     }
 
-    /// As [`Sidecar::start`], for which there need be no mesh: in a directory that is there, with whatever redirects to it.
+    /// Starts a sidecar without a mesh, in an existing directory and with an existing redirection.
     pub fn start_alone(
         workload: &Arc<Workload>,
         options: Options,
@@ -190,7 +191,8 @@ impl Sidecar {
         services: &[Service],
     ) -> Result<Self> {
         let [certificate, key, door_certificate, door_key] =
-            ["certificate.pem", "key.pem", "door-certificate.pem", "door-key.pem"].map(|name| directory.join(name));
+            ["certificate.pem", "key.pem", "listener-certificate.pem", "listener-key.pem"]
+                .map(|name| directory.join(name));
         write_identity(&authority.workload(&workload.spiffe())?, &certificate, &key)?;
         write_identity(&authority.server(&format!("{}.example", workload.name))?, &door_certificate, &door_key)?;
         let root = directory.join("root.pem");
@@ -219,22 +221,22 @@ impl Sidecar {
         Ok(sidecar)
     }
 
-    /// The pod it belongs to.
+    /// Returns the pod it belongs to.
     pub fn workload(&self) -> &Arc<Workload> {
         &self.workload
     }
 
-    /// Its access log.
+    /// Returns its access log.
     pub fn log(&self) -> PathBuf {
         self.directory.join("access.log")
     }
 
-    /// Its cgroup v2 directory.
+    /// Returns its cgroup v2 directory.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }
 
-    /// Envoy's process id.
+    /// Returns Envoy's process id.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
@@ -246,14 +248,14 @@ impl Sidecar {
         fs::write(self.cgroup.join("cgroup.procs"), self.pid().to_string()).context("Envoy cannot be moved")
     }
 
-    /// Asks Envoy to end, and waits for it.
+    /// Sends SIGTERM to Envoy and waits for its end.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         // SAFETY: no pointers; the child is not yet reaped, so the id is its own.
         unsafe { libc::kill(self.process.id().cast_signed(), libc::SIGTERM) };
         self.process.wait().context("Envoy cannot be awaited")
     }
 
-    /// Ends Envoy at once.
+    /// Kills Envoy.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill().context("Envoy cannot be killed")?;
         self.process.wait().context("Envoy cannot be awaited").map(|_| ())
@@ -265,7 +267,7 @@ impl Sidecar {
         self.wait_ready()
     }
 
-    /// As a container restart: the old cgroup goes with all its processes, and Envoy starts in a new one.
+    /// Restarts the container: removes the cgroup with all its processes and starts Envoy in a new one.
     pub fn replace_container(&mut self) -> Result<()> {
         self.remove_container()?;
         self.cgroup = self.workload.container(&format!("istio-proxy-{}", self.containers));
@@ -280,21 +282,21 @@ impl Sidecar {
         self.process.wait().context("Envoy cannot be awaited").map(|_| ())
     }
 
-    /// A command that runs as pilot-agent does: in the sidecar's namespace and cgroup, as its user.
+    /// Returns a command that runs as pilot-agent does: in the sidecar's namespace and cgroup, as its user.
     pub fn agent_command(&self, program: &str) -> Result<Command> {
         let mut command = Command::new(program);
         self.workload.net.place(&mut command, &self.cgroup, Some(proxy_user(&self.options)))?;
         Ok(command)
     }
 
-    /// Body of a page of Envoy's admin interface, such as `/stats?format=json`.
+    /// Returns the response body of a path of Envoy's admin interface, e.g. `/stats?format=json`.
     pub fn admin(&self, path: &str) -> Result<String> {
         let (status, body) = self.request(path)?;
         ensure!(status == 200, "Envoy's admin interface answered {status} to {path}: {body}");
         Ok(body)
     }
 
-    /// Value of one of Envoy's counters or gauges, 0 if it does not exist.
+    /// Returns the value of one of Envoy's counters or gauges, 0 if it does not exist.
     pub fn stat(&self, name: &str) -> Result<u64> {
         let text = self.admin("/stats")?;
         Ok(text
@@ -331,7 +333,7 @@ impl Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        // An error here means that it has ended already.
+        // It may have ended already.
         for process in [Some(&mut self.process), self.agent.as_mut()].into_iter().flatten() {
             let _ = process.kill();
             let _ = process.wait();
@@ -339,7 +341,7 @@ impl Drop for Sidecar {
     }
 }
 
-/// Something that has pilot-agent's command line: a shell, whose script waits until it is killed.
+/// Starts a process with pilot-agent's command line: a shell whose script waits until it is killed.
 fn start_agent(workload: &Workload, options: &Options, role: &str, directory: &Path, cgroup: &Path) -> Result<Child> {
     fs::write(directory.join("proxy"), "read never\n")?;
     let mut command = Command::new("/bin/sh");
@@ -380,7 +382,7 @@ fn spawn(workload: &Workload, options: &Options, directory: &Path, program: &Pat
     command.spawn().with_context(|| format!("Envoy of {name} cannot be started"))
 }
 
-/// As pilot-agent makes it [istio `pkg/model/proxy.go`].
+/// Returns the node id that pilot-agent builds [istio `pkg/model/proxy.go`].
 pub(crate) fn node_id(workload: &Workload, options: &Options) -> String {
     let role = match options.kind {
         Kind::Sidecar => "sidecar",
@@ -395,7 +397,7 @@ fn proxy_user(options: &Options) -> User {
     User { id: PROXY_USER, network_administrator: options.interception == Interception::Tproxy }
 }
 
-/// What the injector (or a gateway's chart) sets and pilot-agent passes on to Envoy.
+/// Returns the environment that the injector (or a gateway's chart) sets and pilot-agent passes on to Envoy.
 fn environment(workload: &Workload, options: &Options) -> Vec<(&'static str, String)> {
     let workload = options.claimed.as_deref().unwrap_or(workload);
     let Workload { name, namespace, pod, ipv4, ipv6, .. } = workload;

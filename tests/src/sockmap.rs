@@ -1,6 +1,6 @@
-//! Somebody else's short cut between an application and its sidecar, as some meshes and network plugins have it: a program puts the
-//! sockets that the sidecar accepts into a sockmap, and others hand what is written to one socket to the reader of the other. None
-//! of it passes TCP.
+//! A third-party bypass between an application and its sidecar, as some meshes and network plugins have it: a program
+//! puts the sockets that the sidecar accepts into a sockmap, and others redirect what is written to one socket to the
+//! reader of the other. None of it passes TCP.
 
 use std::{
     fs::File,
@@ -30,19 +30,19 @@ const BPF_FUNC_MSG_REDIRECT_MAP: i32 = 60;
 const BPF_F_INGRESS: i32 = 1;
 const PASSIVE_ESTABLISHED: i32 = 5;
 const OUTBOUND_PORT: i32 = 15001;
-/// Longest until the sidecar's end of a connection is there.
+/// Limits the time until the sidecar's end of a connection is in the sockmap.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// What is redirected.
+/// Redirected directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redirected {
-    /// What the application writes.
+    /// From the application.
     Requests,
-    /// That, and what the sidecar answers.
+    /// From the application and from the sidecar.
     Both,
 }
 
-/// A short cut for one connection; gone when dropped, which is to be after the connection's end.
+/// A bypass for one connection; to be dropped after the connection's end.
 #[derive(Debug)]
 pub struct ShortCut {
     application: OwnedFd,
@@ -71,7 +71,7 @@ impl ShortCut {
         Ok(Self { application, sidecar, _programs: programs })
     }
 
-    /// The application's end of that connection, on which nothing has been sent yet.
+    /// Redirects the application's end of that connection, on which nothing has been sent yet.
     pub fn take(&self, connection: &impl AsRawFd) -> Result<()> {
         let (key, mut cookie) = (0_u32, 0_u64);
         wait_until("the sidecar's end is in the sockmap", ACCEPT_TIMEOUT, || {
@@ -84,7 +84,7 @@ impl ShortCut {
     }
 }
 
-/// A map for one socket.
+/// Returns a map for one socket.
 fn sockmap() -> Result<OwnedFd> {
     let mut attributes = [0; 16];
     attributes[0] = BPF_MAP_TYPE_SOCKMAP | (size_of::<u32>() as u64) << 32;
@@ -92,7 +92,7 @@ fn sockmap() -> Result<OwnedFd> {
     bpf::create(BPF_MAP_CREATE, &mut attributes).context("no sockmap can be made (CONFIG_BPF_STREAM_PARSER)")
 }
 
-/// `struct { map_fd, key, value, flags }`
+/// Returns `struct { map_fd, key, value, flags }`.
 fn element(map: &OwnedFd, key: &u32, value: &mut u64) -> [u64; 16] {
     let mut attributes = [0; 16];
     attributes[0] = descriptor(map);
@@ -101,7 +101,7 @@ fn element(map: &OwnedFd, key: &u32, value: &mut u64) -> [u64; 16] {
     attributes
 }
 
-/// What the socket in `from` writes, the socket in `to` reads.
+/// Redirects what the socket in `from` writes to the reader of the socket in `to`.
 fn redirect(from: &OwnedFd, to: &OwnedFd) -> Result<ThirdPartyProgram> {
     let [map, map_high] = map(2, to);
     let instructions = [
@@ -117,7 +117,7 @@ fn redirect(from: &OwnedFd, to: &OwnedFd) -> Result<ThirdPartyProgram> {
 
 /// Puts each socket that is accepted from the application into `into`.
 fn collect(into: &OwnedFd) -> [u64; 13] {
-    // Places in `struct bpf_sock_ops`.
+    // Offsets in `struct bpf_sock_ops`.
     const OP: i16 = 0;
     const LOCAL_PORT: i16 = 68;
     let [map, map_high] = map(2, into);
@@ -147,7 +147,7 @@ const EXIT: u8 = 0x95;
 const MOVE: u8 = 0xb7;
 const COPY: u8 = 0xbf;
 
-/// An instruction: code, registers, offset, number.
+/// Returns an instruction: code, registers, offset, number.
 fn op(code: u8, to: u8, from: u8, offset: i16, number: i32) -> u64 {
     u64::from(code)
         | u64::from(to | from << 4) << 8
@@ -155,7 +155,7 @@ fn op(code: u8, to: u8, from: u8, offset: i16, number: i32) -> u64 {
         | u64::from(number.cast_unsigned()) << 32
 }
 
-/// Both halves of the instruction that loads a map.
+/// Returns both halves of the instruction that loads a map.
 fn map(to: u8, map: &OwnedFd) -> [u64; 2] {
     const LOAD_MAP: u8 = 0x18;
     [op(LOAD_MAP, to, 1, 0, map.as_raw_fd()), 0]

@@ -1,5 +1,6 @@
-//! Cheap processes that look like sidecars: the test program itself under the name of a mesh's sidecars, with the injector's
-//! environment, in a cgroup of its own. They make real connections to real applications, and say what they sent and received.
+//! Cheap processes that look like sidecars: the test program itself under a sidecar's executable name, with the
+//! injector's environment, in its own cgroup. They make real connections to real applications, and report the bytes
+//! sent and received.
 
 use std::{
     env, fs,
@@ -24,7 +25,7 @@ const BODY: usize = 100;
 /// First response code that `statuses` requests.
 const FIRST_STATUS: u64 = 400;
 
-/// Plays a stand-in if that is what this process was started for: a test program's first statement.
+/// Plays a stand-in if this process was started as one; the first statement of a test program.
 pub fn played() -> Option<ExitCode> {
     (env::args().nth(1).as_deref() == Some(ROLE)).then(|| match play() {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,7 +36,7 @@ pub fn played() -> Option<ExitCode> {
     })
 }
 
-/// Does what each line says, answers with what was sent and received in bytes, and ends with its input.
+/// Carries out one order per line, answers with the bytes sent and received, and ends with its input.
 fn play() -> Result<()> {
     let mut held = Vec::new();
     for line in stdin().lines() {
@@ -81,14 +82,14 @@ fn ask(application: &mut TcpStream, paths: impl Iterator<Item = String>, body: u
     Ok((sent, received))
 }
 
-/// So many bytes, echoed.
+/// Sends `length` bytes and receives them back.
 fn echo(application: &mut TcpStream, length: usize) -> io::Result<(u64, u64)> {
     application.write_all(&vec![b'e'; length])?;
     application.read_exact(&mut vec![0; length])?;
     Ok((length as u64, length as u64))
 }
 
-/// As much as the kernel takes without anybody reading.
+/// Sends as much as the kernel buffers without a reader.
 fn fill(application: &mut TcpStream) -> io::Result<u64> {
     application.set_nonblocking(true)?;
     let (bytes, mut sent) = ([b'f'; 4096], 0);
@@ -101,21 +102,21 @@ fn fill(application: &mut TcpStream) -> io::Result<u64> {
     }
 }
 
-/// Where stand-ins come from.
+/// The program and the cgroups of stand-ins.
 pub struct Stand {
     program: PathBuf,
     cgroups: PathBuf,
 }
 
 impl Stand {
-    /// Puts this program there under a name that no other observer looks for.
+    /// Copies this program to a name that no other observer looks for.
     pub fn new(mesh: &Mesh) -> Result<Self> {
         let program = mesh.directory().join(format!("{}-stand-in", mesh.executable()));
         link_or_copy(&env::current_exe()?, &program)?;
         Ok(Self { program, cgroups: mesh.cgroup().join("stand-ins") })
     }
 
-    /// Its executable name.
+    /// Returns its executable name.
     pub fn name(&self) -> &str {
         self.program.file_name().and_then(|name| name.to_str()).expect("made of the mesh's name")
     }
@@ -141,7 +142,7 @@ impl Stand {
     }
 }
 
-/// What the injector says of a workload and its pod to each of their sidecars, their addresses aside.
+/// Returns the environment that the injector gives to a sidecar of this workload and pod, without addresses.
 pub fn environment(workload: &str, pod: &str) -> [(&'static str, String); 7] {
     [
         ("POD_NAME", pod.to_owned()),
@@ -199,7 +200,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error here means that it has ended already.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -211,12 +212,12 @@ impl StandIn {
         self.process.id()
     }
 
-    /// Its cgroup v2 directory.
+    /// Returns its cgroup v2 directory.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }
 
-    /// Makes so many requests on one connection to the application at `port`, and adds them to the truth.
+    /// Makes `requests` requests on one connection to the application at `port`, and adds them to the expected counts.
     pub fn ask(&mut self, port: u16, requests: u64, truth: &mut Counts) -> Result<()> {
         let (sent, received) = self.order("ask", port, requests)?;
         let counted = truth.of(&Leg::destination(&self.name), "200");
@@ -231,14 +232,14 @@ impl StandIn {
         self.order("statuses", port, count.into()).map(drop)
     }
 
-    /// Has so many bytes echoed on one connection to the application at `port`, and adds them to the truth.
+    /// Has `bytes` bytes echoed on one connection to the application at `port`, and adds them to the expected counts.
     pub fn echo(&mut self, port: u16, bytes: u64, truth: &mut Counts) -> Result<()> {
         let transferred = self.order("echo", port, bytes)?;
         self.count(transferred, truth);
         Ok(())
     }
 
-    /// Sends as much as the kernel takes on a connection that it never ends by itself, and adds that to the truth.
+    /// Sends as much as the kernel buffers on a connection that stays open, and adds that to the expected counts.
     pub fn fill(&mut self, port: u16, truth: &mut Counts) -> Result<()> {
         let transferred = self.order("fill", port, 0)?;
         self.count(transferred, truth);
@@ -256,12 +257,12 @@ impl StandIn {
     fn order(&mut self, what: &str, port: u16, number: u64) -> Result<(u64, u64)> {
         self.process.order(&format!("{what} {port} {number}"))?;
         let answer = self.process.answer()?;
-        let figures =
+        let summary =
             answer.split_once(' ').and_then(|(sent, received)| Some((sent.parse().ok()?, received.parse().ok()?)));
-        figures.with_context(|| format!("{} could not {what}; its message is above", self.name))
+        summary.with_context(|| format!("{} could not {what}; its message is above", self.name))
     }
 
-    /// Lets it end by itself.
+    /// Closes its input and waits for its end.
     pub fn leave(&mut self) -> Result<()> {
         drop(self.process.child.stdin.take());
         let status = self.process.child.wait()?;
@@ -269,7 +270,7 @@ impl StandIn {
         Ok(())
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub fn kill(&mut self) -> Result<()> {
         self.process.child.kill()?;
         self.process.child.wait().map(drop).context("a stand-in cannot be awaited")

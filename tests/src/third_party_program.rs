@@ -46,7 +46,7 @@ impl ThirdPartyProgram {
         Ok(bpf::attached(&self.target, self.attach_type).context("the cgroup's programs cannot be listed")?.len())
     }
 
-    /// `struct { target_fd, attach_bpf_fd, attach_type, attach_flags }`
+    /// Returns `struct { target_fd, attach_bpf_fd, attach_type, attach_flags }`.
     fn attributes(&self, flags: u32) -> [u64; 16] {
         let mut attributes = [0; 16];
         attributes[0] = descriptor(&self.target) | descriptor(&self.program) << 32;

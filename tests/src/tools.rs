@@ -1,4 +1,4 @@
-//! The programs and privileges that the tests need, each missing one said by name.
+//! The programs and privileges that the tests need; errors name the missing one.
 
 use std::{
     env,
@@ -14,7 +14,7 @@ use crate::cgroup;
 const COMMANDS: [&str; 6] =
     ["ip", "iptables-legacy", "iptables-legacy-restore", "ip6tables-legacy", "ip6tables-legacy-restore", "curl"];
 
-/// Fails with the first thing missing for a mesh: root, cgroup v2, a command, or Envoy.
+/// Checks the needs of a mesh: root, cgroup v2, commands, Envoy.
 pub fn prerequisites() -> Result<()> {
     // SAFETY: no arguments, cannot fail.
     let user = unsafe { libc::geteuid() };
@@ -26,7 +26,7 @@ pub fn prerequisites() -> Result<()> {
     envoy().map(|_| ())
 }
 
-/// Fails unless `command` is on the search path.
+/// Returns the path of a command; an error if it is missing.
 pub fn require(command: &str) -> Result<PathBuf> {
     env::var_os("PATH")
         .iter()
@@ -37,14 +37,15 @@ pub fn require(command: &str) -> Result<PathBuf> {
         .with_context(|| format!("the command `{command}` is missing: run `cargo xtask setup`"))
 }
 
-/// Real Envoy, as `cargo xtask setup` left it.
+/// Returns the path of real Envoy, as `cargo xtask setup` installs it.
 pub fn envoy() -> Result<PathBuf> {
     let path = cache().join("envoy/envoy");
     ensure!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
     Ok(path)
 }
 
-/// A command that judges Wavefront lines on its standard input, one answer a line, with Wavefront's own decoders.
+/// Returns a command that judges Wavefront lines on its standard input, one answer a line, with Wavefront's own
+/// decoders.
 pub fn wavefront_decoder() -> Result<Command> {
     let jars = cache().join("wavefront-decoder");
     ensure!(jars.is_dir(), "{} is missing: run `cargo xtask setup`", jars.display());
@@ -53,13 +54,13 @@ pub fn wavefront_decoder() -> Result<Command> {
     Ok(command)
 }
 
-/// A real server written in Go: as `cargo xtask setup` unpacked it, or an installed one.
+/// Returns a real server written in Go: as `cargo xtask setup` unpacked it, or an installed one.
 pub fn server(name: &str) -> Result<PathBuf> {
     let path = cache().join("servers/usr/bin").join(name);
     if path.is_file() { Ok(path) } else { require(name) }
 }
 
-/// The release observer: `MESH_OBSERVER_BIN`, or where `cargo xtask build` puts it.
+/// Returns the release observer: `MESH_OBSERVER_BIN`, or where `cargo xtask build` puts it.
 pub fn observer() -> Result<PathBuf> {
     let path = match env::var_os("MESH_OBSERVER_BIN") {
         Some(path) => PathBuf::from(path),
@@ -71,12 +72,12 @@ pub fn observer() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Where set-up keeps what it downloads: `MESH_OBSERVER_CACHE`, or `.cache` in the repository.
+/// Returns the directory of installed tools: `MESH_OBSERVER_CACHE`, or `.cache` in the repository.
 pub fn cache() -> PathBuf {
     env::var_os("MESH_OBSERVER_CACHE").map_or_else(|| repository().join(".cache"), PathBuf::from)
 }
 
-/// The repository that this was built from.
+/// Returns the repository that this was built from.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies inside the repository")
 }

@@ -1,4 +1,4 @@
-//! Waiting for a fact instead of for a while.
+//! Waiting for a condition instead of a fixed time.
 
 use std::{
     thread::sleep,
@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Longest pause between two looks; the first are shorter, so that what is quick is seen quickly.
+/// Longest pause between two tries; the first are shorter.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Calls `look` until it succeeds and returns what it returned; after `patience` its last error, as one about `what`.
+/// Calls `look` until it succeeds and returns its value; after `patience` its last error, with `what` as context.
 pub fn wait_until<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
     let end = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);

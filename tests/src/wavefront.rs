@@ -1,4 +1,4 @@
-//! Wavefront's side: its own decoders, and a proxy that answers as it is told and keeps what it was sent.
+//! Wavefront's own decoders, and a proxy that answers by a script and records its requests.
 
 use std::{
     collections::VecDeque,
@@ -14,7 +14,7 @@ use flate2::read::GzDecoder;
 
 use crate::tools;
 
-/// What Wavefront's own decoders and validation, at the documented limits, say of each line.
+/// Returns the verdict of Wavefront's own decoders and validation, at the documented limits, on each line.
 pub fn judged(lines: &str) -> Result<Vec<String>> {
     let mut decoder: Command = tools::wavefront_decoder()?;
     let mut decoder = decoder.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -27,10 +27,10 @@ pub fn judged(lines: &str) -> Result<Vec<String>> {
     Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
 }
 
-/// What the proxy does with one request.
+/// The proxy's reaction to one request.
 #[derive(Clone, Copy, Debug)]
 pub enum Act {
-    /// Answers with this status, and other headers behind it if need be.
+    /// Answers with this status, and further headers after it.
     Answer(&'static str),
     /// Reads it and never answers.
     Hang,
@@ -38,15 +38,15 @@ pub enum Act {
     Close,
 }
 
-/// What it does with a batch that it takes.
+/// The reaction that accepts a batch.
 pub const TAKE: Act = Act::Answer("202 Accepted");
 
 /// Lines of one request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// As they came.
+    /// As received.
     pub lines: String,
-    /// Whether it took them.
+    /// Whether it accepted them.
     pub taken: bool,
 }
 
@@ -65,7 +65,7 @@ struct State {
 }
 
 impl Proxy {
-    /// Follows the script, one act a request, then does the same for ever; until the test ends.
+    /// Follows the script, one reaction per request, then repeats `then` until the test ends.
     pub fn start(script: &[Act], then: Act) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
         let state = State { script: script.iter().copied().collect(), then, requests: Vec::new() };
@@ -74,25 +74,25 @@ impl Proxy {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let proxy = accepting.clone();
-                // A client that leaves early is its own business.
+                // A client may leave early.
                 thread::spawn(move || drop(proxy.serve(stream)));
             }
         });
         Ok(proxy)
     }
 
-    /// For `--emit`.
+    /// Returns the URL for `--emit`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("wavefront+http://{}", self.address)
     }
 
-    /// What it does from now on, once its script is done.
+    /// Sets how requests after the end of the script are answered.
     pub fn then(&self, act: Act) {
         self.state().then = act;
     }
 
-    /// All requests so far.
+    /// Returns all requests so far.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.state().requests.clone()
@@ -113,7 +113,7 @@ impl Proxy {
         };
         match act {
             Act::Close => {}
-            // Until the client has enough.
+            // Until the client closes.
             Act::Hang => drop(stream.read(&mut [0])?),
             Act::Answer(answer) => {
                 write!(stream, "HTTP/1.1 {answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")?;
@@ -123,7 +123,7 @@ impl Proxy {
     }
 }
 
-/// Reads a whole request; yields its decompressed body.
+/// Reads a whole request; returns its decompressed body.
 fn lines(stream: &mut TcpStream) -> Result<String> {
     let (mut request, mut piece) = (Vec::new(), [0; 65536]);
     loop {

@@ -1,4 +1,4 @@
-//! The ways in which sidecars are set up, the labels, and the negative control of the comparison itself.
+//! Capture modes of sidecars, labels, and the negative control of the comparison itself.
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// The application is called at 127.0.0.1, from no special address.
+/// The sidecar calls the application at 127.0.0.1, from an ordinary address.
 fn localhost_inbound(_: &mut ()) -> Result<String> {
     let options = Options { inbound: Inbound::Localhost, ..Options::default() };
     let mut pair = Pair::with(Options::default(), options)?;
@@ -78,9 +78,9 @@ fn localhost_inbound(_: &mut ()) -> Result<String> {
 fn tproxy(_: &mut ()) -> Result<String> {
     let options = Options { interception: Interception::Tproxy, ..Options::default() };
     let mut pair = Pair::with(Options::default(), options)?;
-    let figures = http_and_tcp(&mut pair)?;
+    let summary = http_and_tcp(&mut pair)?;
     policy_with_the_handshake(&mut pair)?;
-    Ok(figures)
+    Ok(summary)
 }
 
 fn one_worker(_: &mut ()) -> Result<String> {
@@ -91,7 +91,7 @@ fn one_worker(_: &mut ()) -> Result<String> {
 
 fn http_and_tcp(pair: &mut Pair) -> Result<String> {
     let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(14), |pair| {
+    let summary = pair.check(Expected::both(14), |pair| {
         for family in BOTH {
             let codes = pair.curl(&[&pair.url(family, "/{bytes/10,status/404,chunked/3000,vanish,delay/20}")])?;
             ensure!(codes == "200\n404\n200\n503\n200", "{codes}");
@@ -105,7 +105,7 @@ fn http_and_tcp(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(echo);
-    figures
+    summary
 }
 
 fn excluded_ports(_: &mut ()) -> Result<String> {
@@ -113,7 +113,7 @@ fn excluded_ports(_: &mut ()) -> Result<String> {
     let options = Options { exclusions, ..Options::default() };
     let mut pair = Pair::with(options.clone(), options)?;
     let status = http::serve(&pair.server, 15020)?;
-    let figures = pair.check(Expected::both(0), |pair| {
+    let summary = pair.check(Expected::both(0), |pair| {
         for (family, port) in BOTH.iter().flat_map(|family| [8081, 15020].map(|port| (family, port))) {
             let from = if port == 15020 { &pair.outside } else { &pair.client };
             let address = SocketAddr::new(pair.server.ip(*family), port);
@@ -122,15 +122,15 @@ fn excluded_ports(_: &mut ()) -> Result<String> {
         Ok(())
     });
     drop(status);
-    figures
+    summary
 }
 
-/// A port that HTTP services use: Envoy passes on what goes to an unknown address.
+/// A port of HTTP services: Envoy forwards requests to an unknown address.
 fn host_outside_the_mesh(_: &mut ()) -> Result<String> {
     let options = Options { passthrough_http_ports: vec![8080], ..Options::default() };
     let mut pair = Pair::with(options, Options::default())?;
     let echo = tcp::echo(&pair.outside, 7000)?;
-    let figures = pair.check(Expected { source: 6, destination: 0 }, |pair| {
+    let summary = pair.check(Expected { source: 6, destination: 0 }, |pair| {
         for family in BOTH {
             let address = SocketAddr::new(pair.outside.ip(family), 8080);
             ensure!(pair.curl(&[&format!("http://{address}/{{bytes/7,status/403}}")])? == "200\n403");
@@ -143,10 +143,10 @@ fn host_outside_the_mesh(_: &mut ()) -> Result<String> {
         Ok(())
     });
     drop(echo);
-    figures
+    summary
 }
 
-/// Read from the inbound leg, also where one port is called both ways at a time.
+/// Read from the inbound leg, also where one port is called by both policies at a time.
 fn connection_security_policy(_: &mut ()) -> Result<String> {
     let mut pair = Pair::new()?;
     let mut wanted = [0.0; 3];
@@ -171,7 +171,7 @@ fn connection_security_policy(_: &mut ()) -> Result<String> {
     Ok("none, mutual_tls, and none beside open connections with mutual_tls".to_owned())
 }
 
-/// Requests at the server by policy: none, mutual TLS, unknown.
+/// Returns the requests at the server by policy: none, mutual TLS, unknown.
 fn policies(pair: &Pair) -> Result<[f64; 3]> {
     let Some(observer) = &pair.observer else { return Ok([0.0; 3]) };
     let exposition = observer.scrape()?;
@@ -181,8 +181,8 @@ fn policies(pair: &Pair) -> Result<[f64; 3]> {
     }))
 }
 
-/// What tells the policy comes with the handshake, at a port that nobody has called yet: from the mesh since the packet that ends
-/// the handshake is lost, from outside since the client lets it wait.
+/// The bytes that reveal the policy arrive with the handshake, at a port not called before: from the mesh as the packet
+/// that ends the handshake is lost, from outside since the client lets it wait.
 fn policy_with_the_handshake(pair: &mut Pair) -> Result<()> {
     let web = http::serve(&pair.server, pair.raw.target_port)?;
     let before = policies(pair)?;
@@ -290,7 +290,7 @@ fn own_side_of_every_label(_: &mut ()) -> Result<String> {
     Ok(said.join(", "))
 }
 
-/// What a wrong observer makes of a value.
+/// A wrong value, as a faulty observer would count.
 type Lie<'a> = &'a dyn Fn(f64) -> f64;
 
 /// The comparison is itself tested: `/metrics` with one request dropped, one leg doubled, one byte or code off.

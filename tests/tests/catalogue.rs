@@ -1,4 +1,4 @@
-//! Everything at once: data plane, control planes of each release, and processes. Each documented row has data, or the true
+//! Data plane, control planes of each release, and processes at once. Each documented row has data, or the true
 //! reason for which it has none.
 
 use std::{
@@ -24,7 +24,7 @@ use harness::{
 
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(30);
 const RELEASES: [&str; 4] = ["1.12.9", "1.18.7", "1.25.3", "1.32-dev"];
-/// What a sidecar of Istio's has beside Envoy's own figures, of which those on connections are the observer's to count.
+/// Istio's metrics of a sidecar besides Envoy's own; those on connections are counted by the observer.
 const PROXYS_PAGE: &str = "# TYPE istio_build gauge\nistio_build{component=\"proxy\",tag=\"1.25.3\"} 1\n\
                            # TYPE istio_requests_total counter\nistio_requests_total{reporter=\"source\"} 77\n";
 const BUILD: &str = "istio_build";
@@ -46,8 +46,8 @@ fn main() -> ExitCode {
 }
 
 fn fixture() -> Result<Pair> {
-    let page = Options { metrics_page: Some(PROXYS_PAGE.to_owned()), ..Options::default() };
-    let pair = Pair::unobserved(Options::default(), page)?;
+    let metrics = Options { metrics_page: Some(PROXYS_PAGE.to_owned()), ..Options::default() };
+    let pair = Pair::unobserved(Options::default(), metrics)?;
     pair.mesh.join()?;
     Ok(pair)
 }
@@ -67,27 +67,27 @@ fn every_row_of_every_release_has_data_or_the_true_reason(pair: &mut Pair) -> Re
         settle(&observer, &control_plane, |row| Some(of_idle_data_plane(row)))?;
         traffic(pair)?;
         settle(&observer, &control_plane, |_| None)?;
-        let page = observer.scrape()?;
+        let metrics = observer.scrape()?;
         for workload in [&pair.client, &pair.server] {
-            let own = page.sum("process_cpu_seconds_total", &[("pod", &workload.pod)]);
+            let own = metrics.sum("process_cpu_seconds_total", &[("pod", &workload.pod)]);
             ensure!(own.is_some(), "no process of {}", workload.pod);
         }
-        ensure!(page.sum(UP, &[PROXY]).is_none(), "a proxy's page is read and nobody asked for it");
+        ensure!(metrics.sum(UP, &[PROXY]).is_none(), "a proxy's page is read and nobody asked for it");
         observer.stop()?;
         said.push(format!("{release}: {} without data", control_plane.len()));
     }
     Ok(said.join(", "))
 }
 
-/// Rows of the control plane that can have no data with this release, by their names in Prometheus, and what the reason
-/// says.
+/// Returns the rows of the control plane without data in this release, by their names in Prometheus, with the expected
+/// reason.
 fn of_control_plane(release: &str) -> Result<BTreeMap<String, &'static str>> {
     let never = catalogue::coverage()?
         .into_iter()
         .filter(|(_, states)| states.iter().all(|(capture, state)| !capture.starts_with(release) || state == "absent"));
     let reasons = never.filter_map(|(family, _)| {
         let reason = match family.as_str() {
-            // Up to its last release it is counted, and absent means 0.
+            // Up to its last release, absent means 0.
             "pilot_xds_push_context_errors" if release < "1.26" => return None,
             "pilot_xds_push_context_errors" => "Istio reports it up to 1.25, and here is 1.32",
             "pilot_conflict_outbound_listener_http_over_current_tcp"
@@ -107,7 +107,7 @@ fn of_idle_data_plane(row: &Row) -> &'static str {
     }
 }
 
-/// Waits until each of the documented rows says what it should. `kernel` says why those of the data plane have no data.
+/// Waits until each of the documented rows has its expected state. `kernel` is the reason for the data plane's.
 fn settle(
     observer: &Observer,
     control_plane: &BTreeMap<String, &str>,
@@ -135,7 +135,7 @@ fn settle(
     }
 }
 
-/// The rows of the product's documentation: each is there, once.
+/// Returns the rows of the product's documentation: each is there, once.
 fn documented(rows: &[Row]) -> Result<Vec<&Row>> {
     let names: Vec<&str> = include_str!("../fixtures/documented_names.txt").lines().collect();
     ensure!(names.len() == 46, "{} documented names", names.len());
@@ -161,8 +161,8 @@ fn proxies_are_scraped_when_configured(pair: &mut Pair) -> Result<String> {
     let observer = Observer::start(&pair.mesh, 2, &["--scrape-interval", "1s", "--scrape-proxies"])?;
     let instance = |workload: &Workload| format!("{}:{METRICS}", workload.ipv4);
     let (client, server) = (instance(&pair.client), instance(&pair.server));
-    let page = observer.wait(SCRAPE_TIMEOUT, |page| page.sum(UP, &[PROXY]) == Some(2.0))?;
-    // Its own build, as what it is and whose it is.
+    let metrics = observer.wait(SCRAPE_TIMEOUT, |metrics| metrics.sum(UP, &[PROXY]) == Some(2.0))?;
+    // Its own build, with component and instance.
     let labels = [
         ("component", "proxy"),
         ("tag", "1.25.3"),
@@ -171,26 +171,28 @@ fn proxies_are_scraped_when_configured(pair: &mut Pair) -> Result<String> {
         ("pod", &pair.server.pod),
         ("namespace", &pair.server.namespace),
     ];
-    let builds: Vec<_> = page.samples(BUILD).collect();
-    ensure!(builds.len() == 1 && page.sum(BUILD, &labels) == Some(1.0), "{builds:?}");
-    // A real Envoy's own page.
+    let builds: Vec<_> = metrics.samples(BUILD).collect();
+    ensure!(builds.len() == 1 && metrics.sum(BUILD, &labels) == Some(1.0), "{builds:?}");
+    // A real Envoy's own exposition.
     for (ours, own) in [
         ("envoy_server_concurrency", "server.concurrency"),
         ("envoy_cluster_manager_active_clusters", "cluster_manager.active_clusters"),
         ("envoy_listener_manager_total_listeners_active", "listener_manager.total_listeners_active"),
     ] {
         let truth = pair.sidecars[0].stat(own)? as f64;
-        let found = page.sum(ours, &[("instance", &client)]);
+        let found = metrics.sum(ours, &[("instance", &client)]);
         ensure!(truth > 0.0 && found == Some(truth), "{ours}: {found:?} instead of {truth}");
     }
-    // Neither what a page says of requests counts, nor the scrape itself.
-    ensure!(page.sum("mesh_observer_control_plane_families_conflicting", &[]).is_some_and(|families| families >= 1.0));
+    // Neither the requests in an exposition count, nor the scrape itself.
+    ensure!(
+        metrics.sum("mesh_observer_control_plane_families_conflicting", &[]).is_some_and(|families| families >= 1.0)
+    );
     let counts = observer.counts()?;
     ensure!(counts == Counts::default(), "counted without any traffic: {counts}");
     observer.stop()?;
     Ok(format!(
         "{} samples of a real Envoy",
-        page.sum("mesh_observer_control_plane_samples", &[("instance", &client)]).unwrap_or(0.0)
+        metrics.sum("mesh_observer_control_plane_samples", &[("instance", &client)]).unwrap_or(0.0)
     ))
 }
 

@@ -1,6 +1,6 @@
-//! Sidecars that come and go by the hundreds: nothing of them stays behind, and nothing they did is lost or another's.
+//! Sidecars that start and end by the hundreds: nothing of them leaks, and no count is lost or attributed to another.
 //!
-//! The sidecars are stand-ins, which make real connections to real applications and know what they sent and received.
+//! The sidecars are stand-ins, which make real connections to real applications and report the bytes sent and received.
 
 use std::{
     env, fs,
@@ -23,19 +23,19 @@ use harness::{
     wait::wait_until,
 };
 
-/// How many sidecars come and go; set it for a longer run.
+/// Variable with the number of sidecars, for a longer run.
 const COUNT: &str = "MESH_OBSERVER_CHURN";
-/// As many if it is not set.
+/// Number of sidecars without the variable.
 const FEW: usize = 200;
 /// As many at a time.
 const BATCH: usize = 20;
 /// Far fewer than all of them need in turn, and enough for those of one batch.
 const MAX_SERIES: usize = 100;
-/// Longest that the observer may take to notice something.
+/// Limits the time until the observer notices a change.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// What the observer's own memory may grow by, beside what each label set that it exposes takes.
+/// Allowed growth of the observer's own memory, besides that of exposed label sets.
 const GROWTH: u64 = 2 << 20;
-/// What a label set that is exposed may take of its memory: Istio's totals stay exposed for 15 minutes.
+/// Allowed memory per exposed label set: Istio's totals stay exposed for 15 minutes.
 const LABEL_SET: u64 = 8 << 10;
 
 const WEB: u16 = 8080;
@@ -61,14 +61,14 @@ fn sidecars_come_and_go_under_load(_: &mut ()) -> Result<String> {
         Ok(text) => text.parse().with_context(|| format!("{COUNT}={text}: a number is expected"))?,
         Err(_) => FEW,
     };
-    let stage = Stage::new()?;
-    let mut observer = stage.observe(&mut Command::new(tools::observer()?))?;
-    let mut steady = stage.stand.start("steady", "steady", &stage.pod)?;
+    let fixture = Fixture::new()?;
+    let mut observer = fixture.observe(&mut Command::new(tools::observer()?))?;
+    let mut steady = fixture.stand.start("steady", "steady", &fixture.pod)?;
     observer.wait_attached(1)?;
     let mut truth = Counts::default();
     steady.ask(WEB, 1, &mut truth)?;
     steady.echo(ECHO, 1, &mut truth)?;
-    stage.settled(&observer, 2, &truth)?;
+    fixture.settled(&observer, 2, &truth)?;
     let before = ResourceUsage::of(observer.pid())?;
 
     let all = Mutex::new(truth);
@@ -84,7 +84,7 @@ fn sidecars_come_and_go_under_load(_: &mut ()) -> Result<String> {
             Ok(())
         });
         let outcome = (0..count / BATCH).try_for_each(|batch| {
-            let own = stage.batch(&mut observer, batch).with_context(|| format!("batch {batch}"))?;
+            let own = fixture.batch(&mut observer, batch).with_context(|| format!("batch {batch}"))?;
             add(&mut all.lock().unwrap_or_else(PoisonError::into_inner), &own);
             Ok(())
         });
@@ -93,7 +93,7 @@ fn sidecars_come_and_go_under_load(_: &mut ()) -> Result<String> {
         outcome.and(load.context("the load"))
     })?;
     let truth = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    stage.settled(&observer, 2, &truth)?;
+    fixture.settled(&observer, 2, &truth)?;
     let sets = truth.requests.len() + truth.connections.len();
     let after = let_go(&observer, &before, sets as u64 * LABEL_SET + GROWTH)?;
     let log = observer.log();
@@ -102,10 +102,10 @@ fn sidecars_come_and_go_under_load(_: &mut ()) -> Result<String> {
     Ok(format!("{count} sidecars, {sets} label sets; before: {before}; after: {after}"))
 }
 
-/// The kernel gives a number again as soon as it comes round; here that is at once.
+/// The kernel reuses a process id as soon as the counter wraps; here that is immediate.
 fn a_process_id_is_another_sidecars_at_once(_: &mut ()) -> Result<String> {
-    let stage = Stage::new()?;
-    let mut observer = stage.observe(&mut Command::new(tools::observer()?))?;
+    let fixture = Fixture::new()?;
+    let mut observer = fixture.observe(&mut Command::new(tools::observer()?))?;
     let mut truth = Counts::default();
     let mut reused = 0;
     let mut former: Option<u32> = None;
@@ -115,8 +115,8 @@ fn a_process_id_is_another_sidecars_at_once(_: &mut ()) -> Result<String> {
             fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).context("ns_last_pid")?;
         }
         let name = format!("reuse-{number}");
-        let mut sidecar = stage.stand.start(&name, &name, &stage.pod)?;
-        // No wait for the former's end to be noticed, but one for the new one's beginning.
+        let mut sidecar = fixture.stand.start(&name, &name, &fixture.pod)?;
+        // Waits for the new one's start to be noticed, not for the former's end.
         let observed = format!("sidecar=\"default/{name}-7c9f8-x0\"");
         let is_observed = |log: String| log.lines().any(|line| line.contains("observing ") && line.contains(&observed));
         observer.wait_own(DISCOVERY_TIMEOUT, |_| is_observed(observer.log()))?;
@@ -130,18 +130,18 @@ fn a_process_id_is_another_sidecars_at_once(_: &mut ()) -> Result<String> {
         }
     }
     observer.wait_attached(0)?;
-    stage.settled(&observer, usize::MAX, &truth)?;
+    fixture.settled(&observer, usize::MAX, &truth)?;
     observer.stop()?;
     Ok(format!("{reused} sidecars with the number of the one before"))
 }
 
 fn a_hundred_at_once_with_few_files_allowed(_: &mut ()) -> Result<String> {
     const AT_ONCE: usize = 100;
-    let stage = Stage::new()?;
+    let fixture = Fixture::new()?;
     let mut limited = Command::new(tools::require("prlimit")?);
-    let mut observer = stage.observe(limited.arg("--nofile=256:4096").arg(tools::observer()?))?;
+    let mut observer = fixture.observe(limited.arg("--nofile=256:4096").arg(tools::observer()?))?;
     let before = ResourceUsage::of(observer.pid())?;
-    let start = |number| stage.stand.start(&format!("crowd-{number}"), &format!("crowd-{number}"), &stage.pod);
+    let start = |number| fixture.stand.start(&format!("crowd-{number}"), &format!("crowd-{number}"), &fixture.pod);
     let mut sidecars: Vec<StandIn> = (0..AT_ONCE).map(start).collect::<Result<_>>()?;
     observer.wait_attached(AT_ONCE)?;
     let during = ResourceUsage::of(observer.pid())?;
@@ -150,14 +150,14 @@ fn a_hundred_at_once_with_few_files_allowed(_: &mut ()) -> Result<String> {
     sidecars.iter_mut().try_for_each(|sidecar| sidecar.echo(ECHO, 500, &mut truth))?;
     sidecars.iter_mut().try_for_each(StandIn::remove_container)?;
     observer.wait_attached(0)?;
-    stage.settled(&observer, 0, &truth)?;
+    fixture.settled(&observer, 0, &truth)?;
     let after = let_go(&observer, &before, AT_ONCE as u64 * LABEL_SET + GROWTH)?;
     observer.stop()?;
     Ok(format!("{AT_ONCE} sidecars; before: {before}; during: {during}; after: {after}"))
 }
 
-/// Applications, and where sidecars come from.
-struct Stage {
+/// Applications, and the source of sidecars.
+struct Fixture {
     gate: Gate,
     _servers: [Server; 3],
     stand: Stand,
@@ -165,7 +165,7 @@ struct Stage {
     mesh: Mesh,
 }
 
-impl Stage {
+impl Fixture {
     fn new() -> Result<Self> {
         let mut mesh = Mesh::new()?;
         let pod = mesh.workload("pod")?;
@@ -185,7 +185,7 @@ impl Stage {
         Observer::launch(command, self.mesh.directory(), &configuration, 0, &arguments)
     }
 
-    /// Sidecars that start together, talk, and end together in several ways; what they did.
+    /// Sidecars that start together, make traffic, and end together in several ways; their expected counts.
     fn batch(&self, observer: &mut Observer, batch: usize) -> Result<Counts> {
         let mut truth = Counts::default();
         let mut sidecars = (0..BATCH)
@@ -214,20 +214,20 @@ impl Stage {
             sidecar.remove_container()?;
         }
         observer.wait_attached(1)?;
-        // The cgroups are gone; sockets of theirs still have bytes to send.
+        // The cgroups are gone; their sockets still have bytes to send.
         self.gate.open();
         drop(sidecars);
-        observer.wait_own(DISCOVERY_TIMEOUT, |page| page.sum("mesh_observer_series_in_use", &[]) == Some(2.0))?;
+        observer.wait_own(DISCOVERY_TIMEOUT, |metrics| metrics.sum("mesh_observer_series_in_use", &[]) == Some(2.0))?;
         Ok(truth)
     }
 
-    /// Waits until the observer's figures are the truth, so many series are in use at most, and nothing is said to be lost.
+    /// Waits until the observer's counts are as expected, at most this many series are in use, and no loss is reported.
     fn settled(&self, observer: &Observer, in_use: usize, truth: &Counts) -> Result<()> {
         #[expect(clippy::cast_precision_loss, reason = "a small number")]
-        observer.wait_own(DISCOVERY_TIMEOUT, |page| {
-            page.sum("mesh_observer_series_in_use", &[]).is_some_and(|found| found <= in_use as f64)
+        observer.wait_own(DISCOVERY_TIMEOUT, |metrics| {
+            metrics.sum("mesh_observer_series_in_use", &[]).is_some_and(|found| found <= in_use as f64)
         })?;
-        wait_until("the observer counts as Envoy's access log does", DISCOVERY_TIMEOUT, || {
+        wait_until("the observer counts like Envoy's access log", DISCOVERY_TIMEOUT, || {
             truth
                 .differences(&counts(&observer.scrape()?)?)
                 .none()
@@ -261,7 +261,7 @@ impl Gate {
     }
 }
 
-/// Waits until the observer holds no more than before, but for `growth` bytes of its own memory.
+/// Waits until the observer's resource usage is as before, except for `growth` bytes of its own memory.
 fn let_go(observer: &Observer, before: &ResourceUsage, growth: u64) -> Result<ResourceUsage> {
     wait_until("the observer holds no more than before", DISCOVERY_TIMEOUT, || {
         let now = ResourceUsage::of(observer.pid())?;
@@ -277,7 +277,7 @@ fn let_go(observer: &Observer, before: &ResourceUsage, growth: u64) -> Result<Re
     })
 }
 
-/// Adds what was counted to what was counted before.
+/// Adds counts to earlier counts.
 fn add(all: &mut Counts, more: &Counts) {
     for ((leg, outcome), requests) in &more.requests {
         let sum = all.of(leg, outcome.clone());

@@ -1,5 +1,5 @@
 //! Control planes through the whole observer: pages of real istiods are replayed, and what the observer exposes of them
-//! must be what is known from elsewhere to be true.
+//! must be as expected from the recordings' index.
 
 use std::{
     collections::BTreeMap,
@@ -24,8 +24,8 @@ const UP: &str = "mesh_observer_control_plane_up";
 #[test]
 fn every_known_figure_of_every_version_is_exposed() -> Result<()> {
     let planes = planes(&Capture::all()?)?;
-    let stage = Stage::start("all", planes.values())?;
-    let exposition = stage.wait_for(UP, planes.len())?;
+    let fixture = Fixture::start("all", planes.values())?;
+    let exposition = fixture.wait_for(UP, planes.len())?;
     ensure!(
         exposition.sum("mesh_observer_control_plane_families_conflicting", &[]) == Some(0.0),
         "families are left out"
@@ -33,9 +33,9 @@ fn every_known_figure_of_every_version_is_exposed() -> Result<()> {
     check_expected(&planes, &exposition)?;
     check_coverage(&planes, &exposition)?;
     for (format, accept) in [("text", "text/plain"), ("openmetrics", "application/openmetrics-text;version=1.0.0")] {
-        check_form(&stage, format, accept, 100_000)?;
+        check_form(&fixture, format, accept, 100_000)?;
     }
-    stage.end()
+    fixture.end()
 }
 
 #[test]
@@ -59,46 +59,46 @@ fn any_response_disturbs_nothing_else() -> Result<()> {
         bad.into_iter().map(|(kind, answer)| Ok((kind, Replay::start_with(answer)?))).collect::<Result<Vec<_>>>()?;
     let secret = bad[0].1.url().replace("http://", "http://user:secret@");
     let urls: Vec<String> = bad.iter().skip(1).map(|(_, replay)| replay.url()).chain([secret, good.url()]).collect();
-    let stage = Stage::start_at("bad", &urls)?;
-    let exposition = stage.wait_for(UP, 1)?;
+    let fixture = Fixture::start_at("bad", &urls)?;
+    let exposition = fixture.wait_for(UP, 1)?;
     for (kind, replay) in &bad {
         let instance = replay.instance();
         let labels = [("instance", instance.as_str()), ("outcome", kind)];
-        stage.wait(|page| {
-            page.sum("mesh_observer_control_plane_scrapes_total", &labels).is_some_and(|count| count > 0.0)
+        fixture.wait(|metrics| {
+            metrics.sum("mesh_observer_control_plane_scrapes_total", &labels).is_some_and(|count| count > 0.0)
         })?;
         ensure!(exposition.sum(UP, &[("instance", &instance)]) != Some(1.0), "{kind} is up");
     }
-    let log = stage.observer.log();
+    let log = fixture.observer.log();
     ensure!(log.contains("METRICS_LOCALHOST_ACCESS_ONLY") && !log.contains("secret"), "{log}");
 
-    // The instance starts anew: its counters fall, and what it counted before is not there any more.
+    // The instance restarts: its counters fall, and its previous counts are gone.
     let instance = good.instance();
-    let pushes = |page: &Exposition| page.sum("pilot_xds_pushes", &[("instance", &instance), ("type", "cds")]);
+    let pushes = |metrics: &Exposition| metrics.sum("pilot_xds_pushes", &[("instance", &instance), ("type", "cds")]);
     let before = pushes(&exposition).context("no pushes")?;
     good.show(named("1.25.3/20-slow-client")?)?;
-    stage.wait(|page| pushes(page).is_some_and(|after| after < before))?;
-    // A line that cannot be read costs itself alone; the instance's other families go with the page that had them.
+    fixture.wait(|metrics| pushes(metrics).is_some_and(|after| after < before))?;
+    // An invalid line is skipped alone; the instance's other families go with the exposition that had them.
     good.answer_with(text("# TYPE one gauge\none 1\ntwo x\none 2\n"));
     let labels = [("instance", instance.as_str())];
-    let page = stage.wait(|page| page.sum("one", &labels) == Some(1.0))?;
-    ensure!(pushes(&page).is_none(), "figures of a page that is gone");
+    let metrics = fixture.wait(|metrics| metrics.sum("one", &labels) == Some(1.0))?;
+    ensure!(pushes(&metrics).is_none(), "samples of an instance that has restarted");
     for reason in ["value", "duplicate"] {
         let labels = [labels[0], ("reason", reason)];
-        let skipped = page.sum("mesh_observer_control_plane_lines_skipped_total", &labels);
+        let skipped = metrics.sum("mesh_observer_control_plane_lines_skipped_total", &labels);
         ensure!(skipped.is_some_and(|lines| lines > 0.0), "{reason}: {skipped:?}");
     }
-    // A selector asks for some families.
-    let (_, body) = get(stage.observer.address(), "/metrics?name[]=one&family=*control_plane_up")?;
+    // A selector requests some families.
+    let (_, body) = get(fixture.observer.address(), "/metrics?name[]=one&family=*control_plane_up")?;
     let families: Vec<&str> = body.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
     ensure!(families == [&format!("{UP} gauge"), "one gauge"], "{families:?}");
-    stage.end()
+    fixture.end()
 }
 
-/// What a strict reader would refuse is left out, with a reason, and all else stays.
+/// Samples that a strict parser would refuse are omitted, with a reason, and the rest stays.
 #[test]
 fn an_invalid_exposition_spoils_nothing_else() -> Result<()> {
-    let page = concat!(
+    let metrics = concat!(
         "# TYPE lacks histogram\nlacks_bucket{le=\"1\"} 1\nlacks_sum 1\nlacks_count 1\n",
         "# TYPE nan histogram\nnan_bucket{le=\"+Inf\"} 1\nnan_sum NaN\nnan_count 1\n",
         "# TYPE mixed histogram\nmixed_sum{a=\"1\"} 1\nmixed_sum{a=\"2\"} 1\nmixed_bucket{a=\"1\",le=\"inf\"} 1\n",
@@ -106,16 +106,16 @@ fn an_invalid_exposition_spoils_nothing_else() -> Result<()> {
         "# TYPE s summary\ns{quantile=\"7\"} 1\ns_sum 1\ns_count 1\n",
         "# TYPE down counter\ndown_total -1\n# TYPE whole gauge\nwhole NaN\n",
     );
-    let answer = |page: &str| {
-        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{page}", page.len())
+    let answer = |metrics: &str| {
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{metrics}", metrics.len())
     };
-    let planes = [page, "# TYPE mixed_count gauge\nmixed_count 1\n# TYPE other gauge\nother 1\n"];
+    let planes = [metrics, "# TYPE mixed_count gauge\nmixed_count 1\n# TYPE other gauge\nother 1\n"];
     let planes: Vec<_> =
-        planes.iter().map(|page| Replay::start_with(answer(page).into_bytes())).collect::<Result<_>>()?;
+        planes.iter().map(|metrics| Replay::start_with(answer(metrics).into_bytes())).collect::<Result<_>>()?;
     let sound = Replay::start(&Capture::named("1.25.3/16-one-left")?)?;
     let urls: Vec<String> = planes.iter().chain([&sound]).map(Replay::url).collect();
-    let stage = Stage::start_at("unsound", &urls)?;
-    let exposition = stage.wait_for(UP, 3)?;
+    let fixture = Fixture::start_at("unsound", &urls)?;
+    let exposition = fixture.wait_for(UP, 3)?;
     for (reason, lines) in [("histogram", 6.0), ("summary", 3.0), ("counter_value", 1.0)] {
         let labels = [("reason", reason), ("instance", &planes[0].instance())];
         let skipped = exposition.sum("mesh_observer_control_plane_lines_skipped_total", &labels);
@@ -125,9 +125,9 @@ fn an_invalid_exposition_spoils_nothing_else() -> Result<()> {
     ensure!(exposition.samples("whole").any(|sample| sample.value.is_nan()), "a gauge may be no number");
     ensure!(exposition.sum("mesh_observer_control_plane_families_conflicting", &[]) == Some(1.0));
     for (format, accept) in [("text", "text/plain"), ("openmetrics", "application/openmetrics-text;version=1.0.0")] {
-        check_form(&stage, format, accept, 10_000)?;
+        check_form(&fixture, format, accept, 10_000)?;
     }
-    stage.end()
+    fixture.end()
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn an_address_that_is_none_is_refused_without_repeating_it() -> Result<()> {
     Ok(())
 }
 
-/// One control plane for each page.
+/// Starts one control plane per recording.
 fn planes(captures: &[Capture]) -> Result<BTreeMap<String, Replay>> {
     captures.iter().map(|capture| Ok((capture.name.clone(), Replay::start(capture)?))).collect()
 }
@@ -168,12 +168,12 @@ fn check_expected(planes: &BTreeMap<String, Replay>, exposition: &Exposition) ->
         ensure!(right, "{found:?} instead of:\n{row}");
         checked += 1;
     }
-    println!("{checked} figures known from elsewhere are equal");
+    println!("{checked} expected samples are equal");
     ensure!(checked == 369, "{checked} rows");
     Ok(())
 }
 
-/// Where a page shows nothing, the observer shows 0 for families without labels that the release has, else nothing.
+/// Checks that absent families are 0 if the release has them without labels, else absent.
 fn check_coverage(planes: &BTreeMap<String, Replay>, exposition: &Exposition) -> Result<()> {
     let catalogue = catalogue::rows(&[])?;
     let mut checked = 0;
@@ -198,22 +198,22 @@ fn check_coverage(planes: &BTreeMap<String, Replay>, exposition: &Exposition) ->
     Ok(())
 }
 
-/// The reference parser, strict in OpenMetrics, takes the whole page.
-fn check_form(stage: &Stage, format: &str, accept: &str, least: usize) -> Result<()> {
-    let page = stage.directory.join(format);
+/// Checks that the reference parser, strict in OpenMetrics, accepts the whole exposition.
+fn check_form(fixture: &Fixture, format: &str, accept: &str, least: usize) -> Result<()> {
+    let metrics = fixture.directory.join(format);
     let mut curl = Command::new(tools::require("curl")?);
-    curl.args(["-sSf", "-H", &format!("accept: {accept}"), "-o"]).arg(&page);
-    let status = curl.arg(format!("http://{}/metrics", stage.observer.address())).status()?;
+    curl.args(["-sSf", "-H", &format!("accept: {accept}"), "-o"]).arg(&metrics);
+    let status = curl.arg(format!("http://{}/metrics", fixture.observer.address())).status()?;
     ensure!(status.success(), "curl: {status}");
     let mut reference = Command::new(tools::require("python3")?);
-    reference.arg(tools::repository().join("tests/fixtures/reference_parser.py")).args(["parse", format]).arg(page);
+    reference.arg(tools::repository().join("tests/fixtures/reference_parser.py")).args(["parse", format]).arg(metrics);
     let output = reference.env("PYTHONPATH", tools::cache().join("prometheus-client")).output()?;
     ensure!(output.status.success(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
     ensure!(output.stdout.len() > least, "{format}: the reference reads little of the page");
     Ok(())
 }
 
-/// Whether the release of this page reports the family.
+/// Returns whether the release of this page reports the family.
 fn reports(row: &BTreeMap<String, String>, capture: &str) -> bool {
     let number = |release: &str| -> u32 {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
@@ -223,13 +223,13 @@ fn reports(row: &BTreeMap<String, String>, capture: &str) -> bool {
     !since.is_empty() && (until.is_empty() || number(capture) <= number(until))
 }
 
-/// An observer that looks at control planes only.
-struct Stage {
+/// An observer of control planes only.
+struct Fixture {
     observer: Observer,
     directory: PathBuf,
 }
 
-impl Stage {
+impl Fixture {
     fn start<'a>(name: &str, planes: impl Iterator<Item = &'a Replay>) -> Result<Self> {
         Self::start_at(name, &planes.map(Replay::url).collect::<Vec<_>>())
     }
@@ -253,7 +253,7 @@ impl Stage {
     /// Waits until the family sums up to this.
     fn wait_for(&self, family: &str, sum: usize) -> Result<Exposition> {
         #[expect(clippy::cast_precision_loss, reason = "a small number")]
-        self.wait(|page| page.sum(family, &[]) == Some(sum as f64))
+        self.wait(|metrics| metrics.sum(family, &[]) == Some(sum as f64))
     }
 
     fn wait(&self, ready: impl Fn(&Exposition) -> bool) -> Result<Exposition> {

@@ -1,4 +1,4 @@
-//! The daemon's manners: it starts or says why not, it tells what it does, and it ends when it is asked to.
+//! The daemon: startup errors, logs, signals and exit.
 
 use std::{
     env, fs,
@@ -21,16 +21,17 @@ use harness::{
 };
 
 const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest that the end may take, and a bit for a busy machine.
+/// Limits the time until exit, with a margin for a busy machine.
 const END: Duration = Duration::from_secs(15);
 
 #[test]
 fn a_pipe_without_a_reader_does_not_delay_exit() -> Result<()> {
-    let stage = Stage::new("pipe")?;
-    let (full, _reader) = stage.full_pipe()?;
-    let mut observer = stage.observe(&["--interval", "1s", "--emit", &format!("wavefront+file:{}", full.display())])?;
-    observer.wait_own(EVENT_TIMEOUT, |page| {
-        page.sum("mesh_observer_emitter_queued_pushes", &[]).is_some_and(|waiting| waiting > 0.0)
+    let fixture = Fixture::new("pipe")?;
+    let (full, _reader) = fixture.full_pipe()?;
+    let mut observer =
+        fixture.observe(&["--interval", "1s", "--emit", &format!("wavefront+file:{}", full.display())])?;
+    observer.wait_own(EVENT_TIMEOUT, |metrics| {
+        metrics.sum("mesh_observer_emitter_queued_pushes", &[]).is_some_and(|waiting| waiting > 0.0)
     })?;
     let asked = Instant::now();
     signal(&observer, libc::SIGTERM);
@@ -38,14 +39,14 @@ fn a_pipe_without_a_reader_does_not_delay_exit() -> Result<()> {
     ensure!(status.success(), "{status}: {}", observer.log());
     println!("ended {:?} after SIGTERM", asked.elapsed());
     ensure!(observer.log().contains("could not be sent before the end"), "{}", observer.log());
-    stage.end()
+    fixture.end()
 }
 
 #[test]
 fn a_second_signal_exits_immediately() -> Result<()> {
-    let stage = Stage::new("twice")?;
+    let fixture = Fixture::new("twice")?;
     let proxy = Proxy::start(&[], Act::Hang)?;
-    let mut observer = stage.observe(&["--interval", "1s", "--emit", &proxy.url()])?;
+    let mut observer = fixture.observe(&["--interval", "1s", "--emit", &proxy.url()])?;
     observer.wait(EVENT_TIMEOUT, |_| !proxy.requests().is_empty())?;
     signal(&observer, libc::SIGINT);
     while !observer.log().contains("stopping") {
@@ -55,15 +56,15 @@ fn a_second_signal_exits_immediately() -> Result<()> {
     signal(&observer, libc::SIGTERM);
     ended(&mut observer, Duration::from_secs(2))?;
     println!("ended {:?} after the second signal", asked.elapsed());
-    stage.end()
+    fixture.end()
 }
 
 #[test]
 fn sighup_reloads_the_peers() -> Result<()> {
-    let stage = Stage::new("hangup")?;
+    let fixture = Fixture::new("hangup")?;
     let service = "[[service]]\nhost = \"a.b\"\naddresses = [\"10.0.0.1\"]\n";
-    let file = stage.directory.join("observer.toml");
-    let observer = stage.observe(&[])?;
+    let file = fixture.directory.join("observer.toml");
+    let observer = fixture.observe(&[])?;
     for (text, said) in [
         (service.to_owned(), "names 1 services and 0 workloads\n"),
         (format!("interval = \"20s\"\n{service}"), "what else has changed needs a restart"),
@@ -81,36 +82,36 @@ fn sighup_reloads_the_peers() -> Result<()> {
     }
     ensure!(get(observer.address(), "/readyz")?.0 == 200);
     observer.stop()?;
-    stage.end()
+    fixture.end()
 }
 
 #[test]
 fn any_retry_after_is_survived() -> Result<()> {
-    let stage = Stage::new("pause")?;
-    let queue = stage.directory.join("queue").display().to_string();
+    let fixture = Fixture::new("pause")?;
+    let queue = fixture.directory.join("queue").display().to_string();
     for (answer, arguments) in [
         ("429 Too Many Requests\r\nretry-after: 18446744073709551615", &[] as &[&str]),
         ("406 Not Acceptable\r\nretry-after: 10000000000000000000", &["--queue-dir", &queue]),
         ("503 Later\r\nretry-after: Fri, 31 Dec 9999 23:59:59 GMT", &["--queue-dir", &queue]),
     ] {
         let proxy = Proxy::start(&[], Act::Answer(answer))?;
-        let observer = stage.observe(&[&["--interval", "1s", "--emit", &proxy.url()], arguments].concat())?;
-        let pushed = |page: &Exposition| {
-            page.sum("mesh_observer_emitter_errors_total", &[("kind", "push_back")]).is_some_and(|count| count > 0.0)
+        let observer = fixture.observe(&[&["--interval", "1s", "--emit", &proxy.url()], arguments].concat())?;
+        let pushed = |metrics: &Exposition| {
+            metrics.sum("mesh_observer_emitter_errors_total", &[("kind", "push_back")]).is_some_and(|count| count > 0.0)
         };
         observer.wait_own(EVENT_TIMEOUT, pushed)?;
         sleep(Duration::from_secs(1));
         ensure!(get(observer.address(), "/healthz")?.0 == 200, "{answer}: {}", observer.log());
         observer.stop()?;
     }
-    stage.end()
+    fixture.end()
 }
 
 #[test]
 fn invalid_usage_is_refused_before_loading() -> Result<()> {
-    let stage = Stage::new("usage")?;
+    let fixture = Fixture::new("usage")?;
     let tags: Vec<String> = (0..22).map(|number| format!("t{number} = \"x\"")).collect();
-    let tags = stage.file("tags", &format!("[wavefront]\ntags = {{ {} }}\n", tags.join(", ")))?;
+    let tags = fixture.file("tags", &format!("[wavefront]\ntags = {{ {} }}\n", tags.join(", ")))?;
     let file = "wavefront+file:/dev/null";
     for (arguments, said) in [
         (vec!["--emit", "wavefront+https://x"], "it needs an API token"),
@@ -129,12 +130,12 @@ fn invalid_usage_is_refused_before_loading() -> Result<()> {
     let output = Command::new(tools::observer()?).args(["run", "--listen", "192.0.2.1:1"]).output()?;
     let log = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1) && log.contains("no such address"), "{log}");
-    stage.end()
+    fixture.end()
 }
 
 #[test]
 fn check_reports_the_errors_of_run() -> Result<()> {
-    let stage = Stage::new("check")?;
+    let fixture = Fixture::new("check")?;
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let taken = format!("listen = \"{}\"\n", taken.local_addr()?);
     for (name, text, obstacle) in [
@@ -144,28 +145,28 @@ fn check_reports_the_errors_of_run() -> Result<()> {
         ("queue", "emit = [\"wavefront+http://x\"]\nqueue_dir = \"/proc/queue\"\n", "queue directory /proc/queue"),
         ("authorities", "control_plane_ca = \"/nonexistent\"\n", "CA file /nonexistent"),
     ] {
-        let output = check(&["--config", &stage.file(name, text)?])?;
-        let page = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.code() == Some(1) && page.contains(obstacle), "{name}: {}\n{page}", output.status);
-        ensure!(page.contains("cannot work here"), "{page}");
+        let output = check(&["--config", &fixture.file(name, text)?])?;
+        let report = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.code() == Some(1) && report.contains(obstacle), "{name}: {}\n{report}", output.status);
+        ensure!(report.contains("cannot work here"), "{report}");
     }
-    let observer = stage.observe(&[])?;
+    let observer = fixture.observe(&[])?;
     let address = observer.address().to_string();
-    let queue = stage.directory.join("deep/queue").display().to_string();
+    let queue = fixture.directory.join("deep/queue").display().to_string();
     let output = check(&["--listen", &address, "--emit", "wavefront+http://x", "--queue-dir", &queue])?;
-    let page = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success() && page.contains(&format!("an observer listens on {address} now")), "{page}");
-    ensure!(!stage.directory.join("deep").exists(), "looking has made something");
+    let report = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && report.contains(&format!("an observer listens on {address} now")), "{report}");
+    ensure!(!fixture.directory.join("deep").exists(), "looking has made something");
     observer.stop()?;
-    stage.end()
+    fixture.end()
 }
 
 #[test]
 fn it_says_what_it_does_and_takes_what_templates_write() -> Result<()> {
-    let stage = Stage::new("words")?;
+    let fixture = Fixture::new("words")?;
     let mut command = Command::new(tools::observer()?);
     command.envs([("OBSERVER_EMIT", ""), ("OBSERVER_PIN", ""), ("OBSERVER_LISTN", "x"), ("OBSERVER_LOG", "INFO")]);
-    let observer = stage.launch(&mut command, &["--emit", "wavefront+file:/dev/null"])?;
+    let observer = fixture.launch(&mut command, &["--emit", "wavefront+file:/dev/null"])?;
     let log = observer.log();
     let start = log.lines().find(|line| line.contains("mesh observer")).context("no line at the start")?;
     for said in [" on Linux ", ": 0 sidecars, 0 gateways", "emitters: wavefront+file:/dev/null", "observer.toml"] {
@@ -185,27 +186,27 @@ fn it_says_what_it_does_and_takes_what_templates_write() -> Result<()> {
     let catalogue = Command::new(tools::observer()?).args(["catalogue", "--format", "tsv", "pilot_xds_p*"]).output()?;
     let catalogue = String::from_utf8(catalogue.stdout)?;
     ensure!(catalogue.lines().skip(1).all(|line| line.contains("pilot_xds_p")) && catalogue.lines().count() > 1);
-    stage.end()
+    fixture.end()
 }
 
-/// However seldom it reports, pages are scraped, and say which node did it.
+/// Targets are scraped independently of the push interval, and labelled with the node.
 #[test]
 fn the_interval_is_that_of_reports_alone() -> Result<()> {
-    let stage = Stage::new("interval")?;
+    let fixture = Fixture::new("interval")?;
     let plane = Replay::start(&Capture::named("1.25.3/16-one-left")?)?;
     let mut command = Command::new(tools::observer()?);
     command.env("NODE_NAME", "node-7");
-    let observer = stage.launch(&mut command, &["--interval", "1h", "--control-plane", &plane.url()])?;
+    let observer = fixture.launch(&mut command, &["--interval", "1h", "--control-plane", &plane.url()])?;
     let instance = plane.instance();
     let labels = [("instance", instance.as_str()), ("scraper_node", "node-7")];
     let began = Instant::now();
-    observer.wait(Duration::from_secs(20), |page| page.sum("pilot_services", &labels) == Some(16.0))?;
+    observer.wait(Duration::from_secs(20), |metrics| metrics.sum("pilot_services", &labels) == Some(16.0))?;
     let scrapes =
-        |page: &Exposition| page.sum("mesh_observer_control_plane_scrapes_total", &labels).unwrap_or_default();
-    observer.wait(Duration::from_secs(30), |page| scrapes(page) >= 2.0)?;
+        |metrics: &Exposition| metrics.sum("mesh_observer_control_plane_scrapes_total", &labels).unwrap_or_default();
+    observer.wait(Duration::from_secs(30), |metrics| scrapes(metrics) >= 2.0)?;
     println!("two scrapes within {:?}", began.elapsed());
     observer.stop()?;
-    stage.end()
+    fixture.end()
 }
 
 fn check(arguments: &[&str]) -> Result<Output> {
@@ -230,11 +231,11 @@ fn ended(observer: &mut Observer, within: Duration) -> Result<ExitStatus> {
 }
 
 /// Observers of nobody.
-struct Stage {
+struct Fixture {
     directory: PathBuf,
 }
 
-impl Stage {
+impl Fixture {
     fn new(name: &str) -> Result<Self> {
         let directory = env::temp_dir().join(format!("mesh-daemon-{}-{name}", process::id()));
         fs::create_dir_all(&directory)?;
@@ -256,14 +257,14 @@ impl Stage {
         Ok(path.display().to_string())
     }
 
-    /// A pipe that takes no more, and what keeps it open.
+    /// Returns a pipe that takes no more, and what keeps it open.
     fn full_pipe(&self) -> Result<(PathBuf, File)> {
         let path = self.directory.join("pipe");
         let made = Command::new(tools::require("mkfifo")?).arg(&path).stdin(Stdio::null()).status()?;
         ensure!(made.success(), "mkfifo: {made}");
         let mut ends = File::options().read(true).write(true).open(&path)?;
         ensure!(ends.metadata()?.len() == 0);
-        // Both ends are this process's: it fills the pipe, less a byte, and never reads.
+        // This process holds both ends: it fills the pipe except for one byte, and never reads.
         std::io::Write::write_all(&mut ends, &vec![b'\n'; 65_535])?;
         Ok((path, ends))
     }

@@ -1,5 +1,5 @@
-//! Reports to a Wavefront proxy through the whole observer: whatever the proxy answers, and whatever room the disk has, every
-//! point arrives or is counted.
+//! Pushes to a Wavefront proxy through the whole observer: whatever the proxy answers, and however full the disk is,
+//! every point arrives or is counted.
 
 use std::{
     collections::HashSet,
@@ -46,18 +46,18 @@ fn every_point_arrives_whatever_a_proxy_answers() -> Result<()> {
         TAKE,
         Act::Hang,
     ];
-    let stage = Stage::start("answers", &script, TAKE, &mut Command::new(tools::observer()?), &[])?;
+    let fixture = Fixture::start("answers", &script, TAKE, &mut Command::new(tools::observer()?), &[])?;
     let expected = [("too_large", 1.0), ("push_back", 2.0), ("server", 1.0), ("connection", 1.0), ("timeout", 1.0)];
-    let errors = |page: &Exposition, kind| page.sum(ERRORS, &[("kind", kind)]);
-    stage.wait(|page| expected.iter().all(|(kind, count)| errors(page, kind) == Some(*count)))?;
-    let page = stage.settled()?;
-    ensure!(page.sum(DROPPED, &[]) == Some(0.0), "points are dropped");
-    ensure!(page.sum(ERRORS, &[]) == Some(6.0), "other errors");
-    let requests = stage.proxy.requests();
+    let errors = |metrics: &Exposition, kind| metrics.sum(ERRORS, &[("kind", kind)]);
+    fixture.wait(|metrics| expected.iter().all(|(kind, count)| errors(metrics, kind) == Some(*count)))?;
+    let metrics = fixture.settled()?;
+    ensure!(metrics.sum(DROPPED, &[]) == Some(0.0), "points are dropped");
+    ensure!(metrics.sum(ERRORS, &[]) == Some(6.0), "other errors");
+    let requests = fixture.proxy.requests();
     let refused = requests.iter().filter(|request| !request.taken).count();
     ensure!(refused == 6, "{refused} requests refused");
-    stage.check_lines(&requests)?;
-    stage.end()
+    fixture.check_lines(&requests)?;
+    fixture.end()
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_full_disk_is_logged_once_and_used_again_when_it_has_room() -> Result<()> {
     let full = Act::Answer("429 Too Many Requests\r\nretry-after: 1");
     let directory = directory("full");
     let queue = directory.join("queue").display().to_string();
-    // A file system of its own, which nobody else sees and which ends with the observer.
+    // A private file system, which ends with the observer.
     let mut command = Command::new(tools::require("unshare")?);
     command.args([
         "--mount",
@@ -75,48 +75,49 @@ fn a_full_disk_is_logged_once_and_used_again_when_it_has_room() -> Result<()> {
         &queue,
     ]);
     fs::create_dir_all(&queue)?;
-    let stage = Stage::start("full", &[], full, command.arg(tools::observer()?), &["--queue-dir", &queue])?;
-    let problem = |page: &Exposition| page.sum(ERRORS, &[("kind", "queue_dir")]).unwrap_or(0.0);
-    let lost = |page: &Exposition| page.sum(REPORTS_DROPPED, &[("reason", "queue_full")]).unwrap_or(0.0);
-    let on_disk = |page: &Exposition| page.sum(ON_DISK, &[]).unwrap_or(0.0);
-    let page = stage.wait(|page| problem(page) > 1.0 && lost(page) > 0.0)?;
-    let kept = on_disk(&page);
-    ensure!(kept > 0.0 && page.sum(DROPPED, &[]) == Some(0.0), "what fitted stays: {kept} points");
-    // The rest of the observer does not care.
-    ensure!(get(stage.observer.address(), "/readyz")?.0 == 200);
-    ensure!(page.sum("mesh_observer_control_plane_up", &[]) == Some(1.0));
-    let runs = |page: &Exposition| page.sum("mesh_observer_collector_runs_total", &[]).unwrap_or(0.0);
-    stage.wait(|later| runs(later) > runs(&page))?;
+    let fixture = Fixture::start("full", &[], full, command.arg(tools::observer()?), &["--queue-dir", &queue])?;
+    let problem = |metrics: &Exposition| metrics.sum(ERRORS, &[("kind", "queue_dir")]).unwrap_or(0.0);
+    let lost = |metrics: &Exposition| metrics.sum(REPORTS_DROPPED, &[("reason", "queue_full")]).unwrap_or(0.0);
+    let on_disk = |metrics: &Exposition| metrics.sum(ON_DISK, &[]).unwrap_or(0.0);
+    let metrics = fixture.wait(|metrics| problem(metrics) > 1.0 && lost(metrics) > 0.0)?;
+    let kept = on_disk(&metrics);
+    ensure!(kept > 0.0 && metrics.sum(DROPPED, &[]) == Some(0.0), "what fitted stays: {kept} points");
+    // The rest of the observer is not affected.
+    ensure!(get(fixture.observer.address(), "/readyz")?.0 == 200);
+    ensure!(metrics.sum("mesh_observer_control_plane_up", &[]) == Some(1.0));
+    let runs = |metrics: &Exposition| metrics.sum("mesh_observer_collector_runs_total", &[]).unwrap_or(0.0);
+    fixture.wait(|later| runs(later) > runs(&metrics))?;
 
-    let remount = ["--mount", "--target", &stage.observer.pid().to_string(), "mount", "-o", "remount,size=8m", &queue];
+    let remount =
+        ["--mount", "--target", &fixture.observer.pid().to_string(), "mount", "-o", "remount,size=8m", &queue];
     run("nsenter", &remount)?;
-    stage.wait(|page| on_disk(page) > kept)?;
-    let log = stage.observer.log();
+    fixture.wait(|metrics| on_disk(metrics) > kept)?;
+    let log = fixture.observer.log();
     let said: Vec<&str> = log.lines().filter(|line| line.contains("No space left on device")).collect();
     ensure!(said.len() == 1 && said[0].contains(&queue) && said[0].contains("--queue-dir"), "{log}");
     ensure!(log.contains("can be kept on disk again"), "{log}");
 
-    stage.proxy.then(TAKE);
-    stage.wait(|page| on_disk(page) == 0.0)?;
-    let page = stage.settled()?;
-    ensure!(page.sum(DROPPED, &[]) == Some(0.0), "points are dropped");
-    stage.check_lines(&stage.proxy.requests())?;
-    stage.end()
+    fixture.proxy.then(TAKE);
+    fixture.wait(|metrics| on_disk(metrics) == 0.0)?;
+    let metrics = fixture.settled()?;
+    ensure!(metrics.sum(DROPPED, &[]) == Some(0.0), "points are dropped");
+    fixture.check_lines(&fixture.proxy.requests())?;
+    fixture.end()
 }
 
-/// An observer that looks at one control plane and reports to a proxy every second.
-struct Stage {
+/// An observer of one control plane that pushes to a proxy every second.
+struct Fixture {
     observer: Observer,
     proxy: Proxy,
     directory: PathBuf,
 }
 
-impl Stage {
+impl Fixture {
     fn start(name: &str, script: &[Act], then: Act, command: &mut Command, arguments: &[&str]) -> Result<Self> {
         let directory = directory(name);
         fs::create_dir_all(&directory)?;
         let proxy = Proxy::start(script, then)?;
-        let (page, url) = (Replay::start(&Capture::named(PAGE)?)?.url(), proxy.url());
+        let (metrics, url) = (Replay::start(&Capture::named(PAGE)?)?.url(), proxy.url());
         let nobody = format!("nobody-{}", process::id());
         let own = [
             "--interval",
@@ -126,7 +127,7 @@ impl Stage {
             "--sidecar-exe",
             &nobody,
             "--control-plane",
-            &page,
+            &metrics,
             "--emit",
             &url,
         ];
@@ -138,17 +139,17 @@ impl Stage {
         self.observer.wait(DELIVERY_TIMEOUT, ready)
     }
 
-    /// Waits until the proxy has taken what it was offered last, and exactly the points that the observer says it sent.
+    /// Waits until the proxy has accepted the last batch, and exactly the points that the observer counts as sent.
     fn settled(&self) -> Result<Exposition> {
-        self.wait(|page| {
+        self.wait(|metrics| {
             let requests = self.proxy.requests();
             #[expect(clippy::cast_precision_loss, reason = "a small number")]
             let points = taken(&requests).lines().count() as f64;
-            requests.last().is_some_and(|last| last.taken) && page.sum(SENT, &[]) == Some(points)
+            requests.last().is_some_and(|last| last.taken) && metrics.sum(SENT, &[]) == Some(points)
         })
     }
 
-    /// Every line that was ever offered was taken in the end, and all are as Wavefront wants them.
+    /// Checks that every line was accepted in the end, and is valid for Wavefront.
     fn check_lines(&self, requests: &[Request]) -> Result<()> {
         let taken = taken(requests);
         let known: HashSet<&str> = taken.lines().collect();

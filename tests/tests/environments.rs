@@ -1,4 +1,4 @@
-//! Bad places and bad input: the release observer as a child process that must name the thing and the remedy, and end
+//! Unsuitable environments and invalid input: the release observer must name cause and remedy, and end
 //! with the right exit code: 1 could not run, 2 wrong usage.
 
 use std::{
@@ -21,10 +21,10 @@ use serde_json::Value;
 const COULD_NOT_RUN: i32 = 1;
 const WRONG_USAGE: i32 = 2;
 
-/// Longest that the observer may take to say no, in seconds; `timeout` ends one that goes on instead.
+/// Limits the time until the observer refuses, in seconds; `timeout` ends one that runs instead.
 const REFUSAL_TIMEOUT: &str = "60";
 
-/// Half of what the verifier goes through before it gives up, so that another kernel's verifier has room.
+/// Half of the verifier's instruction limit, as a margin for other kernels.
 const VERIFIER_BUDGET: u64 = 500_000;
 
 const NOBODY: [&str; 6] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
@@ -146,8 +146,8 @@ fn cgroup_that_is_none() -> Result<()> {
         ("/no-such-cgroup", "no-such-cgroup is not a cgroup v2 directory: it does not exist"),
         (file.as_str(), "cgroup.procs is not a cgroup v2 directory: it is not a directory"),
     ] {
-        let page = said(&mut observer(&NOBODY, &["check", "--cgroup", path])?)?;
-        page.is(COULD_NOT_RUN, &[reason, "the node cannot be scanned"])?;
+        let report = said(&mut observer(&NOBODY, &["check", "--cgroup", path])?)?;
+        report.is(COULD_NOT_RUN, &[reason, "the node cannot be scanned"])?;
     }
     said(&mut observer(&[], &[&RUN[..], &["--cgroup", "/proc/sys"]].concat())?)?
         .is(COULD_NOT_RUN, &["/proc/sys is not a cgroup v2 directory", &format!("cgroup v2 is mounted at {root}")])
@@ -363,14 +363,14 @@ fn vanish(program: &Path, ended: &AtomicBool) -> Result<u64> {
         thread::sleep(Duration::from_micros(spawned * 97 % 3000));
         child.kill()?;
         child.wait()?;
-        // The observer needs time of its own: it loads its programs meanwhile.
+        // The observer needs time to load its programs.
         thread::sleep(Duration::from_millis(3));
         spawned += 1;
     }
     Ok(spawned)
 }
 
-/// The observer with nothing in its environment, started through `place`: a command that changes what it finds.
+/// Returns the observer with nothing in its environment, started through `place`: a command that changes what it finds.
 fn observer(place: &[&str], arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(tools::require("timeout")?);
     command.args(["--kill-after", "5", REFUSAL_TIMEOUT]).args(place).arg(tools::observer()?).args(arguments);
@@ -417,7 +417,7 @@ fn refuse_bpf(command: &mut Command, only: Option<u32>, error: i32) {
     }
 }
 
-/// How a child ended.
+/// Exit and output of a child process.
 struct Said {
     code: Option<i32>,
     out: String,
@@ -431,7 +431,7 @@ fn said(command: &mut Command) -> Result<Said> {
 }
 
 impl Said {
-    /// Fails unless it ended with `code` and said each of `parts`, wherever its lines were broken, and no cause twice.
+    /// Fails unless it ended with `code` and its output has each of `parts`, across line breaks, and no cause twice.
     fn is(&self, code: i32, parts: &[&str]) -> Result<()> {
         let Self { out, err, .. } = self;
         ensure!(self.code == Some(code), "exit code {:?} instead of {code}:\n{out}\n{err}", self.code);
@@ -469,7 +469,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What is left in the temporary directory disturbs nobody.
+        // A leftover in the temporary directory is harmless.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,5 +1,5 @@
-//! The parser of scraped pages against the reference parsers of both formats: on the pages of real control planes, and on
-//! pages that the reference implementation writes of made-up figures. Every sample must be the same.
+//! The exposition parser against the reference parsers of both formats: on recordings of real control planes, and on
+//! expositions that the reference implementation writes of random values. Every sample must be equal.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::tools;
-use observer_model::exposition::{Event, Format, Kind, Labels, Parser, Part, Sample};
+use observer_model::exposition::{Event, Format, Labels, MetricType, Parser, Part, Sample};
 use serde_json::{Value, json};
 
 const MADE_UP: u32 = 200;
@@ -20,8 +20,8 @@ fn real_pages_read_as_the_reference_reads_them() -> Result<()> {
     let mut pages = Vec::new();
     for version in fs::read_dir(tools::repository().join("tests/fixtures/istiod"))? {
         let version = version?.path();
-        for page in version.is_dir().then(|| fs::read_dir(&version)).transpose()?.into_iter().flatten() {
-            pages.push(page?.path());
+        for metrics in version.is_dir().then(|| fs::read_dir(&version)).transpose()?.into_iter().flatten() {
+            pages.push(metrics?.path());
         }
     }
     ensure!(pages.len() > 80, "only {} pages", pages.len());
@@ -30,31 +30,37 @@ fn real_pages_read_as_the_reference_reads_them() -> Result<()> {
 
 #[test]
 fn made_up_pages_read_as_the_reference_reads_them() -> Result<()> {
-    let folder = env::temp_dir().join(format!("mesh-exposition-{}", process::id()));
-    fs::create_dir_all(&folder)?;
-    let pages: Vec<PathBuf> = (0..MADE_UP).map(|number| folder.join(number.to_string())).collect();
+    let directory = env::temp_dir().join(format!("mesh-exposition-{}", process::id()));
+    fs::create_dir_all(&directory)?;
+    let pages: Vec<PathBuf> = (0..MADE_UP).map(|number| directory.join(number.to_string())).collect();
     for format in [Format::Text, Format::OpenMetrics] {
         reference("make", format, &pages)?;
         compare(format, &pages)?;
     }
-    Ok(fs::remove_dir_all(folder)?)
+    Ok(fs::remove_dir_all(directory)?)
 }
 
 fn compare(format: Format, pages: &[PathBuf]) -> Result<()> {
     let said = reference("parse", format, pages)?;
     ensure!(said.lines().count() == pages.len(), "the reference read {} pages", said.lines().count());
-    for (page, theirs) in pages.iter().zip(said.lines()) {
+    for (metrics, theirs) in pages.iter().zip(said.lines()) {
         let theirs: Vec<Value> = serde_json::from_str(theirs)?;
-        let ours = read(format, &fs::read(page)?).with_context(|| page.display().to_string())?;
+        let ours = read(format, &fs::read(metrics)?).with_context(|| metrics.display().to_string())?;
         for (ours, theirs) in ours.iter().zip(&theirs) {
-            ensure!(ours == theirs, "{}:\n{ours}\nreference:\n{theirs}", page.display());
+            ensure!(ours == theirs, "{}:\n{ours}\nreference:\n{theirs}", metrics.display());
         }
-        ensure!(ours.len() == theirs.len(), "{}: {} samples, reference: {}", page.display(), ours.len(), theirs.len());
+        ensure!(
+            ours.len() == theirs.len(),
+            "{}: {} samples, reference: {}",
+            metrics.display(),
+            ours.len(),
+            theirs.len()
+        );
     }
     Ok(())
 }
 
-fn read(format: Format, page: &[u8]) -> Result<Vec<Value>> {
+fn read(format: Format, metrics: &[u8]) -> Result<Vec<Value>> {
     let (mut samples, mut problems) = (Vec::new(), Vec::new());
     let mut each = |event: Event<'_>| match event {
         Event::Sample(sample) => samples.push(said(format, &sample)),
@@ -62,17 +68,20 @@ fn read(format: Format, page: &[u8]) -> Result<Vec<Value>> {
         _ => {}
     };
     let mut parser = Parser::new(format);
-    page.chunks(1000).for_each(|piece| parser.feed(piece, &mut each));
+    metrics.chunks(1000).for_each(|piece| parser.feed(piece, &mut each));
     parser.finish(&mut each);
     ensure!(problems.is_empty(), "{problems:?}");
     Ok(samples)
 }
 
-/// A sample in the reference's form.
+/// Returns a sample in the reference's form.
 fn said(format: Format, sample: &Sample<'_>) -> Value {
     let mut name = sample.name.to_owned();
-    // The reference gives counters of the text format the suffix that OpenMetrics demands.
-    if format == Format::Text && sample.kind == Kind::Counter && sample.part == Part::Value && !name.ends_with("_total")
+    // The reference adds the suffix of OpenMetrics to counters of the text format.
+    if format == Format::Text
+        && sample.metric_type == MetricType::Counter
+        && sample.part == Part::Value
+        && !name.ends_with("_total")
     {
         name.push_str("_total");
     }
@@ -92,7 +101,7 @@ fn labels(labels: Labels<'_>) -> BTreeMap<String, String> {
     labels.iter().map(|(name, value)| (name.plain().into_owned(), value.plain().into_owned())).collect()
 }
 
-/// As Python writes numbers.
+/// Formats a number as Python does.
 fn number(value: f64) -> String {
     let text = format!("{value:?}");
     let Some((digits, exponent)) = text.split_once('e') else { return text.replace("NaN", "nan") };

@@ -1,4 +1,4 @@
-//! Gateways: Envoy without redirection, with a plaintext and a TLS door, in front of a workload with a sidecar.
+//! Gateways: Envoy without redirection, with a plaintext and a TLS listener, in front of a workload with a sidecar.
 
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, thread::sleep, time::Duration};
 
@@ -70,7 +70,7 @@ impl Gateway {
         Ok(Self { observer, access_logs, _sidecars: sidecars, _application: application, gateway, visitor, mesh })
     }
 
-    /// Compares what the gateway's door and the server's sidecar had.
+    /// Compares the counts of the gateway's listener and of the server's sidecar.
     fn check(&mut self, lines: [usize; 2], traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
         for access_log in &mut self.access_logs {
             access_log.skip()?;
@@ -84,27 +84,29 @@ impl Gateway {
             ensure!(ended == count, "{ended} log lines instead of {count}: {lines:#?}");
             access_log.count(&lines, &mut truth);
         }
-        wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, || {
+        wait_until("the observer counts like Envoy's access log", SETTLE_TIMEOUT, || {
             Ok(truth.differences(&self.observer.counts()?.since(&before)).none()?)
         })?;
         Ok(truth.to_string())
     }
 
-    fn curl(&self, host: &str, door: u16, family: Family, path: &str) -> Result<String> {
-        let scheme = if door == GATEWAY_TLS { "https" } else { "http" };
+    fn curl(&self, host: &str, listener: u16, family: Family, path: &str) -> Result<String> {
+        let scheme = if listener == GATEWAY_TLS { "https" } else { "http" };
         let mut command = self.visitor.command("curl")?;
         command.args(["-sSk", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}\\n"]);
-        command.args(["-H", &format!("host: {host}")]).arg(format!("{scheme}://{}{path}", self.door(door, family)));
+        command
+            .args(["-H", &format!("host: {host}")])
+            .arg(format!("{scheme}://{}{path}", self.listener(listener, family)));
         finish(&mut command, "").map(|codes| codes.trim().replace('\n', " "))
     }
 
-    /// Connections at the TLS door.
+    /// Returns the number of connections at the TLS listener.
     fn encrypted(&self) -> Result<f64> {
         const FAMILY: &str = "mesh_observer_gateway_encrypted_connections_total";
         self.observer.own(FAMILY, &[("event", "opened")])
     }
 
-    fn door(&self, port: u16, family: Family) -> SocketAddr {
+    fn listener(&self, port: u16, family: Family) -> SocketAddr {
         SocketAddr::new(self.gateway.ip(family), port)
     }
 }
@@ -130,7 +132,7 @@ fn plaintext_listener_keep_alive(fixture: &mut Gateway) -> Result<String> {
     })
 }
 
-/// Envoy's own answer is on the door's socket.
+/// Envoy's own answer is on the listener's socket.
 fn no_route(fixture: &mut Gateway) -> Result<String> {
     fixture.check([2, 0], |fixture| {
         for family in BOTH {
@@ -152,7 +154,7 @@ fn application_ends_without_a_word(fixture: &mut Gateway) -> Result<String> {
 fn client_ends_before_the_answer(fixture: &mut Gateway) -> Result<String> {
     fixture.check([2, 2], |fixture| {
         for family in BOTH {
-            let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PLAIN, family))?;
+            let mut connection = Connection::open(&fixture.visitor, fixture.listener(GATEWAY_PLAIN, family))?;
             connection.send("GET /delay/500 HTTP/1.1\r\nhost: web\r\n\r\n")?;
             sleep(Duration::from_millis(150));
         }
@@ -161,7 +163,7 @@ fn client_ends_before_the_answer(fixture: &mut Gateway) -> Result<String> {
     })
 }
 
-/// A balancer's header in front of everything, in one segment with the request or in several.
+/// A balancer's header before everything else, in one segment with the request or in several.
 fn proxy_protocol(fixture: &mut Gateway) -> Result<String> {
     const GET: &[u8] = b"GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n";
     let binary = |command: u8, family: u8, rest: &[u8]| {
@@ -183,11 +185,11 @@ fn proxy_protocol(fixture: &mut Gateway) -> Result<String> {
     let count = headers.len() * ways.len() * 2;
     fixture.check([count, count], |fixture| {
         for (header, cut) in headers.iter().flat_map(|header| ways.map(|cut| (header, cut))) {
-            let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PROXIED, Family::V4))?;
+            let mut connection = Connection::open(&fixture.visitor, fixture.listener(GATEWAY_PROXIED, Family::V4))?;
             let (first, second) = header.split_at(cut.min(header.len()));
             match cut {
                 0 => connection.send([header, GET].concat())?,
-                // The request in a segment of its own.
+                // The request in a separate segment.
                 1 => connection.send_pieces([header.as_slice(), GET], Duration::from_millis(20))?,
                 _ => connection.send_pieces([first, &[second, GET].concat()], Duration::from_millis(20))?,
             }
@@ -199,7 +201,7 @@ fn proxy_protocol(fixture: &mut Gateway) -> Result<String> {
     })
 }
 
-/// No inspector is at a gateway: whatever comes is HTTP, and refused.
+/// A gateway has no inspector: everything is parsed as HTTP, and refused.
 fn requests_that_the_gateway_refuses(fixture: &mut Gateway) -> Result<String> {
     let requests = [
         "LIST / HTTP/1.1\r\nhost: web\r\n\r\n",
@@ -209,7 +211,7 @@ fn requests_that_the_gateway_refuses(fixture: &mut Gateway) -> Result<String> {
     ];
     fixture.check([requests.len(), 0], |fixture| {
         for request in requests {
-            let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PLAIN, Family::V4))?;
+            let mut connection = Connection::open(&fixture.visitor, fixture.listener(GATEWAY_PLAIN, Family::V4))?;
             connection.send(request)?;
             ensure!([400, 501].contains(&connection.receive_response()?.status));
             connection.drain()?;
@@ -218,14 +220,15 @@ fn requests_that_the_gateway_refuses(fixture: &mut Gateway) -> Result<String> {
     })
 }
 
-/// What comes with the handshake, the kernel shows to the listener only: HTTP/1, HTTP/2, and the beginning of TLS.
+/// Handshake data, which the kernel passes to the listener's hooks only: HTTP/1, HTTP/2, and the beginning of TLS.
 fn listeners_with_handshake_data(fixture: &mut Gateway) -> Result<String> {
     const GET: &str = "GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n";
     let before = fixture.encrypted()?;
-    let figures = fixture.check([6, 6], |fixture| {
+    let summary = fixture.check([6, 6], |fixture| {
         for family in BOTH {
-            let open =
-                |door| Connection::open_with(&fixture.visitor, fixture.door(door, family), &[DATA_WITH_THE_ACK], None);
+            let open = |listener| {
+                Connection::open_with(&fixture.visitor, fixture.listener(listener, family), &[DATA_WITH_THE_ACK], None)
+            };
             let mut connection = open(GATEWAY_PLAIN)?;
             for _ in 0..2 {
                 connection.send(GET)?;
@@ -237,7 +240,7 @@ fn listeners_with_handshake_data(fixture: &mut Gateway) -> Result<String> {
             peer.send([PREFACE, &settings(&[]), &headers(1, flag::END_STREAM, &block)].concat())?;
             peer.ended(1)?;
             let mut connection = open(GATEWAY_TLS)?;
-            // The beginning of a ClientHello: the door waits for the rest, which never comes.
+            // The beginning of a ClientHello: the listener waits for the rest, which never comes.
             connection.send([[0x16, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3].as_slice(), &[7; 300]].concat())?;
             connection.finish_sending()?;
             connection.drain()?;
@@ -246,13 +249,13 @@ fn listeners_with_handshake_data(fixture: &mut Gateway) -> Result<String> {
     })?;
     let came = fixture.encrypted()? - before;
     ensure!(came == 2.0, "{came} encrypted connections");
-    Ok(format!("{came} encrypted connections, {figures}"))
+    Ok(format!("{came} encrypted connections, {summary}"))
 }
 
 /// In the name of its own connection, between and inside requests.
 fn segments_forged_by_a_client(fixture: &mut Gateway) -> Result<String> {
     fixture.check([6, 6], |fixture| {
-        let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PLAIN, Family::V4))?;
+        let mut connection = Connection::open(&fixture.visitor, fixture.listener(GATEWAY_PLAIN, Family::V4))?;
         let forge = |connection: &Connection| -> Result<()> {
             let forger = Forger::of(&fixture.visitor, connection)?;
             (0..1_000).try_for_each(|number| forger.claim(CLAIMS[number as usize % CLAIMS.len()].1, number))
@@ -270,8 +273,8 @@ fn segments_forged_by_a_client(fixture: &mut Gateway) -> Result<String> {
     })
 }
 
-/// GRO: the visitor's segments are small, and many are one packet by the time the gateway's hooks have them. Times are not
-/// compared: so many small packets keep the processors busy, and the proxy reads late.
+/// GRO: the visitor's segments are small, and many are one packet by the time the gateway's hooks have them. Times are
+/// not compared: the many small packets keep the processors busy, and the proxy reads late.
 fn segments_joined_on_arrival(fixture: &mut Gateway) -> Result<String> {
     const LENGTH: u64 = 1 << 20;
     fixture.mesh.join_segments(&fixture.gateway)?;
@@ -279,7 +282,7 @@ fn segments_joined_on_arrival(fixture: &mut Gateway) -> Result<String> {
     let joined = Seen::new(&fixture.gateway, "--length 3000:65535")?;
     let traffic = |fixture: &Gateway| {
         for family in BOTH {
-            let mut connection = Connection::open(&fixture.visitor, fixture.door(GATEWAY_PLAIN, family))?;
+            let mut connection = Connection::open(&fixture.visitor, fixture.listener(GATEWAY_PLAIN, family))?;
             for _ in 0..2 {
                 connection.send(format!("POST /upload HTTP/1.1\r\nhost: web\r\ncontent-length: {LENGTH}\r\n\r\n"))?;
                 connection.send_zeros(LENGTH)?;
@@ -288,27 +291,27 @@ fn segments_joined_on_arrival(fixture: &mut Gateway) -> Result<String> {
         }
         Ok(())
     };
-    let figures = fixture.check([4, 4], traffic)?;
+    let summary = fixture.check([4, 4], traffic)?;
     let packets = joined.packets()?;
     fixture.visitor.net.batch("link set eth0 gso_max_segs 65535")?;
     ensure!(packets > 0, "no segments were joined: the case proves nothing");
-    Ok(format!("{packets} packets of joined segments, {figures}"))
+    Ok(format!("{packets} packets of joined segments, {summary}"))
 }
 
-/// What comes in is encrypted, and what leaves for the mesh is too: only connections are counted there.
+/// Both legs are encrypted: only connections are counted there.
 fn tls_listener_is_reported_as_unseen(fixture: &mut Gateway) -> Result<String> {
     let before = fixture.encrypted()?;
-    let figures = fixture.check([4, 4], |fixture| {
+    let summary = fixture.check([4, 4], |fixture| {
         for family in BOTH {
             let code = fixture.curl("web", GATEWAY_TLS, family, "/{status/200,bytes/5}")?;
             ensure!(code == "200 200", "{code}");
         }
         Ok(())
     })?;
-    ensure!(!figures.contains("source"), "the access log counts no TLS door: {figures}");
+    ensure!(!summary.contains("source"), "the access log counts no TLS listener: {summary}");
     let came = fixture.encrypted()? - before;
     ensure!(came == 2.0, "{came} encrypted connections");
-    Ok(format!("{came} encrypted connections, {figures}"))
+    Ok(format!("{came} encrypted connections, {summary}"))
 }
 
 fn check_says_it_plainly(fixture: &mut Gateway) -> Result<String> {

@@ -1,4 +1,4 @@
-//! gRPC on sidecars, case by case: the observer against Envoy's access log, and both against what the clients know.
+//! gRPC on sidecars, case by case: the observer against Envoy's access log, and both against the clients' reports.
 
 use std::{collections::BTreeMap, process::ExitCode, thread::sleep, time::Duration};
 
@@ -11,8 +11,8 @@ use harness::{
     pair::{Expected, Pair, however_late, with_late_window_updates},
 };
 
-/// Each as the server of both others, and so each as a client of both, once over each family. Between any two are their sidecars:
-/// an end meets those, whoever is behind them.
+/// Each as the server of both others, and so each as a client of both, once over each family. Sidecars are between any
+/// two: an end connects to those, whatever is behind them.
 const MATCHES: [(Implementation, [(Implementation, Family); 2]); 3] = [
     (Go, [(Python, Family::V4), (Java, Family::V6)]),
     (Python, [(Java, Family::V4), (Go, Family::V6)]),
@@ -74,15 +74,15 @@ fn method_that_is_not_there(pair: &mut Pair) -> Result<String> {
 
 /// The proxy at the server answers for it.
 fn service_that_is_not_there(pair: &mut Pair) -> Result<String> {
-    let mut figures = Vec::new();
+    let mut summary = Vec::new();
     for client in [Go, Python, Java] {
         let before = pair.begin()?;
         let told = client.call(&pair.client, pair.http2.address(Family::V4), "unary 1")?;
         ensure!(told.statuses.get("14") == Some(&1), "{told:?}");
         let (truth, _) = pair.truth(&Expected::both(1))?;
-        figures.push(pair.agree(&before, &truth)?);
+        summary.push(pair.agree(&before, &truth)?);
     }
-    Ok(figures.join("; "))
+    Ok(summary.join("; "))
 }
 
 fn deadline_before_the_answer(pair: &mut Pair) -> Result<String> {
@@ -105,7 +105,7 @@ fn messages_of_5_mib(pair: &mut Pair) -> Result<String> {
     calls(pair, "unary 3 5242880", None, Ends::ServedMuch)
 }
 
-/// Three a call: the dynamic tables of both directions are overwritten many times.
+/// Three per call: the dynamic tables of both directions are overwritten many times.
 fn ten_thousand_metadata_values(pair: &mut Pair) -> Result<String> {
     calls(pair, "churn 3334", None, Ends::Served)
 }
@@ -118,7 +118,7 @@ fn keep_alive_pings(pair: &mut Pair) -> Result<String> {
     calls(pair, "pings 2", None, Ends::Served)
 }
 
-/// The server says GOAWAY about once a second, and calls go on on the next connection.
+/// The server sends GOAWAY about once per second, and calls continue on the next connection.
 fn connections_of_limited_age(pair: &mut Pair) -> Result<String> {
     calls(pair, "paced 30", Some(Duration::from_secs(1)), Ends::Served)
 }
@@ -132,13 +132,13 @@ enum Ends {
     ServedMuch,
     /// By the client, before there was one.
     GivenUp,
-    /// The same, at the deadline. grpcio's server ends a call at that very moment itself, and on the way the two ends cross.
+    /// The same, at the deadline. grpcio's server ends a call at that moment too, and the two ends cross in transit.
     TooLate,
 }
 
 /// Runs a scenario with every match.
 fn calls(pair: &mut Pair, scenario: &str, age: Option<Duration>, ends: Ends) -> Result<String> {
-    let mut figures = Vec::new();
+    let mut summary = Vec::new();
     for (server, clients) in MATCHES {
         if ends == Ends::TooLate && server == Python {
             continue;
@@ -147,10 +147,10 @@ fn calls(pair: &mut Pair, scenario: &str, age: Option<Duration>, ends: Ends) -> 
         for (client, family) in clients {
             let said = call(pair, client, family, scenario, ends)
                 .with_context(|| format!("{client:?} to {server:?} over {family:?}"))?;
-            figures.push(format!("{client:?} to {server:?}: {said}"));
+            summary.push(format!("{client:?} to {server:?}: {said}"));
         }
     }
-    Ok(figures.join("; "))
+    Ok(summary.join("; "))
 }
 
 fn call(pair: &mut Pair, client: Implementation, family: Family, scenario: &str, ends: Ends) -> Result<String> {
@@ -170,7 +170,7 @@ fn call(pair: &mut Pair, client: Implementation, family: Family, scenario: &str,
         with_late_window_updates(&mut truth);
     }
     if client == Java {
-        // A starting Java keeps the processors from Envoy, for longer than its threads are seen to wait.
+        // A starting JVM keeps the processors from Envoy, for longer than its threads are measured to wait.
         however_late(&mut truth);
     }
     let messages = Messages { requests: told.sent, responses: told.received };
@@ -179,7 +179,7 @@ fn call(pair: &mut Pair, client: Implementation, family: Family, scenario: &str,
     Ok(format!("{} calls, {}/{} messages", told.calls, told.sent, told.received))
 }
 
-/// How many calls ended with which status, as the client's sidecar logged it.
+/// Returns the number of calls by status, as the client's sidecar logged them.
 fn statuses(pair: &Pair, truth: &Counts) -> BTreeMap<String, u64> {
     let source = pair.source();
     let mut statuses = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The harness proves itself: a mesh with real Envoy, without the observer.
+//! The harness itself: a mesh with real Envoy, without the observer.
 
 use std::{
     env, fs,

@@ -278,7 +278,7 @@ fn pipelining_in_one_segment(pair: &mut Pair) -> Result<String> {
     pipelined(pair, Duration::ZERO)
 }
 
-/// Envoy counts again what it had buffered: at the source, what the client sent is the truth.
+/// Envoy counts buffered bytes again: at the source, the client's bytes are expected.
 fn pipelined(pair: &mut Pair, pause: Duration) -> Result<String> {
     let requests: Vec<String> = (0..10)
         .map(|number| format!("POST /bytes/{number} HTTP/1.1\r\nhost: web\r\ncontent-length: 3\r\n\r\nabc"))
@@ -320,7 +320,7 @@ fn leading_crlf_between_messages(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// What still comes of the request after the answer is not the request's any more, for Envoy and for us.
+/// Bytes of the request after the answer do not count, for Envoy and for the observer.
 fn response_before_the_request_body_has_ended(pair: &mut Pair) -> Result<String> {
     pair.check(Expected::both(2), |pair| {
         for family in BOTH {
@@ -329,7 +329,7 @@ fn response_before_the_request_body_has_ended(pair: &mut Pair) -> Result<String>
             connection.send([b'a'; 1000])?;
             ensure!(connection.receive_response()?.status == 413);
             sleep(PAUSE);
-            // Envoy may have given up on the rest by now.
+            // Envoy may not wait for the rest any more.
             let _ = connection.send([b'b'; 1000]);
             connection.finish_sending()?;
             connection.drain()?;
@@ -365,7 +365,7 @@ fn response_headers_split_at_every_byte(pair: &mut Pair) -> Result<String> {
         }
         Ok(())
     })?;
-    let figures = pair.check(Expected::both(2 * ANSWER.len()), |pair| {
+    let summary = pair.check(Expected::both(2 * ANSWER.len()), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
             for _ in 0..ANSWER.len() {
@@ -376,7 +376,7 @@ fn response_headers_split_at_every_byte(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn headers_larger_than_8_kib(pair: &mut Pair) -> Result<String> {
@@ -388,7 +388,7 @@ fn headers_larger_than_8_kib(pair: &mut Pair) -> Result<String> {
         }
         Ok(())
     })?;
-    let figures = pair.check(Expected::both(4), |pair| {
+    let summary = pair.check(Expected::both(4), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
             for _ in 0..2 {
@@ -399,7 +399,7 @@ fn headers_larger_than_8_kib(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn obs_fold(pair: &mut Pair) -> Result<String> {
@@ -438,7 +438,7 @@ fn length_and_chunked_in_a_response(pair: &mut Pair) -> Result<String> {
         }
         Ok(())
     })?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
             connection.send("GET / HTTP/1.1\r\nhost: raw\r\n\r\n")?;
@@ -447,7 +447,7 @@ fn length_and_chunked_in_a_response(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn body_of_1_gib_down(pair: &mut Pair) -> Result<String> {
@@ -542,7 +542,7 @@ fn client_ends_inside_the_response(pair: &mut Pair) -> Result<String> {
         connection.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n0123456789")?;
         connection.drain().map(|_| ())
     })?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
             connection.send("GET / HTTP/1.1\r\nhost: raw\r\n\r\n")?;
@@ -551,7 +551,7 @@ fn client_ends_inside_the_response(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn client_ends_inside_the_request_body(pair: &mut Pair) -> Result<String> {
@@ -598,7 +598,7 @@ fn malformed_request(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// A byte on its way again is sent for Envoy, and not yet for the peer.
+/// A retransmitted byte is sent for Envoy, and not yet for the peer.
 fn retransmissions(pair: &mut Pair) -> Result<String> {
     pair.check_with(
         Expected::both(40),
@@ -654,9 +654,9 @@ fn percentiles_of_quick_answers(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// A snapshot's percentiles of so many requests are the access log's, but for the width of a cell and what makes Envoy late
-/// (see [`Counts::differences`]): all times of one leg are late to the same side, so percentiles are too, and of what threads
-/// waited each [`BAR_MS`] can move one request up by more than that.
+/// A snapshot's percentiles equal the access log's, except for the width of a bucket and Envoy's lateness (see
+/// [`Counts::differences`]): all times of one leg are late to the same side, so percentiles are too, and of what
+/// threads waited each [`BAR_MS`] can move one request up by more than that.
 fn percentiles_of(pair: &mut Pair, count: usize, traffic: impl FnOnce(&Pair) -> Result<()>) -> Result<String> {
     const BAR_MS: f64 = 0.7;
     const CELL: f64 = 1.0 / 64.0;
@@ -669,7 +669,7 @@ fn percentiles_of(pair: &mut Pair, count: usize, traffic: impl FnOnce(&Pair) -> 
     let (truth, lines) = pair.truth(&Expected::both(count))?;
     pair.agree(&before, &truth)?;
     let said = snapshot.finish()?;
-    let mut figures = Vec::new();
+    let mut summary = Vec::new();
     for (leg, direction) in [(pair.source(), "outbound"), (pair.destination(), "inbound")] {
         let mut durations: Vec<f64> = lines
             .iter()
@@ -687,11 +687,11 @@ fn percentiles_of(pair: &mut Pair, count: usize, traffic: impl FnOnce(&Pair) -> 
                 _ => (at.checked_sub(moved).map_or(0.0, |first| durations[first] - BAR_MS), durations[at]),
             };
             let (low, high) = (low * (1.0 - CELL) - 0.05, high * (1.0 + CELL) + 0.05);
-            figures.push(format!("{leg} {name} {found:.3}/{:.3} ms ({low:.3} to {high:.3})", durations[at]));
-            ensure!((low..=high).contains(&found), "{}", figures.join(", "));
+            summary.push(format!("{leg} {name} {found:.3}/{:.3} ms ({low:.3} to {high:.3})", durations[at]));
+            ensure!((low..=high).contains(&found), "{}", summary.join(", "));
         }
     }
-    Ok(figures.join(", "))
+    Ok(summary.join(", "))
 }
 
 fn wrk(pair: &mut Pair) -> Result<String> {
@@ -702,18 +702,18 @@ fn wrk(pair: &mut Pair) -> Result<String> {
         finish(&mut command, "")?;
     }
     sleep(Duration::from_millis(500));
-    // How many requests wrk made, and how many it dropped at its end, only the access log knows.
+    // Only the access log has the number of requests that wrk made, and dropped at its end.
     let (truth, _) = pair.truth_of_any()?;
     agree_but_for_the_end(pair, &before, &truth, 8)
 }
 
-/// When a client leaves, the proxy gives up its requests and logs them with code 0, while the application's answers are on
-/// their way: what of those is on the sockets, no log has. Every request is counted once and to the byte all the same; of
-/// at most `limit` of them, code and length of the answer are the sockets' affair.
+/// When a client leaves, the proxy cancels its requests and logs them with code 0, while the application's answers are
+/// in transit: their bytes on the sockets are in no log. Every request is nevertheless counted once and to the byte;
+/// for at most `limit` of them, code and length of the answer may differ from the log.
 fn agree_but_for_the_end(pair: &Pair, before: &Counts, truth: &Counts, limit: u64) -> Result<String> {
     const ANSWER: u64 = 2048;
     let observer = pair.observer()?;
-    wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, || {
+    wait_until("the observer counts like Envoy's access log", SETTLE_TIMEOUT, || {
         let seen = observer.counts()?.since(before);
         let agrees = |leg: &Leg| {
             let [truth, seen] = [truth, &seen].map(|counts| counts.all(leg));
@@ -824,7 +824,7 @@ fn both_codes(pair: &Pair, path: &str, code: &str) -> Result<()> {
     Ok(())
 }
 
-/// An application of the case's own behind the undeclared port; it must end before the next case's begins.
+/// Returns an application of the case's own behind the undeclared port; it must end before the next case's begins.
 fn raw_server(
     pair: &Pair,
     handler: impl Fn(&mut Connection) -> std::io::Result<()> + Send + Sync + 'static,

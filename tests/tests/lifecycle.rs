@@ -1,4 +1,4 @@
-//! What happens around the connections: sidecars and observer come, go, restart and crash.
+//! Sidecars and observer start, stop, restart and crash around connections.
 
 use std::{
     fs,
@@ -96,7 +96,8 @@ fn attached_between_connections(_: &mut ()) -> Result<String> {
     Ok(source.to_string())
 }
 
-/// A connection that was open before is joined at its next certain boundary or not at all; it is said, and never guessed.
+/// A preexisting connection is parsed from its next message boundary or not at all; it is reported, and never
+/// estimated.
 fn attached_during_connections(_: &mut ()) -> Result<String> {
     let mut pair = Pair::unobserved(Options::default(), Options::default())?;
     let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
@@ -158,7 +159,7 @@ fn container_replaced(_: &mut ()) -> Result<String> {
     total_of(&pair, 4)
 }
 
-/// Envoy cannot log what it did not live to see: the test's own counts are the truth.
+/// A killed Envoy logs nothing: the test's own counts are expected.
 fn sidecar_killed_with_open_connections(_: &mut ()) -> Result<String> {
     let mut pair = Pair::new()?;
     let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
@@ -180,9 +181,9 @@ fn sidecar_killed_with_open_connections(_: &mut ()) -> Result<String> {
     for leg in [pair.source(), pair.destination()] {
         truth.connections.insert(leg, Connections { opened: 2, closed: 2, received: 10, sent: 10 });
     }
-    let figures = pair.agree(&before, &truth);
+    let summary = pair.agree(&before, &truth);
     drop(echo);
-    figures
+    summary
 }
 
 fn cgroup_removed_under_load(_: &mut ()) -> Result<String> {
@@ -196,7 +197,7 @@ fn cgroup_removed_under_load(_: &mut ()) -> Result<String> {
     load.wait()?;
     let observer = pair.observer()?;
     let first = observer.counts()?;
-    ensure!(first.total(&pair.destination()) > 2, "the last figures of the ended sidecar are gone: {first}");
+    ensure!(first.total(&pair.destination()) > 2, "the last counts of the ended sidecar are gone: {first}");
     sleep(Duration::from_millis(500));
     ensure!(observer.counts()?.total(&pair.destination()) == first.total(&pair.destination()), "still counting");
     pair.sidecars[1].replace_container()?;
@@ -276,13 +277,13 @@ fn third_party_program_that_shares(_: &mut ()) -> Result<String> {
     let mut pair = Pair::unobserved(Options::default(), Options::default())?;
     let third_party = ThirdPartyProgram::attach(pair.sidecars[0].cgroup(), false)?;
     pair.observe(2)?;
-    let figures = pair.check(Expected::both(2), request_both)?;
+    let summary = pair.check(Expected::both(2), request_both)?;
     pair.observer.take().context("it observed")?.stop()?;
     ensure!(third_party.programs()? == 1, "{} programs are left", third_party.programs()?);
-    Ok(figures)
+    Ok(summary)
 }
 
-/// It is said clearly, the other sidecar is observed, and nothing of theirs is touched.
+/// It is logged, the other sidecar is observed, and the third-party program is not touched.
 fn third_party_program_that_does_not_share(_: &mut ()) -> Result<String> {
     let mut pair = Pair::unobserved(Options::default(), Options::default())?;
     let third_party = ThirdPartyProgram::attach(pair.sidecars[0].cgroup(), true)?;
@@ -346,7 +347,7 @@ fn process_of_that_name_that_is_no_sidecar(_: &mut ()) -> Result<String> {
     let mut command = pair.outside.command(&program.display().to_string())?;
     let mut impostor = command.arg("60").env_clear().spawn()?;
     pair.observe(2)?;
-    let figures = pair.check(Expected::both(2), request_both);
+    let summary = pair.check(Expected::both(2), request_both);
     let check = Command::new(tools::observer()?)
         .args(["check", "--sidecar-exe", &pair.mesh.executable()])
         .stdin(Stdio::null())
@@ -356,7 +357,7 @@ fn process_of_that_name_that_is_no_sidecar(_: &mut ()) -> Result<String> {
     let said = String::from_utf8_lossy(&check.stdout);
     ensure!(check.status.success(), "check: {}\n{said}", check.status);
     ensure!(said.contains(&impostor.id().to_string()), "check says nothing of process {}:\n{said}", impostor.id());
-    figures
+    summary
 }
 
 /// Nothing but `observer run`: Envoy is called `envoy`.
@@ -367,23 +368,24 @@ fn default_executable_name(_: &mut ()) -> Result<String> {
     pair.check(Expected::both(2), request_both)
 }
 
-/// Clients that ask for nothing, for half of something, or for a page of megabytes that they do not take, keep nobody from the
-/// metrics and hold few of the pages in memory, which are new ones every second.
+/// Clients without a request, with half of one, or with a response of megabytes that they do not read, keep nobody from
+/// `/metrics` and hold few expositions in memory, which are new ones every second.
 fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
     const CLIENTS: usize = 1000;
     const PLANES: usize = 5;
     const SAMPLES: usize = 11_000;
-    /// Of the pages, as they are kept, five are read at once at most; the rest is what 64 connections have in hand.
+    /// Limit: at most five expositions are sent at once; the rest is what 64 connections have buffered.
     const MOST_BYTES: u64 = 48 << 20;
     let mesh = Mesh::new()?;
     let lines: String = (0..SAMPLES).map(|number| format!("pilot_x{{n=\"{number:060}\"}} {number}\n")).collect();
-    let page = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{lines}", lines.len());
-    let planes = (0..PLANES).map(|_| Replay::start_with(page.clone().into_bytes())).collect::<Result<Vec<_>>>()?;
+    let metrics =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{lines}", lines.len());
+    let planes = (0..PLANES).map(|_| Replay::start_with(metrics.clone().into_bytes())).collect::<Result<Vec<_>>>()?;
     let urls: Vec<String> = planes.iter().map(Replay::url).collect();
     let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
     let arguments: Vec<&str> = ["--scrape-interval", "2s"].into_iter().chain(pages).collect();
     let observer = Observer::start(&mesh, 0, &arguments)?;
-    let up = |page: &Exposition| page.sum("mesh_observer_control_plane_up", &[]) == Some(PLANES as f64);
+    let up = |metrics: &Exposition| metrics.sum("mesh_observer_control_plane_up", &[]) == Some(PLANES as f64);
     observer.wait(Duration::from_secs(60), up)?;
     let resident = || -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", observer.pid()))?;
@@ -404,27 +406,28 @@ fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
         clients.push(client);
         if number % 50 == 49 {
             observer.own_families().with_context(|| format!("with {} slow clients", clients.len()))?;
-            // Time for new pages.
+            // Time for new expositions.
             sleep(Duration::from_millis(600));
             most = most.max(resident()?);
         }
     }
     let grown = most.saturating_sub(before);
     ensure!(grown <= MOST_BYTES, "{grown} bytes more with {CLIENTS} clients than with none");
-    // A page may be as old as the interval between two readings.
+    // An exposition may be as old as the collection interval.
     let closed =
-        |page: &Exposition| page.sum("mesh_observer_scrape_connections_refused_total", &[]).unwrap_or_default();
+        |metrics: &Exposition| metrics.sum("mesh_observer_scrape_connections_refused_total", &[]).unwrap_or_default();
     ensure!(lines.len() > 800_000, "{} bytes a page", lines.len());
-    let page =
-        observer.wait_own(SETTLE_TIMEOUT, |page| closed(page) >= 900.0).context("too few were closed to make room")?;
-    let closed = closed(&page);
+    let metrics = observer
+        .wait_own(SETTLE_TIMEOUT, |metrics| closed(metrics) >= 900.0)
+        .context("too few were closed to make room")?;
+    let closed = closed(&metrics);
     drop(clients);
     observer.scrape()?;
     observer.stop()?;
     Ok(format!("{closed} closed, {} KiB more", grown >> 10))
 }
 
-/// Lets this program open so many files, if it may.
+/// Raises this program's limit of open files, if allowed.
 fn open_files(wanted: u64) -> Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes the structure during the call.
@@ -454,7 +457,7 @@ fn wait_attached(pair: &mut Pair, sidecars: usize) -> Result<()> {
     pair.observer.as_mut().context("no observer")?.wait_attached(sidecars)
 }
 
-/// Number of series of requests with both counts in them.
+/// Returns the number of request series with both counts.
 fn count_series(pair: &Pair) -> Result<usize> {
     let observer = pair.observer()?;
     Ok(observer.scrape()?.samples("istio_requests_total").count())
@@ -468,14 +471,14 @@ fn total_of(pair: &Pair, count: u64) -> Result<String> {
 }
 
 fn agree(observer: &Observer, before: &Counts, truth: &Counts) -> Result<()> {
-    wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, || {
+    wait_until("the observer counts like Envoy's access log", SETTLE_TIMEOUT, || {
         Ok(truth.differences(&observer.counts()?.since(before)).none()?)
     })
 }
 
 fn agree_at_source(pair: &Pair, before: &Counts, truth: &Counts) -> Result<()> {
     let observer = pair.observer()?;
-    wait_until("the observer counts as Envoy's access log does at source", SETTLE_TIMEOUT, || {
+    wait_until("the observer counts like Envoy's access log at source", SETTLE_TIMEOUT, || {
         let mut seen = observer.counts()?.since(before);
         seen.requests.retain(|(leg, _), _| leg.reporter == "source");
         Ok(truth.differences(&seen).none()?)

@@ -1,5 +1,5 @@
-//! What happens where something is full: figures stay exact, or what is lost is counted; it is said once, with the remedy, and
-//! goes on by itself when there is room again.
+//! Exhausted limits: counts stay exact, or losses are counted; a limit is logged once, with the remedy, and
+//! counting resumes by itself when there is room again.
 
 use std::{
     env, fs,
@@ -47,46 +47,46 @@ fn main() -> ExitCode {
     )
 }
 
-/// Totals stay exact, some of them without labels; and there is room again when sidecars have gone.
+/// Totals stay exact, some of them without labels; and there is room again when sidecars have ended.
 fn more_series_than_there_is_room_for(_: &mut ()) -> Result<String> {
     const ROOM: usize = 5;
-    let stage = Stage::new()?;
-    let mut observer = stage.observe(&format!("max_series = {ROOM}\n"), 0)?;
+    let fixture = Fixture::new()?;
+    let mut observer = fixture.observe(&format!("max_series = {ROOM}\n"), 0)?;
     let mut truth = Counts::default();
-    let mut sidecars = stage.sidecars("crowd", 6)?;
+    let mut sidecars = fixture.sidecars("crowd", 6)?;
     observer.wait_attached(sidecars.len())?;
     for sidecar in &mut sidecars {
         sidecar.ask(WEB, 4, &mut truth)?;
         sidecar.echo(ECHO, 300, &mut truth)?;
     }
     let (requests, connections) = sums(&truth);
-    let page = observer.wait(COUNT_TIMEOUT, |page| {
-        counts(page).is_ok_and(|seen| sums(&seen) == (requests.clone(), connections.clone()))
+    let metrics = observer.wait(COUNT_TIMEOUT, |metrics| {
+        counts(metrics).is_ok_and(|seen| sums(&seen) == (requests.clone(), connections.clone()))
     })?;
-    let seen = counts(&page)?;
+    let seen = counts(&metrics)?;
     let apart = seen.requests.keys().filter(|(leg, _)| leg.reporter == "destination").count()
         + seen.connections.keys().filter(|leg| leg.reporter == "destination").count();
     ensure!(apart == ROOM, "{apart} series are held apart instead of {ROOM}: {seen}");
     for (key, counted) in seen.requests.iter().filter(|((leg, _), _)| leg.reporter == "destination") {
         ensure!(truth.requests[key].count == counted.count, "{seen}");
     }
-    let overflowed = page.sum(LOSSES, &[("reason", "series_full")]).unwrap_or(0.0);
+    let overflowed = metrics.sum(LOSSES, &[("reason", "series_full")]).unwrap_or(0.0);
     ensure!(overflowed >= 1.0, "nothing is said to have overflowed");
     said_once(&observer, "raise max_series", "series_full")?;
 
     sidecars.iter_mut().try_for_each(StandIn::remove_container)?;
-    observer.wait_own(COUNT_TIMEOUT, |page| page.sum("mesh_observer_series_in_use", &[]) == Some(0.0))?;
-    let mut late = stage.stand.start("late", "late", &stage.pod)?;
+    observer.wait_own(COUNT_TIMEOUT, |metrics| metrics.sum("mesh_observer_series_in_use", &[]) == Some(0.0))?;
+    let mut late = fixture.stand.start("late", "late", &fixture.pod)?;
     observer.wait_attached(1)?;
     let mut own = Counts::default();
     late.ask(WEB, 4, &mut own)?;
     let leg = Leg::destination("late");
-    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|seen| seen.total(&leg) == own.total(&leg)))?;
+    observer.wait(COUNT_TIMEOUT, |metrics| counts(metrics).is_ok_and(|seen| seen.total(&leg) == own.total(&leg)))?;
     observer.stop()?;
     Ok(format!("{apart} series apart, {overflowed} times none was free; {seen}"))
 }
 
-/// Each call is counted once: in Istio's families, or as one that there was no room for.
+/// Each call is counted once: in Istio's families, or as one without room.
 fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
     const CALLS: u64 = 300;
     tools::require("h2load")?;
@@ -99,18 +99,19 @@ fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
     command.args([&format!("-n{CALLS}"), "-c1", &format!("-m{CALLS}"), &pair.url(Family::V4, "/delay/500")]);
     let said = finish(&mut command, "")?;
     ensure!(said.contains(&format!("{CALLS} succeeded")), "{said}");
-    let no_room =
-        |page: &Exposition| page.sum("mesh_observer_requests_total", &[("outcome", "stream_map_full")]).unwrap_or(0.0);
+    let no_room = |metrics: &Exposition| {
+        metrics.sum("mesh_observer_requests_total", &[("outcome", "stream_map_full")]).unwrap_or(0.0)
+    };
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
-    let page = observer.wait(COUNT_TIMEOUT, |page| {
-        counts(page).is_ok_and(|seen| {
+    let metrics = observer.wait(COUNT_TIMEOUT, |metrics| {
+        counts(metrics).is_ok_and(|seen| {
             let (source, destination) = (seen.total(&pair.source()), seen.total(&pair.destination()));
-            destination == CALLS && source as f64 + no_room(page) == CALLS as f64
+            destination == CALLS && source as f64 + no_room(metrics) == CALLS as f64
         })
     })?;
-    let lost = no_room(&page);
+    let lost = no_room(&metrics);
     ensure!(lost >= 1.0, "there was room for all of them");
-    ensure!(page.sum("mesh_observer_parser_desyncs_total", &[]) == Some(0.0), "{}", observer.health()?);
+    ensure!(metrics.sum("mesh_observer_parser_desyncs_total", &[]) == Some(0.0), "{}", observer.health()?);
     observer.wait_own(COUNT_TIMEOUT, |_| observer.log().contains("stream_map_full"))?;
     said_once(&observer, "raise max_open_calls", "stream_map_full")?;
     observer.stop()?;
@@ -120,49 +121,50 @@ fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
 /// Each connection that is not counted is counted as lost, and the next one after there is room again is exact.
 fn no_option_memory_for_sockets(_: &mut ()) -> Result<String> {
     const CONNECTIONS: u64 = 5;
-    let stage = Stage::new()?;
-    let mut observer = stage.observe("", 0)?;
-    let mut sidecar = stage.stand.start("poor", "poor", &stage.pod)?;
+    let fixture = Fixture::new()?;
+    let mut observer = fixture.observe("", 0)?;
+    let mut sidecar = fixture.stand.start("poor", "poor", &fixture.pod)?;
     observer.wait_attached(1)?;
     let mut uncounted = Counts::default();
     {
-        let _poverty = OptionMemory::limit(&stage.pod, 1024)?;
+        let _poverty = OptionMemory::limit(&fixture.pod, 1024)?;
         for _ in 0..CONNECTIONS {
             sidecar.echo(ECHO, 100, &mut uncounted)?;
         }
     }
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
-    observer.wait_own(COUNT_TIMEOUT, |page| page.sum(LOSSES, &[("reason", "storage")]) == Some(CONNECTIONS as f64))?;
+    observer
+        .wait_own(COUNT_TIMEOUT, |metrics| metrics.sum(LOSSES, &[("reason", "storage")]) == Some(CONNECTIONS as f64))?;
     ensure!(observer.counts()? == Counts::default(), "{}", observer.counts()?);
     said_once(&observer, "raise the sysctl net.core.optmem_max", "storage")?;
     let mut truth = Counts::default();
     sidecar.echo(ECHO, 100, &mut truth)?;
-    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
+    observer.wait(COUNT_TIMEOUT, |metrics| counts(metrics).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
     observer.stop()?;
     Ok(format!("{CONNECTIONS} lost, then {truth}"))
 }
 
-/// It is said once; the others are observed; and it is observed as soon as one of them goes.
+/// It is logged once; the others are observed; and it is observed as soon as one of them is detached.
 fn as_many_third_party_programs_as_the_kernel_allows(_: &mut ()) -> Result<String> {
     const MOST: usize = 64;
-    let stage = Stage::new()?;
-    let mut crowded = stage.stand.start("crowded", "crowded", &stage.pod)?;
-    let mut free = stage.stand.start("free", "free", &stage.pod)?;
+    let fixture = Fixture::new()?;
+    let mut crowded = fixture.stand.start("crowded", "crowded", &fixture.pod)?;
+    let mut free = fixture.stand.start("free", "free", &fixture.pod)?;
     let mut third_party =
         (0..MOST).map(|_| ThirdPartyProgram::attach(crowded.cgroup(), false)).collect::<Result<Vec<_>>>()?;
-    let mut observer = stage.observe("", 1)?;
+    let mut observer = fixture.observe("", 1)?;
     let unattached = observer.own("mesh_observer_sidecars_unattached", &[])?;
     ensure!(unattached == 1.0, "{unattached} sidecars said to be unattached");
     let (mut truth, mut unseen) = (Counts::default(), Counts::default());
     crowded.echo(ECHO, 100, &mut unseen)?;
     free.echo(ECHO, 100, &mut truth)?;
-    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
+    observer.wait(COUNT_TIMEOUT, |metrics| counts(metrics).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
     ensure!(third_party[0].programs()? == MOST, "theirs were touched");
 
     third_party.pop();
     observer.wait_attached(2)?;
     crowded.echo(ECHO, 100, &mut truth)?;
-    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
+    observer.wait(COUNT_TIMEOUT, |metrics| counts(metrics).is_ok_and(|seen| truth.differences(&seen).is_empty()))?;
     said_once(
         &observer,
         "64 programs of its kind are attached there, the most that the kernel allows",
@@ -189,12 +191,12 @@ fn too_little_memory_to_start(_: &mut ()) -> Result<String> {
     Ok(said.trim().to_owned())
 }
 
-/// What does not fit is dropped and counted, no line is cut, and it goes on when there is room.
+/// Excess points are dropped and counted, no line is cut, and output resumes when there is room.
 fn a_full_disk_under_the_output_file(_: &mut ()) -> Result<String> {
     let directory = env::temp_dir().join(format!("mesh-limits-{}", process::id()));
     let disk = directory.join("disk");
     fs::create_dir_all(&disk)?;
-    // A file system of its own, which nobody else sees and which ends with the observer.
+    // A private file system, which ends with the observer.
     let mut command = Command::new(tools::require("unshare")?);
     let mount = "mount -t tmpfs -o size=64k mesh-observer-test \"$0\" && exec \"$@\"";
     command.args(["--mount", "sh", "-c", mount]).arg(&disk).arg(tools::observer()?);
@@ -203,8 +205,9 @@ fn a_full_disk_under_the_output_file(_: &mut ()) -> Result<String> {
     let url = format!("wavefront+file:{}", file.display());
     let arguments = ["--interval", "200ms", "--sidecar-exe", &nobody, "--emit", &url];
     let observer = Observer::launch(&mut command, &directory, "", 0, &arguments)?;
-    let dropped = |page: &Exposition| page.sum("mesh_observer_emitter_points_dropped_total", &[("reason", "write")]);
-    observer.wait_own(COUNT_TIMEOUT, |page| dropped(page) > Some(0.0))?;
+    let dropped =
+        |metrics: &Exposition| metrics.sum("mesh_observer_emitter_points_dropped_total", &[("reason", "write")]);
+    observer.wait_own(COUNT_TIMEOUT, |metrics| dropped(metrics) > Some(0.0))?;
     run(
         "nsenter",
         &[
@@ -220,7 +223,7 @@ fn a_full_disk_under_the_output_file(_: &mut ()) -> Result<String> {
     observer.wait_own(COUNT_TIMEOUT, |_| observer.log().contains("sending again"))?;
     said_once(&observer, "No space left on device", "lines: ")?;
     let sent = "mesh_observer_emitter_points_sent_total";
-    let page = observer.wait_own(COUNT_TIMEOUT, |page| page.sum(sent, &[]) > Some(0.0))?;
+    let metrics = observer.wait_own(COUNT_TIMEOUT, |metrics| metrics.sum(sent, &[]) > Some(0.0))?;
     let seen = format!("/proc/{}/root{}", observer.pid(), file.display());
     let text = fs::read_to_string(&seen).with_context(|| seen.clone())?;
     ensure!(text.ends_with('\n'), "the last line does not end");
@@ -228,22 +231,22 @@ fn a_full_disk_under_the_output_file(_: &mut ()) -> Result<String> {
     ensure!(cut.is_none(), "cut: {cut:?}");
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
     let lines = text.lines().count() as f64;
-    ensure!(page.sum(sent, &[]) <= Some(lines), "{lines} lines, but {:?} points sent", page.sum(sent, &[]));
-    let figures = format!("{lines} lines kept, {} points dropped", dropped(&page).unwrap_or(0.0));
+    ensure!(metrics.sum(sent, &[]) <= Some(lines), "{lines} lines, but {:?} points sent", metrics.sum(sent, &[]));
+    let summary = format!("{lines} lines kept, {} points dropped", dropped(&metrics).unwrap_or(0.0));
     observer.stop()?;
     fs::remove_dir_all(&directory)?;
-    Ok(figures)
+    Ok(summary)
 }
 
-/// Applications, and where sidecars come from.
-struct Stage {
+/// Applications, and the source of sidecars.
+struct Fixture {
     _servers: [Server; 2],
     stand: Stand,
     pod: std::sync::Arc<Workload>,
     mesh: Mesh,
 }
 
-impl Stage {
+impl Fixture {
     fn new() -> Result<Self> {
         let mut mesh = Mesh::new()?;
         let pod = mesh.workload("pod")?;
@@ -262,7 +265,7 @@ impl Stage {
     }
 }
 
-/// All requests and all connections, whomever they are counted for.
+/// Returns all requests and all connections, whomever they are counted for.
 fn sums(counts: &Counts) -> (Requests, Connections) {
     let requests = counts.requests.values().fold(Requests::default(), |sum, requests| Requests {
         count: sum.count + requests.count,
@@ -279,7 +282,7 @@ fn sums(counts: &Counts) -> (Requests, Connections) {
     (requests, connections)
 }
 
-/// The log has one line with this remedy, and the same line says what it is about.
+/// Checks that the log has one line with this remedy and with its cause.
 fn said_once(observer: &Observer, remedy: &str, about: &str) -> Result<()> {
     let log = observer.log();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(remedy)).collect();
@@ -291,7 +294,7 @@ fn said_once(observer: &Observer, remedy: &str, about: &str) -> Result<()> {
     Ok(())
 }
 
-/// The most that options of one socket may take, lowered until dropped: in the pod alone where the kernel allows that.
+/// The limit of option memory per socket, lowered until dropped: in the pod alone where the kernel allows that.
 struct OptionMemory<'a> {
     pod: &'a Workload,
     before: String,
@@ -348,7 +351,7 @@ impl Memory {
         Ok(memory)
     }
 
-    /// A command that becomes the one behind it, in this cgroup.
+    /// Returns a command that becomes the one behind it, in this cgroup.
     fn command(&self) -> Result<Command> {
         let mut command = Command::new(tools::require("sh")?);
         command.args(["-c", "echo $$ > \"$0\"/cgroup.procs && exec \"$@\""]).arg(&self.path);

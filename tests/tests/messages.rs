@@ -1,4 +1,4 @@
-//! Messages of HTTP/1 that are bent, and first lines that leave open whether they are HTTP: byte for byte on sidecars, the
+//! Unusual messages of HTTP/1, and first lines that may not be HTTP, byte for byte on sidecars: the
 //! observer against Envoy's access log.
 
 use std::{io, process::ExitCode, thread::sleep, time::Duration};
@@ -13,7 +13,7 @@ use harness::{
 
 /// Long enough for an answer to have come if there is one, on a busy machine too.
 const RESPONSE_WINDOW: Duration = Duration::from_millis(800);
-/// Envoy writes its log every 20 ms, and later on a busy machine: how many lines there will be, not every case knows.
+/// Envoy writes its log every 20 ms, and later on a busy machine; not every case knows the number of lines.
 const LOG_DELAY: Duration = Duration::from_millis(400);
 /// Between an answer and what follows it.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -45,7 +45,8 @@ fn main() -> ExitCode {
 
 const GET: &str = "GET /bytes/3 HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// Plays each of the named exchanges on its own and compares what the observer counted with the log; says all that differ.
+/// Plays each of the named exchanges on its own and compares the observer's counts with the log; reports all
+/// differences.
 fn each<'a, T: 'a + ?Sized>(
     pair: &mut Pair,
     plays: impl IntoIterator<Item = (String, &'a T)>,
@@ -69,7 +70,7 @@ fn each<'a, T: 'a + ?Sized>(
     Ok(format!("{played} equal"))
 }
 
-/// Sends the pieces one by one, each when the one before is answered or will not be, and ends the connection.
+/// Sends the pieces one by one, each after the answer to the one before or its timeout, and ends the connection.
 fn say(pair: &Pair, to: &Service, pieces: &[&[u8]]) -> Result<()> {
     let mut connection = Connection::open(&pair.client, to.address(Family::V4))?;
     for piece in pieces {
@@ -164,7 +165,7 @@ fn refused_requests(pair: &mut Pair) -> Result<String> {
         post("transfer-encoding: chunked\r\n", "g\r\nhello\r\n0\r\n\r\n"),
         post("transfer-encoding: chunked\r\n", "5\nhello\n0\n\n"),
         post("transfer-encoding: chunked\r\n", "5\r\nhel\r\n0\r\n\r\n"),
-        // And what Envoy takes.
+        // Methods that Envoy accepts.
         post("transfer-encoding: Chunked\t\r\n", "0000000000000005\r\nhello\r\n0\r\n\r\n"),
         post("transfer-encoding:\r\n chunked\r\n", "5 ;a=\"b\"\r\nhello\r\n00;x\r\nx: y\r\n\r\n"),
         post("content-length: 000000000000000000000000000005\r\n", "hello"),
@@ -210,7 +211,7 @@ fn last_requests(pair: &mut Pair) -> Result<String> {
         named,
         |pair, first| {
             say(pair, &pair.web.clone(), &[[first, GET].concat().as_bytes()])?;
-            // Behind it, and not with it.
+            // After it, and not with it.
             say(pair, &pair.web.clone(), &[first.as_bytes(), GET.as_bytes()])
         },
         &without_durations,
@@ -239,7 +240,7 @@ fn upgrades_and_what_is_behind_them(pair: &mut Pair) -> Result<String> {
     )
 }
 
-/// What Envoy's http_inspector makes of them, and what becomes of it.
+/// First lines, and their classification by Envoy's http_inspector.
 fn first_lines_on_a_sniffed_port(pair: &mut Pair) -> Result<String> {
     let server = answering(pair, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
     let lines = [
@@ -266,12 +267,12 @@ fn first_lines_on_a_sniffed_port(pair: &mut Pair) -> Result<String> {
         "\u{1}\u{2}\u{3}",
     ];
     let named = lines.iter().map(|line| (format!("{line:?}"), *line));
-    let figures = each(pair, named, |pair, line| say(pair, &pair.raw.clone(), &[line.as_bytes()]), &without_durations);
+    let summary = each(pair, named, |pair, line| say(pair, &pair.raw.clone(), &[line.as_bytes()]), &without_durations);
     drop(server);
-    figures
+    summary
 }
 
-/// An application that answers whatever comes with these bytes.
+/// Returns an application that answers whatever comes with these bytes.
 fn answering(pair: &Pair, answer: &'static [u8]) -> Result<Server> {
     served(pair, move |connection| {
         while !connection.receive_some()?.is_empty() {
@@ -287,7 +288,7 @@ fn served(pair: &Pair, handler: impl Fn(&mut Connection) -> io::Result<()> + Sen
     })
 }
 
-/// Each answer from an application that then waits, or leaves.
+/// Each answer from an application that then waits, or closes.
 fn answers(pair: &mut Pair, answers: &[&'static str], leaves: bool) -> Result<String> {
     let named = answers.iter().map(|answer| (format!("{answer:?}"), *answer));
     each(
@@ -426,8 +427,8 @@ fn chunks(pair: &mut Pair) -> Result<String> {
     )
 }
 
-/// The application answers at once and reads on, and the client sends all the same: Envoy has the whole body before it reads
-/// the answer.
+/// The application answers at once and keeps reading, and the client sends everything: Envoy has the whole body before
+/// it reads the answer.
 fn early_answers(pair: &mut Pair) -> Result<String> {
     const LENGTH: usize = 1_000_000;
     let server = served(pair, |connection| {
@@ -439,7 +440,7 @@ fn early_answers(pair: &mut Pair) -> Result<String> {
     })?;
     let rounds = [1, 2, 3];
     let named = rounds.iter().map(|round| (round.to_string(), round));
-    let figures = each(
+    let summary = each(
         pair,
         named,
         |pair, _| {
@@ -453,10 +454,10 @@ fn early_answers(pair: &mut Pair) -> Result<String> {
         &without_durations,
     );
     drop(server);
-    figures
+    summary
 }
 
-/// Envoy takes a request up after the answer to the one before it.
+/// Envoy begins a request after the answer to the one before it.
 fn pipelined_durations(pair: &mut Pair) -> Result<String> {
     let source = pair.source();
     let rounds = [20, 5];
@@ -473,7 +474,7 @@ fn pipelined_durations(pair: &mut Pair) -> Result<String> {
             Ok(())
         },
         &|truth| {
-            // Its meter has again what waits behind each.
+            // Its meter counts the waiting bytes again.
             let sent = "GET /delay/30 HTTP/1.1\r\nhost: a\r\n\r\n".len() as u64;
             let requests = truth.of(&source, "200");
             requests.request_bytes = requests.count * sent;
@@ -519,10 +520,10 @@ fn a_tcp_port_answers_a_request_line(pair: &mut Pair) -> Result<String> {
     })?;
     let request = ["GET /stream HTTP/1.0\r\nicy-metadata: 1\r\n\r\n"];
     let named = request.iter().map(|request| ((*request).to_owned(), *request));
-    let figures =
+    let summary =
         each(pair, named, |pair, request| say(pair, &pair.tcp.clone(), &[request.as_bytes()]), &without_durations);
     drop(server);
-    figures
+    summary
 }
 
 /// On the destination's pooled connection, and on the client's own: what follows is read again.

@@ -1,4 +1,4 @@
-//! A node whose processes are in a pid namespace of their own, as kind's, k3d's and minikube's are: this program runs once more in
+//! A node in a pid namespace of its own, like those of kind, k3d and minikube: this program runs again in
 //! one, with a proc file system of its own, and everything that it starts is there too.
 
 use std::{
@@ -46,7 +46,7 @@ fn fixture() -> Result<Pair> {
 
 fn requests_and_bytes_are_exact(pair: &mut Pair) -> Result<String> {
     let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(12), |pair| {
+    let summary = pair.check(Expected::both(12), |pair| {
         for family in BOTH {
             let codes = pair.curl(&[&pair.url(family, "/{bytes/10,status/404,chunked/3000,vanish}")])?;
             ensure!(codes == "200\n404\n200\n503", "{codes}");
@@ -60,10 +60,11 @@ fn requests_and_bytes_are_exact(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(echo);
-    figures
+    summary
 }
 
-/// What the kubelet asks through pilot-agent comes from Envoy's cgroup, user and address, and is no request of the mesh.
+/// The kubelet's probes through pilot-agent come from Envoy's cgroup, user and address, and are not requests of the
+/// mesh.
 fn probes_are_not_requests(pair: &mut Pair) -> Result<String> {
     pair.check(Expected::both(2), |pair| {
         for (family, source) in BOTH.iter().zip(["127.0.0.6", "::6"]) {

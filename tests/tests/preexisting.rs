@@ -1,4 +1,4 @@
-//! Connections that were open before the observer came: what is said on them from then on is counted, or said to be unknown.
+//! Connections that were open before the observer started: later exchanges on them are counted, or labelled `unknown`.
 
 use std::{net::SocketAddr, process::ExitCode, thread::sleep, time::Duration};
 
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// One worker, so that its connections to others are used again.
+/// Configures one worker, so that its connections are reused.
 fn one_worker() -> Options {
     Options { concurrency: 1, ..Options::default() }
 }
@@ -106,13 +106,13 @@ fn http1_at_a_gateway(_: &mut ()) -> Result<String> {
     let mut seen = observer.counts()?;
     seen.requests.retain(|(leg, _), _| *leg == Leg::source(&gateway.name));
     let differences = truth.differences(&seen);
-    ensure!(differences.is_empty(), "{differences:?}; it says of itself: {}", observer.health()?);
+    ensure!(differences.is_empty(), "{differences:?}; its own metrics: {}", observer.health()?);
     let connections = seen.connections.get(&Leg::source(&gateway.name));
     ensure!(connections.is_none(), "the gateway's own connections are counted: {seen}");
     Ok(seen.to_string())
 }
 
-/// Its bytes are no TCP of the mesh's.
+/// Its bytes are not TCP traffic of the mesh.
 fn tls_at_a_gateway_is_said_to_be_unseen(_: &mut ()) -> Result<String> {
     let mut mesh = Mesh::new()?;
     let (gateway, server, visitor) = (mesh.workload("gateway")?, mesh.workload("server")?, mesh.workload("visitor")?);
@@ -134,8 +134,8 @@ fn tls_at_a_gateway_is_said_to_be_unseen(_: &mut ()) -> Result<String> {
         "--limit-rate",
         "2K",
     ]);
-    let door = SocketAddr::new(gateway.ip(Family::V4), GATEWAY_TLS);
-    command.arg(format!("https://{door}/bytes/200[1-6]"));
+    let listener = SocketAddr::new(gateway.ip(Family::V4), GATEWAY_TLS);
+    command.arg(format!("https://{listener}/bytes/200[1-6]"));
     let asking = std::thread::spawn(move || finish(&mut command, ""));
     sleep(Duration::from_millis(700));
     let observer = Observer::start(&mesh, 2, &[])?;
@@ -211,8 +211,8 @@ fn policy_behind_tproxy(_: &mut ()) -> Result<String> {
     policy(Options { interception: Interception::Tproxy, ..one_worker() })
 }
 
-/// A peer's connection with mutual TLS is older than the observer, a client without comes later: of the peer's requests it is not
-/// known how they came.
+/// A peer's connection with mutual TLS is older than the observer, a plaintext client comes later: the policy of the
+/// peer's requests is unknown.
 fn policy(server: Options) -> Result<String> {
     let mut pair = Pair::unobserved(one_worker(), server)?;
     let mut peer = Connection::open(&pair.client, pair.web.address(Family::V4))?;

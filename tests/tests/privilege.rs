@@ -1,5 +1,5 @@
-//! As little as an observer needs: another user, five capabilities, a file system where nothing can be written. Each that is
-//! missing is named, and so is what is missing with it.
+//! Minimal privileges: another user, five capabilities, a read-only file system. Each missing
+//! capability is named, with its effect.
 
 use std::{
     collections::BTreeMap,
@@ -18,9 +18,9 @@ use harness::{
     tools,
 };
 
-/// What `observer check` and README name, as setpriv(1) writes it.
+/// Capabilities that `observer check` and README list, as setpriv(1) writes them.
 const LEAST: [&str; 5] = ["bpf", "perfmon", "net_admin", "sys_ptrace", "dac_read_search"];
-/// Numbers of those that remain once it observes. [linux/capability.h]
+/// Numbers of the capabilities that it keeps while observing. [linux/capability.h]
 const LEFT: [u32; 4] = [39, 12, 19, 2];
 const SYS_ADMIN: u32 = 21;
 /// Remounts all that it can, so that what remains writable is found by [`nothing_can_be_written`].
@@ -48,7 +48,7 @@ fn the_least_is_enough_for_exact_counts(pair: &mut Pair) -> Result<String> {
     ensure!(gaps == 0, "something is missing:\n{}", observer.log());
     let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
     pair.check(Expected::both(5), traffic).context("sidecars that were there")?;
-    // Programs are attached to these in the steady state, with what is left then.
+    // Programs are attached to these later, with the remaining capabilities.
     for sidecar in &mut pair.sidecars {
         sidecar.replace_container()?;
     }
@@ -91,7 +91,7 @@ fn without_dac_read_search_it_is_named(pair: &mut Pair) -> Result<String> {
     degraded(pair, "dac_read_search")
 }
 
-/// It counts, and knows less of whom it counts.
+/// It counts, with fewer labels.
 fn degraded(pair: &mut Pair, missing: &str) -> Result<String> {
     let rest: Vec<&str> = LEAST.into_iter().filter(|&capability| capability != missing).collect();
     observe(pair, &rest)?;
@@ -105,21 +105,21 @@ fn degraded(pair: &mut Pair, missing: &str) -> Result<String> {
     Ok(String::new())
 }
 
-/// Whether the client's pod is known, which its sidecar's environment tells.
+/// Returns whether the client's pod is known, which its sidecar's environment tells.
 fn names_pod(observer: &Observer, pair: &Pair) -> Result<bool> {
     Ok(observer.scrape()?.samples("process_open_fds").any(|sample| sample.label("pod") == pair.client.pod))
 }
 
-/// `observer check` says of each capability whether it is there, and what it is for.
+/// Checks that `observer check` lists each capability with its state and purpose.
 fn checked(held: &[&str], missing: &str, state: &str) -> Result<()> {
     let output = confine(held)?.arg("check").output().context("observer check")?;
-    let page = String::from_utf8_lossy(&output.stdout);
+    let report = String::from_utf8_lossy(&output.stdout);
     ensure!(
-        page.contains(&format!("{state}  {}: missing, to ", name(missing))),
-        "{missing} is not missing in:\n{page}"
+        report.contains(&format!("{state}  {}: missing, to ", name(missing))),
+        "{missing} is not missing in:\n{report}"
     );
     for held in held {
-        ensure!(page.contains(&format!("ok    {}: to ", name(held))), "{held} is not held in:\n{page}");
+        ensure!(report.contains(&format!("ok    {}: to ", name(held))), "{held} is not held in:\n{report}");
     }
     Ok(())
 }
@@ -128,7 +128,7 @@ fn name(capability: &str) -> String {
     format!("CAP_{}", capability.to_uppercase())
 }
 
-/// One answer each of both protocols' and all kinds' of names.
+/// Makes one request per protocol and per kind of name.
 fn traffic(pair: &Pair) -> Result<()> {
     for family in [Family::V4, Family::V6] {
         let urls = [pair.web.url(family, "/bytes/1000"), pair.web.url(family, "/status/503")];
@@ -140,7 +140,7 @@ fn traffic(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// Starts an observer as nobody with these capabilities only, where nothing can be written.
+/// Starts an observer as user nobody with these capabilities only, on a read-only file system.
 fn observe(pair: &mut Pair, capabilities: &[&str]) -> Result<()> {
     let executable = pair.mesh.executable();
     let arguments = ["--sidecar-exe", executable.as_str()];
@@ -162,10 +162,11 @@ fn confine(capabilities: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// No mount of the process's can be written, but for those that the kernel does not let change and that hold no files.
+/// Checks that no mount of the process is writable, except those that the kernel does not let change and that hold no
+/// files.
 fn nothing_can_be_written(pid: u32) -> Result<()> {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
-    // The last one at a place hides the others.
+    // The last mount at a path hides the others.
     let places: BTreeMap<&str, &str> = mounts
         .lines()
         .filter_map(|line| {
@@ -183,8 +184,8 @@ fn bits(numbers: &[u32]) -> u64 {
     numbers.iter().fold(0, |bits, number| bits | 1 << number)
 }
 
-/// Every thread has these capabilities, no others and no way to get any, and its calls are filtered. `given` by whoever started
-/// it is a bounding set that it may not change and that bounds nothing any more.
+/// Checks that every thread has these capabilities, cannot get others, and has a seccomp filter. `given` by the parent,
+/// the bounding set cannot be changed and has no effect.
 fn confined(pid: u32, capabilities: u64, given: bool) -> Result<usize> {
     let threads: Vec<_> = fs::read_dir(format!("/proc/{pid}/task"))?.collect::<Result<_, _>>()?;
     for thread in &threads {

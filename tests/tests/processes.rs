@@ -1,4 +1,4 @@
-//! Control-plane processes: real Go servers stand in for them, and `/proc` and their own pages are the access logs.
+//! Control-plane processes: real Go servers stand in for them, and `/proc` and their own metrics are the reference.
 
 use std::{
     collections::BTreeMap,
@@ -26,15 +26,15 @@ use harness::{
 const CPU: &str = "process_cpu_seconds_total";
 const STARTED: &str = "process_start_time_seconds";
 const MOST_FILES: &str = "process_max_fds";
-/// Figures that may go up and down between two looks.
+/// Values that may go up and down between two reads.
 const MOVING: [&str; 4] =
     ["process_resident_memory_bytes", "process_virtual_memory_bytes", "process_open_fds", "process_threads"];
 const ROUNDS: usize = 20;
-/// Looks at figures that move; they fail only if every one does.
+/// Attempts with values that move; the test fails only if every attempt does.
 const LOOKS: usize = 10;
-/// The observer answers scrapes that come sooner with the same figures.
+/// The observer answers earlier scrapes with the same values.
 const FRESH: Duration = Duration::from_millis(150);
-/// Longest until the observer knows of a process that came or went.
+/// Limits the time until the observer notices a new or ended process.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Fixture {
@@ -75,7 +75,7 @@ fn fixture() -> Result<Fixture> {
 
 /// Prometheus listens on one port, etcd on two.
 fn executables(prometheus: &Server, etcd: &Server) -> [String; 2] {
-    [prometheus.executable().to_owned(), format!("{}:{}", etcd.executable(), etcd.page().port())]
+    [prometheus.executable().to_owned(), format!("{}:{}", etcd.executable(), etcd.metrics_address().port())]
 }
 
 impl Fixture {
@@ -87,13 +87,13 @@ impl Fixture {
         Ok([&self.prometheus, self.etcd()?])
     }
 
-    /// Waits until the process's figures are there, with its page known, or gone; says how long that took.
+    /// Waits until the process's values appear, with its target known, or disappear; returns how long that took.
     fn wait(&self, app: &str, there: bool) -> Result<Duration> {
         let begun = Instant::now();
         loop {
-            let page = self.observer.scrape()?;
-            let mut figures = page.samples(CPU).filter(|sample| sample.label("app") == app);
-            let right = match figures.next() {
+            let metrics = self.observer.scrape()?;
+            let mut values = metrics.samples(CPU).filter(|sample| sample.label("app") == app);
+            let right = match values.next() {
                 Some(sample) => there && sample.label("instance").contains(':'),
                 None => !there,
             };
@@ -111,7 +111,7 @@ fn figures_lie_between_two_direct_reads(fixture: &mut Fixture) -> Result<String>
     for server in fixture.servers()? {
         let done = AtomicBool::new(false);
         let (exact, worked) = thread::scope(|scope| {
-            // The server works meanwhile, so that its figures move.
+            // The server works meanwhile, so that its values move.
             let work = || {
                 while !done.load(Ordering::Relaxed) {
                     server.own_figures()?;
@@ -133,20 +133,20 @@ fn figures_lie_between_two_direct_reads(fixture: &mut Fixture) -> Result<String>
             ROUNDS * MOVING.len()
         ));
     }
-    let page = fixture.observer.scrape()?;
-    let of = |name: &str| page.sum(name, &[("collector", "procfs")]).with_context(|| format!("no {name}"));
+    let metrics = fixture.observer.scrape()?;
+    let of = |name: &str| metrics.sum(name, &[("collector", "procfs")]).with_context(|| format!("no {name}"));
     let cost = of("mesh_observer_collector_duration_seconds_total")? / of("mesh_observer_collector_runs_total")?;
     Ok(format!("{ROUNDS} rounds; {}; {:.0} µs to read both", said.join("; "), cost * 1e6))
 }
 
-/// One figure after the other must be between; says of how many it is because they did not move.
+/// Checks that each value is between two direct reads; returns the number of those that did not move.
 fn round(observer: &Observer, server: &Server) -> Result<usize> {
     let mut missed = MOVING.to_vec();
     let mut exact = 0;
     for _ in 0..LOOKS {
         sleep(FRESH);
         let before = direct(server.pid())?;
-        let ours = figures(&observer.scrape()?, server.executable())?;
+        let ours = values(&observer.scrape()?, server.executable())?;
         let after = direct(server.pid())?;
         let is_between = |name: &str| {
             let (low, high) = (before[name].min(after[name]), before[name].max(after[name]));
@@ -166,21 +166,21 @@ fn round(observer: &Observer, server: &Server) -> Result<usize> {
     bail!("{missed:?} of {} never between two direct reads", server.executable())
 }
 
-/// The Go client reads the same files, by code that nobody here wrote.
+/// The Go client reads the same files, with third-party code.
 fn figures_agree_with_the_servers_own(fixture: &mut Fixture) -> Result<String> {
     let mut said = Vec::new();
     for server in fixture.servers()? {
         sleep(FRESH);
         let before = server.own_figures()?;
-        let ours = figures(&fixture.observer.scrape()?, server.executable())?;
+        let ours = values(&fixture.observer.scrape()?, server.executable())?;
         let after = server.own_figures()?;
-        let cpu = before.figure(CPU)?..=after.figure(CPU)?;
+        let cpu = before.value(CPU)?..=after.value(CPU)?;
         ensure!(cpu.contains(&ours[CPU]), "{CPU}: {} not in {cpu:?}", ours[CPU]);
         for name in [STARTED, MOST_FILES] {
-            let theirs = before.figure(name)?;
+            let theirs = before.value(name)?;
             ensure!((theirs - ours[name]).abs() < 0.011, "{name}: {theirs} and {}", ours[name]);
         }
-        let theirs = before.figure("process_resident_memory_bytes")?;
+        let theirs = before.value("process_resident_memory_bytes")?;
         let ratio = ours["process_resident_memory_bytes"] / theirs;
         ensure!((0.8..1.25).contains(&ratio), "resident memory {ratio} of what it says itself");
         said.push(format!("{} CPU {:?} s", server.executable(), ours[CPU]));
@@ -190,28 +190,31 @@ fn figures_agree_with_the_servers_own(fixture: &mut Fixture) -> Result<String> {
 
 fn identity_is_the_pods(fixture: &mut Fixture) -> Result<String> {
     let (etcd, pod) = (fixture.etcd()?, &fixture.pod);
-    let page = fixture.observer.scrape()?;
+    let metrics = fixture.observer.scrape()?;
     let labels = [
         ("app", etcd.executable()),
-        ("instance", &format!("{}:{}", pod.ipv4, etcd.page().port())),
+        ("instance", &format!("{}:{}", pod.ipv4, etcd.metrics_address().port())),
         ("pod", &pod.pod),
         ("namespace", &pod.namespace),
     ];
-    ensure!(page.sum(CPU, &labels).is_some(), "no series with {labels:?}");
-    ensure!(page.sum("mesh_observer_processes", &[("outcome", "exposed")]) == Some(2.0), "two processes are exposed");
+    ensure!(metrics.sum(CPU, &labels).is_some(), "no series with {labels:?}");
+    ensure!(
+        metrics.sum("mesh_observer_processes", &[("outcome", "exposed")]) == Some(2.0),
+        "two processes are exposed"
+    );
     Ok(format!("{labels:?}"))
 }
 
 fn ended_and_restarted(fixture: &mut Fixture) -> Result<String> {
     let etcd = fixture.etcd.take().context("etcd does not run")?;
     let app = etcd.executable().to_owned();
-    let first = figures(&fixture.observer.scrape()?, &app)?;
+    let first = values(&fixture.observer.scrape()?, &app)?;
     etcd.kill()?;
     let gone = fixture.wait(&app, false)?;
     let etcd = Server::etcd(&fixture.mesh, &fixture.pod)?;
     let back = fixture.wait(&app, true)?;
     fixture.etcd = Some(etcd);
-    let second = figures(&fixture.observer.scrape()?, &app)?;
+    let second = values(&fixture.observer.scrape()?, &app)?;
     ensure!(second[STARTED] > first[STARTED], "it started later: {} {}", first[STARTED], second[STARTED]);
     Ok(format!("gone after {gone:.0?}, back {back:.0?} after it answered"))
 }
@@ -222,31 +225,33 @@ fn check_lists_them(fixture: &mut Fixture) -> Result<String> {
     for name in executables(&fixture.prometheus, fixture.etcd()?) {
         command.args(["--control-plane-exe", &name]);
     }
-    let page = finish(&mut command, "")?;
+    let report = finish(&mut command, "")?;
     let (prometheus, etcd) = (&fixture.prometheus, fixture.etcd()?);
-    let at = prometheus.page();
+    let at = prometheus.metrics_address();
     for expected in [
         "Control plane (2)".to_owned(),
         format!("-/-: {}, process {}", prometheus.executable(), prometheus.pid()),
         format!("metrics at {at}: listens on {} only", at.port()),
         format!("{}/{}: {}, process {}", fixture.pod.namespace, fixture.pod.pod, etcd.executable(), etcd.pid()),
-        format!("metrics at {}: it listens on loopback only", etcd.page()),
+        format!("metrics at {}: it listens on loopback only", etcd.metrics_address()),
         "To be read only from inside its network namespace, which needs CAP_SYS_ADMIN (held).".to_owned(),
     ] {
-        ensure!(page.contains(&expected), "no {expected:?} in:\n{page}");
+        ensure!(report.contains(&expected), "no {expected:?} in:\n{report}");
     }
     Ok("both, one of them to be read only from inside".to_owned())
 }
 
-/// The observer's figures of one process.
-fn figures(page: &Exposition, app: &str) -> Result<BTreeMap<&'static str, f64>> {
+/// Returns the observer's values of one process.
+fn values(metrics: &Exposition, app: &str) -> Result<BTreeMap<&'static str, f64>> {
     let names = MOVING.into_iter().chain([CPU, STARTED, MOST_FILES]);
     names
-        .map(|name| Ok((name, page.sum(name, &[("app", app)]).with_context(|| format!("{name} of {app} is missing"))?)))
+        .map(|name| {
+            Ok((name, metrics.sum(name, &[("app", app)]).with_context(|| format!("{name} of {app} is missing"))?))
+        })
         .collect()
 }
 
-/// The same figures as /proc has them now, read by hand.
+/// Returns the same values from /proc, read by the test.
 fn direct(pid: u32) -> Result<BTreeMap<&'static str, f64>> {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).with_context(|| format!("{pid} {file}"));
     let stat = read("stat")?;
@@ -254,7 +259,7 @@ fn direct(pid: u32) -> Result<BTreeMap<&'static str, f64>> {
     // Numbered from 1 in proc_pid_stat(5); the first two are before the bracket.
     let field = |number: usize| fields[number - 3].parse::<f64>().context("a field of stat");
     // SAFETY: no pointers.
-    let [ticks, page] = [libc::_SC_CLK_TCK, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) } as f64);
+    let [ticks, metrics] = [libc::_SC_CLK_TCK, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) } as f64);
     let booted = fs::read_to_string("/proc/stat")?;
     let booted = booted.lines().find_map(|line| line.strip_prefix("btime ")?.parse::<f64>().ok()).context("btime")?;
     let limits = read("limits")?;
@@ -264,7 +269,7 @@ fn direct(pid: u32) -> Result<BTreeMap<&'static str, f64>> {
         (CPU, (field(14)? + field(15)?) / ticks),
         (STARTED, booted + field(22)? / ticks),
         (MOST_FILES, most.context("limits")?.parse()?),
-        ("process_resident_memory_bytes", field(24)? * page),
+        ("process_resident_memory_bytes", field(24)? * metrics),
         ("process_virtual_memory_bytes", field(23)?),
         ("process_threads", field(20)?),
         ("process_open_fds", files as f64),

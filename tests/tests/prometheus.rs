@@ -1,5 +1,5 @@
-//! What the observer exposes, through the real Prometheus: it must take every page without complaint, store exactly what was
-//! exposed, and answer what the dashboards of control planes ask.
+//! The observer's exposition through the real Prometheus: it must accept every scrape without a complaint, store
+//! exactly what was exposed, and answer the queries of control-plane dashboards.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +23,7 @@ use harness::{
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Series that Prometheus adds to each target.
 const ITS_OWN: &str = "up|scrape_.*";
-/// Reasons for which Prometheus does not take a sample, or not as it was exposed.
+/// Reasons for which Prometheus drops a sample, or changes it.
 const REFUSALS: [&str; 6] = [
     "prometheus_target_scrapes_sample_out_of_order_total",
     "prometheus_target_scrapes_sample_duplicate_timestamp_total",
@@ -33,16 +33,17 @@ const REFUSALS: [&str; 6] = [
     "prometheus_tsdb_out_of_order_samples_total",
 ];
 const FEDERATION: &str = "federation";
-/// Remarks on names that Istio documents: dashboards ask for them as they are, so they stay. Its milliseconds as well.
+/// Remarks on names that Istio documents: dashboards query them as they are, so they stay. Its milliseconds as well.
 const ACCEPTED: &str = include_str!("../fixtures/promtool_accepted.txt");
 
 #[test]
 fn stores_exactly_what_was_exposed() -> Result<()> {
-    let stage = Stage::start("stored")?;
-    // Some pages, and then the last of each for ever: what is stored of it is compared.
-    stage
-        .wait("three pages of each job", || Ok(stage.jobs.iter().all(|job| job.relay.answers() >= 3).then_some(())))?;
-    for job in &stage.jobs {
+    let fixture = Fixture::start("stored")?;
+    // Some recordings, and then the last of each forever, whose stored samples are compared.
+    fixture.wait("three pages of each job", || {
+        Ok(fixture.jobs.iter().all(|job| job.relay.answers() >= 3).then_some(()))
+    })?;
+    for job in &fixture.jobs {
         let (head, body) = job.relay.freeze()?;
         let said = |wanted: &&str| head.to_ascii_lowercase().contains(wanted);
         ensure!(head.contains(" 200 ") && job.head.iter().all(said), "{}: {head}", job.name);
@@ -51,14 +52,14 @@ fn stores_exactly_what_was_exposed() -> Result<()> {
         let expected = stored(&exposed, job.name, &job.relay.instance())?;
         let everything = format!("{{job=\"{}\",__name__!~\"{ITS_OWN}\"}}", job.name);
         let mut found = Series::new();
-        let equal = stage.wait("the last page stored", || {
-            found = stage.prometheus.query(&everything)?;
+        let equal = fixture.wait("the last page stored", || {
+            found = fixture.prometheus.query(&everything)?;
             Ok(same(&found, &expected).then_some(()))
         });
         equal.with_context(|| difference(&found, &expected)).with_context(|| job.name)?;
         let instance = job.relay.instance();
         let of_target = |name: &str| {
-            let found = stage.prometheus.query(&format!("{name}{{job=\"{}\",instance=\"{instance}\"}}", job.name))?;
+            let found = fixture.prometheus.query(&format!("{name}{{job=\"{}\",instance=\"{instance}\"}}", job.name))?;
             found.into_values().next().with_context(|| format!("{}: no {name}", job.name))
         };
         ensure!(of_target("up")? == 1.0, "{}: its target is not up", job.name);
@@ -68,52 +69,52 @@ fn stores_exactly_what_was_exposed() -> Result<()> {
             ensure!(of_target(name)? == number, "{}: {name}: {} of {number}", job.name, of_target(name)?);
         }
         let failed = format!("count_over_time((up{{job=\"{}\",instance=\"{instance}\"}} == 0)[5m:1s])", job.name);
-        ensure!(stage.prometheus.query(&failed)?.is_empty(), "{}: a scrape failed", job.name);
+        ensure!(fixture.prometheus.query(&failed)?.is_empty(), "{}: a scrape failed", job.name);
         println!("{}: {number} samples stored as they were exposed", job.name);
     }
-    let own = stage.prometheus.own()?;
+    let own = fixture.prometheus.own()?;
     for refusal in REFUSALS {
         ensure!(own.sum(refusal, &[]) == Some(0.0), "{refusal}: {:?}", own.sum(refusal, &[]));
     }
-    let log = stage.prometheus.log()?;
+    let log = fixture.prometheus.log()?;
     let complaints: Vec<&str> =
         log.lines().filter(|line| line.contains("level=warn") || line.contains("level=error")).collect();
     ensure!(complaints.is_empty(), "{complaints:#?}");
-    stage.end()
+    fixture.end()
 }
 
 #[test]
 fn answers_what_dashboards_of_control_planes_ask() -> Result<()> {
-    let stage = Stage::start("asked")?;
-    let instance = stage.moving.instance();
+    let fixture = Fixture::start("asked")?;
+    let instance = fixture.moving.instance();
     let pushes = format!("pilot_xds_pushes{{job=\"text\",type=\"eds\",instance=\"{instance}\"}}");
     let is = |value: f64| move |found: &Series| found.values().copied().collect::<Vec<_>>() == [value];
-    stage.wait_for(&pushes, is(3.0))?;
-    // The control plane has pushed 21 times more: rates have something to tell.
-    stage.moving.show(&Capture::named("1.25.3/08-conflicts")?)?;
-    stage.wait_for(&pushes, is(24.0))?;
+    fixture.wait_for(&pushes, is(3.0))?;
+    // The control plane has pushed 21 times more, so that rates are not 0.
+    fixture.moving.show(&Capture::named("1.25.3/08-conflicts")?)?;
+    fixture.wait_for(&pushes, is(24.0))?;
 
     let of = format!("job=\"text\",instance=\"{instance}\"");
-    let by_instance = stage.prometheus.query("sum(pilot_xds{job=\"text\"}) by (instance)")?;
+    let by_instance = fixture.prometheus.query("sum(pilot_xds{job=\"text\"}) by (instance)")?;
     let instance_label: BTreeMap<String, String> = [("instance".to_owned(), instance.clone())].into();
     ensure!(by_instance.get(&instance_label) == Some(&3.0) && by_instance.len() > 1, "{by_instance:?}");
     let within = |low: f64, high: f64| {
         move |found: &Series| found.len() == 1 && found.values().all(|value| (low..=high).contains(value))
     };
     for types in ["eds", "cds|lds|rds", ".*"] {
-        stage.wait_for(
+        fixture.wait_for(
             &format!("sum(rate(pilot_xds_pushes{{{of},type=~\"{types}\"}}[1m]))"),
             within(f64::MIN_POSITIVE, f64::MAX),
         )?;
     }
     for quantile in ["0.5", "0.9", "0.99", "0.999"] {
         let buckets = format!("rate(pilot_proxy_convergence_time_bucket{{{of}}}[1m])");
-        stage.wait_for(&format!("histogram_quantile({quantile}, sum({buckets}) by (le))"), within(0.0, 30.0))?;
+        fixture.wait_for(&format!("histogram_quantile({quantile}, sum({buckets}) by (le))"), within(0.0, 30.0))?;
     }
     let mean = format!(
         "sum(rate(pilot_proxy_convergence_time_sum{{{of}}}[1m])) / sum(rate(pilot_proxy_convergence_time_count{{{of}}}[1m]))"
     );
-    stage.wait_for(&mean, within(f64::MIN_POSITIVE, 30.0))?;
+    fixture.wait_for(&mean, within(f64::MIN_POSITIVE, 30.0))?;
     for (expression, value) in [
         (format!("pilot_services{{{of}}}"), None),
         (format!("pilot_virt_services{{{of}}}"), None),
@@ -123,38 +124,38 @@ fn answers_what_dashboards_of_control_planes_ask() -> Result<()> {
         (format!("go_goroutines{{{of}}} > 0"), None),
         ("sum(mesh_observer_control_plane_up{job=\"text\"})".to_owned(), Some(4.0)),
     ] {
-        stage.wait_for(&expression, |found: &Series| {
+        fixture.wait_for(&expression, |found: &Series| {
             found.len() == 1 && found.values().all(|own| value.is_none_or(|value| *own == value))
         })?;
     }
-    stage.end()
+    fixture.end()
 }
 
 #[test]
 fn promtool_has_no_remarks_but_on_names_that_istio_documents() -> Result<()> {
-    let stage = Stage::start("lint")?;
-    let (status, page) = get(stage.observer.address(), "/metrics")?;
+    let fixture = Fixture::start("lint")?;
+    let (status, metrics) = get(fixture.observer.address(), "/metrics")?;
     ensure!(status == 200, "/metrics: {status}");
     // The golden page has the families of the mesh as well.
     let golden = fs::read_to_string(tools::repository().join("observer/model/golden/metrics.prom"))?;
-    let remarks: BTreeSet<String> = lint(&page)?.into_iter().chain(lint(&golden)?).collect();
+    let remarks: BTreeSet<String> = lint(&metrics)?.into_iter().chain(lint(&golden)?).collect();
     let accepted = ACCEPTED.lines().map(str::to_owned).collect();
     ensure!(remarks == accepted, "new: {:#?}\ngone: {:#?}", &remarks - &accepted, &accepted - &remarks);
-    stage.end()
+    fixture.end()
 }
 
-/// A target of Prometheus, and what it is to get there.
+/// A target of Prometheus, and the expected response.
 struct Job {
     name: &'static str,
     relay: Relay,
-    /// What the answers' heads have.
+    /// Expected in the responses' headers.
     head: &'static [&'static str],
-    /// At least so many are exposed.
+    /// Minimum of exposed samples.
     samples: usize,
 }
 
 /// Control planes, an observer of them, and a Prometheus that scrapes it in each format and through a selector.
-struct Stage {
+struct Fixture {
     prometheus: Prometheus,
     jobs: Vec<Job>,
     observer: Observer,
@@ -162,7 +163,7 @@ struct Stage {
     directory: PathBuf,
 }
 
-impl Stage {
+impl Fixture {
     fn start(name: &str) -> Result<Self> {
         let directory = env::temp_dir().join(format!("mesh-prometheus-{}-{name}", process::id()));
         fs::create_dir_all(&directory)?;
@@ -178,8 +179,8 @@ impl Stage {
             Ok(Job { name, relay: Relay::start(observer.address(), accept)?, head, samples })
         };
         let jobs: Vec<Job> = [
-            // Prometheus itself asks for OpenMetrics first, compressed, and has no setting that would change it in Debian's
-            // version.
+            // Prometheus itself asks for OpenMetrics first, compressed, and has no setting that would change it in
+            // Debian's version.
             job("openmetrics", None, open_metrics, 1000),
             job("text", Some("text/plain;version=0.0.4"), text, 1000),
             job(FEDERATION, None, open_metrics, 20),
@@ -205,7 +206,7 @@ impl Stage {
         answer.with_context(|| format!("{last:?}"))
     }
 
-    /// Waits for something to be there. An error may pass: a server that starts refuses to answer.
+    /// Waits for a result. Errors may pass: a starting server refuses to answer.
     fn wait<T>(&self, what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
         let end = Instant::now() + SCRAPE_TIMEOUT;
         loop {
@@ -223,7 +224,7 @@ impl Stage {
     }
 }
 
-/// An observer that looks at these control planes only, once it has read them all.
+/// Returns an observer that looks at these control planes only, once it has read them all.
 fn observe<'a>(directory: &Path, planes: impl Iterator<Item = &'a Replay>) -> Result<Observer> {
     let urls: Vec<String> = planes.map(Replay::url).collect();
     let nobody = format!("nobody-{}", process::id());
@@ -232,7 +233,7 @@ fn observe<'a>(directory: &Path, planes: impl Iterator<Item = &'a Replay>) -> Re
     let observer = Observer::start_with(directory, "", 0, &arguments)?;
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
     let all = urls.len() as f64;
-    observer.wait(SCRAPE_TIMEOUT, |page| page.sum("mesh_observer_control_plane_up", &[]) == Some(all))?;
+    observer.wait(SCRAPE_TIMEOUT, |metrics| metrics.sum("mesh_observer_control_plane_up", &[]) == Some(all))?;
     Ok(observer)
 }
 
@@ -251,7 +252,7 @@ fn configuration(jobs: &[Job]) -> String {
     text
 }
 
-/// Whether both have the same series with the same values, where no number equals no number.
+/// Returns whether both have the same series with the same values, where no number equals no number.
 fn same(one: &Series, other: &Series) -> bool {
     one.len() == other.len()
         && one.iter().all(|(labels, value)| other.get(labels).is_some_and(|own| equal(*value, *own)))
@@ -261,7 +262,7 @@ fn equal(one: f64, other: f64) -> bool {
     one == other || one.is_nan() && other.is_nan()
 }
 
-/// Some of what differs.
+/// Describes some of the differences.
 fn difference(found: &Series, expected: &Series) -> String {
     let lacks = |one: &Series, other: &Series| {
         let differs = one.iter().filter(|(labels, value)| !other.get(*labels).is_some_and(|own| equal(**value, *own)));

@@ -1,5 +1,5 @@
-//! Who is who: what makes a process a sidecar or a gateway, which of its sockets are legs whatever their ports, and whose name
-//! it gets.
+//! Roles: evidence for sidecars and gateways, sockets with moved ports, and the identity that a process
+//! gets.
 
 use std::{
     fs, io,
@@ -33,7 +33,7 @@ use harness::{
 };
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
-/// Where listeners are that are not at Istio's usual ports.
+/// Ports of listeners that are not Istio's defaults.
 const MOVED: Ports = Ports { outbound: 15101, inbound: 15106 };
 
 fn main() -> ExitCode {
@@ -103,7 +103,7 @@ impl Fixture {
         self.observer.as_ref().context("observed before")
     }
 
-    /// Makes traffic and compares with what all logs have of it, so many lines each.
+    /// Makes traffic and compares with all logs, which have this many lines each.
     fn check(&mut self, lines: &[usize], traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
         for access_log in &mut self.access_logs {
             access_log.skip()?;
@@ -115,25 +115,25 @@ impl Fixture {
             let found = access_log.settled(*count, SETTLE_TIMEOUT)?;
             access_log.count(&found, &mut truth);
         }
-        wait_until("the observer counts as Envoy's access log does", SETTLE_TIMEOUT, || {
+        wait_until("the observer counts like Envoy's access log", SETTLE_TIMEOUT, || {
             Ok(truth.differences(&self.observer()?.counts()?.since(&before)).none()?)
         })?;
         Ok(truth.to_string())
     }
 
-    /// A request through each gateway.
+    /// Makes a request through each gateway.
     fn visit(&self, gateways: &[Arc<Workload>]) -> Result<()> {
         for (gateway, family) in gateways.iter().flat_map(|gateway| BOTH.map(|family| (gateway, family))) {
             let mut command = self.visitor.command("curl")?;
             command.args(["-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "-H", "host: web"]);
-            let door = std::net::SocketAddr::new(gateway.ip(family), GATEWAY_PLAIN);
-            let code = finish(command.arg(format!("http://{door}/bytes/10")), "")?;
+            let listener = std::net::SocketAddr::new(gateway.ip(family), GATEWAY_PLAIN);
+            let code = finish(command.arg(format!("http://{listener}/bytes/10")), "")?;
             ensure!(code == "200", "{code} through {}", gateway.name);
         }
         Ok(())
     }
 
-    /// A request of an application.
+    /// Makes a request of an application.
     fn ask(&self, workload: &Workload) -> Result<()> {
         for family in BOTH {
             let mut command = workload.command("curl")?;
@@ -144,14 +144,14 @@ impl Fixture {
         Ok(())
     }
 
-    /// What `observer check` says.
+    /// The output of `observer check`.
     fn said(&self) -> Result<String> {
         let mut command = Command::new(tools::observer()?);
         finish(command.args(["check", "--sidecar-exe", &self.mesh.executable()]), "")
     }
 }
 
-/// Proxies of a kind, each with one thing that says so: bootstrap, command line, pilot-agent, listeners.
+/// Proxies of one role, each with one kind of evidence: bootstrap, command line, pilot-agent, listeners.
 fn evidences(kind: Kind, role: &'static str, interception: Interception) -> [(&'static str, Options); 4] {
     let plain = Options { kind, interception, ..Options::default() };
     [
@@ -170,7 +170,7 @@ fn gateways_by_any_evidence(_: &mut ()) -> Result<String> {
         gateways.push(fixture.start(name, options)?);
     }
     fixture.observe(5)?;
-    let figures = fixture.check(&[8, 2, 2, 2, 2], |fixture| fixture.visit(&gateways))?;
+    let summary = fixture.check(&[8, 2, 2, 2, 2], |fixture| fixture.visit(&gateways))?;
     let said = fixture.said()?;
     for part in [
         "Sidecars (1)",
@@ -187,9 +187,11 @@ fn gateways_by_any_evidence(_: &mut ()) -> Result<String> {
     fixture.sidecars[4].start_again()?;
     fixture.observer.as_mut().context("observed before")?.wait_attached(5)?;
     let gateway = [("role", "gateway")];
-    fixture.observer()?.wait_own(SETTLE_TIMEOUT, |page| page.sum("mesh_observer_sidecars", &gateway) == Some(4.0))?;
+    fixture
+        .observer()?
+        .wait_own(SETTLE_TIMEOUT, |metrics| metrics.sum("mesh_observer_sidecars", &gateway) == Some(4.0))?;
     fixture.check(&[2, 0, 0, 0, 2], |fixture| fixture.visit(&gateways[3..]))?;
-    Ok(figures)
+    Ok(summary)
 }
 
 fn sidecars_by_any_evidence(_: &mut ()) -> Result<String> {
@@ -199,7 +201,7 @@ fn sidecars_by_any_evidence(_: &mut ()) -> Result<String> {
         clients.push(fixture.start(name, options)?);
     }
     fixture.observe(5)?;
-    let figures =
+    let summary =
         fixture.check(&[8, 2, 2, 2, 2], |fixture| clients.iter().try_for_each(|client| fixture.ask(client)))?;
     let said = fixture.said()?;
     for part in [
@@ -211,7 +213,7 @@ fn sidecars_by_any_evidence(_: &mut ()) -> Result<String> {
     ] {
         ensure!(said.contains(part), "{part:?} is not said:\n{said}");
     }
-    Ok(figures)
+    Ok(summary)
 }
 
 fn a_waypoint_is_recognised(_: &mut ()) -> Result<String> {
@@ -259,7 +261,7 @@ fn moved(interception: Interception) -> Result<String> {
     let options = Options { ports: MOVED, interception, ..Options::default() };
     let mut pair = Pair::with(options.clone(), options)?;
     let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(16), |pair| {
+    let summary = pair.check(Expected::both(16), |pair| {
         for family in BOTH {
             let codes = pair.curl(&[&pair.url(family, "/{bytes/10,status/404,chunked/3000,vanish}")])?;
             ensure!(codes == "200\n404\n200\n503", "{codes}");
@@ -271,7 +273,7 @@ fn moved(interception: Interception) -> Result<String> {
                 connection.finish_sending()?;
                 connection.drain()?;
             }
-            // What comes with the handshake is there before anybody has asked where it was going.
+            // Handshake data arrives before the original destination is read.
             let mut connection =
                 Connection::open_with(&pair.client, pair.web.address(family), &[DATA_WITH_THE_ACK], None)?;
             connection.send("GET /bytes/8 HTTP/1.1\r\nhost: web\r\n\r\n")?;
@@ -281,13 +283,13 @@ fn moved(interception: Interception) -> Result<String> {
     })?;
     drop(echo);
     let observer = pair.observer()?;
-    let page = observer.scrape()?;
+    let metrics = observer.scrape()?;
     let mutual = [("reporter", "destination"), ("connection_security_policy", "mutual_tls")];
-    let [mutual, all] = [&mutual[..], &mutual[..1]].map(|labels| page.sum("istio_requests_total", labels));
+    let [mutual, all] = [&mutual[..], &mutual[..1]].map(|labels| metrics.sum("istio_requests_total", labels));
     ensure!(mutual == all && all == Some(12.0), "{mutual:?} of {all:?} with mutual TLS");
     let named = [("reporter", "source"), ("destination_service_name", "web")];
-    ensure!(page.sum("istio_requests_total", &named) == Some(10.0), "the original destinations are not known");
-    Ok(figures)
+    ensure!(metrics.sum("istio_requests_total", &named) == Some(10.0), "the original destinations are not known");
+    Ok(summary)
 }
 
 /// Listeners at loopback addresses, which nothing is redirected to: HTTP/1, HTTP/2 and TCP.
@@ -296,7 +298,7 @@ fn listeners_of_the_applications_own(_: &mut ()) -> Result<String> {
     let own_listeners = listeners.map(|(port, name)| (port, name.to_owned())).to_vec();
     let mut pair = Pair::with(Options { own_listeners, ..Options::default() }, Options::default())?;
     let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(14), |pair| {
+    let summary = pair.check(Expected::both(14), |pair| {
         for host in ["127.0.0.1", "[::1]"] {
             let codes = pair.curl(&[&format!("http://{host}:9080/{{bytes/10,status/404,chunked/3000}}")])?;
             ensure!(codes == "200\n404\n200", "{codes}");
@@ -312,7 +314,7 @@ fn listeners_of_the_applications_own(_: &mut ()) -> Result<String> {
             ensure!(connection.receive_response()?.status == 200);
             // Nothing listens behind it: Envoy itself answers, over HTTP/2.
             ensure!(pair.curl(&["--http2-prior-knowledge", &format!("http://{host}:9083/")])? == "503");
-            // Beside them, what is redirected.
+            // Beside them, redirected connections.
             let family = if host.starts_with('[') { Family::V6 } else { Family::V4 };
             ensure!(pair.curl(&[&pair.url(family, "/bytes/3")])? == "200");
         }
@@ -320,14 +322,14 @@ fn listeners_of_the_applications_own(_: &mut ()) -> Result<String> {
     })?;
     drop(echo);
     let observer = pair.observer()?;
-    let page = observer.scrape()?;
+    let metrics = observer.scrape()?;
     let unknown = [("reporter", "source"), ("destination_service", "unknown"), ("source_principal", "unknown")];
-    ensure!(page.sum("istio_requests_total", &unknown) == Some(10.0), "who answers there is not known");
-    Ok(figures)
+    ensure!(metrics.sum("istio_requests_total", &unknown) == Some(10.0), "who answers there is not known");
+    Ok(summary)
 }
 
-/// Another program in the sidecar's cgroup, which may accept connections too: those from the same pod that nobody says are the
-/// sidecar's are counted as lost, and what is redirected is exact.
+/// Another program in the sidecar's cgroup, which may accept connections too: those from the same pod that are not
+/// known to be the sidecar's are counted as lost, and redirected ones are exact.
 fn a_cgroup_shared_with_others(_: &mut ()) -> Result<String> {
     let own_listeners = vec![(9080, "web".to_owned())];
     let options = Options { own_listeners, ports: MOVED, ..Options::default() };
@@ -338,7 +340,7 @@ fn a_cgroup_shared_with_others(_: &mut ()) -> Result<String> {
         let observer = pair.observer()?;
         observer.own("mesh_observer_uncounted_total", &[("reason", "shared_cgroup")])
     };
-    let figures = pair.check_with(
+    let summary = pair.check_with(
         Expected { source: 6, destination: 6 },
         |pair| {
             for family in BOTH {
@@ -355,7 +357,7 @@ fn a_cgroup_shared_with_others(_: &mut ()) -> Result<String> {
     other.wait()?;
     let lost = lost(&pair)?;
     ensure!(lost == 2.0, "{lost} connections lost to others in the cgroup");
-    figures
+    summary
 }
 
 /// A symbolic link, a wrapper's name, a dynamic loader.
@@ -385,8 +387,8 @@ fn executables_by_other_names(_: &mut ()) -> Result<String> {
     fixture.check(&[6, 2, 2, 2], |fixture| clients.iter().try_for_each(|client| fixture.ask(client)))
 }
 
-/// Sockets that were open before go on in the cgroup where they were made, those that they accept too: for longer than programs
-/// stay for a sidecar that has ended.
+/// Open sockets stay in the cgroup where they were created, and so do those that they accept: for longer than programs
+/// stay attached for a sidecar that has ended.
 fn moved_to_another_cgroup(_: &mut ()) -> Result<String> {
     const LINGER: Duration = Duration::from_secs(75);
     let mut pair = Pair::new()?;
@@ -407,14 +409,14 @@ fn moved_to_another_cgroup(_: &mut ()) -> Result<String> {
         ensure!(log.matches("elsewhere, attached in").count() == 2, "{log}");
         Ok(())
     })?;
-    let figures = pair.check(Expected::both(2), both)?;
+    let summary = pair.check(Expected::both(2), both)?;
     sleep((LINGER + Duration::from_secs(15)).saturating_sub(moved.elapsed()));
     // Connections between the sidecars may have been kept, those of applications are new.
     pair.check(Expected::both(2), both)?;
-    Ok(figures)
+    Ok(summary)
 }
 
-/// Two pods by their cgroups, of which one says that it is the other.
+/// Two pods by their cgroups, one of which claims to be the other.
 fn another_pods_name(_: &mut ()) -> Result<String> {
     let mut fixture = Fixture::new()?;
     let pod = |fixture: &Fixture, digit: char| -> io::Result<PathBuf> {
@@ -434,16 +436,16 @@ fn another_pods_name(_: &mut ()) -> Result<String> {
     fixture.ask(&victim)?;
     fixture.ask(&impostor)?;
     let of = |name: &'static str| [("reporter", "source"), ("source_workload", name)];
-    let total = |page: &harness::exposition::Exposition, name| page.sum("istio_requests_total", &of(name));
-    let page = fixture.observer()?.wait(SETTLE_TIMEOUT, |page| total(page, "unknown") == Some(2.0))?;
-    ensure!(total(&page, "victim") == Some(2.0), "{:?} requests of the victim", total(&page, "victim"));
+    let total = |metrics: &harness::exposition::Exposition, name| metrics.sum("istio_requests_total", &of(name));
+    let metrics = fixture.observer()?.wait(SETTLE_TIMEOUT, |metrics| total(metrics, "unknown") == Some(2.0))?;
+    ensure!(total(&metrics, "victim") == Some(2.0), "{:?} requests of the victim", total(&metrics, "victim"));
     let problem = format!("says that it is in pod {}/{}", victim.namespace, victim.pod);
     let said = fixture.said()?;
     ensure!(said.contains(&problem), "{said}");
     Ok("2 requests each, under the victim's name and under none".to_owned())
 }
 
-/// At the source: of what is called by a service's name, not of what goes to a pod's address or to a port of no service.
+/// At the source: for calls to a service's name, not for those to a pod's address or to a port without a service.
 fn principals_are_of_connections_with_mutual_tls(_: &mut ()) -> Result<String> {
     let options = Options { passthrough_http_ports: vec![8080, 7070], ..Options::default() };
     let mut pair = Pair::with(options, Options::default())?;
@@ -460,8 +462,8 @@ fn principals_are_of_connections_with_mutual_tls(_: &mut ()) -> Result<String> {
     })?;
     drop(other);
     let observer = pair.observer()?;
-    let page = observer.scrape()?;
-    let total = |labels: &[(&str, &str)]| page.sum("istio_requests_total", labels).unwrap_or(0.0);
+    let metrics = observer.scrape()?;
+    let total = |labels: &[(&str, &str)]| metrics.sum("istio_requests_total", labels).unwrap_or(0.0);
     let (client, server) = (pair.client.spiffe(), pair.server.spiffe());
     for (labels, expected) in [
         (

@@ -67,10 +67,10 @@ fn echo_on_a_sniffed_port(pair: &mut Pair) -> Result<String> {
     echoes(pair, &service)
 }
 
-/// What the peers themselves counted is held against the access log too.
+/// The peers' own counts are compared with the access log too.
 fn echoes(pair: &mut Pair, service: &Service) -> Result<String> {
     let server = tcp::echo(&pair.server, service.target_port)?;
-    let figures = pair.check(Expected::both(6), |pair| {
+    let summary = pair.check(Expected::both(6), |pair| {
         let mut sent = 0;
         for family in BOTH {
             for length in [1, 100, 70_000] {
@@ -85,7 +85,7 @@ fn echoes(pair: &mut Pair, service: &Service) -> Result<String> {
         wait_for("the server's count", || server.totals().received.load(Ordering::Relaxed) == sent)
     });
     drop(server);
-    figures
+    summary
 }
 
 fn server_speaks_first(pair: &mut Pair) -> Result<String> {
@@ -93,7 +93,7 @@ fn server_speaks_first(pair: &mut Pair) -> Result<String> {
     speaks_first(pair, &service)
 }
 
-/// Envoy waits for the client until its time-out, then takes it for TCP.
+/// Envoy waits for the client until its timeout, then treats it as TCP.
 fn server_speaks_first_on_a_sniffed_port(pair: &mut Pair) -> Result<String> {
     let service = pair.raw.clone();
     speaks_first(pair, &service)
@@ -102,11 +102,11 @@ fn server_speaks_first_on_a_sniffed_port(pair: &mut Pair) -> Result<String> {
 fn speaks_first(pair: &mut Pair, service: &Service) -> Result<String> {
     const BANNER: &[u8] = b"220 mail.example ESMTP\r\n";
     let server = tcp::banner(&pair.server, service.target_port, BANNER)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, service.address(family))?;
             ensure!(connection.receive(BANNER.len())? == BANNER);
-            // Even what looks like HTTP is TCP after that.
+            // Even bytes that look like HTTP are TCP after that.
             connection.send("GET / HTTP/1.1\r\n\r\n")?;
             connection.receive(18)?;
             finish_cleanly(&mut connection)?;
@@ -114,12 +114,12 @@ fn speaks_first(pair: &mut Pair, service: &Service) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn netcat(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let address = pair.tcp.address(family);
             let mut command = pair.client.command("nc")?;
@@ -129,7 +129,7 @@ fn netcat(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 /// The application's own TLS is the payload.
@@ -144,7 +144,7 @@ fn tls_of_the_application(pair: &mut Pair) -> Result<String> {
     command.arg("-cert").arg(&certificate).arg("-key").arg(&key).stdin(Stdio::null()).stderr(Stdio::null());
     let mut server = command.spawn().context("openssl s_server")?;
     sleep(Duration::from_millis(300));
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut command = pair.client.command("openssl")?;
             command.args(["s_client", "-quiet", "-connect", &pair.raw.address(family).to_string()]);
@@ -166,13 +166,13 @@ fn tls_of_the_application(pair: &mut Pair) -> Result<String> {
     });
     server.kill()?;
     server.wait()?;
-    figures
+    summary
 }
 
 fn bulk_down(pair: &mut Pair) -> Result<String> {
     let length = 64 * MEBIBYTE;
     let server = tcp::source(&pair.server, pair.tcp.target_port, length)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             connection.send("x")?;
@@ -181,13 +181,13 @@ fn bulk_down(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn bulk_up(pair: &mut Pair) -> Result<String> {
     let length = 64 * MEBIBYTE;
     let server = tcp::sink(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             connection.send_zeros(length)?;
@@ -196,7 +196,7 @@ fn bulk_up(pair: &mut Pair) -> Result<String> {
         wait_for("the server's count", || server.totals().received.load(Ordering::Relaxed) == 2 * length)
     });
     drop(server);
-    figures
+    summary
 }
 
 fn half_close(pair: &mut Pair) -> Result<String> {
@@ -205,7 +205,7 @@ fn half_close(pair: &mut Pair) -> Result<String> {
         let heard = connection.drain()?;
         connection.send(format!("heard {heard} bytes"))
     })?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             connection.send([1; 5000])?;
@@ -216,12 +216,12 @@ fn half_close(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn client_resets(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             connection.send("to be reset")?;
@@ -231,7 +231,7 @@ fn client_resets(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn server_resets(pair: &mut Pair) -> Result<String> {
@@ -243,7 +243,7 @@ fn server_resets(pair: &mut Pair) -> Result<String> {
         slot.take().expect("still there").reset();
         Ok(())
     })?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             connection.send("hello")?;
@@ -252,7 +252,7 @@ fn server_resets(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn server_closes_first(pair: &mut Pair) -> Result<String> {
@@ -261,7 +261,7 @@ fn server_closes_first(pair: &mut Pair) -> Result<String> {
         connection.receive(5)?;
         connection.send("goodbye")
     })?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             connection.send("hello")?;
@@ -270,12 +270,12 @@ fn server_closes_first(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn nothing_is_said(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             sleep(Duration::from_millis(100));
@@ -284,10 +284,10 @@ fn nothing_is_said(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
-/// The client's connection to its sidecar is open all the same; the application's leg never is.
+/// The client's connection to its sidecar is open nevertheless; the application's leg never is.
 fn nothing_listens(pair: &mut Pair) -> Result<String> {
     pair.check(Expected::both(2), |pair| {
         for family in BOTH {
@@ -299,7 +299,7 @@ fn nothing_listens(pair: &mut Pair) -> Result<String> {
 }
 
 fn failed_connects_are_not_opened(pair: &mut Pair) -> Result<String> {
-    // The outside workload's port is closed: nothing of the mesh is between, and no connection comes about.
+    // The outside workload's port is closed: nothing of the mesh is in between, and no connection is established.
     pair.check(Expected::both(0), |pair| {
         for family in BOTH {
             let refused = Connection::open(&pair.outside, SocketAddr::new(pair.outside.ip(family), 9));
@@ -324,14 +324,14 @@ fn counted_while_open(pair: &mut Pair) -> Result<String> {
     finish_cleanly(&mut connection)?;
     drop(connection);
     let (truth, _) = pair.truth(&Expected::both(1))?;
-    let figures = pair.agree(&before, &truth);
+    let summary = pair.agree(&before, &truth);
     drop(server);
-    figures
+    summary
 }
 
 fn http_on_a_configured_tcp_port(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let request = b"GET / HTTP/1.1\r\nhost: tcp\r\n\r\n";
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
@@ -342,7 +342,7 @@ fn http_on_a_configured_tcp_port(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 /// One packet in thirty on the loopback of both pods is lost.
@@ -361,12 +361,12 @@ fn retransmissions(pair: &mut Pair) -> Result<String> {
     let net = pair.client.net.name().to_owned();
     let retransmitted = || retransmitted_segments(&net);
     let before = retransmitted()?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         lose(pair, "-A")?;
         let outcome = BOTH.iter().try_for_each(|family| {
             let begun = retransmitted()?;
             let mut connection = Connection::open(&pair.client, pair.tcp.address(*family))?;
-            // It is a packet or two a round: of twenty rounds' none may be lost, by chance.
+            // One or two packets per round: by chance, none of twenty rounds may be lost.
             for round in 0..1000 {
                 connection.send([9; 50_000])?;
                 connection.receive(50_000)?;
@@ -382,13 +382,13 @@ fn retransmissions(pair: &mut Pair) -> Result<String> {
     let lost = retransmitted()? - before;
     ensure!(lost > 0, "nothing was retransmitted, the case proves nothing");
     drop(server);
-    Ok(format!("{lost} segments retransmitted at the client, {figures}"))
+    Ok(format!("{lost} segments retransmitted at the client, {summary}"))
 }
 
 /// Probes carry a byte position that was counted already.
 fn keep_alive_probes(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             connection.probe_when_idle(1)?;
@@ -402,12 +402,12 @@ fn keep_alive_probes(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn one_byte_at_a_time(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             for byte in 0..200 {
@@ -419,12 +419,12 @@ fn one_byte_at_a_time(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn a_thousand_short_connections(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(1000), |pair| {
+    let summary = pair.check(Expected::both(1000), |pair| {
         for number in 0..1000 {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(BOTH[number % 2]))?;
             connection.send("short")?;
@@ -433,12 +433,12 @@ fn a_thousand_short_connections(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn many_at_once(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(200), |pair| {
+    let summary = pair.check(Expected::both(200), |pair| {
         let mut connections = (0..200)
             .map(|number| Connection::open(&pair.client, pair.tcp.address(BOTH[number % 2])))
             .collect::<Result<Vec<_>>>()?;
@@ -451,12 +451,12 @@ fn many_at_once(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn outside_client(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected { source: 0, destination: 2 }, |pair| {
+    let summary = pair.check(Expected { source: 0, destination: 2 }, |pair| {
         for family in BOTH {
             let address = SocketAddr::new(pair.server.ip(family), pair.tcp.target_port);
             let mut connection = Connection::open(&pair.outside, address)?;
@@ -468,7 +468,7 @@ fn outside_client(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 /// Ends the sending direction and waits for the peer's end, so that both have seen every byte.

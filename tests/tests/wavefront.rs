@@ -1,11 +1,11 @@
-//! Wavefront's own decoders and validation, at the documented limits, take every line that the observer makes.
+//! Wavefront's own decoders and validation, at the documented limits, accept every line of the observer.
 
 use std::{fs, path::Path};
 
 use anyhow::{Result, ensure};
 use harness::wavefront::judged;
 
-/// The golden files are what the encoder makes, byte for byte: the observer's own tests say so.
+/// The observer's own tests compare the golden files with the encoder's output, byte for byte.
 #[test]
 fn every_golden_line_is_taken() -> Result<()> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../observer/model/golden");
@@ -19,7 +19,7 @@ fn every_golden_line_is_taken() -> Result<()> {
     }
     ensure!(files >= 4, "only {files} files in {}", golden.display());
     let judged = judged(&lines)?;
-    // The observer parts lines at line feeds only; a decoder that parts them elsewhere would answer more often.
+    // The observer separates lines by line feeds only; a decoder that splits them elsewhere would have more answers.
     ensure!(judged.len() == lines.matches('\n').count(), "{} answers", judged.len());
     for (line, said) in lines.split('\n').zip(&judged) {
         ensure!(said == "ok", "{said}: {line}");
@@ -28,7 +28,7 @@ fn every_golden_line_is_taken() -> Result<()> {
     Ok(())
 }
 
-/// A judge that takes everything would prove nothing.
+/// A decoder that accepts everything would prove nothing.
 #[test]
 fn what_breaks_the_rules_is_refused() -> Result<()> {
     let tags = |count: usize| (0..count).map(|number| format!(" \"k{number}\"=\"v\"")).collect::<String>();

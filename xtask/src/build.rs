@@ -1,7 +1,7 @@
-//! Builds the kernel object and the observer that carries it.
+//! Builds the kernel object and the observer that embeds it.
 //!
 //! The kernel object needs an unstable compiler with the source of `core` (`-Z build-std`), by one of two routes: a
-//! rustup nightly with `rust-src`, or Debian's `rustc-web`, whose unstable features `RUSTC_BOOTSTRAP` opens. Cargo's own
+//! rustup nightly with `rust-src`, or Debian's `rustc-web` with `RUSTC_BOOTSTRAP`. Cargo's own
 //! fingerprints decide what is stale; the object is replaced only when its bytes differ, so an unchanged one rebuilds
 //! nothing that embeds it.
 
@@ -23,12 +23,12 @@ use crate::{
 /// The nightly the rustup route is tested with; its LLVM is the one bpf-linker is built with.
 const NIGHTLY: &str = "nightly-2026-05-20";
 const OLDEST: (u32, u32) = (1, 95);
-/// What the kernel object is compiled for.
+/// Target of the kernel object.
 pub(crate) const KERNEL_TARGET: &str = "bpfel-unknown-none";
 const RELEASED: &str = "observer-kernel.o";
 const OBJECT: &str = "bpfel-unknown-none/bpf/observer-kernel";
 
-/// What `cargo xtask build` takes.
+/// Options of `cargo xtask build`.
 #[derive(clap::Args, Default)]
 pub(crate) struct Options {
     /// Put log lines into the kernel programs, for development; the observer shows them in its own log.
@@ -39,7 +39,7 @@ pub(crate) struct Options {
     pub(crate) toolchain: Option<Route>,
 }
 
-/// Where the compiler of the kernel object comes from.
+/// Source of the kernel object's compiler.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Route {
     /// A rustup nightly with the component rust-src.
@@ -61,6 +61,11 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
     Ok(observer)
 }
 
+/// Returns the observer that `MESH_OBSERVER_BIN` names, or builds one.
+pub(crate) fn observer() -> Result<PathBuf> {
+    env::var_os("MESH_OBSERVER_BIN").map_or_else(|| build(&Options::default()), |other| Ok(other.into()))
+}
+
 /// Builds, then becomes `observer run` with these arguments.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let observer = build(&Options::default())?;
@@ -68,14 +73,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Err(error).with_context(|| format!("cannot start {}", observer.display()))
 }
 
-/// Builds the kernel object; returns where it lies.
+/// Builds the kernel object; returns its path.
 fn kernel_object(options: &Options) -> Result<PathBuf> {
     let tools = setup::for_build(options.toolchain)?;
     say(format!("kernel object: by {}", tools.toolchain));
-    let folder = target().join("bpf");
-    let bytes = timed("building the kernel object", || compile(&tools, root(), &folder, options.kernel_log))?;
+    let directory = target().join("bpf");
+    let bytes = timed("building the kernel object", || compile(&tools, root(), &directory, options.kernel_log))?;
     let name = if options.kernel_log { "observer-kernel-log.o" } else { RELEASED };
-    let object = folder.join(name);
+    let object = directory.join(name);
     if fs::read(&object).is_ok_and(|old| old == bytes) {
         say(format!("kernel object: unchanged, {} bytes", bytes.len()));
     } else {
@@ -85,15 +90,15 @@ fn kernel_object(options: &Options) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Builds the kernel object from the sources at `root`, in a target folder of one's own.
-fn compile(tools: &setup::KernelTools, root: &Path, folder: &Path, kernel_log: bool) -> Result<Vec<u8>> {
+/// Builds the kernel object from the sources at `root`, in the target directory `directory`.
+fn compile(tools: &setup::KernelTools, root: &Path, directory: &Path, kernel_log: bool) -> Result<Vec<u8>> {
     let mut command = tools.toolchain.cargo();
     command
         .current_dir(root)
         .args(["build", "--locked", "--package", "observer-ebpf", "--bin", "observer-kernel", "--profile", "bpf"])
         .args(["-Z", "build-std=core", "--target", KERNEL_TARGET, "--target-dir"])
-        .arg(folder)
-        // No path of this machine gets into the object.
+        .arg(directory)
+        // Keeps paths of this machine out of the object.
         .args(["-Z", "trim-paths"])
         .env("CARGO_PROFILE_BPF_TRIM_PATHS", "all")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tools.linker));
@@ -101,17 +106,17 @@ fn compile(tools: &setup::KernelTools, root: &Path, folder: &Path, kernel_log: b
         command.args(["--features", "kernel-log"]);
     }
     exec(&mut command)?;
-    let built = folder.join(OBJECT);
+    let built = directory.join(OBJECT);
     fs::read(&built).with_context(|| format!("{}: cannot read", built.display()))
 }
 
-/// Builds the kernel object once more, from a copy of the sources in another folder: it must be the same to the byte.
+/// Builds the kernel object again from a copy of the sources in another directory: every byte must be equal.
 pub(crate) fn reproduce() -> Result<()> {
     let tools = setup::for_build(None)?;
-    let folder = target().join("reproduced");
-    let copy = folder.join("sources");
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("{}: cannot remove", folder.display()))?;
+    let directory = target().join("reproduced");
+    let copy = directory.join("sources");
+    if directory.exists() {
+        fs::remove_dir_all(&directory).with_context(|| format!("{}: cannot remove", directory.display()))?;
     }
     for file in tidy::files()? {
         let to = copy.join(file.strip_prefix(root()).expect("found below the root"));
@@ -119,14 +124,14 @@ pub(crate) fn reproduce() -> Result<()> {
         fs::copy(&file, &to).with_context(|| format!("{}: cannot copy", file.display()))?;
     }
     let again =
-        timed("building the kernel object elsewhere", || compile(&tools, &copy, &folder.join("target"), false))?;
+        timed("building the kernel object elsewhere", || compile(&tools, &copy, &directory.join("target"), false))?;
     let object = target().join("bpf").join(RELEASED);
     let first = fs::read(&object).with_context(|| format!("{}: cannot read", object.display()))?;
     ensure!(
         first == again,
         "the kernel object is not reproducible: {} and {} differ ({} and {} bytes)",
         object.display(),
-        folder.join("target").join(OBJECT).display(),
+        directory.join("target").join(OBJECT).display(),
         first.len(),
         again.len()
     );
@@ -134,8 +139,9 @@ pub(crate) fn reproduce() -> Result<()> {
     Ok(())
 }
 
-/// Instruction set v3 is a code generation option: as a linker argument it collides with the one rustc passes. The linker
-/// must not expand copies in order, since that makes of every other copy and clearing a call of a routine that goes byte by byte.
+/// Returns the flags of the kernel object. Instruction set v3 is a code generation option: as a linker argument it
+/// collides with rustc's. The linker must not expand copies in order, since that replaces other copies and clears by
+/// calls of a routine that goes byte by byte.
 fn rustflags(linker: &Path) -> String {
     [
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
@@ -152,22 +158,22 @@ fn rustflags(linker: &Path) -> String {
 pub(crate) enum Toolchain {
     /// A rustup toolchain by name.
     Rustup {
-        /// What `rustup run` takes.
+        /// Name for `rustup run`.
         name: &'static str,
-        /// What the compiler says of itself.
+        /// Version of the compiler.
         version: Version,
     },
     /// Debian's, in /usr/bin.
     Debian {
-        /// What the compiler says of itself.
+        /// Version of the compiler.
         version: Version,
-        /// Why not rustup.
+        /// Reason for not using rustup.
         because: String,
     },
 }
 
 impl Toolchain {
-    /// The first route that works, or why none does.
+    /// Returns the first route that works, or why none does.
     pub(crate) fn find(wanted: Option<Route>) -> Result<Self, String> {
         let rustup = match wanted {
             Some(Route::Debian) => Err("it was asked for".to_owned()),
@@ -184,7 +190,7 @@ impl Toolchain {
         }
     }
 
-    /// A cargo command of this toolchain, free of what the toolchain that runs us left in the environment.
+    /// Returns a cargo command of this toolchain, free of what the toolchain that runs us left in the environment.
     fn cargo(&self) -> Command {
         let mut command = match self {
             Self::Rustup { name, .. } => {
@@ -194,13 +200,13 @@ impl Toolchain {
             }
             Self::Debian { .. } => {
                 let mut command = Command::new("/usr/bin/cargo");
-                // No rustup shim may answer for a compiler.
+                // Keeps rustup's shims from replacing the compiler.
                 command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("RUSTC_BOOTSTRAP", "1");
                 command
             }
         };
-        for foreign in ["CARGO", "RUSTC", "RUSTDOC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN"] {
-            command.env_remove(foreign);
+        for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN"] {
+            command.env_remove(variable);
         }
         command.env_remove("LD_LIBRARY_PATH");
         if matches!(self, Self::Debian { .. }) {
@@ -221,7 +227,7 @@ impl fmt::Display for Toolchain {
     }
 }
 
-/// What to type for the rustup route.
+/// Returns the commands for the rustup route.
 pub(crate) fn rustup_commands() -> String {
     format!("for the rustup route:\n  rustup toolchain install {NIGHTLY} --profile minimal --component rust-src")
 }
@@ -275,7 +281,7 @@ fn usable(verbose: &str) -> Result<Version, String> {
     Ok(version)
 }
 
-/// What `rustc --version --verbose` says that matters here.
+/// Versions in the output of `rustc --version --verbose`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Version {
     release: String,

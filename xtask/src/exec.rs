@@ -1,4 +1,4 @@
-//! Child processes: one way to run them, one way to say that they failed; and where things lie in the repository.
+//! Child processes and their errors, and paths of the repository.
 
 use std::{
     env,
@@ -30,13 +30,13 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(stdout).with_context(|| format!("`{}` wrote something that is not UTF-8", line(command)))
 }
 
-/// One line on standard error that says what is going on.
+/// Writes a progress line to standard error.
 pub(crate) fn say(message: impl AsRef<str>) {
     let (bold, plain) = if stderr().is_terminal() { ("\x1b[1;36m", "\x1b[0m") } else { ("", "") };
     eprintln!("{bold}xtask{plain} {}", message.as_ref());
 }
 
-/// Says what begins, does it, says how long it took.
+/// Runs `work` with a line before it, and one with its result and duration after it.
 pub(crate) fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     say(format!("{what} …"));
     let start = Instant::now();
@@ -46,29 +46,29 @@ pub(crate) fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T
     result
 }
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in a folder of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in a directory of the workspace")
 }
 
-/// Tools too big to build every time live here: `MESH_OBSERVER_CACHE`, or `.cache` in the repository.
+/// Returns the directory of installed tools: `MESH_OBSERVER_CACHE`, or `.cache` in the repository.
 pub(crate) fn cache() -> PathBuf {
     env::var_os("MESH_OBSERVER_CACHE").map_or_else(|| root().join(".cache"), PathBuf::from)
 }
 
-/// Cargo's target folder: `CARGO_TARGET_DIR`, or `target` in the repository.
+/// Returns Cargo's target directory: `CARGO_TARGET_DIR`, or `target` in the repository.
 pub(crate) fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |folder| root().join(folder))
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |directory| root().join(directory))
 }
 
-/// The cargo that runs this task, in the repository.
+/// Returns the cargo that runs this task, in the repository.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
 
-/// The machine's target, as compilers name it.
+/// Returns the target triple of this machine.
 pub(crate) fn host() -> Result<String> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let verbose = output(Command::new(rustc).args(["--version", "--verbose"]).current_dir(root()))?;
@@ -76,12 +76,12 @@ pub(crate) fn host() -> Result<String> {
     host.map(str::to_owned).context("rustc does not say its host")
 }
 
-/// Where a program lies: `PATH`, and the folders of system programs that a user's `PATH` may lack.
+/// Returns the path of a program in `PATH`, or in the directories of system programs that a user's `PATH` may lack.
 pub(crate) fn which(program: impl AsRef<Path>) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|folder| folder.join(program.as_ref()))
+        .map(|directory| directory.join(program.as_ref()))
         .find(|file| file.is_file())
 }
 

@@ -1,9 +1,9 @@
-//! Coverage-guided fuzzing of every parser, on the compiler there is.
+//! Coverage-guided fuzzing of every parser with the stable compiler.
 //!
-//! LLVM's fuzzer is linked from a crate, and the coverage it steers by comes from stable compiler options, so neither
-//! a nightly nor cargo-fuzz is needed. A target is a file in `tests/fuzz/targets`; its corpus, inputs that reach
-//! something new each, is kept in `tests/fuzz/corpus`. New finds go to the target folder, and into the repository's
-//! corpus when asked for.
+//! LLVM's fuzzer is linked from a crate, and coverage comes from stable compiler options, so neither
+//! a nightly nor cargo-fuzz is needed. A target is a file in `tests/fuzz/targets`; its corpus of minimised
+//! inputs is in `tests/fuzz/corpus`. New inputs are written to the target directory, and with `--keep` to the
+//! corpus.
 
 use std::{
     fs,
@@ -16,16 +16,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::exec::{cargo, exec, host, output, root, say, target, timed};
 
-/// What the fuzzer steers by: counters on every edge, and the operands of comparisons.
+/// Compiler options for coverage: counters on every edge, and the operands of comparisons.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
 const SANITIZER: &str = "-Zsanitizer=address -Cdebuginfo=1";
-/// Ends the name of the library that the compiler links then.
+/// Suffix of the sanitizer's library.
 const RUNTIME: &str = "_rt.asan.a";
 const LARGEST_INPUT: u32 = 8192;
 
-/// What `cargo xtask fuzz` takes.
+/// Options of `cargo xtask fuzz`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only this target (a file name in tests/fuzz/targets).
@@ -33,10 +33,10 @@ pub(crate) struct Options {
     /// How long each target runs.
     #[arg(long = "for", value_parser = humantime::parse_duration, default_value = "60s")]
     time: Duration,
-    /// How many inputs each target tries instead, however long that takes.
+    /// How many inputs each target tries, instead of a duration.
     #[arg(long, conflicts_with = "time")]
     executions: Option<u64>,
-    /// Watch every access to memory too (AddressSanitizer), at about half the speed.
+    /// Check memory accesses (AddressSanitizer), at about half the speed.
     #[arg(long)]
     sanitize: bool,
     /// Add the inputs that reach something new to the corpus in the repository.
@@ -66,9 +66,10 @@ pub(crate) fn all(time: Duration) -> Result<()> {
     run(&Options { target: None, time, executions: None, keep: false, sanitize: false })
 }
 
-/// Returns the folder of the programs. Those with the sanitizer have one of their own, so that neither are built anew.
+/// Returns the directory of the programs. Those with the sanitizer have one of their own, so that neither are built
+/// anew.
 fn build(sanitize: bool) -> Result<PathBuf> {
-    let place = if sanitize { folder().join("sanitized") } else { folder() };
+    let place = if sanitize { directory().join("sanitized") } else { directory() };
     if sanitize {
         sanitizer()?;
     }
@@ -91,7 +92,7 @@ fn build(sanitize: bool) -> Result<PathBuf> {
     Ok(place.join(host()?).join("debug"))
 }
 
-/// Debian's compiler comes without it.
+/// Checks that the compiler has the sanitizer's runtime, which Debian's lacks.
 fn sanitizer() -> Result<()> {
     let libraries = output(Command::new("rustc").args(["--print", "target-libdir"]).current_dir(root()))?;
     let libraries = Path::new(libraries.trim());
@@ -102,9 +103,9 @@ fn sanitizer() -> Result<()> {
 }
 
 fn fuzz(name: &str, program: &Path, options: &Options) -> Result<()> {
-    let (found, kept, artifacts) = (found(name), kept(name), folder().join("artifacts"));
-    for folder in [&found, &kept, &artifacts] {
-        fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
+    let (found, kept, artifacts) = (found(name), kept(name), directory().join("artifacts"));
+    for directory in [&found, &kept, &artifacts] {
+        fs::create_dir_all(directory).with_context(|| format!("{}: cannot create", directory.display()))?;
     }
     let (limit, length) = match options.executions {
         Some(executions) => (format!("-runs={executions}"), format!("with {executions} inputs")),
@@ -131,12 +132,12 @@ fn fuzz(name: &str, program: &Path, options: &Options) -> Result<()> {
                 program.display()
             );
         }
-        let figure = |name: &str| {
+        let value = |name: &str| {
             let line = said.lines().find_map(|line| line.strip_prefix(&format!("stat::{name}:")));
             line.map_or("unknown", str::trim).to_owned()
         };
-        let (tried, slowest) = (figure("number_of_executed_units"), figure("slowest_unit_time_sec"));
-        let memory = figure("peak_rss_mb");
+        let (tried, slowest) = (value("number_of_executed_units"), value("slowest_unit_time_sec"));
+        let memory = value("peak_rss_mb");
         say(format!(
             "{name}: {tried} inputs tried, none fails; the slowest took {slowest} s, the most memory was {memory} MB"
         ));
@@ -153,9 +154,9 @@ fn keep(name: &str, program: &Path) -> Result<()> {
 }
 
 fn targets() -> Result<Vec<String>> {
-    let folder = root().join("tests/fuzz/targets");
-    let mut names = fs::read_dir(&folder)
-        .with_context(|| format!("{}: cannot read", folder.display()))?
+    let directory = root().join("tests/fuzz/targets");
+    let mut names = fs::read_dir(&directory)
+        .with_context(|| format!("{}: cannot read", directory.display()))?
         .map(|entry| Ok(Path::new(&entry?.file_name()).with_extension("").display().to_string()))
         .collect::<Result<Vec<_>>>()?;
     names.sort();
@@ -163,13 +164,13 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn found(name: &str) -> PathBuf {
-    folder().join("corpus").join(name)
+    directory().join("corpus").join(name)
 }
 
 fn kept(name: &str) -> PathBuf {
     root().join("tests/fuzz/corpus").join(name)
 }
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     target().join("fuzz")
 }

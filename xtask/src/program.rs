@@ -1,6 +1,7 @@
-//! Programs on the test mesh that are packages of their own below `tests/`: demo, soak, benchmarks, first process of a machine.
+//! Programs on the test mesh that are packages of their own below `tests/`: demo, soak, benchmarks, first process of a
+//! machine.
 
-use std::{env, ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 
@@ -29,19 +30,15 @@ pub(crate) struct Arguments {
 }
 
 impl Program {
-    /// Installs what it needs, builds it and the observer, and replaces this process with it, so that it receives signals itself.
+    /// Installs what it needs, builds it and the observer, and replaces this process with it, so that it receives
+    /// signals itself.
     pub(crate) fn become_it(&self, arguments: &Arguments) -> Result<()> {
         let arguments = &arguments.arguments;
         let asks_for_help = arguments.iter().any(|argument| ["-h", "--help"].contains(&argument.as_str()));
         if !asks_for_help {
             setup::everything()?;
         }
-        let observer = match env::var_os("MESH_OBSERVER_BIN") {
-            // Names another build to show or to measure.
-            Some(other) => other,
-            None if asks_for_help => OsString::new(),
-            None => build::build(&build::Options::default())?.into(),
-        };
+        let observer = if asks_for_help { PathBuf::new() } else { build::observer()? };
         let mut command = self.command()?;
         let error = command.args(arguments).env("MESH_OBSERVER_BIN", observer).exec();
         Err(error).with_context(|| format!("cannot start {}", command.get_program().display()))

@@ -1,5 +1,6 @@
-//! The bill of materials of the release binary, as CycloneDX JSON beside it: cargo-cyclonedx's documents of the observer and of
-//! the kernel object that it embeds, merged, and without the parts that differ from build to build or from machine to machine.
+//! The bill of materials of the release binary, as CycloneDX JSON beside it: cargo-cyclonedx's documents of the
+//! observer and of the kernel object that it embeds, merged, and without the parts that differ from build to build or
+//! from machine to machine.
 
 use std::{fs, path::Path, process::Command};
 
@@ -7,6 +8,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
+    build::KERNEL_TARGET,
     exec::{host, output, root, say},
     setup,
 };
@@ -16,23 +18,25 @@ const DOCUMENT: &str = "sbom.cdx";
 
 /// Writes the document beside the binary.
 pub(crate) fn write(binary: &Path) -> Result<()> {
-    let file = format!("{DOCUMENT}.json");
-    let mut tool = Command::new(setup::CARGO_CYCLONEDX.install()?);
-    tool.current_dir(root()).args(["cyclonedx", "--quiet", "--format", "json", "--spec-version", "1.5"]);
-    output(tool.args(["--no-build-deps", "--target", &host()?, "--override-filename", DOCUMENT]))?;
-    let [observer, kernel] = ["observer", "observer-ebpf"].map(|package| read(&root().join(package).join(&file)));
-    for written in crate::tidy::files()?.iter().filter(|path| path.ends_with(&file)) {
-        fs::remove_file(written).with_context(|| format!("{}: cannot remove", written.display()))?;
-    }
+    let documents = merged(document("observer", &host()?)?, document("observer-ebpf", KERNEL_TARGET)?)?;
     let path = binary.with_extension("cdx.json");
-    let text = text(merged(observer?, kernel?)?, root());
+    let text = text(documents, root());
     fs::write(&path, text).with_context(|| format!("{}: cannot write", path.display()))?;
     say(format!("bill of materials: {}", path.display()));
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+/// Runs the tool for a package, and removes the files of the others.
+fn document(package: &str, target: &str) -> Result<Value> {
+    let file = format!("{DOCUMENT}.json");
+    let mut tool = Command::new(setup::CARGO_CYCLONEDX.install()?);
+    tool.current_dir(root()).args(["cyclonedx", "--quiet", "--format", "json", "--spec-version", "1.5"]);
+    output(tool.args(["--no-build-deps", "--target", target, "--override-filename", DOCUMENT]))?;
+    let path = root().join(package).join(&file);
+    let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot read", path.display()))?;
+    for written in crate::tidy::files()?.iter().filter(|path| path.ends_with(&file)) {
+        fs::remove_file(written).with_context(|| format!("{}: cannot remove", written.display()))?;
+    }
     serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))
 }
 
@@ -73,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    fn document(name: &str, dependencies: &[&str]) -> Value {
+    fn example(name: &str, dependencies: &[&str]) -> Value {
         let reference = format!("path+file:///sources/{name}#0.1.0");
         json!({
             "bomFormat": "CycloneDX",
@@ -86,7 +90,7 @@ mod tests {
 
     #[test]
     fn both_are_listed_once_and_nothing_differs_from_build_to_build() {
-        let merged = merged(document("observer", &["a", "b"]), document("kernel", &["b", "c"])).expect("two documents");
+        let merged = merged(example("observer", &["a", "b"]), example("kernel", &["b", "c"])).expect("two documents");
         let names: Vec<_> = merged["components"].as_array().expect("a list").iter().map(|it| &it["name"]).collect();
         assert_eq!(names, ["a", "b", "c", "kernel"]);
         assert_eq!(merged["dependencies"][0]["dependsOn"], json!(["a", "b", "path+file:///sources/kernel#0.1.0"]));

@@ -1,8 +1,8 @@
-//! Installs what this machine lacks: Debian packages, Cargo tools, and the programs that the tests run against. Every version is
-//! pinned.
+//! Installs what this machine lacks: Debian packages, Cargo tools, and the programs that the tests run against. Every
+//! version is pinned.
 //!
-//! Each need is checked for directly, which takes a fraction of a second, so no record of an installation can go stale. As root on
-//! Debian the missing packages are installed; otherwise the task fails with the commands to run.
+//! Each need is checked for directly, which takes a fraction of a second, so no record of an installation can go stale.
+//! As root on Debian the missing packages are installed; otherwise the task fails with the commands to run.
 
 use std::{
     fs,
@@ -57,7 +57,8 @@ const PEERS: [(&str, &str); 4] =
     [("make", "make"), ("go", "golang-go"), ("javac", "default-jdk-headless"), ("mvn", "maven")];
 /// Real servers written in Go with metrics of their own; Prometheus and its tool also check the observer's.
 const SERVERS: [(&str, &str); 3] = [("prometheus", "prometheus"), ("promtool", "prometheus"), ("etcd", "etcd-server")];
-/// Emulates the machines of the kernel matrix, fetches their kernels, lists the libraries of a program, redirects connections.
+/// Emulates the machines of the kernel matrix, fetches their kernels, lists the libraries of a program, redirects
+/// connections.
 const MACHINES: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("apt-get", "apt"),
@@ -140,10 +141,11 @@ fn python() -> Result<PathBuf> {
     Ok(debian)
 }
 
-/// Fetches the servers that are not installed and unpacks them beside Envoy: an installed package would start its service.
+/// Fetches the servers that are not installed and unpacks them beside Envoy: an installed package would start its
+/// service.
 fn servers() -> Result<()> {
-    let folder = cache().join("servers");
-    let is_missing = |program: &str| which(program).is_none() && !folder.join("usr/bin").join(program).is_file();
+    let directory = cache().join("servers");
+    let is_missing = |program: &str| which(program).is_none() && !directory.join("usr/bin").join(program).is_file();
     let mut missing: Vec<&str> =
         SERVERS.into_iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| package).collect();
     missing.dedup();
@@ -152,13 +154,13 @@ fn servers() -> Result<()> {
     }
     let names = missing.join(" ");
     ensure_apt(&names, &format!("apt-get update\n  apt-get install --yes --no-install-recommends {names}"))?;
-    timed(&format!("fetching Debian packages {names} into {}", folder.display()), || {
-        let work = folder.join("packages");
+    timed(&format!("fetching Debian packages {names} into {}", directory.display()), || {
+        let work = directory.join("packages");
         fs::create_dir_all(&work).with_context(|| format!("{}: cannot create", work.display()))?;
         update_lists();
         exec(apt().arg("download").args(&missing).current_dir(&work))?;
         for package in fs::read_dir(&work)? {
-            exec(Command::new("dpkg-deb").arg("--extract").arg(package?.path()).arg(&folder))?;
+            exec(Command::new("dpkg-deb").arg("--extract").arg(package?.path()).arg(&directory))?;
         }
         fs::remove_dir_all(work)?;
         Ok(())
@@ -166,8 +168,8 @@ fn servers() -> Result<()> {
 }
 
 fn bpf_linker() -> Result<PathBuf> {
-    let folder = cache().join("bpf-linker");
-    let own = folder.join("bin/bpf-linker");
+    let directory = cache().join("bpf-linker");
+    let own = directory.join("bin/bpf-linker");
     let wanted = format!("bpf-linker {BPF_LINKER}");
     let right = |linker: &Path| {
         output(Command::new(linker).arg("--version")).is_ok_and(|version| version.trim().starts_with(&wanted))
@@ -179,7 +181,7 @@ fn bpf_linker() -> Result<PathBuf> {
         return Ok(linker);
     }
     install(&LINKER_LIBRARIES)?;
-    cargo_install("bpf-linker", BPF_LINKER, &folder, |command| {
+    cargo_install("bpf-linker", BPF_LINKER, &directory, |command| {
         command.args(["--no-default-features", "--features", &format!("llvm-{LLVM}")]).env("LLVM_PREFIX", LLVM_PREFIX)
     })?;
     Ok(own)
@@ -232,7 +234,7 @@ fn cargo_install(
     })
 }
 
-/// Installs the packages of those needs (a program by name or a file by path, and its Debian package) that are missing.
+/// Installs the missing packages; a need is a program by name or a file by path, with its Debian package.
 fn install(needs: &[(&str, &'static str)]) -> Result<()> {
     let mut missing: Vec<&str> =
         needs.iter().filter(|(need, _)| which(need).is_none()).map(|(_, package)| *package).collect();
@@ -250,7 +252,7 @@ fn packages(names: &[&str]) -> Result<()> {
     })
 }
 
-/// Fails unless packages can be had here, and says by which commands they could be.
+/// Fails unless packages can be installed here; the error has the commands for doing so.
 fn ensure_apt(names: &str, commands: &str) -> Result<()> {
     let debian = Path::new("/usr/bin/apt-get").is_file();
     let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
@@ -267,7 +269,7 @@ fn apt() -> Command {
     command
 }
 
-/// A third-party source that is down must not stop us: what counts is whether the packages can be had.
+/// Updates apt's lists. An unavailable third-party source is not an error as long as the packages can be installed.
 pub(crate) fn update_lists() {
     if let Err(error) = exec(apt().arg("update")) {
         say(format!("{error}; going on with the package lists there are"));

@@ -151,7 +151,8 @@ fn tests(packages: &[&str]) -> Command {
     command
 }
 
-/// Returns whether these packages have a test whose name contains `filter`; true if they do not build, which the tests then report.
+/// Returns whether these packages have a test whose name contains `filter`; true if they do not build, which the tests
+/// then report.
 fn has_test(packages: &[&str], filter: &str) -> bool {
     let listed = output(tests(packages).args(["--", filter, "--list"]));
     listed.map_or(true, |listed| listed.lines().any(|line| line.ends_with(": test")))

@@ -40,7 +40,7 @@ pub(crate) fn run() -> Result<()> {
     let sources = files()?
         .iter()
         .filter_map(|path| {
-            // What is not UTF-8 is not ours to read (a corpus, a recording).
+            // A file that is not UTF-8 is a recording.
             let text = fs::read_to_string(path).ok()?;
             let name = path.strip_prefix(root()).expect("found below the root").to_string_lossy().into_owned();
             Some((name, text))
@@ -65,7 +65,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Every file of the repository but the fuzz targets' corpora.
+/// Returns every file of the repository but the fuzz targets' corpora.
 pub(crate) fn files() -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     walk(root(), &mut files)?;
@@ -73,8 +73,8 @@ pub(crate) fn files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("{}: cannot read", folder.display()))?;
+fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| format!("{}: cannot read", directory.display()))?;
     for entry in entries {
         let entry = entry?;
         let kind = entry.file_type()?;
@@ -86,7 +86,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         if kind.is_dir() {
             walk(&entry.path(), files)?;
         } else if kind.is_file() && name != ".git" {
-            // Git's mark in a linked working tree is no file of the repository.
+            // Git's file in a linked working tree is not part of the repository.
             files.push(entry.path());
         }
     }
@@ -107,7 +107,7 @@ fn text_rules(file: &str, text: &str) -> Vec<Finding> {
             }
         }
         for home in homes {
-            // Part of a longer path or of an address is no place on a machine.
+            // Part of a longer path or of an address is not a path of a machine.
             let absolute = |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || "._-~})".contains(c));
             if line.match_indices(home).any(|(at, _)| absolute(at)) {
                 found(format!("{home}… is a path of one machine"));

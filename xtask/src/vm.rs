@@ -1,5 +1,5 @@
-//! The kernel matrix: Debian's kernels in emulated machines, in which the observer is to count what is said there to the byte,
-//! or to refuse and say why. Neither KVM nor the host's own kernel matters.
+//! The kernel matrix: Debian's kernels in emulated machines, in which the observer must count the traffic to the byte,
+//! or refuse to start with the reason. Independent of KVM and of the host's kernel.
 
 mod boot;
 mod image;
@@ -25,7 +25,7 @@ use crate::{
     program, setup,
 };
 
-/// Machines at once; each has two processors that are mostly one's work.
+/// Concurrent machines; each keeps about one processor busy.
 const AT_ONCE: usize = 2;
 
 /// The kernel that is also booted with Envoy.
@@ -36,24 +36,24 @@ const OBSERVE: &str = "observe";
 const ENVOY: &str = "envoy";
 const REFUSE: &str = "refuse";
 
-/// What `cargo xtask vm` takes.
+/// Options of `cargo xtask vm`.
 #[derive(clap::Args, Default)]
 pub(crate) struct Options {
-    /// Only machines whose name contains one of these, such as `6.1` or `confidentiality`.
+    /// Only machines whose name contains one of these, e.g. `6.1` or `confidentiality`.
     names: Vec<String>,
-    /// Name the machines and end.
+    /// List the machines and exit.
     #[arg(long)]
     list: bool,
 }
 
-/// A kernel and how it is started.
+/// A kernel and its options.
 struct Entry {
     kernel: usize,
     name: String,
     options: &'static str,
-    /// What its first process is to do.
+    /// Task of its first process.
     task: &'static str,
-    /// Whether it is booted by every run of the tests.
+    /// Whether every run of the tests boots it.
     in_tests: bool,
 }
 
@@ -65,12 +65,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let observer = build::build(&build::Options::default())?;
+    let observer = build::observer()?;
     let names = &options.names;
     boot(&observer, |entry| names.is_empty() || names.iter().any(|name| entry.name.contains(name.as_str())))
 }
 
-/// Boots the machines that every run of the tests has time for, with an observer that is built.
+/// Boots the machines of every run of the tests, with an observer that is built.
 pub(crate) fn test(observer: &Path) -> Result<()> {
     boot(observer, |entry| entry.in_tests)
 }
@@ -82,12 +82,12 @@ fn boot(observer: &Path, is_chosen: impl Fn(&Entry) -> bool) -> Result<()> {
     let kernels: Vec<(&str, Files)> =
         KERNELS.iter().map(|kernel| Ok((kernel.name, kernel.files()?))).collect::<Result<_>>()?;
     let guest = program::VM_GUEST.build()?;
-    let folder = target().join("vm");
-    fs::create_dir_all(&folder)?;
-    let image = folder.join("image.cpio");
+    let directory = target().join("vm");
+    fs::create_dir_all(&directory)?;
+    let image = directory.join("image.cpio");
     timed("packing what the machines start with", || image::write(&image, &guest, observer, None, &kernels))?;
-    // One of its own: it is so large that unpacking it takes the others' time.
-    let with_envoy = folder.join("envoy.cpio");
+    // A separate image: it is so large that unpacking it would slow down the other machines.
+    let with_envoy = directory.join("envoy.cpio");
     if chosen.iter().any(|entry| entry.task == ENVOY) {
         let envoy = setup::envoy()?;
         timed("packing Envoy too", || image::write(&with_envoy, &guest, observer, Some(&envoy), &kernels))?;
@@ -99,7 +99,7 @@ fn boot(observer: &Path, is_chosen: impl Fn(&Entry) -> bool) -> Result<()> {
             image: if entry.task == ENVOY { &with_envoy } else { &image },
             options: entry.options,
             task: format!("{} {}", entry.task, kernel.name),
-            console: folder.join(format!("{}.log", entry.name.replace(' ', "-"))),
+            console: directory.join(format!("{}.log", entry.name.replace(' ', "-"))),
         }
         .run()
     });
@@ -129,14 +129,14 @@ fn matrix() -> Vec<Entry> {
     entries
 }
 
-/// How one machine went.
+/// Result of one machine.
 struct Outcome {
     name: String,
     took: Duration,
     result: Result<String>,
 }
 
-/// Runs them, a few at a time, and says of each how it went as soon as it has ended.
+/// Runs them, a few at a time, and reports each result as soon as it is known.
 fn at_once(entries: Vec<Entry>, run: impl Fn(&Entry) -> Result<String> + Sync) -> Vec<Outcome> {
     let waiting = Mutex::new(entries.into_iter());
     let outcomes = Mutex::new(Vec::new());

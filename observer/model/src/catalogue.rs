@@ -1,4 +1,4 @@
-//! Every family, declared once: its names, type, unit, labels and source. Metric names stand in this file only.
+//! The catalogue of metric families, and the only place of their names.
 
 use std::{
     collections::HashMap,
@@ -6,37 +6,17 @@ use std::{
     sync::LazyLock,
 };
 
-use super::{labels, live::Live};
+use crate::{
+    exposition::MetricType,
+    labels::{HTTP_NAMES, PROCESS_NAMES, TCP_NAMES},
+};
 
-/// What a family's figures are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Only grows.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Counts values by size.
-    Histogram,
-}
-
-impl Kind {
-    /// The word both exposition formats use.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
-    }
-}
-
-/// Where a family's figures come from.
+/// Where the values of a family come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The kernel programs on the sidecars' sockets.
+    /// eBPF programs on the sidecars' sockets.
     Kernel,
-    /// The metrics page of istiod.
+    /// The `/metrics` endpoint of istiod.
     Istiod,
     /// `/proc`.
     Procfs,
@@ -45,7 +25,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The word the catalogue prints.
+    /// Returns the word in the catalogue.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -57,21 +37,21 @@ impl Origin {
     }
 }
 
-/// How long a name can be relied on.
+/// How long a name is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stability {
-    /// Istio's own, kept as Istio keeps it.
+    /// Istio's, kept as long as Istio keeps it.
     Stable,
-    /// Istio's own, gone from newer releases of istiod.
+    /// Istio's, removed from newer releases of istiod.
     Removed,
-    /// Documented, yet reported by no supported release of istiod.
+    /// Documented, but not reported by any supported release of istiod.
     Never,
-    /// The observer's own, may change between minor versions.
+    /// The observer's own; may change between minor versions.
     Own,
 }
 
 impl Stability {
-    /// The word the catalogue prints.
+    /// Returns the word in the catalogue.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -83,24 +63,24 @@ impl Stability {
     }
 }
 
-/// A family of series: one name, one type, one unit.
+/// Describes a metric family: one name, one type, one unit.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Family {
+pub struct Descriptor {
     /// Name in Wavefront; `*` stands for the statistic of a histogram.
     pub documented_name: &'static str,
     /// Name in Prometheus.
     pub prometheus_name: &'static str,
     /// Type.
-    pub kind: Kind,
+    pub metric_type: MetricType,
     /// Unit of the value, empty where it has none.
     pub unit: &'static str,
-    /// Label names in the order they are printed; `le` is not among them.
+    /// Label names in exposition order, without `le`.
     pub labels: &'static [&'static str],
-    /// Where the figures come from.
+    /// Where the values come from.
     pub origin: Origin,
-    /// How long the name can be relied on.
+    /// How long the name is kept.
     pub stability: Stability,
-    /// One sentence for people.
+    /// One sentence of help.
     pub help: &'static str,
 }
 
@@ -116,7 +96,7 @@ impl Release {
         Self { major, minor }
     }
 
-    /// The release that a build's tag begins with, as in `1.25.3-distroless`; `None` if it begins with none.
+    /// Parses the release at the start of a build's tag, e.g. `1.25.3-distroless`.
     #[must_use]
     pub fn parse(tag: &str) -> Option<Self> {
         let mut numbers = tag.split(|c: char| !c.is_ascii_digit());
@@ -134,31 +114,31 @@ impl fmt::Display for Release {
 /// Releases of Istio whose control plane reports a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Releases {
-    /// The oldest that was measured; older ones may have it too.
+    /// The oldest one measured; older ones may report it too.
     pub since: Release,
-    /// The last one; `None` if the newest has it.
+    /// The last one; `None` if the newest still reports it.
     pub until: Option<Release>,
 }
 
 impl Releases {
-    /// Whether this release reports it.
+    /// Returns whether this release reports it.
     #[must_use]
     pub fn include(&self, release: Release) -> bool {
         self.until.is_none_or(|until| release <= until)
     }
 }
 
-/// The oldest release whose pages were measured.
+/// The oldest release that was measured.
 const OLDEST: Release = Release::new(1, 12);
 /// Families that newer releases no longer report, and their last release, as measured and as in istiod's history.
-static LAST: [(&Family, Release); 3] = [
+static LAST: [(&Descriptor, Release); 3] = [
     (&PILOT_XDS_PUSH_CONTEXT_ERRORS, Release::new(1, 25)),
     (&PILOT_CONFLICT_OUTBOUND_LISTENER_HTTP_OVER_CURRENT_TCP, Release::new(1, 18)),
     (&PILOT_CONFLICT_OUTBOUND_LISTENER_TCP_OVER_CURRENT_HTTP, Release::new(1, 18)),
 ];
 
-impl Family {
-    /// Releases of Istio that report it; `None` if no supported one does, or if it does not come from Istio's own pages.
+impl Descriptor {
+    /// Returns the releases of Istio that report it; `None` if no supported one does or it does not come from Istio.
     #[must_use]
     pub fn releases(&self) -> Option<Releases> {
         let until = LAST.iter().find(|(family, _)| *family == self).map(|(_, last)| *last);
@@ -167,22 +147,22 @@ impl Family {
     }
 }
 
-/// The family of this name in Prometheus.
+/// Returns the family of this name in Prometheus.
 #[must_use]
-pub fn by_prometheus_name(name: &str) -> Option<&'static Family> {
-    static BY_NAME: LazyLock<HashMap<&str, &Family>> =
+pub fn by_prometheus_name(name: &str) -> Option<&'static Descriptor> {
+    static BY_NAME: LazyLock<HashMap<&str, &Descriptor>> =
         LazyLock::new(|| FAMILIES.iter().map(|family| (family.prometheus_name, *family)).collect());
     BY_NAME.get(name).copied()
 }
 
 macro_rules! families {
-    ($($name:ident = $documented:literal, $prometheus:literal, $kind:ident, $unit:literal, $labels:expr,
+    ($($name:ident = $documented:literal, $prometheus:literal, $metric_type:ident, $unit:literal, $labels:expr,
         $origin:ident, $stability:ident, $help:literal;)*) => {
         $(#[doc = $help]
-        pub static $name: Family = Family {
+        pub static $name: Descriptor = Descriptor {
             documented_name: $documented,
             prometheus_name: $prometheus,
-            kind: Kind::$kind,
+            metric_type: MetricType::$metric_type,
             unit: $unit,
             labels: $labels,
             origin: Origin::$origin,
@@ -190,41 +170,41 @@ macro_rules! families {
             help: $help,
         };)*
 
-        /// Every family, in the order the catalogue prints them.
-        pub static FAMILIES: &[&Family] = &[$(&$name,)*];
+        /// Every family, in catalogue order.
+        pub static FAMILIES: &[&Descriptor] = &[$(&$name,)*];
     };
 }
 
 families! {
     REQUEST_BYTES = "istio.request.bytes.*.value", "istio_request_bytes",
-        Histogram, "bytes", &labels::HTTP, Kernel, Stable,
+        Histogram, "bytes", &HTTP_NAMES, Kernel, Stable,
         "Wire bytes of each request on the observed plaintext leg, headers and framing included.";
     REQUEST_DURATION = "istio.request.duration.milliseconds.*.value", "istio_request_duration_milliseconds",
-        Histogram, "milliseconds", &labels::HTTP, Kernel, Stable,
+        Histogram, "milliseconds", &HTTP_NAMES, Kernel, Stable,
         "Time from the first request byte to the last response byte, in whole milliseconds.";
     RESPONSE_BYTES = "istio.response.bytes.*.value", "istio_response_bytes",
-        Histogram, "bytes", &labels::HTTP, Kernel, Stable,
+        Histogram, "bytes", &HTTP_NAMES, Kernel, Stable,
         "Wire bytes of each response on the observed plaintext leg, headers and framing included.";
     REQUESTS = "istio.requests.total.value", "istio_requests_total",
-        Counter, "requests", &labels::HTTP, Kernel, Stable,
+        Counter, "requests", &HTTP_NAMES, Kernel, Stable,
         "Requests, counted once each when their stream ends.";
     REQUEST_MESSAGES = "istio.request.messages.total.value", "istio_request_messages_total",
-        Counter, "messages", &labels::HTTP, Kernel, Stable,
+        Counter, "messages", &HTTP_NAMES, Kernel, Stable,
         "gRPC messages from client to server, counted when their call ends.";
     RESPONSE_MESSAGES = "istio.response.messages.total.value", "istio_response_messages_total",
-        Counter, "messages", &labels::HTTP, Kernel, Stable,
+        Counter, "messages", &HTTP_NAMES, Kernel, Stable,
         "gRPC messages from server to client, counted when their call ends.";
     TCP_SENT_BYTES = "istio.tcp.sent.bytes.total.value", "istio_tcp_sent_bytes_total",
-        Counter, "bytes", &labels::TCP, Kernel, Stable,
-        "Payload bytes from server to client, whoever reports.";
+        Counter, "bytes", &TCP_NAMES, Kernel, Stable,
+        "Payload bytes from server to client, at either reporter.";
     TCP_RECEIVED_BYTES = "istio.tcp.received.bytes.total.value", "istio_tcp_received_bytes_total",
-        Counter, "bytes", &labels::TCP, Kernel, Stable,
-        "Payload bytes from client to server, whoever reports.";
+        Counter, "bytes", &TCP_NAMES, Kernel, Stable,
+        "Payload bytes from client to server, at either reporter.";
     TCP_OPENED = "istio.tcp.connections.opened.total.value", "istio_tcp_connections_opened_total",
-        Counter, "connections", &labels::TCP, Kernel, Stable,
+        Counter, "connections", &TCP_NAMES, Kernel, Stable,
         "TCP connections established.";
     TCP_CLOSED = "istio.tcp.connections.closed.total.value", "istio_tcp_connections_closed_total",
-        Counter, "connections", &labels::TCP, Kernel, Stable,
+        Counter, "connections", &TCP_NAMES, Kernel, Stable,
         "TCP connections closed.";
     PILOT_SERVICES = "pilot.services.value", "pilot_services",
         Gauge, "", &[], Istiod, Stable,
@@ -243,16 +223,16 @@ families! {
         "Configurations that proxies rejected.";
     PILOT_XDS_CDS_REJECT = "pilot.xds.cds.reject.value", "pilot_xds_cds_reject",
         Gauge, "", &["node", "err"], Istiod, Stable,
-        "Proxies that rejected a cluster configuration; a flag that istiod never takes back.";
+        "Proxies that rejected a cluster configuration; a flag that istiod never clears.";
     PILOT_XDS_EDS_REJECT = "pilot.xds.eds.reject.value", "pilot_xds_eds_reject",
         Gauge, "", &["node", "err"], Istiod, Stable,
-        "Proxies that rejected an endpoint configuration; a flag that istiod never takes back.";
+        "Proxies that rejected an endpoint configuration; a flag that istiod never clears.";
     PILOT_XDS_LDS_REJECT = "pilot.xds.lds.reject.value", "pilot_xds_lds_reject",
         Gauge, "", &["node", "err"], Istiod, Stable,
-        "Proxies that rejected a listener configuration; a flag that istiod never takes back.";
+        "Proxies that rejected a listener configuration; a flag that istiod never clears.";
     PILOT_XDS_RDS_REJECT = "pilot.xds.rds.reject.value", "pilot_xds_rds_reject",
         Gauge, "", &["node", "err"], Istiod, Stable,
-        "Proxies that rejected a route configuration; a flag that istiod never takes back.";
+        "Proxies that rejected a route configuration; a flag that istiod never clears.";
     PILOT_XDS_WRITE_TIMEOUT = "pilot.xds.write.timeout.value", "pilot_xds_write_timeout",
         Counter, "", &[], Istiod, Stable,
         "Configuration pushes whose write timed out.";
@@ -287,46 +267,46 @@ families! {
         Histogram, "seconds", &[], Istiod, Stable,
         "Time a proxy waited in the push queue.";
     PROCESS_CPU_SECONDS_TOTAL = "process.cpu.seconds.total.value", "process_cpu_seconds_total",
-        Counter, "seconds", &labels::PROCESS, Procfs, Stable,
+        Counter, "seconds", &PROCESS_NAMES, Procfs, Stable,
         "User and system CPU time of the control-plane and sidecar processes on the node.";
     PROCESS_RESIDENT_MEMORY_BYTES = "process.resident.memory.bytes.value", "process_resident_memory_bytes",
-        Gauge, "bytes", &labels::PROCESS, Procfs, Stable,
+        Gauge, "bytes", &PROCESS_NAMES, Procfs, Stable,
         "Resident memory of the control-plane and sidecar processes on the node.";
     PROCESS_VIRTUAL_MEMORY_BYTES = "process.virtual.memory.bytes.value", "process_virtual_memory_bytes",
-        Gauge, "bytes", &labels::PROCESS, Procfs, Stable,
+        Gauge, "bytes", &PROCESS_NAMES, Procfs, Stable,
         "Virtual memory of the control-plane and sidecar processes on the node.";
     PROCESS_OPEN_FDS = "process.open.fds.value", "process_open_fds",
-        Gauge, "", &labels::PROCESS, Procfs, Stable,
+        Gauge, "", &PROCESS_NAMES, Procfs, Stable,
         "File descriptors in use by the control-plane and sidecar processes on the node.";
     PROCESS_MAX_FDS = "process.max.fds.value", "process_max_fds",
-        Gauge, "", &labels::PROCESS, Procfs, Stable,
+        Gauge, "", &PROCESS_NAMES, Procfs, Stable,
         "Most file descriptors that the process may have (soft limit).";
     PROCESS_START_TIME_SECONDS = "process.start.time.seconds.value", "process_start_time_seconds",
-        Gauge, "seconds", &labels::PROCESS, Procfs, Stable,
+        Gauge, "seconds", &PROCESS_NAMES, Procfs, Stable,
         "When the process started, in seconds since 1970.";
     PROCESS_THREADS = "process.threads.value", "process_threads",
-        Gauge, "", &labels::PROCESS, Procfs, Own,
+        Gauge, "", &PROCESS_NAMES, Procfs, Own,
         "Threads of the control-plane and sidecar processes on the node.";
     CGROUP_MEMORY = "mesh.observer.cgroup.memory.bytes.value", "mesh_observer_cgroup_memory_bytes",
-        Gauge, "bytes", &labels::PROCESS, Procfs, Own,
+        Gauge, "bytes", &PROCESS_NAMES, Procfs, Own,
         "Memory charged to the cgroup of the process (cgroup v2 memory.current), page cache included.";
     CGROUP_MEMORY_LIMIT = "mesh.observer.cgroup.memory.limit.bytes.value", "mesh_observer_cgroup_memory_limit_bytes",
-        Gauge, "bytes", &labels::PROCESS, Procfs, Own,
+        Gauge, "bytes", &PROCESS_NAMES, Procfs, Own,
         "Memory limit of the cgroup of the process (cgroup v2 memory.max); absent without a limit.";
     CGROUP_CPU_PERIODS = "mesh.observer.cgroup.cpu.periods.total.value", "mesh_observer_cgroup_cpu_periods_total",
-        Counter, "periods", &labels::PROCESS, Procfs, Own,
+        Counter, "periods", &PROCESS_NAMES, Procfs, Own,
         "Enforcement periods of the CPU limit of the cgroup of the process (cgroup v2 cpu.stat, nr_periods).";
     CGROUP_CPU_THROTTLED_PERIODS = "mesh.observer.cgroup.cpu.throttled.periods.total.value",
         "mesh_observer_cgroup_cpu_throttled_periods_total",
-        Counter, "periods", &labels::PROCESS, Procfs, Own,
+        Counter, "periods", &PROCESS_NAMES, Procfs, Own,
         "Periods in which the cgroup of the process was throttled (cgroup v2 cpu.stat, nr_throttled).";
     CGROUP_CPU_THROTTLED_SECONDS = "mesh.observer.cgroup.cpu.throttled.seconds.total.value",
         "mesh_observer_cgroup_cpu_throttled_seconds_total",
-        Counter, "seconds", &labels::PROCESS, Procfs, Own,
+        Counter, "seconds", &PROCESS_NAMES, Procfs, Own,
         "Time for which the cgroup of the process was throttled (cgroup v2 cpu.stat, throttled_usec).";
     PROCESSES = "mesh.observer.processes.value", "mesh_observer_processes",
         Gauge, "processes", &["outcome"], Observer, Own,
-        "Processes whose figures were read: exposed, or hidden behind a younger one of the same labels.";
+        "Processes that were read: exposed, or hidden by a younger one with the same labels.";
     GALLEY_VALIDATION_HTTP_ERROR = "galley.validation.http.error.value", "galley_validation_http_error",
         Counter, "", &["status"], Istiod, Stable,
         "Errors in answering the validation webhook.";
@@ -397,28 +377,28 @@ families! {
         "Sidecars and gateways observed now.";
     UNATTACHED = "mesh.observer.sidecars.unattached.value", "mesh_observer_sidecars_unattached",
         Gauge, "sidecars", &[], Observer, Own,
-        "Sidecars and gateways found whose programs could not be attached.";
+        "Sidecars and gateways found to which the eBPF programs could not be attached.";
     PROGRAM_LINKS = "mesh.observer.program.links.value", "mesh_observer_program_links",
         Gauge, "links", &["program"], Observer, Own,
-        "Cgroups that each kernel program is attached to.";
+        "Cgroups that each eBPF program is attached to.";
     PROGRAM_RUNS = "mesh.observer.program.runs.total.value", "mesh_observer_program_runs_total",
         Counter, "runs", &["program"], Observer, Own,
-        "Runs of each kernel program, where the kernel counts them (kernel.bpf_stats_enabled).";
+        "Runs of each eBPF program, where the kernel counts them (kernel.bpf_stats_enabled).";
     PROGRAM_SECONDS = "mesh.observer.program.run.seconds.total.value", "mesh_observer_program_run_seconds_total",
         Counter, "seconds", &["program"], Observer, Own,
-        "Time spent in each kernel program, where the kernel counts it (kernel.bpf_stats_enabled).";
+        "Time spent in each eBPF program, where the kernel counts it (kernel.bpf_stats_enabled).";
     CONNECTIONS = "mesh.observer.connections.total.value", "mesh_observer_connections_total",
         Counter, "connections", &["outcome"], Observer, Own,
-        "Observed connections by what became of their parsing.";
+        "Observed connections by outcome of their parsing.";
     PARSED_REQUESTS = "mesh.observer.requests.total.value", "mesh_observer_requests_total",
         Counter, "requests", &["outcome"], Observer, Own,
-        "Observed requests by what became of them; ok, ended_early, preexisting and unknown_status are in Istio's families.";
-    LOST_SYNC = "mesh.observer.parser.desyncs.total.value", "mesh_observer_parser_desyncs_total",
+        "Observed requests by outcome; ok, ended_early, preexisting and unknown_status are in Istio's families.";
+    DESYNCS = "mesh.observer.parser.desyncs.total.value", "mesh_observer_parser_desyncs_total",
         Counter, "", &["reason"], Observer, Own,
         "Times a connection's position in its protocol was lost.";
-    LOSSES = "mesh.observer.uncounted.total.value", "mesh_observer_uncounted_total",
+    UNCOUNTED = "mesh.observer.uncounted.total.value", "mesh_observer_uncounted_total",
         Counter, "", &["reason"], Observer, Own,
-        "What the kernel programs could not count as they should.";
+        "What the eBPF programs could not count as they should.";
     AUDIT_CONNECTIONS = "mesh.observer.audit.connections.total.value", "mesh_observer_audit_connections_total",
         Counter, "connections", &[], Observer, Own,
         "Connections whose byte counts were compared with the kernel's own at their close.";
@@ -433,52 +413,53 @@ families! {
         "Series in use in the kernel map.";
     SERIES_CAPACITY = "mesh.observer.series.capacity.value", "mesh_observer_series_capacity",
         Gauge, "series", &[], Observer, Own,
-        "Most series the kernel map holds.";
+        "Capacity of the kernel map, in series.";
     SERIES_OVERFLOWED = "mesh.observer.series.overflowed.total.value", "mesh_observer_series_overflowed_total",
         Counter, "", &[], Observer, Own,
-        "Times a figure went to the overflow series because the map was full: its labels are lost, its total is not.";
+        "Times a value was counted in the overflow series, without its labels, because the map was full.";
     SERIES_EXPOSED = "mesh.observer.series.exposed.value", "mesh_observer_series_exposed",
         Gauge, "series", &[], Observer, Own,
         "Label sets now exposed.";
     SERIES_RETIRED = "mesh.observer.series.retired.total.value", "mesh_observer_series_retired_total",
         Counter, "series", &[], Observer, Own,
-        "Label sets no longer exposed: idle, and their sidecars gone.";
-    FIGURE_RESETS = "mesh.observer.counter.resets.total.value", "mesh_observer_counter_resets_total",
+        "Label sets no longer exposed: idle, and their sidecars ended.";
+    COUNTER_RESETS = "mesh.observer.counter.resets.total.value", "mesh_observer_counter_resets_total",
         Counter, "", &[], Observer, Own,
-        "Times a kernel figure went back, so that counting went on from its new value.";
+        "Times a kernel total decreased, so that counting continued from its new value.";
     COLLECTOR_RUNS = "mesh.observer.collector.runs.total.value", "mesh_observer_collector_runs_total",
         Counter, "runs", &["collector", "outcome"], Observer, Own,
-        "Rounds of each collector by outcome.";
-    COLLECTOR_SECONDS = "mesh.observer.collector.duration.seconds.total.value", "mesh_observer_collector_duration_seconds_total",
+        "Runs of each collector by outcome.";
+    COLLECTOR_SECONDS = "mesh.observer.collector.duration.seconds.total.value",
+        "mesh_observer_collector_duration_seconds_total",
         Counter, "seconds", &["collector"], Observer, Own,
         "Time spent in each collector.";
-    TICK_LATENESS = "mesh.observer.collection.delay.seconds.*.value", "mesh_observer_collection_delay_seconds",
+    COLLECTION_DELAY = "mesh.observer.collection.delay.seconds.*.value", "mesh_observer_collection_delay_seconds",
         Histogram, "seconds", &[], Observer, Own,
-        "How long after its time each reporting interval ended: the kernel's figures are read then.";
+        "Delay of the end of each reporting interval, when the kernel maps are read.";
     EMITTER_QUEUE = "mesh.observer.emitter.queued.pushes.value", "mesh_observer_emitter_queued_pushes",
         Gauge, "pushes", &["emitter"], Observer, Own,
-        "Reports that wait to be sent.";
+        "Pushes that wait to be sent.";
     EMITTER_SENT = "mesh.observer.emitter.points.sent.total.value", "mesh_observer_emitter_points_sent_total",
         Counter, "points", &["emitter"], Observer, Own,
-        "Points the receiver took.";
+        "Points accepted by the receiver.";
     EMITTER_REJECTED = "mesh.observer.emitter.points.rejected.total.value",
         "mesh_observer_emitter_points_rejected_total",
         Counter, "points", &["emitter", "reason"], Observer, Own,
         "Points not sent because they break the format's rules.";
     EMITTER_DROPPED = "mesh.observer.emitter.points.dropped.total.value", "mesh_observer_emitter_points_dropped_total",
         Counter, "points", &["emitter", "reason"], Observer, Own,
-        "Points dropped: refused, not taken in time, or without room to wait.";
-    EMITTER_REPORTS_DROPPED = "mesh.observer.emitter.pushes.dropped.total.value",
+        "Points dropped: refused, not accepted in time, or without space to wait.";
+    EMITTER_PUSHES_DROPPED = "mesh.observer.emitter.pushes.dropped.total.value",
         "mesh_observer_emitter_pushes_dropped_total",
         Counter, "pushes", &["emitter", "reason"], Observer, Own,
-        "Reports dropped unsent, oldest first.";
+        "Pushes dropped unsent, oldest first.";
     EMITTER_ERRORS = "mesh.observer.emitter.errors.total.value", "mesh_observer_emitter_errors_total",
         Counter, "errors", &["emitter", "kind"], Observer, Own,
-        "Sends that failed, the ones tried again included.";
+        "Failed sends, including those that are retried.";
     EMITTER_FILTERED = "mesh.observer.emitter.points.filtered.total.value",
         "mesh_observer_emitter_points_filtered_total",
         Counter, "points", &["emitter"], Observer, Own,
-        "Points not sent because the configured filters keep them back.";
+        "Points held back by the configured filters.";
     EMITTER_DISK_POINTS = "mesh.observer.emitter.disk.points.value", "mesh_observer_emitter_disk_points",
         Gauge, "points", &["emitter"], Observer, Own,
         "Points that wait on disk to be sent.";
@@ -487,44 +468,44 @@ families! {
         "Bytes on disk of points that wait to be sent.";
     SCRAPES = "mesh.observer.scrapes.total.value", "mesh_observer_scrapes_total",
         Counter, "scrapes", &["outcome"], Observer, Own,
-        "Requests for the metrics page by outcome.";
+        "Requests to the /metrics endpoint by outcome.";
     SCRAPE_SECONDS = "mesh.observer.scrape.duration.seconds.total.value", "mesh_observer_scrape_duration_seconds_total",
         Counter, "seconds", &[], Observer, Own,
-        "Time spent in producing metrics pages.";
+        "Time spent rendering /metrics.";
     SCRAPE_REFUSED = "mesh.observer.scrape.connections.refused.total.value",
         "mesh_observer_scrape_connections_refused_total",
         Counter, "connections", &[], Observer, Own,
         "Connections to the metrics port closed because too many were open.";
     CONTROL_PLANE_UP = "mesh.observer.control.plane.up.value", "mesh_observer_control_plane_up",
         Gauge, "", &["instance", "app", "scraper_node"], Observer, Own,
-        "Whether the last scrape of this control-plane page brought figures.";
+        "Whether the last scrape of this control-plane instance succeeded.";
     CONTROL_PLANE_SCRAPES = "mesh.observer.control.plane.scrapes.total.value",
         "mesh_observer_control_plane_scrapes_total",
         Counter, "scrapes", &["instance", "app", "outcome", "scraper_node"], Observer, Own,
-        "Scrapes of control-plane pages: ok, or why there were no figures.";
+        "Scrapes of control-plane instances: ok, or why they failed.";
     CONTROL_PLANE_SCRAPE_SECONDS = "mesh.observer.control.plane.scrape.duration.seconds.value",
         "mesh_observer_control_plane_scrape_duration_seconds",
         Gauge, "seconds", &["instance", "app", "scraper_node"], Observer, Own,
-        "How long the last scrape of this control-plane page took.";
+        "Duration of the last scrape of this control-plane instance.";
     CONTROL_PLANE_SAMPLES = "mesh.observer.control.plane.samples.value", "mesh_observer_control_plane_samples",
         Gauge, "samples", &["instance", "app", "scraper_node"], Observer, Own,
-        "Samples that the last scrape of this control-plane page brought.";
+        "Samples of the last scrape of this control-plane instance.";
     CONTROL_PLANE_SKIPPED = "mesh.observer.control.plane.lines.skipped.total.value",
         "mesh_observer_control_plane_lines_skipped_total",
         Counter, "lines", &["instance", "app", "reason", "scraper_node"], Observer, Own,
-        "Lines of control-plane pages that could not be read, or said again what was said.";
-    CONTROL_PLANE_LEFT_OUT = "mesh.observer.control.plane.families.conflicting.value",
+        "Scraped lines of control-plane instances that were invalid or duplicates.";
+    CONTROL_PLANE_CONFLICTING = "mesh.observer.control.plane.families.conflicting.value",
         "mesh_observer_control_plane_families_conflicting",
         Gauge, "families", &[], Observer, Own,
-        "Families of control-plane pages that are not exposed: of another type elsewhere, or counted by the observer.";
-    PROCESS_DIFFERENCE = "mesh.observer.process.metric.drift.value", "mesh_observer_process_metric_drift",
+        "Scraped families that are not exposed: of another type at another instance, or counted by the observer.";
+    PROCESS_DRIFT = "mesh.observer.process.metric.drift.value", "mesh_observer_process_metric_drift",
         Gauge, "", &["instance", "metric"], Observer, Own,
-        "What a control plane says of its own process, less what procfs says now, which is exposed.";
+        "Value that a control plane exposes of its own process, less the value in procfs, which is exposed instead.";
     GATEWAY_ENCRYPTED = "mesh.observer.gateway.encrypted.connections.total.value",
         "mesh_observer_gateway_encrypted_connections_total",
         Counter, "connections", &["workload", "workload_namespace", "cluster", "port", "event"],
         Kernel, Own,
-        "Encrypted connections at a gateway's door, opened and closed; the HTTP inside cannot be seen.";
+        "Encrypted connections at a gateway's listener, opened and closed; the HTTP inside is not visible.";
 }
 
 /// Columns of the catalogue, in order.
@@ -541,22 +522,24 @@ const COLUMNS: [&str; 10] = [
     "until_istio",
 ];
 
-/// The column that a running observer's answer adds.
+/// Whether a running observer has data for a family, or why not; adds a column.
+pub type Live<'a> = &'a dyn Fn(&Descriptor) -> String;
+
+/// Title of that column.
 const LIVE: &str = "live";
 
-/// Families that are printed: all, or with a running observer's answer those that are Istio's; of these the ones that
-/// `wanted` chooses by one of their names.
-pub fn printed(live: Option<&Live>, wanted: impl Fn(&str) -> bool) -> Vec<&'static Family> {
+/// Returns the families to print: all, or Istio's for a running observer; of these the ones with a name that
+/// `wanted` selects.
+pub fn printed(live: Option<Live<'_>>, wanted: impl Fn(&str) -> bool) -> Vec<&'static Descriptor> {
     let families = FAMILIES.iter().copied().filter(|family| live.is_none() || family.stability != Stability::Own);
     families.filter(|family| wanted(family.prometheus_name) || wanted(family.documented_name)).collect()
 }
 
-/// The catalogue for people: aligned columns without the help texts, which follow their family on a line of its own. With
-/// a running observer's answer only that stands beside the names.
+/// Formats aligned columns, the help text on a line below each family; for a running observer only names and status.
 #[must_use]
-pub fn table(families: &[&Family], live: Option<&Live>) -> String {
+pub fn table(families: &[&Descriptor], live: Option<Live<'_>>) -> String {
     let shown: &[usize] = if live.is_some() { &[0, 1] } else { &[0, 1, 2, 3, 5, 6, 8, 9] };
-    let rows: Vec<_> = families.iter().map(|family| (cells(family), live.map(|live| live.says(family)))).collect();
+    let rows: Vec<_> = families.iter().map(|family| (cells(family), live.map(|live| live(family)))).collect();
     let width =
         |column: usize| rows.iter().map(|(row, _)| row[column].len()).max().unwrap_or(0).max(COLUMNS[column].len());
     let widths: Vec<_> = shown.iter().map(|column| width(*column)).collect();
@@ -582,29 +565,29 @@ pub fn table(families: &[&Family], live: Option<&Live>) -> String {
     text
 }
 
-/// The catalogue with one line a family, columns separated by tabs, the first line naming them.
+/// Formats tab-separated values, one line per family, with a header line.
 #[must_use]
-pub fn tsv(families: &[&Family], live: Option<&Live>) -> String {
+pub fn tsv(families: &[&Descriptor], live: Option<Live<'_>>) -> String {
     let mut text = COLUMNS.into_iter().chain(live.map(|_| LIVE)).collect::<Vec<_>>().join("\t");
     text.push('\n');
     for family in families {
-        let cells = cells(family).into_iter().chain(live.map(|live| live.says(family)));
+        let cells = cells(family).into_iter().chain(live.map(|live| live(family)));
         text.push_str(&cells.collect::<Vec<_>>().join("\t"));
         text.push('\n');
     }
     text
 }
 
-/// The catalogue as a JSON array with one object a family.
+/// Formats a JSON array with one object per family.
 #[must_use]
-pub fn json(families: &[&Family], live: Option<&Live>) -> String {
+pub fn json(families: &[&Descriptor], live: Option<Live<'_>>) -> String {
     let families: Vec<_> = families
         .iter()
         .map(|family| {
             let mut json = serde_json::json!({
                 "documented_name": family.documented_name,
                 "prometheus_name": family.prometheus_name,
-                "type": family.kind.word(),
+                "type": family.metric_type.name(),
                 "unit": family.unit,
                 "labels": family.labels,
                 "from": family.origin.word(),
@@ -614,7 +597,7 @@ pub fn json(families: &[&Family], live: Option<&Live>) -> String {
                 "until_istio": until(family),
             });
             if let Some(live) = live {
-                json[LIVE] = live.says(family).into();
+                json[LIVE] = live(family).into();
             }
             json
         })
@@ -622,15 +605,15 @@ pub fn json(families: &[&Family], live: Option<&Live>) -> String {
     format!("{:#}\n", serde_json::Value::Array(families))
 }
 
-fn until(family: &Family) -> Option<String> {
+fn until(family: &Descriptor) -> Option<String> {
     Some(family.releases()?.until?.to_string())
 }
 
-fn cells(family: &Family) -> [String; COLUMNS.len()] {
+fn cells(family: &Descriptor) -> [String; COLUMNS.len()] {
     [
         family.documented_name.to_owned(),
         family.prometheus_name.to_owned(),
-        family.kind.word().to_owned(),
+        family.metric_type.name().to_owned(),
         family.unit.to_owned(),
         family.labels.join(","),
         family.origin.word().to_owned(),
@@ -661,7 +644,7 @@ mod tests {
     #[test]
     fn counters_of_our_own_end_in_total_as_openmetrics_demands() {
         for family in FAMILIES.iter().filter(|family| family.origin != Origin::Istiod) {
-            assert_eq!(family.kind == Kind::Counter, family.prometheus_name.ends_with("_total"));
+            assert_eq!(family.metric_type == MetricType::Counter, family.prometheus_name.ends_with("_total"));
         }
     }
 
@@ -707,14 +690,14 @@ mod tests {
 
     #[test]
     fn a_running_observer_answers_for_istios_families() {
-        let live = Live::default();
-        let istio = printed(Some(&live), |_| true);
-        let text = tsv(&istio, Some(&live));
+        let live: Live<'_> = &|_| "no data: x".to_owned();
+        let istio = printed(Some(live), |_| true);
+        let text = tsv(&istio, Some(live));
         assert!(text.lines().all(|line| line.split('\t').count() == COLUMNS.len() + 1));
         let istios = FAMILIES.iter().filter(|family| family.stability != Stability::Own).count();
         assert_eq!(text.lines().count(), istios + 1);
-        assert_eq!(json(&istio, Some(&live)).matches("no data: ").count(), istios);
-        let table = table(&istio, Some(&live));
+        assert_eq!(json(&istio, Some(live)).matches("no data: ").count(), istios);
+        let table = table(&istio, Some(live));
         assert!(table.lines().skip(1).all(|line| line.contains("  no data: ")), "{table}");
     }
 

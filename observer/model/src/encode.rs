@@ -1,4 +1,4 @@
-//! Encoders: a snapshot as text, in one format each.
+//! Encoders: each renders the [families](crate::Family) of a snapshot in one format.
 
 #![cfg_attr(
     not(test),
@@ -12,6 +12,7 @@
     )
 )]
 
+pub mod json;
 pub mod prometheus;
 pub mod selection;
 pub mod wavefront;
@@ -22,28 +23,28 @@ use bytes::Bytes;
 
 use crate::Snapshot;
 
-/// Part of a report, as one send.
+/// Part of a push, sent in one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Lines, each ended by a line feed.
+    /// Lines, each terminated by a line feed.
     pub text: Bytes,
-    /// Points, one a line.
+    /// Number of points, one per line.
     pub points: u64,
-    /// What the lines are.
+    /// Content of the lines.
     pub form: Form,
 }
 
-/// What lines are: some receivers have a door for each.
+/// Content of lines; some receivers have an endpoint for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// One value each.
+    /// One value per line.
     Points,
-    /// Many values each.
+    /// Many values per line.
     Distributions,
 }
 
 impl Batch {
-    /// Two halves, cut between lines; `None` if there is only one.
+    /// Splits the batch in half between lines; `None` if it has only one.
     #[must_use]
     pub fn split(&self) -> Option<(Self, Self)> {
         let middle = self.text.len() / 2;
@@ -59,14 +60,14 @@ impl Batch {
     }
 }
 
-/// Turns reports into batches.
+/// Renders snapshots as batches.
 pub trait Encoder: Send + 'static {
-    /// The batches of one report, made as they are asked for.
+    /// Returns the batches of one push, rendered on demand.
     fn encode(&mut self, snapshot: Arc<Snapshot>) -> Box<dyn Iterator<Item = Batch> + Send + '_>;
 
-    /// Points that broke the format's rules so far, by reason.
+    /// Returns how many points broke the format's rules so far, by reason.
     fn rejected(&self) -> Vec<(&'static str, u64)>;
 
-    /// Points that the configured filters kept back so far.
+    /// Returns how many points the configured filters held back so far.
     fn filtered(&self) -> u64;
 }

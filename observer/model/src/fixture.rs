@@ -1,5 +1,5 @@
-//! A small mesh for the tests of the model and of the outputs: productpage calls reviews and ratings through a gateway's
-//! node, with one label value that every format must escape.
+//! A small mesh for the tests of the model and of the outputs: productpage calls reviews and ratings through a
+//! gateway's node, with one label value that every format must escape.
 
 use std::{
     collections::BTreeMap,
@@ -14,19 +14,17 @@ use observer_common::{
     histogram::{self, SUB_BUCKETS},
 };
 
-use super::{
-    EmitterFigures, Inputs, Model, Own, ScrapeFigures, Snapshot, catalogue,
-    labels::{Peers, ServiceEntry, ServicePort, WorkloadEntry},
-    lateness::Lateness,
-};
 use crate::{
-    exposition::Format,
-    identity::{Component, Page as ComponentPage, ProcessId, Role, Sidecar, Workload, container::Container},
-    page::Page,
+    EmitterStats, EndpointStats, Inputs, Model, SelfMetrics, Snapshot, catalogue,
+    delay::DelayHistogram,
+    exposition::{Format, MetricType},
+    identity::{Component, Instance, MetricsEndpoint, ProcessId, Role, Sidecar, Workload, container::Container},
     reading::{
-        CgroupReading, HistogramReading, Instance, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
+        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
         ScrapeReading, SeriesReading,
     },
+    scraped::ScrapedExposition,
+    workload_index::{ServiceEntry, ServicePort, StaticPeers, WorkloadEntry},
 };
 
 /// A label value that every format must escape.
@@ -88,7 +86,7 @@ pub fn istiod(pid: u32) -> Arc<Component> {
         cgroup: None,
         container: Container::default(),
         workload: Arc::new(workload),
-        page: Ok(ComponentPage {
+        page: Ok(MetricsEndpoint {
             instance: address,
             address,
             inside_only: None,
@@ -113,7 +111,7 @@ pub fn sidecars() -> Vec<Arc<Sidecar>> {
 }
 
 /// Returns the peers that are configured.
-pub fn peers() -> Arc<Peers> {
+pub fn peers() -> Arc<StaticPeers> {
     let service = |name: &str, address: &str, ports: &[(u16, u16)], workload: &str| ServiceEntry {
         host: format!("{name}.default.svc.cluster.local"),
         name: name.to_owned(),
@@ -122,7 +120,7 @@ pub fn peers() -> Arc<Peers> {
         ports: ports.iter().map(|(port, target)| ServicePort { port: *port, target: *target }).collect(),
         workload: Some(workload.to_owned()),
     };
-    Arc::new(Peers {
+    Arc::new(StaticPeers {
         services: vec![
             service("reviews", "10.96.0.1", &[(80, 9080)], "reviews-v2"),
             service("ratings", "10.96.0.2", &[], "ratings-v1"),
@@ -196,10 +194,10 @@ pub fn process(pid: u32, throttled_ms: u64) -> ProcessReading {
         threads: 9,
         started: (!hidden).then(|| at(0) - Duration::from_millis(4_250)),
         open_files: seen(61),
-        most_open_files: seen(1_048_576),
+        max_open_files: seen(1_048_576),
         cgroup: CgroupReading {
             memory_bytes: seen(60_000_000),
-            most_memory_bytes: seen(1_073_741_824),
+            max_memory_bytes: seen(1_073_741_824),
             periods: seen(100),
             throttled_periods: seen(7),
             throttled: seen(throttled_ms).map(Duration::from_millis),
@@ -220,7 +218,7 @@ pub fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             series_capacity: 16_384,
         }),
         processes: vec![process(1, 250 * seconds), process(4, 0), process(9, 1)],
-        control_plane: Vec::new(),
+        scrapes: Vec::new(),
         outcomes: vec![
             Outcome { collector: "kernel", duration: Duration::from_millis(3), error: None },
             Outcome { collector: "procfs", duration: Duration::from_millis(1), error: Some("gone".to_owned()) },
@@ -255,26 +253,26 @@ pub fn every_kind(round: u64) -> Vec<SeriesReading> {
     ]
 }
 
-/// Returns the observer's own figures.
-pub fn own() -> Own {
-    let mut lateness = Lateness::default();
+/// Returns the observer's own stats.
+pub fn own() -> SelfMetrics {
+    let mut delay = DelayHistogram::default();
     for milliseconds in [1, 1, 30] {
-        lateness.record(Duration::from_millis(milliseconds));
+        delay.record(Duration::from_millis(milliseconds));
     }
-    Own {
+    SelfMetrics {
         cpu: Some(Duration::from_millis(1_500)),
         resident_bytes: Some(12_000_000),
         unattached: Some(0),
-        lateness,
-        emitters: vec![EmitterFigures {
+        collection_delay: delay,
+        emitters: vec![EmitterStats {
             name: "wavefront+file:-".to_owned(),
             on_disk: Some((7, 512)),
             sent: 10,
             rejected: vec![("tag_length", 1)],
             dropped: vec![("gave_up", 2)],
-            ..EmitterFigures::default()
+            ..EmitterStats::default()
         }],
-        scrapes: Some(ScrapeFigures { scrapes: vec![("ok", 3)], busy: Duration::from_millis(20), refused: 0 }),
+        endpoint: Some(EndpointStats { scrapes: vec![("ok", 3)], duration: Duration::from_millis(20), refused: 0 }),
     }
 }
 
@@ -300,9 +298,9 @@ pub fn snapshots_of_everything() -> [Arc<Snapshot>; 2] {
     let mut model = Model::new(at(0), Duration::from_mins(15));
     let (sidecars, peers, own) = (sidecars(), peers(), own());
     [1, 2].map(|round| {
-        let control_plane = vec![scraped("10.0.0.8:15014", &page_of_everything(round))];
+        let scrapes = vec![scraped("10.0.0.8:15014", &page_of_everything(round))];
         model.update(Inputs {
-            reading: &Reading { control_plane, ..reading(round * 10, every_kind(round)) },
+            reading: &Reading { scrapes, ..reading(round * 10, every_kind(round)) },
             running: &sidecars,
             ended: &[],
             components: &[],
@@ -319,9 +317,9 @@ fn page_of_everything(value: u64) -> String {
         let name = family.prometheus_name;
         let labels: Vec<String> = family.labels.iter().map(|label| format!("{label}=\"a {label}\"")).collect();
         let labels = labels.join(",");
-        page.push_str(&format!("# TYPE {name} {}\n", family.kind.word()));
-        match family.kind {
-            catalogue::Kind::Histogram => page.push_str(&format!(
+        page.push_str(&format!("# TYPE {name} {}\n", family.metric_type.name()));
+        match family.metric_type {
+            MetricType::Histogram => page.push_str(&format!(
                 "{name}_bucket{{le=\"0.1\"}} 0\n{name}_bucket{{le=\"+Inf\"}} {value}\n{name}_sum {value}\n{name}_count {value}\n"
             )),
             _ => page.push_str(&format!("{name}{{{labels}}} {value}\n")),
@@ -330,7 +328,7 @@ fn page_of_everything(value: u64) -> String {
     page
 }
 
-/// A target that was found, whose last scrape brought this page.
+/// Returns a discovered instance with this exposition.
 pub fn scraped(instance: &str, page: &str) -> ScrapeReading {
     scraped_by(None, instance, page)
 }
@@ -345,18 +343,18 @@ pub fn scraped_by(node: Option<&str>, instance: &str, page: &str) -> ScrapeReadi
             namespace: None,
             node: node.map(str::to_owned),
         },
-        page: Some(Arc::new(Page::read(Format::Text, page).unwrap())),
+        exposition: Some(Arc::new(ScrapedExposition::parse(Format::Text, page).unwrap())),
         tried: true,
-        took: Duration::from_millis(5),
+        duration: Duration::from_millis(5),
         scrapes: [("ok", 1)].into(),
         skipped: BTreeMap::new(),
     }
 }
 
 /// The mesh with these control planes.
-pub fn snapshot_of(control_plane: Vec<ScrapeReading>) -> Arc<Snapshot> {
+pub fn snapshot_of(scrapes: Vec<ScrapeReading>) -> Arc<Snapshot> {
     Model::new(at(0), Duration::from_mins(15)).update(Inputs {
-        reading: &Reading { control_plane, ..reading(1, every_kind(1)) },
+        reading: &Reading { scrapes, ..reading(1, every_kind(1)) },
         running: &sidecars(),
         ended: &[],
         components: &[],
@@ -367,6 +365,7 @@ pub fn snapshot_of(control_plane: Vec<ScrapeReading>) -> Arc<Snapshot> {
 }
 
 /// Compares with a golden file; `UPDATE_GOLDEN=1` writes it instead.
+#[expect(clippy::disallowed_methods, reason = "golden files of tests")]
 pub fn assert_golden(name: &str, text: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
     let text = text.replace(&format!("\"{}\"", env!("CARGO_PKG_VERSION")), "\"VERSION\"");

@@ -1,4 +1,4 @@
-//! Histograms: Istio's exposed buckets, kept sparse, and percentiles over the reporting interval.
+//! Histograms: sparse totals of Istio's buckets, and percentiles over the reporting interval.
 
 use hdrhistogram::Histogram;
 use observer_common::{
@@ -8,8 +8,10 @@ use observer_common::{
 
 use serde::{Deserialize, Serialize};
 
-use super::counter::{self, Figures};
-use crate::reading::{HistogramReading, SeriesReading};
+use crate::{
+    reading::{HistogramReading, SeriesReading},
+    totals::{self, Totals},
+};
 
 /// Upper bounds of the exposed buckets as Envoy prints them.
 pub const LE: [&str; BUCKETS] = [
@@ -17,57 +19,58 @@ pub const LE: [&str; BUCKETS] = [
     "300000", "600000", "1800000", "3600000", "+Inf",
 ];
 
-/// Percentiles that are reported, as the names say them, with their quantile.
+/// Reported percentiles, by name and quantile.
 pub const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p75", 0.75), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999)];
 
-/// A cell as (block × 32 + cell, count).
+/// A log-linear cell: (block × 32 + cell, count).
 pub type Cell = (u16, u32);
 
-/// Figures of an HTTP series: three histograms, and in gRPC its messages. Only buckets that are not empty take space, since a series (one
-/// status of one service) seldom fills more than a handful of sixty.
+/// Totals of an HTTP series: three histograms, and the messages of gRPC. Only non-empty buckets take space, since a
+/// series (one status of one service) seldom fills more than a handful of sixty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Remembered")]
-pub struct HttpFigures {
+#[serde(try_from = "PersistedTotals")]
+pub struct HttpTotals {
     /// gRPC messages by direction.
     messages: [u64; 2],
     sums: [u64; 3],
-    /// Bit i: bucket i is not empty.
+    /// Bit i is set if bucket i is not empty.
     masks: [u32; 3],
     /// Counts of the non-empty buckets, histogram by histogram.
     counts: Box<[u64]>,
 }
 
-/// As it was kept, perhaps by another build.
+/// Persisted form, possibly of another build.
 #[derive(Deserialize)]
-struct Remembered {
+struct PersistedTotals {
     messages: [u64; 2],
     sums: [u64; 3],
     masks: [u32; 3],
     counts: Box<[u64]>,
 }
 
-impl TryFrom<Remembered> for HttpFigures {
+impl TryFrom<PersistedTotals> for HttpTotals {
     type Error = &'static str;
 
-    fn try_from(remembered: Remembered) -> Result<Self, Self::Error> {
-        let Remembered { messages, sums, masks, counts } = remembered;
+    fn try_from(persisted: PersistedTotals) -> Result<Self, Self::Error> {
+        let PersistedTotals { messages, sums, masks, counts } = persisted;
         let bits: u32 = masks.iter().map(|mask| mask.count_ones()).sum();
         if masks.iter().any(|mask| mask >> BUCKETS != 0) || bits as usize != counts.len() {
-            return Err("a histogram has other buckets than it says");
+            return Err("a histogram's buckets do not match its mask");
         }
         Ok(Self { messages, sums, masks, counts })
     }
 }
 
-impl HttpFigures {
-    /// Requests counted.
+impl HttpTotals {
+    /// Returns the number of requests.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.buckets(DURATION).iter().sum()
     }
 
-    /// Values by bucket of one histogram (`observer_ebpf::{DURATION, REQUEST_BYTES, RESPONSE_BYTES}`), not cumulative.
+    /// Returns the values by bucket of one histogram (`observer_common::{DURATION, REQUEST_BYTES, RESPONSE_BYTES}`),
+    /// not cumulative.
     #[must_use]
     pub fn buckets(&self, histogram: usize) -> [u64; BUCKETS] {
         let before: u32 = self.masks[..histogram].iter().map(|mask| mask.count_ones()).sum();
@@ -78,13 +81,13 @@ impl HttpFigures {
         })
     }
 
-    /// Sum of the values of one histogram, microseconds or bytes.
+    /// Returns the sum of the values of one histogram, microseconds or bytes.
     #[must_use]
     pub fn sum(&self, histogram: usize) -> u64 {
         self.sums[histogram]
     }
 
-    /// gRPC messages of a direction.
+    /// Returns the gRPC messages of a direction (`Direction`).
     #[must_use]
     pub fn messages(&self, direction: Direction) -> u64 {
         self.messages[direction]
@@ -103,7 +106,7 @@ impl HttpFigures {
     }
 }
 
-impl Figures for HttpFigures {
+impl Totals for HttpTotals {
     fn of(reading: &SeriesReading) -> Self {
         let histograms = &reading.histograms;
         Self::from_dense(
@@ -129,12 +132,12 @@ impl Figures for HttpFigures {
         let (older_buckets, mut buckets, mut sums) = (self.dense(), newer.dense(), newer.sums);
         let mut messages = newer.messages;
         for (newer, older) in messages.iter_mut().zip(self.messages) {
-            *newer = counter::difference(older, *newer)?;
+            *newer = totals::difference(older, *newer)?;
         }
         for histogram in 0..3 {
-            sums[histogram] = counter::difference(self.sums[histogram], sums[histogram])?;
+            sums[histogram] = totals::difference(self.sums[histogram], sums[histogram])?;
             for (newer, older) in buckets[histogram].iter_mut().zip(older_buckets[histogram]) {
-                *newer = counter::difference(older, *newer)?;
+                *newer = totals::difference(older, *newer)?;
             }
         }
         Some(Self::from_dense(messages, sums, &buckets))
@@ -155,8 +158,8 @@ impl Figures for HttpFigures {
     }
 }
 
-/// Counts of the non-empty cells of a series' three histograms, packed into some two bytes each: with percentiles
-/// these are most of what a series costs.
+/// Counts of the non-empty cells of a series' three histograms, packed into about two bytes each: with percentiles they
+/// are most of a series' memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedCells(Box<[u8]>);
 
@@ -167,19 +170,19 @@ impl PackedCells {
         Self::pack(joined(histograms))
     }
 
-    /// Whether these are the cells of `histograms`.
+    /// Returns whether these are the cells of `histograms`.
     #[must_use]
     pub fn equals(&self, histograms: [&[Cell]; 3]) -> bool {
         self.iter().eq(joined(histograms))
     }
 
-    /// Whether all cells are empty.
+    /// Returns whether all cells are empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The cells of one histogram, ascending.
+    /// Returns the cells of one histogram, ascending.
     #[must_use]
     pub fn of(&self, histogram: usize) -> Vec<Cell> {
         let first = HISTOGRAM_CELLS * histogram as u16;
@@ -187,19 +190,19 @@ impl PackedCells {
         cells.map(|(index, count)| (index - first, count)).collect()
     }
 
-    /// What fell into the cells since `self`. They wrap at 2^32, and so does the difference.
+    /// Returns `newer` minus `self`. Cells wrap at 2^32, and so does the difference.
     #[must_use]
-    pub fn grown(&self, newer: &Self) -> Self {
+    pub fn difference(&self, newer: &Self) -> Self {
         Self::pack(merge(newer.iter(), self.iter(), u32::wrapping_sub))
     }
 
-    /// Both together: two series' values of one interval.
+    /// Returns the sum of two series' values of one interval.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         Self::pack(merge(self.iter(), other.iter(), u32::saturating_add))
     }
 
-    /// Every cell as the step from the one before and its count, both in groups of seven bits, the last one marked.
+    /// Encodes every cell as the step from the previous one and its count, both as varints (last byte marked).
     fn pack(cells: impl Iterator<Item = Cell>) -> Self {
         let mut packed = Vec::new();
         let mut previous = 0;
@@ -237,18 +240,18 @@ impl PackedCells {
     }
 }
 
-/// Cells a histogram can have.
+/// Number of cells of a histogram.
 const HISTOGRAM_CELLS: u16 = (BUCKET_PAGES * SUB_BUCKETS) as u16;
 
-/// The cells of three histograms as one ascending list.
+/// Returns the cells of three histograms as one ascending list.
 fn joined(histograms: [&[Cell]; 3]) -> impl Iterator<Item = Cell> {
     (0..3).zip(histograms).flat_map(|(histogram, cells)| {
         cells.iter().map(move |(index, count)| (histogram * HISTOGRAM_CELLS + index, *count))
     })
 }
 
-/// [`QUANTILES`] of the values in `cells`, in the unit of the cells; `None` if there are none.
-/// A value is its cell's midpoint, within 1/64 of the truth.
+/// Returns [`QUANTILES`] of the values in `cells`, in the unit of the cells; `None` if there are none.
+/// A value is its cell's midpoint, within 1/64 of the true one.
 #[must_use]
 pub fn quantiles(cells: &[Cell]) -> Option<[u64; QUANTILES.len()]> {
     let highest = cells.last().map(|(index, _)| midpoint(*index))?;
@@ -264,7 +267,7 @@ pub fn quantiles(cells: &[Cell]) -> Option<[u64; QUANTILES.len()]> {
     (!histogram.is_empty()).then(|| QUANTILES.map(quantile))
 }
 
-/// Joins two ascending lists, a missing cell being 0; cells that come out as 0 are left out.
+/// Joins two ascending lists, with missing cells as 0; cells that become 0 are dropped.
 fn merge(
     left: impl Iterator<Item = Cell>,
     right: impl Iterator<Item = Cell>,
@@ -284,7 +287,7 @@ fn merge(
     joined.filter(|(_, count)| *count != 0)
 }
 
-/// The value that stands for all in a cell, in the unit of the cells.
+/// Returns the value that represents a cell, in the unit of the cells.
 #[must_use]
 pub fn midpoint(index: u16) -> u64 {
     middle(u32::from(index) / SUB_BUCKETS as u32, u32::from(index) % SUB_BUCKETS as u32)
@@ -310,7 +313,7 @@ mod tests {
     fn what_was_kept_with_other_buckets_than_it_says_is_refused() {
         let read = |masks: [u32; 3], counts: &[u64]| {
             let text = serde_json::json!({ "messages": [0, 0], "sums": [7, 0, 0], "masks": masks, "counts": counts });
-            serde_json::from_value::<HttpFigures>(text)
+            serde_json::from_value::<HttpTotals>(text)
         };
         assert_eq!(read([0b101, 0, 1], &[2, 3, 4]).unwrap().requests(), 5);
         assert!(read([0b101, 0, 1], &[2, 3]).is_err());
@@ -338,19 +341,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sparse_figures_hold_what_dense_ones_do(older in dense(), grown in dense(), sums: [u32; 3]) {
+        fn sparse_figures_hold_what_dense_ones_do(older in dense(), difference in dense(), sums: [u32; 3]) {
             let sums = sums.map(u64::from);
-            let (older, grown) = (HttpFigures::from_dense([0; 2], sums, &older), HttpFigures::from_dense([0; 2], sums, &grown));
+            let (older, difference) = (HttpTotals::from_dense([0; 2], sums, &older), HttpTotals::from_dense([0; 2], sums, &difference));
             let mut newer = older.clone();
-            newer.add(&grown);
-            prop_assert_eq!(older.difference(&newer), Some(grown.clone()));
+            newer.add(&difference);
+            prop_assert_eq!(older.difference(&newer), Some(difference.clone()));
             let histograms = std::array::from_fn(|histogram| HistogramReading {
                 buckets: newer.buckets(histogram),
                 sum: newer.sum(histogram),
                 cells: Vec::new(),
             });
             let reading = SeriesReading { key: SeriesKey::default(), histograms, opened: 0, closed: 0, received: 0, sent: 0, messages: [0; 2] };
-            prop_assert_eq!(&HttpFigures::of(&reading), &newer);
+            prop_assert_eq!(&HttpTotals::of(&reading), &newer);
             prop_assert!(newer.equals(&reading));
             prop_assert_eq!(older.equals(&reading), older == newer);
         }
@@ -373,7 +376,7 @@ mod tests {
         fn what_fell_between_two_readings_is_found_even_across_the_wrap(older in cells(), fell in cells()) {
             let (older, fell) = (PackedCells::new(older.each_ref().map(Vec::as_slice)), PackedCells::new(fell.each_ref().map(Vec::as_slice)));
             let newer = PackedCells::pack(merge(older.iter(), fell.iter(), u32::wrapping_add));
-            prop_assert_eq!(older.grown(&newer), fell);
+            prop_assert_eq!(older.difference(&newer), fell);
         }
 
         #[test]
@@ -393,7 +396,7 @@ mod tests {
         assert_eq!(quantiles(&[]), None);
         let cells = cells_of(&[1_000, 2_000]);
         let packed = PackedCells::new([&cells, &[], &cells]);
-        assert!(packed.grown(&packed).is_empty());
+        assert!(packed.difference(&packed).is_empty());
         assert_eq!(quantiles(&packed.of(1)), None);
     }
 

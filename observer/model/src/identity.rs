@@ -1,4 +1,4 @@
-//! Identity of the processes that are observed: sidecars, gateways and the control plane's components.
+//! Identity of observed processes: sidecars, gateways and control-plane components.
 
 pub mod container;
 
@@ -17,7 +17,7 @@ use self::container::Container;
 /// Name of the container that Istio's injector and its gateways run Envoy in.
 pub const PROXY: &str = "istio-proxy";
 
-/// A process by pid and start time, so that a reused pid is another process.
+/// A process by pid and start time, which distinguishes reused pids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Process id in the observer's own pid namespace.
@@ -27,24 +27,24 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// Stands for the processes of a cgroup that is observed because the user named it: pid 0, told apart by the cgroup.
+    /// Returns the id of a configured cgroup's processes: pid 0, distinguished by the cgroup.
     #[must_use]
     pub const fn of_cgroup(cgroup_id: u64) -> Self {
         Self { pid: 0, start_time: cgroup_id }
     }
 
-    /// Whether it is a process, not a cgroup.
+    /// Returns whether this is a process, not a cgroup.
     #[must_use]
     pub const fn is_process(self) -> bool {
         self.pid != 0
     }
 }
 
-/// Number under which a sidecar's figures are counted in the kernel; never 0, never reused while the observer runs.
-/// A container restarted in the same pod keeps its number.
+/// Number of a sidecar in the kernel maps; never 0, never reused while the observer runs. A container that is restarted
+/// in its pod keeps it.
 pub type SidecarId = u32;
 
-/// What an Envoy process is to the mesh.
+/// Role of an Envoy process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// A sidecar behind REDIRECT rules.
@@ -68,34 +68,34 @@ impl fmt::Display for Role {
 /// A sidecar or gateway found on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sidecar {
-    /// Number it is counted under.
+    /// Number in the kernel maps.
     pub id: SidecarId,
-    /// The Envoy process, or [`ProcessId::of_cgroup`] for a cgroup that is observed because the user named it.
+    /// The Envoy process, or [`ProcessId::of_cgroup`] for a configured cgroup.
     pub process: ProcessId,
     /// Sidecar or gateway.
     pub role: Role,
-    /// Why it was taken for that, for `observer check` ("its bootstrap's node id says router", "listens on 15001 and 15006").
+    /// Why it was classified so, for `observer check`, e.g. "listens on 15001 and 15006".
     pub evidence: String,
     /// cgroup v2 directory, absolute, as mounted here.
     #[serde(serialize_with = "lossy")]
     pub cgroup: PathBuf,
-    /// Kernel's id of that cgroup (the directory's inode).
+    /// Kernel id of that cgroup (the directory's inode).
     pub cgroup_id: u64,
     /// Inode of its network namespace.
     pub netns_inode: u64,
     /// The pod's addresses (`INSTANCE_IP`, `INSTANCE_IPS`).
     pub addresses: Vec<IpAddr>,
-    /// Other processes in the same cgroup that are no sidecar (pilot-agent).
+    /// Other processes in the same cgroup, e.g. pilot-agent.
     pub companions: Vec<ProcessId>,
-    /// Whether one of them is not pilot-agent: an application, maybe, that accepts connections of its own there.
+    /// Whether one of them is not pilot-agent: possibly an application with connections of its own.
     #[serde(default)]
     pub is_cgroup_shared: bool,
-    /// Own side of every label.
+    /// Workload of its pod.
     pub workload: Arc<Workload>,
 }
 
 impl Sidecar {
-    /// Its process and those beside it, by number.
+    /// Returns the pids of its process and of the companions.
     pub fn pids(&self) -> impl Iterator<Item = u32> {
         [self.process]
             .into_iter()
@@ -105,8 +105,7 @@ impl Sidecar {
     }
 }
 
-/// The identity of one workload instance, from the injector's environment or the configuration file.
-/// An absent value is `None`; what is printed for it is the label code's decision.
+/// Identity of one workload instance, from the injector's environment or the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     /// Pod name.
@@ -127,7 +126,7 @@ pub struct Workload {
     pub node: Option<String>,
 }
 
-/// Serializes a path as text: one that is not UTF-8 must not keep the rest from being remembered.
+/// Serializes a path lossily: one that is not UTF-8 must not prevent persisting the rest.
 ///
 /// # Errors
 /// The serializer's.
@@ -135,61 +134,61 @@ pub fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Erro
     serializer.collect_str(&path.to_string_lossy())
 }
 
-/// A process of the control plane, or another whose metrics page is read.
+/// A process of the control plane, or another that is scraped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
-    /// Which process.
+    /// The process.
     pub process: ProcessId,
     /// `istiod`, `galley`, …
     pub app: String,
-    /// cgroup v2 directory, absolute, as mounted here; `None` if it cannot be seen from here.
+    /// cgroup v2 directory, absolute, as mounted here; `None` if it is not visible here.
     pub cgroup: Option<PathBuf>,
-    /// The container it is in, as far as its cgroup tells.
+    /// Its container, as far as its cgroup shows.
     pub container: Container,
-    /// Pod, namespace and the like, as far as its environment tells.
+    /// Pod, namespace and the like, as far as its environment shows.
     pub workload: Arc<Workload>,
-    /// Where its metrics page is, or why that is not known.
-    pub page: Result<Page, String>,
+    /// Its `/metrics` endpoint, or why that is not known.
+    pub page: Result<MetricsEndpoint, String>,
 }
 
 impl Component {
-    /// Why its page is not known.
+    /// Returns why its endpoint is not known.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.page.as_ref().err().map(|reason| format!("its metrics page is not known: {reason}"))
     }
 }
 
-/// Where a metrics page is.
+/// A `/metrics` endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
-    /// Names the instance: an address that only it has, wherever it has one.
+pub struct MetricsEndpoint {
+    /// Address of the instance, unique if it has such an address.
     pub instance: SocketAddr,
-    /// Where to connect to, from here or from inside its network namespace.
+    /// Address to connect to, from here or from inside its network namespace.
     pub address: SocketAddr,
-    /// Set if that works only from inside its network namespace.
+    /// Why it is reachable only from inside its network namespace, if so.
     pub inside_only: Option<InsideOnly>,
-    /// Where to connect to from inside its network namespace; `None` if the observer is in the same one.
+    /// Address inside its network namespace; `None` if the observer is in the same one.
     pub inside: Option<SocketAddr>,
     /// How it was found, for `observer check`.
     pub evidence: String,
-    /// Whether its port is only taken for it because there is no other yet.
+    /// Whether the port was chosen only because it is the only one so far.
     pub is_guess: bool,
 }
 
-/// Why a page can be read only from inside its process's network namespace, which is not the observer's.
+/// Why an endpoint is reachable only from inside its process's network namespace, which is not the observer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InsideOnly {
     /// It listens on loopback.
     Loopback,
-    /// It refuses everybody else (`METRICS_LOCALHOST_ACCESS_ONLY`).
+    /// It refuses all others (`METRICS_LOCALHOST_ACCESS_ONLY`).
     Refusing,
     /// The namespace has no other address.
     NoAddress,
 }
 
 impl InsideOnly {
-    /// The reason, for people.
+    /// Returns the reason as a message.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
@@ -197,5 +196,31 @@ impl InsideOnly {
             Self::Refusing => "METRICS_LOCALHOST_ACCESS_ONLY makes it refuse all but local callers",
             Self::NoAddress => "no address of its network namespace is known but loopback",
         }
+    }
+}
+
+/// A scraped instance: the labels of all its points.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instance {
+    /// `address:port`, unique per instance.
+    pub instance: String,
+    /// `istiod`, …
+    pub app: String,
+    /// Pod, if known.
+    pub pod: Option<String>,
+    /// Namespace, if known.
+    pub namespace: Option<String>,
+    /// The scraping node, for a configured instance that other nodes scrape too: their series would collide otherwise.
+    pub node: Option<String>,
+}
+
+impl Instance {
+    /// Names of all labels, in exposition order.
+    pub const LABELS: [&str; 5] = ["instance", "app", "pod", "namespace", "scraper_node"];
+
+    /// Returns the names of the labels set on its points: a discovered instance has no `scraper_node`.
+    #[must_use]
+    pub fn labels(&self) -> &'static [&'static str] {
+        if self.node.is_some() { &Self::LABELS } else { Self::LABELS.split_at(4).0 }
     }
 }

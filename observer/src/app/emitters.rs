@@ -10,7 +10,7 @@ use crate::{
     emit::{
         Emitter, Limits, Target, Transport,
         disk_queue::{self, DiskQueue, directory_name},
-        wavefront::{Lines, file::FileSink, http::HttpSink, token::TokenFile},
+        wavefront::{WavefrontEncoder, file::FileSink, http::HttpSink, token::TokenFile},
     },
 };
 
@@ -22,7 +22,7 @@ pub struct Emitters(Vec<Prepared>);
 
 struct Prepared {
     name: String,
-    encoder: Lines,
+    encoder: WavefrontEncoder,
     transport: Box<dyn Transport>,
     disk_queue: Option<DiskQueue>,
 }
@@ -66,7 +66,7 @@ impl Emitters {
 }
 
 fn prepare(config: &Config, target: &Target) -> Result<Prepared> {
-    let encoder = Lines::new(config.wavefront(), &node_name())?;
+    let encoder = WavefrontEncoder::new(config.wavefront(), &node_name())?;
     let (name, transport) = (target.to_string(), transport(config, target)?);
     // A file accepts everything at once, or never.
     let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, Target::WavefrontFile(_)));

@@ -1,6 +1,6 @@
 //! SIGHUP reloads the configuration's services and workloads.
 
-use crate::{cli::args::RunArgs, config::Config, model::labels::Peers};
+use crate::{cli::args::RunArgs, config::Config, model::workload_index::StaticPeers};
 
 /// The configuration as loaded last.
 pub(super) struct Reload<'a> {
@@ -14,7 +14,7 @@ impl<'a> Reload<'a> {
     }
 
     /// Returns the services and workloads if they have changed and can be read. All other keys keep their values.
-    pub(super) fn peers(&mut self) -> Option<Peers> {
+    pub(super) fn peers(&mut self) -> Option<StaticPeers> {
         let loaded = match Config::load(self.args) {
             Ok(loaded) => loaded,
             Err(error) => {

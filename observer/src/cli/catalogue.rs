@@ -5,7 +5,10 @@ use super::{
     live_catalogue,
     outcome::{Failure, block_on, print},
 };
-use crate::{emit::selection::is_like, model::catalogue};
+use observer_model::{
+    catalogue::{self, Descriptor, Live},
+    encode::selection::matches_pattern,
+};
 
 /// Prints the families that match.
 ///
@@ -20,8 +23,10 @@ pub fn run(args: &CatalogueArgs) -> Result<(), Failure> {
         })?;
     }
     let CatalogueArgs { patterns, format, .. } = args;
-    let matches = |name: &str| patterns.is_empty() || patterns.iter().any(|pattern| is_like(pattern, name));
-    let (families, live) = (catalogue::printed(live.as_ref(), matches), live.as_ref());
+    let matches = |name: &str| patterns.is_empty() || patterns.iter().any(|pattern| matches_pattern(pattern, name));
+    let status = |family: &Descriptor| live.as_ref().map(|live| live.status(family)).unwrap_or_default();
+    let live = live.is_some().then_some(&status as Live<'_>);
+    let families = catalogue::printed(live, matches);
     let text = match format {
         CatalogueFormat::Table => catalogue::table(&families, live),
         CatalogueFormat::Json => catalogue::json(&families, live),

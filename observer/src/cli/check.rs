@@ -21,7 +21,7 @@ use crate::{
     config::Config,
     discovery::{Component, Finding, ProcessId, Role, Sidecar, events::ExecEvents, scan::Scanner},
     kernel::{self, ProgramProbe},
-    model::{catalogue, identity::Page as Endpoint},
+    model::{catalogue, identity::MetricsEndpoint},
     persist::inspect::{Contents, inspect},
     system::capabilities::{self, CAPABILITIES},
 };
@@ -451,7 +451,7 @@ impl Page {
 }
 
 /// Whether an endpoint can be scraped, and what is needed for it.
-fn reachability(page: &Endpoint, unreachable: Option<&String>, may_enter: bool) -> (&'static str, Vec<String>) {
+fn reachability(page: &MetricsEndpoint, unreachable: Option<&String>, may_enter: bool) -> (&'static str, Vec<String>) {
     let at = format!("metrics at {}", page.address);
     let why_not = match (page.inside_only, unreachable) {
         (None, None) => return ("ok", vec![format!("{at}: {}", page.evidence)]),

@@ -6,7 +6,7 @@ use anyhow::{Error, Result, ensure};
 
 use crate::{
     collect::exposition::{Format, Parser},
-    model::live::Live,
+    model::live_catalogue::LiveCatalogue,
     system::http_client::{self, causes},
 };
 
@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// No observer responds, or it has no metrics yet.
-pub async fn fetch(address: SocketAddr) -> Result<Live> {
+pub async fn fetch(address: SocketAddr) -> Result<LiveCatalogue> {
     let request = http_client::direct(false, None, TIMEOUT)?.get(format!("http://{address}/metrics"));
     let mut response = request.send().await.map_err(|error| unanswered(address, &error))?;
     ensure!(
@@ -24,11 +24,11 @@ pub async fn fetch(address: SocketAddr) -> Result<Live> {
         "{address} answers {}: is it an observer? See its log and /readyz",
         response.status()
     );
-    let (mut live, mut parser) = (Live::default(), Parser::new(Format::Text));
+    let (mut live, mut parser) = (LiveCatalogue::default(), Parser::new(Format::Text));
     while let Some(piece) = response.chunk().await.map_err(|error| unanswered(address, &error))? {
-        parser.feed(&piece, &mut |event| live.take(&event));
+        parser.feed(&piece, &mut |event| live.record(&event));
     }
-    parser.finish(&mut |event| live.take(&event));
+    parser.finish(&mut |event| live.record(&event));
     Ok(live)
 }
 

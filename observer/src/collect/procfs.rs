@@ -73,7 +73,7 @@ fn read_process(
         started: booted.and_then(|booted| booted.checked_add(ticks(stat.starttime))),
         // These two may be hidden where the rest is not.
         open_files: files.fd_count().ok().map(|count| count as u64),
-        most_open_files: files.limits().ok().and_then(|limits| match limits.max_open_files.soft_limit {
+        max_open_files: files.limits().ok().and_then(|limits| match limits.max_open_files.soft_limit {
             LimitValue::Value(most) => Some(most),
             LimitValue::Unlimited => None,
         }),
@@ -99,7 +99,7 @@ fn read_cgroup(directory: &Path) -> CgroupReading {
     let stat = text("cpu.stat");
     CgroupReading {
         memory_bytes: number("memory.current"),
-        most_memory_bytes: number("memory.max"),
+        max_memory_bytes: number("memory.max"),
         periods: figure(&stat, "nr_periods"),
         throttled_periods: figure(&stat, "nr_throttled"),
         throttled: figure(&stat, "throttled_usec").map(Duration::from_micros),
@@ -172,12 +172,12 @@ mod tests {
         let [reading] = &readings[..] else { panic!("{readings:?}") };
         assert_eq!(reading.cpu, seconds(300));
         assert_eq!(reading.resident_bytes, 123 * procfs::page_size());
-        assert_eq!((reading.virtual_bytes, reading.threads, reading.most_open_files), (4_096_000, 9, Some(1024)));
+        assert_eq!((reading.virtual_bytes, reading.threads, reading.max_open_files), (4_096_000, 9, Some(1024)));
         let booted = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         assert_eq!(reading.started, Some(booted + seconds(500)));
         let expected = CgroupReading {
             memory_bytes: Some(4096),
-            most_memory_bytes: None,
+            max_memory_bytes: None,
             periods: Some(9),
             throttled_periods: Some(3),
             throttled: Some(Duration::from_micros(1500)),
@@ -202,7 +202,7 @@ mod tests {
         fs::remove_file(host.path().join("stat")).unwrap();
         let (readings, error) = read(host.path(), wanted(500));
         let reading = &readings[0];
-        assert_eq!((reading.open_files, reading.most_open_files, reading.started), (None, None, None));
+        assert_eq!((reading.open_files, reading.max_open_files, reading.started), (None, None, None));
         assert!(error.unwrap().contains("stat: "));
         fs::write(host.path().join("stat"), "btime 1\n").unwrap();
         fs::write(host.path().join("7/stat"), "7 (a) S nonsense\n").unwrap();

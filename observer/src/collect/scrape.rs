@@ -1,6 +1,8 @@
 //! Metrics pages of control-plane processes. Each target has a task of its own that scrapes it now and then and keeps what
 //! came last, so that a slow or dead one delays nothing: a round takes what is there.
 
+#![expect(unsafe_code, reason = "malloc_trim(3)")]
+
 mod fetch;
 mod scraper;
 mod target;
@@ -15,8 +17,8 @@ use std::{
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 use observer_model::{
-    page::Page,
     reading::{Counts, ScrapeReading},
+    scraped::ScrapedExposition,
 };
 
 use crate::system::{http_client::ClientError, jitter::jitter};
@@ -101,8 +103,8 @@ impl ScrapePool {
         let limit = SCRAPE_TIMEOUT.min(self.options.interval.max(Duration::from_secs(1)));
         let scraper = Scraper::new(&target, &self.options, limit)?;
         let (scrapes, skipped) = counted.unwrap_or_else(|| (Counts::from([("ok", 0)]), Counts::new()));
-        let (page, tried, took) = (None, false, Duration::ZERO);
-        let last = ScrapeReading { instance: target.instance.clone(), page, tried, took, scrapes, skipped };
+        let (exposition, tried, duration) = (None, false, Duration::ZERO);
+        let last = ScrapeReading { instance: target.instance.clone(), exposition, tried, duration, scrapes, skipped };
         let last = Arc::new(Mutex::new(last));
         let task = tokio::spawn(scrape(target, scraper, self.options.interval, last.clone()));
         Ok(Running { last, task })
@@ -132,15 +134,15 @@ async fn scrape(target: Arc<ScrapeTarget>, scraper: Scraper, interval: Duration,
         let outcome = scraper.page(&target).await;
         log_change(&target, &outcome, &mut failing);
         let mut last = lock(&last);
-        (last.tried, last.took) = (true, began.elapsed());
+        (last.tried, last.duration) = (true, began.elapsed());
         *last.scrapes.entry(outcome.as_ref().map_or_else(ScrapeError::kind, |_| "ok")).or_default() += 1;
         if let Ok(page) = &outcome {
             for (reason, lines) in &page.skipped {
                 *last.skipped.entry(reason).or_default() += lines;
             }
         }
-        last.page = outcome.ok();
-        let large = last.page.as_ref().is_some_and(|page| page.samples > LARGE_PAGE_SAMPLES);
+        last.exposition = outcome.ok();
+        let large = last.exposition.as_ref().is_some_and(|page| page.samples > LARGE_PAGE_SAMPLES);
         drop(last);
         if large {
             trim_heap();
@@ -158,7 +160,11 @@ fn trim_heap() {
 }
 
 /// Logs what changed.
-fn log_change(target: &ScrapeTarget, outcome: &Result<Arc<Page>, ScrapeError>, failing: &mut Option<&'static str>) {
+fn log_change(
+    target: &ScrapeTarget,
+    outcome: &Result<Arc<ScrapedExposition>, ScrapeError>,
+    failing: &mut Option<&'static str>,
+) {
     let (instance, url) = (&target.instance.instance, &target.url);
     match outcome {
         Ok(page) if failing.replace("") != Some("") => {

@@ -1,5 +1,7 @@
 //! The observer's own CPU time, memory and file limit.
 
+#![expect(unsafe_code, reason = "getrusage(2) and malloc_trim(3)")]
+
 use std::{fs, time::Duration};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-pub use observer_model::identity::{Component, InsideOnly, Page};
+pub use observer_model::identity::{Component, InsideOnly, MetricsEndpoint};
 
 use super::proc_files::Sockets;
 
@@ -94,7 +94,7 @@ pub struct Context {
 ///
 /// # Errors
 /// Says what is missing.
-pub fn page(context: &Context) -> Result<Page, String> {
+pub fn page(context: &Context) -> Result<MetricsEndpoint, String> {
     let Some(sockets) = &context.sockets else {
         return Err("its listening sockets may not be read; give the observer CAP_SYS_PTRACE".to_owned());
     };
@@ -112,7 +112,7 @@ pub fn page(context: &Context) -> Result<Page, String> {
         (None, None) => return Err(format!("nothing listens on {port}")),
     };
     let own = outside.or_else(|| context.addresses.first().copied()).unwrap_or(address);
-    Ok(Page {
+    Ok(MetricsEndpoint {
         instance: SocketAddr::new(own, port),
         address: SocketAddr::new(address, port),
         inside_only: reason.filter(|_| !context.same_namespace),

@@ -12,6 +12,8 @@
 //! every ten seconds and 0.6 % every second; an announced `execve` 46 µs, waking up included; from a process's start to
 //! [`Change::Found`] 0.9 ms (median of 20); watching a quiet node nothing that could be logged from zero.
 
+#![expect(unsafe_code, reason = "AsyncFd takes a descriptor")]
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,

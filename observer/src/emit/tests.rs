@@ -4,7 +4,7 @@ mod outage;
 mod receiver;
 
 use super::{
-    wavefront::{Lines, Options, file::FileSink, http::HttpSink},
+    wavefront::{Options, WavefrontEncoder, file::FileSink, http::HttpSink},
     *,
 };
 use crate::model::fixture;
@@ -28,7 +28,7 @@ fn emitter(url: reqwest::Url, limits: Limits) -> Emitter {
 }
 
 fn emitter_with(url: reqwest::Url, limits: Limits, disk_queue: Option<DiskQueue>) -> Emitter {
-    let lines = Lines::new(Options::default(), "node-1").unwrap();
+    let lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let sink = HttpSink::proxy(url, Duration::from_millis(300)).unwrap();
     Emitter::start("test".to_owned(), Box::new(lines), Box::new(sink), disk_queue, limits)
 }
@@ -38,7 +38,7 @@ fn losses(counts: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
 }
 
 /// One report through a script: what was taken, and the stats afterwards.
-async fn report(script: Vec<Act>, limits: Limits) -> (String, EmitterFigures) {
+async fn report(script: Vec<Act>, limits: Limits) -> (String, EmitterStats) {
     let (url, mut taken) = receiver(script).await;
     let emitter = emitter(url, limits);
     emitter.offer(fixture::snapshots()[0].clone());
@@ -51,7 +51,7 @@ async fn report(script: Vec<Act>, limits: Limits) -> (String, EmitterFigures) {
 }
 
 fn expected() -> String {
-    let mut lines = Lines::new(Options::default(), "node-1").unwrap();
+    let mut lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let batches: Vec<Batch> = lines.encode(fixture::snapshots()[0].clone()).collect();
     batches.iter().map(|batch| std::str::from_utf8(&batch.text).unwrap()).collect()
 }
@@ -86,7 +86,7 @@ async fn every_transient_failure_is_tried_again_until_all_is_taken_once() {
         assert_eq!(sorted(&text), sorted(&expected()), "{kind}");
         assert_eq!(stats.sent, text.lines().count() as u64);
         assert_eq!(stats.errors, if errors == 0 { vec![] } else { vec![(kind, errors)] });
-        assert!(losses(&stats.dropped).is_empty() && losses(&stats.reports_dropped).is_empty());
+        assert!(losses(&stats.dropped).is_empty() && losses(&stats.pushes_dropped).is_empty());
     }
 }
 
@@ -142,10 +142,10 @@ async fn a_full_queue_drops_the_oldest_and_the_end_drops_the_rest() {
         emitter.offer(snapshot.clone());
     }
     assert!(began.elapsed() < Duration::from_millis(50), "nothing waits for the receiver");
-    assert_eq!(losses(&emitter.stats().reports_dropped), [("queue_full", 2)]);
-    assert_eq!(emitter.stats().queued_reports, 2);
+    assert_eq!(losses(&emitter.stats().pushes_dropped), [("queue_full", 2)]);
+    assert_eq!(emitter.stats().queued_pushes, 2);
     let stats = emitter.finish(Duration::from_millis(50)).await;
-    assert_eq!(losses(&stats.reports_dropped), [("queue_full", 2), ("shutdown", 3)]);
+    assert_eq!(losses(&stats.pushes_dropped), [("queue_full", 2), ("shutdown", 3)]);
     assert!(taken.try_recv().is_err());
 }
 
@@ -164,7 +164,7 @@ async fn nobody_there_is_a_connection_failure() {
 async fn a_file_is_appended_to_and_may_be_moved_away() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("points");
-    let lines = Lines::new(Options::default(), "node-1").unwrap();
+    let lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let sink = FileSink::new(path.to_str().unwrap());
     let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), None, QUICK);
     let [first, second] = fixture::snapshots();
@@ -182,7 +182,7 @@ async fn a_file_is_appended_to_and_may_be_moved_away() {
 
 #[tokio::test]
 async fn a_file_that_cannot_be_written_costs_its_points_only() {
-    let lines = Lines::new(Options::default(), "node-1").unwrap();
+    let lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let sink = FileSink::new("/nonexistent/points");
     let emitter = Emitter::start("file".to_owned(), Box::new(lines), Box::new(sink), None, QUICK);
     emitter.offer(fixture::snapshots()[0].clone());

@@ -20,7 +20,7 @@ impl LimitWarnings {
 
 /// Returns the series of the counter.
 fn exposed(counter: Counter) -> String {
-    let family = if counter.group() == Group::Requests { &catalogue::PARSED_REQUESTS } else { &catalogue::LOSSES };
+    let family = if counter.group() == Group::Requests { &catalogue::PARSED_REQUESTS } else { &catalogue::UNCOUNTED };
     format!("{}{{{}=\"{}\"}}", family.prometheus_name, family.labels[0], counter.label())
 }
 

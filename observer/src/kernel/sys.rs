@@ -1,6 +1,8 @@
 //! The calls of bpf(2) that aya does not offer, each a safe function: the only place here that talks to the kernel past aya.
 //! Source: kernel `include/uapi/linux/bpf.h`, `union bpf_attr`.
 
+#![expect(unsafe_code, reason = "bpf(2)")]
+
 use std::{
     ffi::CString,
     io,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::field_offsets::{FieldOffsets, VALUES, counter_name};
 use crate::kernel::sys::RawMap;
 use crate::{
-    collect::{SeriesReading, series_key::RememberedKey},
+    collect::{PersistedKey, SeriesReading},
     discovery::SidecarId,
 };
 
@@ -27,16 +27,16 @@ pub struct CarriedOver {
 
 /// Values of each series, in the order of [`FieldOffsets::values`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<(RememberedKey, Box<[u64]>)>", into = "Vec<(RememberedKey, Box<[u64]>)>")]
+#[serde(from = "Vec<(PersistedKey, Box<[u64]>)>", into = "Vec<(PersistedKey, Box<[u64]>)>")]
 struct Table(HashMap<SeriesKey, Box<[u64]>>);
 
-impl From<Vec<(RememberedKey, Box<[u64]>)>> for Table {
-    fn from(list: Vec<(RememberedKey, Box<[u64]>)>) -> Self {
+impl From<Vec<(PersistedKey, Box<[u64]>)>> for Table {
+    fn from(list: Vec<(PersistedKey, Box<[u64]>)>) -> Self {
         Self(list.into_iter().map(|(key, values)| (key.into(), values)).collect())
     }
 }
 
-impl From<Table> for Vec<(RememberedKey, Box<[u64]>)> {
+impl From<Table> for Vec<(PersistedKey, Box<[u64]>)> {
     fn from(table: Table) -> Self {
         table.0.into_iter().map(|(key, values)| (key.into(), values)).collect()
     }

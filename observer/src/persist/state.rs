@@ -26,7 +26,7 @@ pub struct PersistedState {
     /// Ids of cgroups that running sidecars had left.
     pub moved: Vec<(ProcessId, u64)>,
     /// Series, their labels and totals.
-    pub model: Option<model::remembered::Remembered>,
+    pub model: Option<model::persisted::PersistedModel>,
     /// The pinned maps.
     pub kernel: MapState,
 }

@@ -99,7 +99,7 @@ impl<I: Iterator<Item = Bytes>> Iterator for Gzip<I> {
 
 #[cfg(test)]
 mod tests {
-    use observer_model::{encode::prometheus::Page, fixture};
+    use observer_model::{encode::prometheus::Exposition, fixture};
     use std::io::Read as _;
 
     use super::*;
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn compression_loses_nothing() {
         let [_, snapshot] = fixture::snapshots();
-        let page = || Page::new(snapshot.clone(), Format::Text);
+        let page = || Exposition::new(snapshot.clone(), Format::Text);
         let pieces: Vec<Bytes> = Gzip::new(page()).collect();
         let mut text = Vec::new();
         flate2::read::GzDecoder::new(pieces.concat().as_slice()).read_to_end(&mut text).unwrap();

@@ -1,5 +1,7 @@
 //! The environment's `OBSERVER_*` variables: templates leave empty ones, people misspell others.
 
+#![expect(unsafe_code, reason = "removes environment variables before any thread starts")]
+
 use std::env;
 
 use clap::Command;

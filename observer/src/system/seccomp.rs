@@ -5,6 +5,8 @@
 //! program, to read or change another process, mounts, modules or the kernel) kill the process: metrics of a compromised
 //! process are worthless.
 
+#![expect(unsafe_code, reason = "seccomp(2)")]
+
 use std::{collections::BTreeMap, env::consts::ARCH, io};
 
 use libc::c_long;

@@ -1,4 +1,4 @@
-//! The application at the end of the path of HTTP/1.1: answers a body of the length that the path says, with headers of a
+//! The application for HTTP/1.1: answers with a body of the length in the path, and headers of a
 //! chosen length.
 
 use std::{
@@ -15,7 +15,7 @@ use harness::{
     mesh::Workload,
 };
 
-/// Bodies up to this length leave in one piece with their headers.
+/// Bodies up to this length are sent in one piece with their headers.
 const IN_ONE_PIECE: u64 = 1 << 16;
 
 /// The running application; ended when dropped.
@@ -33,13 +33,13 @@ impl App {
         Ok(Self { padding, _server: server })
     }
 
-    /// Makes every answer's headers longer by so many bytes (0, or at least [`crate::load::SHORTEST_PADDING`]).
+    /// Adds this many bytes to the headers of every answer (0, or at least [`crate::load::SHORTEST_PADDING`]).
     pub(crate) fn pad(&self, bytes: usize) {
         self.padding.store(bytes, Ordering::Relaxed);
     }
 }
 
-/// A path that asks for so many bytes.
+/// Returns a path that asks for so many bytes.
 pub(crate) fn path(length: u64) -> String {
     format!("/{length}")
 }

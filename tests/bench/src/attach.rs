@@ -1,4 +1,4 @@
-//! How long a new sidecar is unobserved: from its start to the last of its programs attached.
+//! Delay from a sidecar's start until all of its programs are attached.
 
 use std::{
     thread::sleep,
@@ -10,17 +10,17 @@ use harness::{bpf::attached, mesh::Mesh, stand_in::Stand};
 
 use crate::{
     bpf::{ATTACH_TYPES, open},
-    report::{Bar, Row},
+    report::{Row, Target},
     spread::Spread,
     testbed::start_observer,
 };
 
 const STARTS: u8 = 20;
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
-/// The cgroup is looked at this often.
+/// Interval of checks of the cgroup.
 const RESOLUTION: Duration = Duration::from_millis(1);
 
-/// Of stand-ins started one after another.
+/// Measures stand-ins that start one after another.
 pub(crate) fn delay() -> Result<Vec<Row>> {
     let mut mesh = Mesh::new()?;
     let pod = mesh.workload("pod")?;
@@ -42,11 +42,11 @@ pub(crate) fn delay() -> Result<Vec<Row>> {
         }
         delays.push(begun.elapsed().as_secs_f64() * 1000.0);
         drop(stand_in);
-        // Starts do not fall into step with anything the observer does at intervals.
+        // Keeps starts from running in lockstep with the observer's intervals.
         sleep(Duration::from_millis(150 + 37 * u64::from(number)));
     }
     observer.stop()?;
-    let row = Row::new("sidecar started → programs attached", Bar::AtMost(200.0), "ms", Spread::of(delays));
+    let row = Row::new("sidecar started → programs attached", Target::AtMost(200.0), "ms", Spread::of(delays));
     Ok(vec![row.note(
         "stand-ins with the injector's environment, each in a new cgroup; from before the fork until the kernel lists a \
          program at every hook of the cgroup",

@@ -1,4 +1,4 @@
-//! Whether the kernel's figures are read when they are due while control-plane pages hang.
+//! Delay of kernel collection while scrapes of control planes hang.
 
 use std::{
     net::{Ipv4Addr, TcpListener},
@@ -10,20 +10,20 @@ use anyhow::{Context as _, Result, ensure};
 use harness::{mesh::Mesh, observer::Observer};
 
 use crate::{
-    report::{Bar, Row},
+    report::{Row, Target},
     spread::Spread,
     testbed::start_observer,
 };
 
 const HANGING: usize = 3;
-/// The shortest that there is: as many ticks as possible.
+/// The shortest interval, for as many collections as possible.
 const INTERVAL: &str = "100ms";
 const WINDOW: Duration = Duration::from_secs(20);
 const WINDOWS: usize = 4;
 const TICKS: &str = "mesh_observer_collection_delay_seconds_bucket";
 const SCRAPES: &str = "mesh_observer_control_plane_scrapes_total";
 
-/// 99th percentile of the delays that the observer counts itself; beside it that of an observer without pages.
+/// Measures the 99th percentile of the observer's own collection delay, beside that of an observer without targets.
 pub(crate) fn lateness() -> Result<Vec<Row>> {
     let mesh = Mesh::new()?;
     let urls = (0..HANGING).map(|_| hang()).collect::<Result<Vec<_>>>()?;
@@ -43,9 +43,9 @@ pub(crate) fn lateness() -> Result<Vec<Row>> {
     ensure!(timeouts > 0.0 && waiting.own(SCRAPES, &[("outcome", "ok")])? == 0.0, "the pages do not hang");
     waiting.stop()?;
     idle.stop()?;
-    let figure = format!("lateness of the kernel's reading, p99, {HANGING} pages hang");
+    let title = format!("lateness of the kernel's reading, p99, {HANGING} pages hang");
     Ok(vec![
-        Row::new(figure, Bar::AtMost(50.0), "ms", Spread::of(with))
+        Row::new(title, Target::AtMost(50.0), "ms", Spread::of(with))
             .note(format!(
                 "upper bound of the bucket that has the 99th percentile, every {INTERVAL} for {:.0} s; {timeouts} scrapes timed out",
                 WINDOW.as_secs_f64()
@@ -54,18 +54,18 @@ pub(crate) fn lateness() -> Result<Vec<Row>> {
     ])
 }
 
-/// Takes connections and says nothing, until the program ends.
+/// Accepts connections and never answers, until the program ends.
 fn hang() -> Result<String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
-        // The client closes them in the end; until then they stay.
+        // They stay open until the client closes them.
         let _open: Vec<_> = listener.incoming().collect();
     });
     Ok(format!("http://{address}"))
 }
 
-/// Upper bounds in milliseconds, and how many ticks were not later.
+/// Upper bounds in milliseconds, and cumulative counts.
 struct Ticks(Vec<(f64, f64)>);
 
 impl Ticks {

@@ -1,4 +1,4 @@
-//! What scraping control planes costs: an observer of twenty large pages beside one of none, at the same time.
+//! Cost of scraping control planes: an observer with twenty large targets beside one without targets.
 
 use std::{fmt::Write as _, fs, thread::sleep, time::Duration};
 
@@ -12,25 +12,26 @@ use harness::{
 use crate::{
     cpu::used,
     memory::Memory,
-    report::{Bar, Row},
+    report::{Row, Target},
     spread::Spread,
     testbed::start_observer,
 };
 
-/// Real pages of each release, which are grown: twenty in all.
+/// Recordings of each release, enlarged: twenty in all.
 const RELEASES: [&str; 4] = ["1.12.9", "1.18.7", "1.25.3", "1.32-dev"];
 const PAGES: [&str; 5] = ["10-rejects", "13-webhook", "16-one-left", "23-odd-labels", "25-many-series"];
 const PAGE_BYTES: usize = 1_000_000;
-/// Each page is scraped this often.
+/// Scrape interval of each target.
 const INTERVAL: &str = "10s";
-/// Every page is scraped twice in a window.
+/// Two scrapes of every target.
 const WINDOW: Duration = Duration::from_secs(20);
 const WINDOWS: usize = 5;
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(60);
 const UP: &str = "mesh_observer_control_plane_up";
 const SAMPLES: &str = "mesh_observer_control_plane_samples";
 
-/// CPU time and memory above those of an observer without pages; beside them what two such observers differ by.
+/// Measures CPU time and memory above those of an observer without targets, beside the difference of two such
+/// observers.
 pub(crate) fn cost() -> Result<Vec<Row>> {
     let mesh = Mesh::new()?;
     let planes = planes()?;
@@ -65,16 +66,21 @@ pub(crate) fn cost() -> Result<Vec<Row>> {
          every {INTERVAL}; nobody reads /metrics meanwhile; an observer without pages runs beside it"
     );
     let mut memory =
-        Row::new("memory for 20 control-plane pages of 1 MB", Bar::AtMost(10.0), "MB", Spread::of(resident))
+        Row::new("memory for 20 control-plane pages of 1 MB", Target::AtMost(10.0), "MB", Spread::of(resident))
             .note(format!("with pages: {with}"))
             .note(format!("without: {without}"))
             .note(format!("two observers without pages differ by {:.1} MB", (again.resident - without.resident).abs()));
     memory.details.insert("proportional_mb".to_owned(), with.proportional - without.proportional);
     memory.details.insert("peak_mb".to_owned(), with.peak - without.peak);
     Ok(vec![
-        Row::new("CPU of scraping 20 control-plane pages of 1 MB, of a core", Bar::AtMost(1.0), "%", Spread::of(cpu))
-            .note(how)
-            .note(format!("two observers without pages differ by {} %", Spread::of(noise))),
+        Row::new(
+            "CPU of scraping 20 control-plane pages of 1 MB, of a core",
+            Target::AtMost(1.0),
+            "%",
+            Spread::of(cpu),
+        )
+        .note(how)
+        .note(format!("two observers without pages differ by {} %", Spread::of(noise))),
         memory,
     ])
 }
@@ -91,7 +97,7 @@ fn serve(capture: &Capture) -> Result<Replay> {
     Replay::start_with(format!("{head}content-length: {}\r\n\r\n{page}", page.len()).into_bytes())
 }
 
-/// The page with each of its series as many times, under one more label, as it takes to have so many bytes.
+/// Returns the page with each of its series as many times, under one more label, as it takes to have so many bytes.
 fn grown(page: &str, bytes: usize) -> String {
     let [once, twice] = [1, 2].map(|copies| repeated(page, copies).len());
     repeated(page, 1 + bytes.saturating_sub(once).div_ceil(twice - once))

@@ -11,15 +11,15 @@ use anyhow::{Context as _, Result};
 use crate::{
     Options,
     protocol::Protocol,
-    report::{Bar, Row},
+    report::{Row, Target},
     spread::Spread,
     testbed::{Observed, Testbed},
 };
 
-/// An interval is so many times as long as others: what is measured is a fraction of a percent.
+/// Factor of the interval's length, since the result is a fraction of a percent.
 const LONGER: u32 = 5;
 
-/// In the order none, full, full, none, so that a steady drift favours neither.
+/// Measures in the order none, full, full, none, so that a steady drift cancels out.
 pub(crate) fn at_no_and_full_load(options: &Options) -> Result<Vec<Row>> {
     let mut testbed = Testbed::new(Protocol::Http1)?;
     testbed.observe(Observed::Both)?;
@@ -35,17 +35,19 @@ pub(crate) fn at_no_and_full_load(options: &Options) -> Result<Vec<Row>> {
     let (first, second, third, fourth) = (idle()?, full()?, full()?, idle()?);
     let differences = Spread::of([second - first, third - fourth].map(f64::abs));
     let (idle, full) = (Spread::of([first, fourth]), Spread::of([second, third]));
-    let mut row = Row::new("observer's CPU at full load less at none, of a core", Bar::AtMost(0.2), "%", differences)
-        .note(format!(
-            "none: {idle} %, full: {full} %; {:.0} s an interval, nobody reads /metrics meanwhile",
-            time.as_secs_f64()
-        ));
+    let mut row =
+        Row::new("observer's CPU at full load less at none, of a core", Target::AtMost(0.2), "%", differences).note(
+            format!(
+                "none: {idle} %, full: {full} %; {:.0} s an interval, nobody reads /metrics meanwhile",
+                time.as_secs_f64()
+            ),
+        );
     row.details.insert("idle_percent".to_owned(), idle.median);
     row.details.insert("full_percent".to_owned(), full.median);
     Ok(vec![row])
 }
 
-/// Percent of one core that a process uses while `action` runs.
+/// Returns the percentage of one core that a process uses while `action` runs.
 fn share_of_a_core(pid: u32, action: impl FnOnce() -> Result<()>) -> Result<f64> {
     let (begun, before) = (Instant::now(), used(pid)?);
     action()?;
@@ -53,7 +55,7 @@ fn share_of_a_core(pid: u32, action: impl FnOnce() -> Result<()>) -> Result<f64>
     Ok((after - before).as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0)
 }
 
-/// User and system time of a process and all its threads, the ended ones included.
+/// Returns user and system time of a process and all its threads, ended ones included.
 pub(crate) fn used(pid: u32) -> Result<Duration> {
     let mut clock: libc::clockid_t = 0;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,50 +1,50 @@
-//! Whole end_to_end, observed against unobserved: throughput, latency, a large body.
+//! End-to-end throughput, latency and bulk transfer, observed against unobserved.
 
 use anyhow::Result;
 
 use crate::{
     Options,
     protocol::Protocol,
-    report::{Bar, Row, is_settled},
+    report::{Row, Target, is_settled},
     spread::Spread,
     testbed::{Observed, Testbed},
 };
 
-/// Pairs that are taken in any case.
+/// Minimum number of pairs.
 const FEWEST_PAIRS: usize = 8;
 const GIB: u64 = 1 << 30;
 
-/// Requests a second with everything saturated.
+/// Measures requests per second under saturation.
 pub(crate) fn throughput(options: &Options, protocol: Protocol) -> Result<Vec<Row>> {
     let mut testbed = Testbed::new(protocol)?;
     let ratios = ratios(&mut testbed, options.pairs, |testbed| Ok(testbed.saturate(0, options.time)?.a_second))?;
-    let figure = format!("{}: throughput, 1 KiB replies, observed / unobserved", protocol.name());
-    Ok(vec![ratios.row(&figure, Bar::AtLeast(0.97), "requests/s").note(format!(
+    let title = format!("{}: throughput, 1 KiB replies, observed / unobserved", protocol.name());
+    Ok(vec![ratios.row(&title, Target::AtLeast(0.97), "requests/s").note(format!(
         "{}, one thread; both sidecars on one machine with client and server, all saturated, both observed; {} s an interval",
         protocol.ends(),
         options.time.as_secs().max(1)
     )).note(testbed.recognised())])
 }
 
-/// 99th percentile at half of what goes through unobserved.
+/// Measures the 99th percentile at half of the unobserved throughput.
 pub(crate) fn latency(options: &Options) -> Result<Vec<Row>> {
     let mut testbed = Testbed::new(Protocol::Http1)?;
     testbed.unobserve()?;
     let half = testbed.saturate(0, options.time)?.a_second / 2.0;
     let ratios = ratios(&mut testbed, options.pairs, |testbed| testbed.pace(half, options.time))?;
-    let row = ratios.row("p99 latency at half load, observed / unobserved", Bar::AtMost(1.05), "ms");
+    let row = ratios.row("p99 latency at half load, observed / unobserved", Target::AtMost(1.05), "ms");
     Ok(vec![row.note(format!("h2load at a constant {half:.0} requests/s on 16 connections; both sidecars observed"))])
 }
 
-/// Speed of one large body.
+/// Measures the speed of one large body.
 pub(crate) fn bulk(options: &Options) -> Result<Vec<Row>> {
     let mut testbed = Testbed::new(Protocol::Http1)?;
     let ratios = ratios(&mut testbed, options.pairs, |testbed| Ok(testbed.download(GIB)? / 1e6))?;
-    let row = ratios.row("throughput of a 1 GiB body, observed / unobserved", Bar::AtLeast(0.97), "MB/s");
+    let row = ratios.row("throughput of a 1 GiB body, observed / unobserved", Target::AtLeast(0.97), "MB/s");
     Ok(vec![row.note("curl, one download an interval; both sidecars observed")])
 }
 
-/// Ratios of neighbours, and what was divided.
+/// Ratios of neighbouring intervals, and their operands.
 struct Ratios {
     observed: Vec<f64>,
     unobserved: Vec<f64>,
@@ -77,11 +77,11 @@ impl Ratios {
         self.pairs.len() >= FEWEST_PAIRS && is_settled(Spread::of(self.controls.clone()).median)
     }
 
-    fn row(self, figure: &str, bar: Bar, unit: &str) -> Row {
+    fn row(self, title: &str, target: Target, unit: &str) -> Row {
         let settled = self.are_settled();
         let (observed, unobserved) = (Spread::of(self.observed), Spread::of(self.unobserved));
         let pairs = self.pairs.len();
-        let mut row = Row::new(figure, bar, "", Spread::of(self.pairs)).with_control(Spread::of(self.controls));
+        let mut row = Row::new(title, target, "", Spread::of(self.pairs)).with_control(Spread::of(self.controls));
         row.details.insert("observed".to_owned(), observed.median);
         row.details.insert("unobserved".to_owned(), unobserved.median);
         let row = row.note(format!("observed {observed} {unit}, unobserved {unobserved} {unit}"));

@@ -1,7 +1,7 @@
-//! What the programs cost inside the kernel, by the kernel's own count (`BPF_ENABLE_STATS`), one sidecar at a time.
+//! Kernel time of the eBPF programs by the kernel's own count (`BPF_ENABLE_STATS`), one sidecar at a time.
 //!
-//! Beside them stands a program of two instructions on the same cgroup under the same load, while the observer is
-//! stopped: each runs alone, as in use. The empty program's time is what the call and the statistics themselves cost.
+//! They are compared with a program of two instructions on the same cgroup under the same load, while the observer is
+//! stopped. The empty program's time is the cost of the call and of the statistics.
 
 use std::{collections::BTreeMap, fs::File};
 
@@ -13,19 +13,19 @@ use crate::{
     bpf::{self, Empty, Runs, Statistics},
     load::SHORTEST_PADDING,
     protocol::{Application, Protocol},
-    report::{Bar, Row},
+    report::{Row, Target},
     spread::Spread,
     testbed::{BODY, SIDES, Side, Testbed},
 };
 
 const REQUEST_HEADERS: f64 = 400.0;
 const RESPONSE_HEADERS: f64 = 250.0;
-/// Beginning of our programs' names in the kernel.
+/// Prefix of the observer's program names in the kernel.
 const OURS: &str = "mesh_";
 /// The packet programs, in the order of [`Costs`].
 const PACKET_PROGRAMS: [&str; 2] = ["mesh_ingress", "mesh_egress"];
 
-/// Time of a packet program beside the empty one, and of all programs for each request; of both sidecars.
+/// Measures a packet program against the empty one, and all programs per request, on both sidecars.
 pub(crate) fn time(options: &Options, protocol: Protocol) -> Result<Vec<Row>> {
     let mut packets = Vec::new();
     let mut requests = Vec::new();
@@ -37,13 +37,13 @@ pub(crate) fn time(options: &Options, protocol: Protocol) -> Result<Vec<Row>> {
     Ok(packets.into_iter().chain(requests).collect())
 }
 
-/// What is allowed, and how often it is measured.
+/// Targets, and the number of measurements.
 struct Terms {
     /// A packet program / the empty one.
     packet: f64,
-    /// Microseconds a request.
+    /// Microseconds per request.
     request: f64,
-    /// Of observed, empty, empty, observed.
+    /// Rounds of observed, empty, empty, observed.
     rounds: usize,
 }
 
@@ -54,17 +54,17 @@ fn terms(protocol: Protocol) -> Terms {
     }
 }
 
-/// Nanoseconds a run of the empty program, incoming and outgoing.
+/// Nanoseconds per run of the empty program, incoming and outgoing.
 type Costs = [f64; 2];
 
-/// All of one sidecar.
+/// Measurements of one sidecar.
 struct Measured {
     protocol: Protocol,
-    /// What part of the requests the observer knew the status of.
+    /// Description of the share of requests with a recognised status.
     recognised: String,
     /// Observed intervals, each with the empty program's costs in its neighbour.
     intervals: Vec<(Interval, Costs)>,
-    /// Neighbours, both of the empty program.
+    /// Neighbouring intervals, both of the empty program.
     controls: Vec<[Costs; 2]>,
 }
 
@@ -90,7 +90,7 @@ impl Measured {
         Ok(measured)
     }
 
-    /// Of the packet program of one direction.
+    /// Returns the row of the packet program of one direction.
     fn a_packet(&self, side: Side, way: usize) -> Row {
         let program = PACKET_PROGRAMS[way];
         let ours = self.spread(|interval, _| interval.ours[program].each());
@@ -99,20 +99,20 @@ impl Measured {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
         let requests = self.spread(|interval, _| interval.requests / interval.ours[program].count as f64).median;
         let controls: Vec<f64> = self.controls.iter().map(|[one, other]| one[way] / other[way]).collect();
-        let figure = format!("{}: {program} / the empty program, {}'s sidecar", self.protocol.name(), side.name);
-        Row::new(figure, Bar::AtMost(terms(self.protocol).packet), "", ratio)
+        let title = format!("{}: {program} / the empty program, {}'s sidecar", self.protocol.name(), side.name);
+        Row::new(title, Target::AtMost(terms(self.protocol).packet), "", ratio)
             .with_control(Spread::of(controls))
             .note(format!("{ours} ns a run, the empty program {empty} ns; statistics' own cost is in both"))
             .note(format!("{requests:.1} requests a run, its encrypted leg's packets included"))
     }
 
-    /// Of all programs.
+    /// Returns the row of all programs together.
     fn a_request(&self, side: Side) -> Row {
         let (net, gross) = (self.spread(Interval::net), self.spread(|interval, _| interval.gross()));
         let [request, response] =
             [0, 1].map(|index| self.spread(|interval, _| interval.mean_bytes[index]).median.round());
-        let figure = format!("{}: kernel time a request, {}'s sidecar", self.protocol.name(), side.name);
-        let mut row = Row::new(figure, Bar::AtMost(terms(self.protocol).request), "µs", net)
+        let title = format!("{}: kernel time a request, {}'s sidecar", self.protocol.name(), side.name);
+        let mut row = Row::new(title, Target::AtMost(terms(self.protocol).request), "µs", net)
             .note(format!(
                 "gross {gross} µs; taken off is the empty program's time for each run, which is the statistics' own cost \
                  and the call"
@@ -147,22 +147,22 @@ impl Measured {
     }
 }
 
-/// What ran while so many requests went through.
+/// Requests, and runs of the programs in the same time.
 struct Interval {
     requests: f64,
     ours: BTreeMap<String, Runs>,
-    /// Of a request and of a response on the leg.
+    /// Mean bytes of a request and of a response on the leg.
     mean_bytes: [f64; 2],
 }
 
 impl Interval {
-    /// Microseconds a request, the statistics' own cost included.
+    /// Returns the microseconds per request, including the cost of the statistics.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     fn gross(&self) -> f64 {
         self.ours.values().map(|runs| runs.nanoseconds as f64).sum::<f64>() / self.requests / 1000.0
     }
 
-    /// Without it.
+    /// Returns the microseconds per request without the cost of the statistics.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     fn net(&self, empty: &Costs) -> f64 {
         let own = |(name, runs): (&String, &Runs)| {
@@ -190,7 +190,7 @@ fn interval(testbed: &Testbed, side: Side, cgroup: &File, padding: usize, option
     Ok(Interval { requests: answers.requests, ours, mean_bytes })
 }
 
-/// Two intervals with the empty program alone on the cgroup.
+/// Measures two intervals with only the empty program on the cgroup.
 fn empty_intervals(testbed: &Testbed, cgroup: &File, padding: usize, options: &Options) -> Result<[Costs; 2]> {
     let programs = [Empty::attach(cgroup, CGROUP_INET_INGRESS)?, Empty::attach(cgroup, CGROUP_INET_EGRESS)?];
     let runs = || Ok::<_, anyhow::Error>([programs[0].runs()?, programs[1].runs()?]);
@@ -204,8 +204,8 @@ fn empty_intervals(testbed: &Testbed, cgroup: &File, padding: usize, options: &O
     Ok(intervals)
 }
 
-/// Makes headers of HTTP/1.1 on the observed leg as long as the bar says, whatever the proxies add to them; returns what the
-/// client has to add. Those of HTTP/2 are as its ends make them.
+/// Pads headers of HTTP/1.1 on the observed leg to the length of the target, whatever the proxies add to them; returns
+/// what the client has to add. Headers of HTTP/2 are not padded.
 fn fit_headers(testbed: &Testbed, side: Side, options: &Options) -> Result<usize> {
     let Application::Own(app) = &testbed.app else { return Ok(0) };
     let before = Sizes::of(testbed, side)?;
@@ -217,7 +217,7 @@ fn fit_headers(testbed: &Testbed, side: Side, options: &Options) -> Result<usize
     missing(request, REQUEST_HEADERS)
 }
 
-/// What is to be added, which is nothing if it is too little for a header.
+/// Returns the bytes to add, 0 if they are too few for a header.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
 fn missing(length: f64, wanted: f64) -> Result<usize> {
     let missing = (wanted - length).round();
@@ -225,7 +225,7 @@ fn missing(length: f64, wanted: f64) -> Result<usize> {
     Ok(Some(missing as usize).filter(|missing| *missing >= SHORTEST_PADDING).unwrap_or(0))
 }
 
-/// Requests of a leg and the bytes of requests and responses so far, as the observer counts them.
+/// Requests of a leg, request bytes and response bytes so far, as the observer counts them.
 struct Sizes([f64; 3]);
 
 impl Sizes {

@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote, run in the client's pod, and what they report.
+//! Third-party clients in the client's pod, and their reports.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -14,7 +14,7 @@ const MULTIPLEXED: [u32; 2] = [4, 32];
 /// Fewest bytes that a header can add.
 pub(crate) const SHORTEST_PADDING: usize = "x-pad: \r\n".len() + 1;
 
-/// A header that makes a message longer by so many bytes, without its line's end; none for 0.
+/// Returns a header that makes a message longer by so many bytes, without its line's end; none for 0.
 pub(crate) fn padding(bytes: usize) -> String {
     if bytes == 0 {
         String::new()
@@ -23,14 +23,14 @@ pub(crate) fn padding(bytes: usize) -> String {
     }
 }
 
-/// What a client reports.
+/// Report of a client.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Answers {
     pub(crate) requests: f64,
     pub(crate) a_second: f64,
 }
 
-/// As many requests as go through on kept connections, for whole seconds of at least one.
+/// Sends as many requests as possible on persistent connections, for a whole number of seconds.
 pub(crate) fn saturate(wrk: &mut Command, url: &str, padded: usize, time: Duration) -> Result<Answers> {
     let seconds = time.as_secs().max(1);
     wrk.args(["-t", "1", "-c", &CONNECTIONS.to_string(), "-d", &format!("{seconds}s")]);
@@ -40,7 +40,7 @@ pub(crate) fn saturate(wrk: &mut Command, url: &str, padded: usize, time: Durati
     answers(&finish(wrk.arg(url), "")?)
 }
 
-/// The same over HTTP/2, many at a time on each connection.
+/// Returns the same over HTTP/2, many at a time on each connection.
 pub(crate) fn saturate_streams(h2load: &mut Command, url: &str, time: Duration) -> Result<Answers> {
     let seconds = time.as_secs().max(1);
     let [connections, streams] = MULTIPLEXED.map(|number| number.to_string());
@@ -48,9 +48,9 @@ pub(crate) fn saturate_streams(h2load: &mut Command, url: &str, time: Duration) 
     multiplexed_answers(&finish(h2load.arg(url), "")?)
 }
 
-/// So many requests a second for a while; their 99th percentile in milliseconds.
+/// Sends `a_second` requests per second; returns their 99th percentile in milliseconds.
 pub(crate) fn pace(h2load: &mut Command, url: &str, a_second: f64, time: Duration, log: &Path) -> Result<f64> {
-    // It goes on with an old file at its end.
+    // h2load appends to an existing file.
     let _ = fs::remove_file(log);
     let each = format!("{:.2}", a_second / f64::from(CONNECTIONS));
     let seconds = time.as_secs().max(1);
@@ -65,7 +65,7 @@ pub(crate) fn pace(h2load: &mut Command, url: &str, a_second: f64, time: Duratio
     Ok(quantile(&durations, 0.99) / 1000.0)
 }
 
-/// Downloads a body and says how many bytes came a second.
+/// Downloads a body; returns the bytes per second.
 pub(crate) fn download(curl: &mut Command, url: &str, length: u64) -> Result<f64> {
     let report =
         finish(curl.args(["-sS", "-m", "120", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", url]), "")?;
@@ -89,7 +89,7 @@ fn answers(text: &str) -> Result<Answers> {
     })
 }
 
-/// What h2load says.
+/// Parses the report of h2load.
 pub(crate) fn multiplexed_answers(text: &str) -> Result<Answers> {
     let unclear = || format!("h2load said:\n{text}");
     let number = |line: &str, after: &str| -> Option<f64> {
@@ -105,7 +105,7 @@ pub(crate) fn multiplexed_answers(text: &str) -> Result<Answers> {
     })
 }
 
-/// Microseconds of the requests answered with 200, sorted: start, status and duration are the columns.
+/// Returns the sorted microseconds of requests answered with 200; the columns are start, status and duration.
 fn successes(log: &str) -> Vec<f64> {
     let mut durations: Vec<f64> = log
         .lines()

@@ -1,8 +1,8 @@
-//! What observing costs, beside the bar it must meet; each figure's samples in `target/bench/<figure>.json`.
+//! Benchmarks of the observer against targets; the samples of each are in `target/bench/<benchmark>.json`.
 //!
-//! Ratios are of neighbouring intervals in one run, observed and unobserved in turn, and each stands beside the ratio of
-//! two unobserved intervals measured in the same way: what that says of two equal things is the noise of the machine.
-//! Nothing here fails because a bar is missed; an error means that something could not be measured.
+//! Ratios are of neighbouring intervals in one run, observed and unobserved in turn, and each stands beside the ratio
+//! of two unobserved intervals measured in the same way, which shows the noise of the machine. A missed target is not
+//! an error; an error means that something could not be measured.
 
 mod app;
 mod attach;
@@ -42,25 +42,25 @@ use crate::{
 #[derive(clap::Parser)]
 #[command(name = "cargo xtask bench")]
 struct Options {
-    /// Most pairs of intervals that one ratio may take until unobserved against unobserved lies within 2 %.
+    /// Maximum pairs of intervals per ratio, until unobserved against unobserved lies within 2 %.
     #[arg(long, default_value_t = 24)]
     pairs: usize,
-    /// Length of one interval of load.
+    /// Length of one interval of load, e.g. 4s.
     #[arg(long = "for", value_name = "DURATION", default_value = "4s", value_parser = humantime::parse_duration)]
     time: Duration,
-    /// What to measure; everything if none is named.
+    /// Benchmarks to run; all if none is named.
     #[arg(value_enum, value_name = "NAME")]
-    figures: Vec<Figure>,
+    benchmarks: Vec<Benchmark>,
 }
 
-/// What can be measured.
+/// A benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Figure {
-    /// Requests a second, observed / unobserved.
+enum Benchmark {
+    /// Requests per second, observed / unobserved.
     Throughput,
     /// 99th percentile at half load, observed / unobserved.
     Latency,
-    /// Time in a packet program / in an empty one, and in all programs a request.
+    /// Time in a packet program / in an empty one, and in all programs per request.
     Kernel,
     /// Throughput and kernel time of HTTP/2.
     Http2,
@@ -68,9 +68,9 @@ enum Figure {
     Grpc,
     /// Calls lost and kernel memory of 1,000 connections with 100 open calls each.
     Streams,
-    /// Longest time of the programs for a packet, and for the end of many connections at once.
+    /// Longest time of the eBPF programs for a packet, and for the end of many connections at once.
     Worst,
-    /// The observer's CPU time, at full load less at none.
+    /// The observer's CPU time at full load minus that without load.
     Cpu,
     /// The observer's memory with 100 sidecars and 10,000 series.
     Memory,
@@ -78,13 +78,13 @@ enum Figure {
     Attach,
     /// Speed of a 1 GiB body, observed / unobserved.
     Bulk,
-    /// Speed and memory of the parser of scraped pages.
+    /// Speed and memory of the parser of scraped expositions.
     Exposition,
-    /// Speed at which figures become text for Prometheus and Wavefront.
+    /// Speed of the encoders for Prometheus and Wavefront.
     Rendering,
-    /// CPU time and memory of scraping 20 control-plane pages of 1 MB.
+    /// CPU time and memory of scraping 20 control planes of 1 MB.
     ControlPlane,
-    /// How late the kernel's figures are read while control-plane pages hang.
+    /// Delay of kernel collection while scrapes of control planes hang.
     Cadence,
 }
 
@@ -95,12 +95,12 @@ fn main() -> ExitCode {
 /// Measures and prints.
 fn run(options: &Options) -> Result<()> {
     let stop = stop_on_signal()?;
-    let figures = if options.figures.is_empty() { Figure::value_variants() } else { &options.figures };
+    let benchmarks = if options.benchmarks.is_empty() { Benchmark::value_variants() } else { &options.benchmarks };
     let mut report = Report::default();
     let mut failed = Vec::new();
-    for &figure in figures {
-        let name = figure.to_possible_value().expect("no figure is skipped").get_name().to_owned();
-        let result = timed(&format!("measuring {name}"), || figure.measure(options));
+    for &benchmark in benchmarks {
+        let name = benchmark.to_possible_value().expect("no benchmark is skipped").get_name().to_owned();
+        let result = timed(&format!("measuring {name}"), || benchmark.measure(options));
         if stop.load(Ordering::Relaxed) {
             say("stopped; namespaces, processes and cgroups are removed");
             return Ok(());
@@ -117,7 +117,7 @@ fn run(options: &Options) -> Result<()> {
     if failed.is_empty() { Ok(()) } else { bail!("not measured: {}", failed.join(", ")) }
 }
 
-impl Figure {
+impl Benchmark {
     fn measure(self, options: &Options) -> Result<Vec<Row>> {
         match self {
             Self::Throughput => end_to_end::throughput(options, Protocol::Http1),

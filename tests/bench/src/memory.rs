@@ -1,6 +1,6 @@
 //! The observer's resident memory with 100 sidecars and 10,000 series.
 //!
-//! "Series" has two readings: lines of `/metrics`, as Prometheus counts them, and sets of labels, of which each is some
+//! "Series" has two meanings: lines of `/metrics`, as Prometheus counts them, and label sets, each of which is some
 //! seventy such lines. Both are measured.
 
 use std::{collections::BTreeMap, fmt, fs, process::Command, thread::sleep, time::Duration};
@@ -16,7 +16,7 @@ use harness::{
 };
 
 use crate::{
-    report::{Bar, Row},
+    report::{Row, Target},
     spread::Spread,
     testbed::start_observer,
 };
@@ -24,12 +24,12 @@ use crate::{
 const SIDECARS: u8 = 100;
 const SERIES: usize = 10_000;
 const PORT: u16 = 8080;
-/// The observer reads the kernel's maps this often.
+/// Collection interval.
 const INTERVAL: &str = "1s";
-/// So long after a change it has read everything.
+/// Time after a change until everything has been collected.
 const REST: Duration = Duration::from_secs(3);
 
-/// Both readings, and again where counts outlive the process.
+/// Returns both readings, and again where counts outlive the process.
 pub(crate) fn resident() -> Result<Vec<Row>> {
     let (mut rows, pinned) = (measure(false)?, measure(true)?);
     rows.extend(pinned);
@@ -85,8 +85,8 @@ fn measure(pinned: bool) -> Result<Vec<Row>> {
     ])
 }
 
-fn row(figure: &str, memory: &Memory) -> Row {
-    let row = Row::new(figure, Bar::AtMost(20.0), "MB", Spread::of([memory.resident]));
+fn row(title: &str, memory: &Memory) -> Row {
+    let row = Row::new(title, Target::AtMost(20.0), "MB", Spread::of([memory.resident]));
     let details =
         [("anonymous_mb", memory.anonymous), ("peak_mb", memory.peak), ("kernel_maps_mb", memory.kernel_maps)];
     let details: BTreeMap<String, f64> = details.map(|(name, value)| (name.to_owned(), value)).into();
@@ -96,13 +96,13 @@ fn row(figure: &str, memory: &Memory) -> Row {
 /// In megabytes.
 pub(crate) struct Memory {
     pub(crate) resident: f64,
-    /// Its share of it, where pages are shared with others.
+    /// Proportional share of shared pages.
     pub(crate) proportional: f64,
-    /// Of which its own; the rest are pages of its file, which the kernel can drop and others can share.
+    /// Anonymous memory; the rest are file pages, which the kernel can drop and share.
     anonymous: f64,
-    /// Most that was ever resident.
+    /// Peak resident memory.
     pub(crate) peak: f64,
-    /// What the maps take in the kernel, which is no process's resident memory.
+    /// Kernel memory of the maps, which is not part of the resident memory.
     kernel_maps: f64,
 }
 
@@ -122,11 +122,11 @@ impl Memory {
     }
 }
 
-/// Bytes that a process' maps take, as the kernel accounts for them; what is kept with sockets is not among it.
+/// Returns the bytes of a process's maps by the kernel's account, without socket storage.
 pub(crate) fn kernel_maps(pid: u32) -> Result<f64> {
     let mut bytes = 0.0;
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).context("the observer's descriptors")?.flatten() {
-        // A descriptor may be closed while they are listed; of maps only `map_id` is said.
+        // A descriptor may be closed while they are listed; only maps have `map_id`.
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
         if text.contains("map_id:") {
             bytes += field(&text, "memlock:").unwrap_or(0.0);
@@ -149,17 +149,17 @@ impl fmt::Display for Memory {
     }
 }
 
-/// What a scrape showed, counted as it came: it may be hundreds of megabytes.
+/// Counts of a scrape, taken while it streams: it may be hundreds of megabytes.
 struct Page {
     /// Lines of Istio's families.
     istio: usize,
-    /// Label sets that the kernel has.
+    /// Label sets in the kernel's map.
     in_use: usize,
 }
 
 impl Page {
     fn read(observer: &Observer) -> Result<Self> {
-        // What was counted a moment ago may not be on the page yet.
+        // The last counts may not be exposed yet.
         sleep(REST);
         let url = format!("http://{}/metrics", observer.address());
         let count =

@@ -1,4 +1,4 @@
-//! What the path speaks: the application that answers, and what is asked of it.
+//! Protocols of the testbed: application, client and request of each.
 
 use std::{fs, path::Path, process::Command};
 
@@ -14,7 +14,7 @@ use crate::{
     testbed::BODY,
 };
 
-/// File with the message of a call, as it is in a request's body.
+/// File with the body of a call's request.
 const MESSAGE: &str = "message";
 
 /// A protocol, on both legs of both sidecars.
@@ -44,7 +44,7 @@ impl Protocol {
         }
     }
 
-    /// What the service is declared as.
+    /// Returns the declared protocol of the service.
     pub(crate) fn service(self) -> mesh::Protocol {
         match self {
             Self::Http1 => mesh::Protocol::Http,
@@ -52,8 +52,8 @@ impl Protocol {
         }
     }
 
-    /// Worker threads of each sidecar. With two, the speed of HTTP/2 would hang on chance: the few connections that carry
-    /// everything share a worker or do not.
+    /// Returns the worker threads of each sidecar. With two, the speed of HTTP/2 would depend on chance: the few
+    /// connections that carry everything share a worker or do not.
     pub(crate) fn workers(self) -> u32 {
         match self {
             Self::Http1 => 2,
@@ -61,7 +61,7 @@ impl Protocol {
         }
     }
 
-    /// What the observer says of a request that was answered.
+    /// Returns the label of an answered request.
     pub(crate) fn answered(self) -> [(&'static str, &'static str); 1] {
         match self {
             Self::Http1 | Self::Http2 => [("response_code", "200")],
@@ -69,7 +69,7 @@ impl Protocol {
         }
     }
 
-    /// Starts an application, and leaves in `directory` what it and its clients need.
+    /// Starts an application, and writes the files of it and its clients to `directory`.
     pub(crate) fn serve(self, on: &Workload, port: u16, directory: &Path) -> Result<Application> {
         let write = |name: &str, bytes: &[u8]| {
             let path = directory.join(name);
@@ -81,7 +81,7 @@ impl Protocol {
             Self::Http2 => {
                 write(&BODY.to_string(), &body)?;
                 let mut nghttpd = on.command(&tools::require("nghttpd")?.to_string_lossy())?;
-                // Envoy sends more streams at once than nghttpd takes, before it knows how many that are.
+                // Envoy sends more streams at once than nghttpd accepts by default, before it has received the limit.
                 nghttpd
                     .args(["--no-tls", "--max-concurrent-streams", "1024", "-d"])
                     .arg(directory)
@@ -89,7 +89,7 @@ impl Protocol {
                 Program::serve(on, port, &mut nghttpd)?
             }
             Self::Grpc => {
-                // Not compressed, then the length.
+                // The compression flag, then the length.
                 let prefix = [&[0], u32::try_from(BODY)?.to_be_bytes().as_slice()].concat();
                 write(MESSAGE, &[prefix, body].concat())?;
                 Implementation::Go.serve(on, port, None)?
@@ -98,7 +98,7 @@ impl Protocol {
         Ok(Application::External { _program: program })
     }
 
-    /// Who asks and who answers.
+    /// Describes client and server.
     pub(crate) fn ends(self) -> &'static str {
         match self {
             Self::Http1 => "wrk, 16 kept connections",
@@ -107,7 +107,7 @@ impl Protocol {
         }
     }
 
-    /// Where an ordinary answer is had.
+    /// Returns the URL or path of an ordinary answer.
     pub(crate) fn path(self) -> String {
         match self {
             Self::Http1 | Self::Http2 => app::path(BODY),
@@ -115,7 +115,7 @@ impl Protocol {
         }
     }
 
-    /// Has h2load send what gets an ordinary answer.
+    /// Adds the options of an ordinary request to h2load.
     pub(crate) fn ask(self, h2load: &mut Command, directory: &Path) {
         if self == Self::Grpc {
             h2load

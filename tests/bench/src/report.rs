@@ -1,4 +1,4 @@
-//! The table of figures and bars, and the files with every sample.
+//! The table of results and targets, and the files with every sample.
 
 use std::{collections::BTreeMap, fmt, fs};
 
@@ -12,38 +12,38 @@ use harness::{
     tools::repository,
 };
 
-/// Farthest that the median of unobserved against unobserved may lie from 1 in a run that can be trusted.
+/// Largest distance from 1 of the median of unobserved against unobserved in a reliable run.
 pub(crate) const SETTLED: f64 = 0.02;
 
-/// What a figure must not exceed, or fall short of.
+/// Limit of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Bar {
+pub(crate) enum Target {
     AtLeast(f64),
     AtMost(f64),
-    /// Nothing: the figure is said, not judged.
+    /// No limit: the result is reported only.
     Stated,
 }
 
-/// One figure and its bar.
+/// One result and its target.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
-    pub(crate) figure: String,
-    pub(crate) bar: Bar,
+    pub(crate) title: String,
+    pub(crate) target: Target,
     pub(crate) unit: &'static str,
     pub(crate) measured: Spread,
-    /// The same, of two things that do not differ.
+    /// The same measurement of two equal things.
     pub(crate) control: Option<Spread>,
-    /// How it was measured, and what the figure is made of.
+    /// Conditions and components of the measurement.
     pub(crate) notes: Vec<String>,
-    /// Further figures, for programs.
+    /// Further values, for programs.
     pub(crate) details: BTreeMap<String, f64>,
 }
 
 impl Row {
-    pub(crate) fn new(figure: impl Into<String>, bar: Bar, unit: &'static str, measured: Spread) -> Self {
-        let (figure, control, notes, details) = (figure.into(), None, Vec::new(), BTreeMap::new());
-        Self { figure, bar, unit, measured, control, notes, details }
+    pub(crate) fn new(title: impl Into<String>, target: Target, unit: &'static str, measured: Spread) -> Self {
+        let (title, control, notes, details) = (title.into(), None, Vec::new(), BTreeMap::new());
+        Self { title, target, unit, measured, control, notes, details }
     }
 
     pub(crate) fn with_control(self, control: Spread) -> Self {
@@ -56,10 +56,10 @@ impl Row {
     }
 
     fn verdict(&self) -> &'static str {
-        let met = match self.bar {
-            Bar::AtLeast(bar) => self.measured.median >= bar,
-            Bar::AtMost(bar) => self.measured.median <= bar,
-            Bar::Stated => return "stated",
+        let met = match self.target {
+            Target::AtLeast(target) => self.measured.median >= target,
+            Target::AtMost(target) => self.measured.median <= target,
+            Target::Stated => return "stated",
         };
         let settled = self.control.as_ref().is_none_or(|control| is_settled(control.median));
         match (met, settled) {
@@ -71,35 +71,35 @@ impl Row {
     }
 }
 
-/// Whether unobserved against unobserved says that they are equal.
+/// Returns whether unobserved against unobserved says that they are equal.
 pub(crate) fn is_settled(control: f64) -> bool {
     (control - 1.0).abs() <= SETTLED
 }
 
-/// Everything measured so far.
+/// Results so far.
 #[derive(Default)]
 pub(crate) struct Report(Vec<Row>);
 
 #[derive(Serialize)]
 struct File<'a> {
-    figure: &'a str,
+    benchmark: &'a str,
     kernel: String,
     processors: usize,
     rows: &'a [Row],
 }
 
 impl Report {
-    /// Takes the rows of a figure and writes its file.
+    /// Adds the rows of a benchmark and writes its file.
     pub(crate) fn add(&mut self, name: &str, rows: Vec<Row>) -> Result<()> {
-        let folder = target().join("bench");
-        fs::create_dir_all(&folder).with_context(|| format!("{} cannot be created", folder.display()))?;
-        let path = folder.join(format!("{name}.json"));
+        let directory = target().join("bench");
+        fs::create_dir_all(&directory).with_context(|| format!("{} cannot be created", directory.display()))?;
+        let path = directory.join(format!("{name}.json"));
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let file = File { figure: name, kernel: kernel.trim().to_owned(), processors, rows: &rows };
+        let file = File { benchmark: name, kernel: kernel.trim().to_owned(), processors, rows: &rows };
         fs::write(&path, serde_json::to_vec_pretty(&file)?).with_context(|| format!("{}", path.display()))?;
         for row in &rows {
-            say(format!("{}: {} {} ({})", row.figure, row.measured, row.unit, row.verdict()));
+            say(format!("{}: {} {} ({})", row.title, row.measured, row.unit, row.verdict()));
         }
         say(format!("wrote {}", path.strip_prefix(repository()).unwrap_or(&path).display()));
         self.0.extend(rows);
@@ -110,10 +110,10 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |f: &mut fmt::Formatter<'_>, cells: [&str; 6]| {
-            let [figure, bar, median, spread, control, verdict] = cells;
-            writeln!(f, "{figure:<64} {bar:>9} {median:>12} {spread:>26} {control:>28}  {verdict}")
+            let [title, target, median, spread, control, verdict] = cells;
+            writeln!(f, "{title:<64} {target:>9} {median:>12} {spread:>26} {control:>28}  {verdict}")
         };
-        line(f, ["FIGURE", "BAR", "MEDIAN", "QUARTILES", "A/A", "VERDICT"])?;
+        line(f, ["RESULT", "TARGET", "MEDIAN", "QUARTILES", "A/A", "VERDICT"])?;
         for row in &self.0 {
             let Spread { median, lower_quartile, upper_quartile, samples } = &row.measured;
             let control = row.control.as_ref().map_or("-".to_owned(), |control| {
@@ -121,21 +121,21 @@ impl fmt::Display for Report {
             });
             let spread = format!("{lower_quartile:.3} to {upper_quartile:.3}, n={}", samples.len());
             let median = format!("{median:.3} {}", row.unit);
-            line(f, [&row.figure, &row.bar.to_string(), median.trim_end(), &spread, &control, row.verdict()])?;
+            line(f, [&row.title, &row.target.to_string(), median.trim_end(), &spread, &control, row.verdict()])?;
         }
         for row in self.0.iter().filter(|row| !row.notes.is_empty()) {
-            writeln!(f, "\n{}", row.figure)?;
+            writeln!(f, "\n{}", row.title)?;
             row.notes.iter().try_for_each(|note| writeln!(f, "  {note}"))?;
         }
         Ok(())
     }
 }
 
-impl fmt::Display for Bar {
+impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AtLeast(bar) => write!(f, "≥ {bar}"),
-            Self::AtMost(bar) => write!(f, "≤ {bar}"),
+            Self::AtLeast(target) => write!(f, "≥ {target}"),
+            Self::AtMost(target) => write!(f, "≤ {target}"),
             Self::Stated => f.write_str("-"),
         }
     }
@@ -147,18 +147,18 @@ mod tests {
 
     #[test]
     fn a_missed_bar_and_a_noisy_machine_are_said() {
-        let row = |bar, measured: f64, control: f64| {
-            Row::new("x", bar, "", Spread::of([measured])).with_control(Spread::of([control])).verdict()
+        let row = |target, measured: f64, control: f64| {
+            Row::new("x", target, "", Spread::of([measured])).with_control(Spread::of([control])).verdict()
         };
-        assert_eq!(row(Bar::AtLeast(0.97), 0.98, 1.01), "met");
-        assert_eq!(row(Bar::AtLeast(0.97), 0.96, 1.0), "NOT MET");
-        assert_eq!(row(Bar::AtMost(4.0), 4.0, 0.9), "met; noisy: A/A is off by over 2 %");
-        assert!(row(Bar::AtMost(4.0), 4.1, 0.9).starts_with("NOT MET; noisy"));
+        assert_eq!(row(Target::AtLeast(0.97), 0.98, 1.01), "met");
+        assert_eq!(row(Target::AtLeast(0.97), 0.96, 1.0), "NOT MET");
+        assert_eq!(row(Target::AtMost(4.0), 4.0, 0.9), "met; noisy: A/A is off by over 2 %");
+        assert!(row(Target::AtMost(4.0), 4.1, 0.9).starts_with("NOT MET; noisy"));
     }
 
     #[test]
     fn the_table_has_a_line_for_each_row_and_then_the_notes() {
-        let row = Row::new("time of a request", Bar::AtMost(2.0), "µs", Spread::of([1.5])).note("two sidecars");
+        let row = Row::new("time of a request", Target::AtMost(2.0), "µs", Spread::of([1.5])).note("two sidecars");
         let text = Report(vec![row]).to_string();
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].starts_with("time of a request") && lines[1].ends_with("met"), "{text}");

@@ -1,11 +1,11 @@
-//! Runs the programs in `src/bin`, each of which measures in a process of its own, built for release.
+//! Runs the programs in `src/bin`, built for release, each in its own process.
 
 use std::{env, process::Command};
 
 use anyhow::{Result, ensure};
 use harness::{console::target, net::finish, tools::repository};
 
-/// Builds `program` and runs it on a page of the repository.
+/// Builds `program` and runs it on a recording of the repository.
 pub(crate) fn measure(program: &str, page: &str, arguments: [&str; 2]) -> Result<String> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let build = ["build", "--release", "--locked", "--package", "bench", "--bin", program];

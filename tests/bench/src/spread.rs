@@ -1,10 +1,10 @@
-//! Median and quartiles of a few samples. Pure.
+//! Median and quartiles of a few samples.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// Samples in the order they were taken, and what lies in their middle.
+/// Samples in the order they were taken, with median and quartiles.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -14,7 +14,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// Of at least one sample.
+    /// Summarises at least one sample.
     pub(crate) fn of(samples: impl Into<Vec<f64>>) -> Self {
         let samples = samples.into();
         let mut sorted = samples.clone();
@@ -31,7 +31,7 @@ impl fmt::Display for Spread {
     }
 }
 
-/// Between the two nearest ranks, by a straight line; not a number if there is nothing.
+/// Interpolates linearly between the two nearest ranks; NaN without samples.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
 pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };

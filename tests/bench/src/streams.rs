@@ -1,4 +1,4 @@
-//! A thousand connections with a hundred open calls each: what they take in the kernel, and whether each call is counted.
+//! Kernel memory of a thousand connections with a hundred open calls each, and whether each call is counted.
 
 use std::{
     fmt, io,
@@ -14,7 +14,7 @@ use crate::{
     load,
     memory::kernel_maps,
     protocol::Protocol,
-    report::{Bar, Row},
+    report::{Row, Target},
     spread::Spread,
     testbed::{Observed, SIDES, Side, Testbed},
 };
@@ -23,12 +23,12 @@ const CONNECTIONS: u32 = 1_000;
 const STREAMS: u32 = 100;
 /// grpc-go answers a call after this many milliseconds, which is longer than it takes to send them all.
 const HELD: &str = "delay-ms: 10000";
-/// So many times [`QUIET`] without a further call, all are open that will be.
+/// Number of [`QUIET`] intervals without a further call after which no more are expected.
 const QUIET_LOOKS: u32 = 5;
-/// When nothing was counted for so long, nothing more comes.
+/// Time without a further count after which no more is expected.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// With one sidecar observed after the other.
+/// Measures one observed sidecar after the other.
 pub(crate) fn held() -> Result<Vec<Row>> {
     open_enough_files()?;
     SIDES.into_iter().map(hold).collect::<Result<Vec<_>>>().map(|rows| rows.into_iter().flatten().collect())
@@ -56,9 +56,9 @@ fn hold(side: Side) -> Result<Vec<Row>> {
     ensure!(answered == f64::from(all), "h2load had {answered} answers instead of {all}");
     let counted = settled_count(&testbed)? - counted_before;
     let health = testbed.observer()?.health()?;
-    let figure = format!("calls not counted, 1,000 connections × 100 calls, {}'s sidecar", side.name);
+    let title = format!("calls not counted, 1,000 connections × 100 calls, {}'s sidecar", side.name);
     let mut rows = vec![
-        Row::new(figure, Bar::AtMost(0.0), "", Spread::of([(answered - counted).abs()]))
+        Row::new(title, Target::AtMost(0.0), "", Spread::of([(answered - counted).abs()]))
             .note(format!("h2load: {answered} calls answered; the observer: {counted} with the status OK"))
             .note(most.to_string())
             .note(format!("the observer of itself: {health}")),
@@ -69,7 +69,7 @@ fn hold(side: Side) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// h2load, to open all of them and wait.
+/// Returns the h2load command that opens all of them and waits.
 pub(crate) fn asking(testbed: &Testbed) -> Result<Command> {
     let mut h2load = testbed.asking()?;
     let all = CONNECTIONS * STREAMS;
@@ -79,7 +79,7 @@ pub(crate) fn asking(testbed: &Testbed) -> Result<Command> {
     Ok(h2load)
 }
 
-/// Waits until the sidecar has all of them open, or no more come; says how many there are.
+/// Waits until the sidecar has all of them open, or no more come; returns their number.
 pub(crate) fn most_open(testbed: &Testbed, side: Side) -> Result<u64> {
     let (mut most, mut looks) = (0, 0);
     while looks < QUIET_LOOKS {
@@ -94,7 +94,7 @@ pub(crate) fn most_open(testbed: &Testbed, side: Side) -> Result<u64> {
     Ok(most)
 }
 
-/// Answered requests, once what an ended load has left behind is counted too.
+/// Waits until the count of answered requests is stable, and returns it.
 fn settled_count(testbed: &Testbed) -> Result<f64> {
     let mut count = testbed.counted()?;
     loop {
@@ -107,7 +107,7 @@ fn settled_count(testbed: &Testbed) -> Result<f64> {
     }
 }
 
-/// Lets h2load and the sidecars have as many descriptors as this process may give them.
+/// Raises the limit of open files for h2load and the sidecars to the hard limit.
 fn open_enough_files() -> Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls get a pointer to a live value of the right type.
@@ -120,14 +120,14 @@ fn open_enough_files() -> Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()).context("the limit of open files") }
 }
 
-/// What is open on a sidecar's leg, and what it takes.
+/// Open calls and connections on a sidecar's leg, and their memory.
 #[derive(Default)]
 struct Open {
     calls: u64,
     connections: u64,
-    /// Bytes of what the programs keep with the connections' sockets.
+    /// Bytes of the connections' socket storage.
     with_sockets: f64,
-    /// Bytes of what they keep in maps.
+    /// Bytes in maps.
     in_maps: f64,
 }
 
@@ -148,8 +148,8 @@ impl Open {
     fn a_connection(&self) -> Row {
         #[expect(clippy::cast_precision_loss, reason = "thousands")]
         let each = (self.with_sockets + self.in_maps) / self.connections as f64 / 1024.0;
-        let figure = "kernel memory a connection with 100 open calls, client's sidecar";
-        Row::new(figure, Bar::Stated, "KiB", Spread::of([each])).note(format!(
+        let title = "kernel memory a connection with 100 open calls, client's sidecar";
+        Row::new(title, Target::Stated, "KiB", Spread::of([each])).note(format!(
             "by the kernel's own account: the sockets' option memory, as `ss -m` shows it, and the growth of the observer's \
              maps; the allocator rounds up what it gives; {self}"
         ))
@@ -168,7 +168,7 @@ impl fmt::Display for Open {
     }
 }
 
-/// Of a line of `ss -m`: `skmem:(r0,…,o5520,…)`.
+/// Parses a line of `ss -m`: `skmem:(r0,…,o5520,…)`.
 fn option_memory(line: &str) -> Option<f64> {
     let (_, memory) = line.split_once("skmem:(")?;
     memory.split(',').find_map(|part| part.strip_prefix('o')?.parse().ok())

@@ -1,4 +1,4 @@
-//! The path that is measured: a client's pod, its sidecar, the server's sidecar, an application; observed or not.
+//! The testbed: a client's pod, its sidecar, the server's sidecar, an application; observed or not.
 
 use std::{cell::Cell, fs, path::PathBuf, process::Command, thread, time::Duration};
 
@@ -15,12 +15,12 @@ use crate::{
     protocol::{Application, Protocol},
 };
 
-/// Load after every change, before anything is measured.
+/// Duration of the load between a change and a measurement.
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Body of an ordinary answer.
 pub(crate) const BODY: u64 = 1024;
 
-/// Which sidecars are observed.
+/// The observed sidecars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Observed {
     Both,
@@ -28,13 +28,13 @@ pub(crate) enum Observed {
     Server,
 }
 
-/// One of the two, alone.
+/// One of the two sidecars.
 #[derive(Clone, Copy)]
 pub(crate) struct Side {
     pub(crate) name: &'static str,
     pub(crate) reporter: &'static str,
     pub(crate) observed: Observed,
-    /// Of its traffic with its application, as Envoy names it.
+    /// Envoy's name for the direction of its traffic with its application.
     pub(crate) direction: &'static str,
 }
 
@@ -43,18 +43,18 @@ pub(crate) const SIDES: [Side; 2] = [
     Side { name: "server", reporter: "destination", observed: Observed::Server, direction: "inbound" },
 ];
 
-/// Of the requests that were measured: how many the observer has, and how many of these as what they were.
+/// Requests that the observer counted during measurements, and those among them with their status.
 #[derive(Clone, Copy, Default)]
 struct Recognised {
     counted: f64,
     answered: f64,
 }
 
-/// A running path; dropped in this order, the mesh last.
+/// A running testbed; dropped in this order, the mesh last.
 pub(crate) struct Testbed {
     protocol: Protocol,
     observer: Option<Observer>,
-    /// How many sidecars it observes.
+    /// Number of observed sidecars.
     observed: u32,
     recognised: Cell<Recognised>,
     pub(crate) app: Application,
@@ -71,11 +71,11 @@ impl Testbed {
         let (client, server) = (mesh.workload("client")?, mesh.workload("server")?);
         let service = mesh.service("web", 80, &server, 8080, protocol.service())?;
         let app = protocol.serve(&server, 8080, mesh.directory())?;
-        // Names of their own, so that an observer can be told to see one of the two.
+        // Different executable names, so that an observer can select one of the two.
         let options = |role: &str| Options {
             executable: Some(name(&mesh, role)),
             concurrency: protocol.workers(),
-            // None, as Istio has it: a busy sidecar would give up waiting for a ClientHello and take TLS for plaintext.
+            // No timeout, as in Istio: a busy sidecar would stop waiting for a ClientHello and treat TLS as plaintext.
             sniffing_timeout: Duration::ZERO,
             ..Options::default()
         };
@@ -94,7 +94,7 @@ impl Testbed {
         })
     }
 
-    /// Starts the observer, unless it runs; it sees no connection that is older than itself.
+    /// Starts the observer, unless it runs, and new connections with it.
     pub(crate) fn observe(&mut self, whom: Observed) -> Result<()> {
         if self.observer.is_some() {
             return Ok(());
@@ -116,12 +116,12 @@ impl Testbed {
         self.press(WARM_UP)
     }
 
-    /// The observer, which must run.
+    /// Returns the observer, which must run.
     pub(crate) fn observer(&self) -> Result<&Observer> {
         self.observer.as_ref().context("nothing is observed now")
     }
 
-    /// The sidecar of one side.
+    /// Returns the sidecar of one side.
     pub(crate) fn sidecar(&self, side: Side) -> &Sidecar {
         match side.observed {
             Observed::Server => &self.server,
@@ -129,7 +129,7 @@ impl Testbed {
         }
     }
 
-    /// As many requests as go through, for a while; `padded` makes each longer by so many bytes. If it is observed, the
+    /// Sends as many requests as possible for `time`, each `padded` bytes longer. If it is observed, the
     /// observer must have counted them.
     pub(crate) fn saturate(&self, padded: usize, time: Duration) -> Result<Answers> {
         let before = self.recognised_so_far()?;
@@ -138,7 +138,7 @@ impl Testbed {
         Ok(answers)
     }
 
-    /// For how many of the requests so far the observer knew what they were.
+    /// Describes the share of requests so far whose status the observer recognised.
     pub(crate) fn recognised(&self) -> String {
         let Recognised { counted, answered } = self.recognised.get();
         format!(
@@ -148,23 +148,23 @@ impl Testbed {
         )
     }
 
-    /// As [`Testbed::saturate`], while the observer is left alone.
+    /// Sends load like [`Testbed::saturate`], without scraping the observer.
     pub(crate) fn press(&self, time: Duration) -> Result<()> {
         self.load(0, time).map(drop)
     }
 
-    /// So many requests a second; the 99th percentile in milliseconds.
+    /// Sends `a_second` requests per second; returns the 99th percentile in milliseconds.
     pub(crate) fn pace(&self, a_second: f64, time: Duration) -> Result<f64> {
         let log = self.mesh.directory().join("h2load.log");
         load::pace(&mut self.command("h2load")?, &self.url(), a_second, time, &log)
     }
 
-    /// A download; bytes a second.
+    /// Returns a download; bytes a second.
     pub(crate) fn download(&self, length: u64) -> Result<f64> {
         load::download(&mut self.command("curl")?, &self.service.url(Family::V4, &app::path(length)), length)
     }
 
-    /// Starts both sidecars anew, which ends every connection.
+    /// Restarts both sidecars, which ends every connection.
     fn renew(&mut self) -> Result<()> {
         let sidecars = [&mut self.client, &mut self.server];
         thread::scope(|scope| {
@@ -186,7 +186,7 @@ impl Testbed {
         }
     }
 
-    /// h2load with what it sends.
+    /// Returns the h2load command with its requests.
     pub(crate) fn asking(&self) -> Result<Command> {
         let mut h2load = self.command("h2load")?;
         self.protocol.ask(&mut h2load, self.mesh.directory());
@@ -197,12 +197,12 @@ impl Testbed {
         self.client.workload().command(program)
     }
 
-    /// Where an ordinary answer is had.
+    /// Returns the URL or path of an ordinary answer.
     pub(crate) fn url(&self) -> String {
         self.service.url(Family::V4, &self.protocol.path())
     }
 
-    /// Answered requests that the observer has counted.
+    /// Returns the number of answered requests that the observer has counted.
     pub(crate) fn counted(&self) -> Result<f64> {
         self.recognised_so_far().map(|recognised| recognised.answered)
     }
@@ -221,7 +221,7 @@ impl Testbed {
         let counted = now.counted - before.counted;
         ensure!(
             counted >= requests * f64::from(self.observed) * 0.99,
-            "the observer counted {counted} of {requests} requests on {} sidecars, so what it costs would be too little; it \
+            "the observer counted {counted} of {requests} requests on {} sidecars, so what it costs would be too little; its \
              says of itself: {}",
             self.observed,
             observer.health()?
@@ -245,7 +245,7 @@ impl Observed {
     }
 }
 
-/// Starts an observer in a cgroup of the mesh's, which ends it with the mesh if this run crashes.
+/// Starts an observer in a cgroup of the mesh, which ends it with the mesh if this run crashes.
 pub(crate) fn start_observer(mesh: &Mesh, tables: &str, sidecars: usize, arguments: &[&str]) -> Result<Observer> {
     let observer = Observer::start_with(mesh.directory(), tables, sidecars, arguments)?;
     let cgroup: PathBuf = mesh.cgroup().join("observer");

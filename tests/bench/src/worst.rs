@@ -1,4 +1,4 @@
-//! The longest that others can make the programs run: for one packet, and for the end of many connections at once.
+//! Worst-case time of the eBPF programs: for one packet, and for the end of many connections at once.
 
 use std::{
     collections::BTreeMap,
@@ -20,23 +20,23 @@ use harness::{
 use crate::{
     bpf::{self, Runs, Statistics},
     protocol::Protocol,
-    report::{Bar, Row},
+    report::{Row, Target},
     spread::Spread,
     streams,
     testbed::{SIDES, Side, Testbed},
 };
 
 const SEGMENTS: u32 = 10_000;
-/// Microseconds that a forged segment may take.
+/// Target for a forged segment, in microseconds.
 const FORGED: f64 = 20.0;
-/// Milliseconds that the end of a thousand connections with a hundred open calls each may take in all.
+/// Target for the end of a thousand connections with a hundred open calls each, in milliseconds.
 const CLOSED: f64 = 5.0;
 /// Chunks of one byte, as many as a packet on loopback holds.
 const CHUNKS: usize = 10_000;
 const PACKETS: u32 = 20;
 const OURS: &str = "mesh_";
 
-/// Both.
+/// Measures both.
 pub(crate) fn times() -> Result<Vec<Row>> {
     let mut rows = packets()?;
     for side in SIDES {
@@ -45,7 +45,7 @@ pub(crate) fn times() -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What an application's pod forges into the sidecar's connection, and the packet that takes the most turns to read.
+/// Measures segments that an application's pod forges, and the packet that needs the most steps.
 fn packets() -> Result<Vec<Row>> {
     let pair = Pair::new()?;
     let cgroup = bpf::open(pair.sidecars[1].cgroup())?;
@@ -80,16 +80,17 @@ fn packets() -> Result<Vec<Row>> {
     ensure!(measured.len() == CLAIMS.len() + 1, "only {} measurements", measured.len());
     let (forged, chunked): (Vec<_>, Vec<_>) = measured.into_iter().partition(|(name, _)| *name != CHUNKED);
     let worst = forged.iter().map(|(_, time)| *time).fold(0.0, f64::max);
-    let mut row = Row::new("time of a forged packet, the dearest kind", Bar::AtMost(FORGED), "µs", Spread::of([worst]))
-        .note(format!("mean of {SEGMENTS} of each kind, with what the kernel answers to them"));
+    let mut row =
+        Row::new("time of a forged packet, the dearest kind", Target::AtMost(FORGED), "µs", Spread::of([worst]))
+            .note(format!("mean of {SEGMENTS} of each kind, with what the kernel answers to them"));
     row.details = forged.iter().map(|(name, time)| ((*name).to_owned(), *time)).collect::<BTreeMap<_, _>>();
-    let figure = format!("time of {CHUNKS} chunks of one byte in a packet");
-    Ok(vec![row, Row::new(figure, Bar::Stated, "µs", Spread::of([chunked[0].1]))])
+    let title = format!("time of {CHUNKS} chunks of one byte in a packet");
+    Ok(vec![row, Row::new(title, Target::Stated, "µs", Spread::of([chunked[0].1]))])
 }
 
 const CHUNKED: &str = "chunks";
 
-/// Microseconds of each kind of claim.
+/// Measures the microseconds of each kind of claim.
 fn forge(pod: &harness::mesh::Workload, cgroup: &File, connection: &Connection) -> Result<Vec<(&'static str, f64)>> {
     let forger = Forger::of(pod, connection)?;
     CLAIMS
@@ -102,14 +103,14 @@ fn forge(pod: &harness::mesh::Workload, cgroup: &File, connection: &Connection) 
         .collect()
 }
 
-/// Nanoseconds of all programs on a cgroup so far.
+/// Returns the nanoseconds of all programs on a cgroup so far.
 fn spent(cgroup: &File) -> Result<f64> {
     let runs: BTreeMap<String, Runs> = bpf::runs_of(cgroup, OURS)?;
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     Ok(runs.values().map(|runs| runs.nanoseconds as f64).sum())
 }
 
-/// The client of a thousand connections is killed while each has a hundred calls open.
+/// Returns the client of a thousand connections is killed while each has a hundred calls open.
 fn close(side: Side) -> Result<Row> {
     let mut testbed = Testbed::new(Protocol::Grpc)?;
     testbed.observe(side.observed)?;
@@ -120,18 +121,18 @@ fn close(side: Side) -> Result<Row> {
     let before = spent(&cgroup)?;
     client.kill().and_then(|()| client.wait()).context("h2load")?;
     let time = settled(&cgroup)? - before;
-    let figure = format!("programs' time while 1,000 connections × 100 calls are closed, {}'s sidecar", side.name);
-    Ok(Row::new(figure, Bar::AtMost(CLOSED), "ms", Spread::of([time / 1e6])).note(format!("{open} calls were open")))
+    let title = format!("programs' time while 1,000 connections × 100 calls are closed, {}'s sidecar", side.name);
+    Ok(Row::new(title, Target::AtMost(CLOSED), "ms", Spread::of([time / 1e6])).note(format!("{open} calls were open")))
 }
 
-/// Nanoseconds of all programs, once no more are added.
+/// Waits until the programs are idle; returns their nanoseconds.
 fn settled(cgroup: &File) -> Result<f64> {
     let end = Instant::now() + Duration::from_secs(30);
     let mut last = spent(cgroup)?;
     loop {
         sleep(Duration::from_secs(1));
         let now = spent(cgroup)?;
-        // What is left then are the proxy's own few packets a second.
+        // The rest are the proxy's own few packets per second.
         if now - last < 1e5 || Instant::now() > end {
             return Ok(now);
         }

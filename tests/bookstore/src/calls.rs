@@ -17,8 +17,8 @@ use harness::{
 
 use crate::traffic::until_told;
 
-/// What the client does, each on a connection of its own: single calls, of which every fourth is refused; a message and an
-/// answer in turn; many answers to one message.
+/// Scenarios of the client, each on its own connection: single calls, of which every fourth is refused; a message and
+/// an answer in turn; many answers to one message.
 const SCENARIOS: [&str; 3] = ["paced 8 200", "talk 5 300", "pour 20 1000"];
 
 /// Server and client; ended when dropped.
@@ -36,10 +36,10 @@ impl Calls {
         let (ours, from, to) = (Arc::clone(&stop), Arc::clone(from), service.address(Family::V4));
         let client = thread::spawn(move || {
             let mut messages = Messages::default();
-            let mut turn = 0;
+            let mut round = 0;
             until_told(&ours, &format!("{} to {to}", from.name), || {
-                let told = Implementation::Go.call(&from, to, SCENARIOS[turn % SCENARIOS.len()])?;
-                turn += 1;
+                let told = Implementation::Go.call(&from, to, SCENARIOS[round % SCENARIOS.len()])?;
+                round += 1;
                 messages.requests += told.sent;
                 messages.responses += told.received;
                 Ok(())
@@ -49,14 +49,14 @@ impl Calls {
         Ok(Self { stop, client: Some(client), _server: server })
     }
 
-    /// Lets the running calls come to their end; returns how many messages the client counted.
+    /// Waits until the running calls have ended; returns the client's count of messages.
     pub(crate) fn end(mut self) -> Messages {
         self.stop()
     }
 
     fn stop(&mut self) -> Messages {
         self.stop.store(true, Ordering::Relaxed);
-        // A client that panicked has said so.
+        // A panic has been printed.
         self.client.take().and_then(|client| client.join().ok()).unwrap_or_default()
     }
 }

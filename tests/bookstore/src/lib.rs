@@ -1,4 +1,4 @@
-//! The demo's mesh, what its workloads say to each other, and what Envoy says of that.
+//! The bookstore: a mesh of three workloads with sidecars, its traffic, and the counts of Envoy's access logs.
 
 mod calls;
 mod traffic;
@@ -24,7 +24,7 @@ use harness::{
 pub use crate::traffic::Services;
 use crate::{calls::Calls, traffic::Traffic};
 
-/// Longest that a log line may take to appear.
+/// Limits the time until a log line appears.
 const LOG_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Three workloads with their sidecars; dropped in this order, the mesh last.
@@ -74,7 +74,7 @@ impl Bookstore {
         Ok(Talk { traffic: Traffic::start(services, shop, catalog, stock)?, calls: Calls::start(prices, shop)? })
     }
 
-    /// Adds what Envoy has logged since this was last asked, once no more comes.
+    /// Adds the log lines since the last call, once no more appear.
     pub fn read_logs(&mut self, truth: &mut Counts) -> Result<()> {
         for access_log in &mut self.access_logs {
             let lines = access_log.settled(0, LOG_TIMEOUT)?;
@@ -84,26 +84,26 @@ impl Bookstore {
     }
 }
 
-/// What is being said; ended when dropped.
+/// Running traffic; ended when dropped.
 pub struct Talk {
     traffic: Traffic,
     calls: Calls,
 }
 
 impl Talk {
-    /// Lets every exchange come to its end; returns how many gRPC messages the client counted.
+    /// Waits until every exchange has ended; returns the client's count of gRPC messages.
     pub fn end(self) -> Messages {
         self.traffic.end();
         self.calls.end()
     }
 }
 
-/// Where the gRPC messages are counted.
+/// Returns the legs on which the gRPC messages are counted.
 pub fn messages(messages: &Messages) -> BTreeMap<Leg, Messages> {
     [Leg::source("shop"), Leg::destination("stock")].map(|leg| (leg, messages.clone())).into()
 }
 
-/// Waits for the observer to say what Envoy says; what it says, and what differs in the end.
+/// Waits until the observer's counts equal Envoy's; returns its counts, and the remaining differences.
 pub fn compare(observer: &Observer, truth: &Counts, patience: Duration) -> Result<(Counts, Differences)> {
     let end = Instant::now() + patience;
     loop {

@@ -1,4 +1,4 @@
-//! What the demo's workloads say to each other: pages, uploads, slow answers, errors, and raw TCP; gRPC is in `calls`.
+//! Traffic of the bookstore: pages, uploads, slow answers, errors, and raw TCP; gRPC is in `calls`.
 
 use std::{
     io,
@@ -25,7 +25,7 @@ use harness::{
 /// Requests on one connection before a new one.
 const PER_CONNECTION: usize = 25;
 
-/// Who can be called.
+/// Services of the bookstore.
 pub struct Services {
     /// HTTP.
     pub catalog: Service,
@@ -69,7 +69,7 @@ impl Traffic {
         Ok(Self { stop, clients, _servers: servers })
     }
 
-    /// Lets every exchange come to its end.
+    /// Waits until every exchange has ended.
     pub(crate) fn end(self) {
         drop(self);
     }
@@ -79,7 +79,7 @@ impl Drop for Traffic {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
-            // A client that panicked has said so.
+            // A panic has been printed.
             let _ = client.join();
         }
     }
@@ -96,7 +96,7 @@ enum Answer {
     Bytes(usize),
 }
 
-/// Connects, makes all calls of a connection with a pause after each, and begins again.
+/// Connects, makes all calls of a connection with a pause after each, and repeats.
 fn client(
     from: &Arc<Workload>,
     to: SocketAddr,
@@ -110,11 +110,11 @@ fn client(
     })
 }
 
-/// Does it again and again until it is told to stop, and says what fails.
+/// Repeats `work` until `stop`, and reports failures.
 pub(crate) fn until_told(stop: &AtomicBool, what: &str, mut work: impl FnMut() -> Result<()>) {
     while !stop.load(Ordering::Relaxed) {
         if let Err(error) = work() {
-            // What ends the demo may have ended the sidecar first.
+            // A signal that ends the demo may have ended the sidecar first.
             sleep(Duration::from_secs(1));
             if !stop.load(Ordering::Relaxed) {
                 say(format!("{what}: {error:#}"));
@@ -143,7 +143,7 @@ fn make(connection: &mut Connection, call: &Call) -> io::Result<()> {
     }
 }
 
-/// Requests of one connection: these in turn.
+/// Returns the calls of one connection: these requests in turn.
 fn requests(to: SocketAddr, lines: &[&str]) -> Vec<Call> {
     let request = |line: &&str| {
         let body = if line.starts_with("POST") { "x".repeat(2_000) } else { String::new() };
@@ -154,7 +154,7 @@ fn requests(to: SocketAddr, lines: &[&str]) -> Vec<Call> {
     lines.iter().cycle().take(PER_CONNECTION).map(request).collect()
 }
 
-/// One TCP connection: a few records, echoed.
+/// Returns the calls of one TCP connection: a few records, echoed.
 fn booking() -> Vec<Call> {
     [64, 1_500, 300].map(|length| Call { send: vec![b'r'; length], answer: Answer::Bytes(length) }).into()
 }

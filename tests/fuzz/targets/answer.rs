@@ -1,4 +1,4 @@
-//! What a receiver answers to a batch: whatever bytes come, they are judged, and the pause that follows is within its bounds
+//! A receiver's answer to a batch: any bytes are classified, and the pause that follows is within its bounds
 //! and can be added to any clock.
 //!
 //! Input: bytes of an answer of HTTP/1, as they come over the connection.
@@ -21,7 +21,7 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 
-/// A receiver that says this and then closes, whatever it is told.
+/// A receiver that sends this and then closes.
 struct Receiver(Vec<u8>, usize);
 
 impl AsyncRead for Receiver {
@@ -67,7 +67,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// The answer, once all of its body that there is has come.
+/// Returns the answer, once all of its body that there is has come.
 async fn ask(receiver: Receiver) -> Option<Response<()>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(receiver)).await.ok()?;
     let request = Request::post("/").header("host", "a").body(Empty::<Bytes>::new()).expect("it is one");

@@ -1,4 +1,4 @@
-//! The configuration file and the command line: whatever comes, it is a configuration or an error that says where it is wrong.
+//! The configuration file and the command line: any input is a configuration or an error with its position.
 //!
 //! Input: a file, or after a zero byte the words of a command line, each ended by a zero byte.
 #![no_main]

@@ -1,4 +1,4 @@
-//! The tests' own parser of Prometheus text: it may refuse anything, but it ends and does not panic.
+//! The tests' own parser of Prometheus text: it may refuse any input, but it terminates and does not panic.
 #![no_main]
 
 use harness::exposition::Exposition;

@@ -1,6 +1,6 @@
 //! A whole connection of arbitrary packets: requests, answers, gaps, repetitions, ends.
 //!
-//! Input: packets of a head (two bytes: what it is, how long) and that many payload bytes. Whatever comes, nothing
+//! Input: packets of a header (two bytes: kind, length) and that many payload bytes. For any input, nothing
 //! panics, nothing outside the packet is read, and no request is counted with more bytes than there were.
 #![no_main]
 
@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use observer_common::Direction;
 use observer_proto::{ConnLeg, close, http1};
 
-/// Payload begins behind headers.
+/// The payload begins after the headers.
 const OFFSET: u32 = 40;
 
 fuzz_target!(|input: &[u8]| {

@@ -1,7 +1,8 @@
-//! What a sidecar says of itself, in every output: it chooses values of labels and nothing else, no line, no name, no figure.
+//! A sidecar's own description in every output: it determines label values only, never lines, names or values.
 //!
-//! Input: a byte that says which output, then an environment as in `/proc/PID/environ`. One output an input, and one family of
-//! each kind in it: every family has the same labels, and to write and read them all is a hundred times the work.
+//! Input: a byte that selects the output, then an environment as in `/proc/PID/environ`. One output per input, and one
+//! family of each kind in it: every family has the same labels, and to write and read them all is a hundred times the
+//! work.
 #![no_main]
 
 use std::{
@@ -24,15 +25,15 @@ use observer::{
     },
     emit::{
         Encoder,
-        prometheus::{Format, Page},
+        prometheus::{Exposition, Format},
         selection::Selection,
-        wavefront::{Lines, Names, Options, filter::Filters},
+        wavefront::{Names, Options, WavefrontEncoder, filter::Filters},
     },
-    model::{Inputs, Model, Own, Snapshot, labels::Peers},
+    model::{Inputs, Model, SelfMetrics, Snapshot, workload_index::StaticPeers},
 };
 use observer_common::{Endpoint, GRPC_NONE, Leg, Protocol, SeriesKey};
 
-/// Something that is written of a snapshot, and how it is read.
+/// An output of a snapshot, and its parser.
 #[derive(Clone, Copy)]
 enum Output {
     Page(Format, exposition::Format),
@@ -45,20 +46,20 @@ const OUTPUTS: [Output; 4] = [
     Output::Lines(Names::Documented),
     Output::Lines(Names::Collector),
 ];
-/// One family of HTTP and one of TCP, as pages and lines name them.
+/// One family of HTTP and one of TCP, by their names in each output.
 const FAMILIES: [&str; 2] = ["istio_requests_total", "istio_tcp_connections_opened_total"];
 static METRICS: LazyLock<Filters> = LazyLock::new(|| {
     let globs = ["istio.requests.total*", "istio.tcp.connections.opened*"].map(|glob| glob.parse().expect("a glob"));
     Filters { metric_allow: globs.into(), ..Filters::default() }
 });
 
-/// What a sidecar that says nothing has in each output.
+/// Output of a sidecar without a description.
 static PLAIN: LazyLock<[Said; 4]> = LazyLock::new(|| OUTPUTS.map(|output| said(&Workload::default(), output)));
 
 /// All but the values of labels.
 #[derive(Debug, PartialEq, Eq)]
 struct Said {
-    /// Points that are written, or rejected because of what the sidecar says.
+    /// Points that are written, or rejected because of the sidecar's description.
     points: u64,
     /// Of their names, figures and names of labels, where every label is always there.
     digest: u64,
@@ -95,7 +96,7 @@ fn workload(environ: &[u8]) -> Workload {
     identity(&facts, None, || None).0
 }
 
-/// A sidecar of this workload that has made a request and a connection.
+/// Returns a sidecar of this workload that has made a request and a connection.
 fn snapshot(workload: Workload) -> Arc<Snapshot> {
     let sidecar = Sidecar {
         id: 1,
@@ -130,7 +131,7 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
         steady: Duration::ZERO,
         kernel: Some(kernel),
         processes: Vec::new(),
-        control_plane: Vec::new(),
+        scrapes: Vec::new(),
         outcomes: Vec::new(),
     };
     Model::new(at, Duration::from_secs(60)).update(Inputs {
@@ -138,13 +139,13 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
         running: &[Arc::new(sidecar)],
         ended: &[],
         components: &[],
-        peers: &Arc::new(Peers::default()),
-        own: &Own::default(),
+        peers: &Arc::new(StaticPeers::default()),
+        own: &SelfMetrics::default(),
         closes_interval: true,
     })
 }
 
-/// What a scraper reads.
+/// Renders an exposition.
 fn page(workload: &Workload, snapshot: &Arc<Snapshot>, format: Format, syntax: exposition::Format) -> Said {
     let (mut points, mut digest) = (0, DefaultHasher::new());
     let said_of_itself = [("source_workload", &workload.name), ("source_workload_namespace", &workload.namespace)];
@@ -165,15 +166,15 @@ fn page(workload: &Workload, snapshot: &Arc<Snapshot>, format: Format, syntax: e
     };
     let mut parser = Parser::new(syntax);
     let selection = Selection::of(FAMILIES.into_iter().map(|family| ("name[]".into(), family.into())));
-    Page::of(snapshot.clone(), format, selection).for_each(|piece| parser.feed(&piece, &mut each));
+    Exposition::of(snapshot.clone(), format, selection).for_each(|piece| parser.feed(&piece, &mut each));
     parser.finish(&mut each);
     Said { points, digest: digest.finish() }
 }
 
-/// What a proxy gets; points that break its limits are counted instead.
+/// Renders Wavefront lines; points that break the limits are counted instead.
 fn lines(snapshot: &Arc<Snapshot>, names: Names) -> Said {
-    let mut encoder =
-        Lines::new(Options { names, filters: METRICS.clone(), ..Options::default() }, "node").expect("a name");
+    let mut encoder = WavefrontEncoder::new(Options { names, filters: METRICS.clone(), ..Options::default() }, "node")
+        .expect("a name");
     let mut points = 0;
     for batch in encoder.encode(snapshot.clone()) {
         let text = std::str::from_utf8(&batch.text).expect("text");
@@ -183,7 +184,7 @@ fn lines(snapshot: &Arc<Snapshot>, names: Names) -> Said {
         }
         points += batch.points;
     }
-    // Empty values are no tags, so that what is the same series there depends on what is said, but not how many there are.
+    // Empty values are not tags, so that the identity of series depends on the description, but not their number.
     Said { points: points + encoder.rejected().into_iter().map(|(_, count)| count).sum::<u64>(), digest: 0 }
 }
 
@@ -214,7 +215,7 @@ fn is_plain(word: &str) -> bool {
     word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Where a value ends: at the first quote without a backslash before it.
+/// Returns the position of the first quote without a backslash before it.
 fn closing_quote(value: &str) -> Option<usize> {
     let bytes = value.as_bytes();
     (0..bytes.len()).find(|&at| bytes[at] == b'"' && (at == 0 || bytes[at - 1] != b'\\'))

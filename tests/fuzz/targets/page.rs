@@ -1,5 +1,5 @@
-//! The body of an answer to a scrape: whatever comes, compressed or not, how it is cut does not change the outcome, what is kept
-//! of it is a page that can be written, and compression makes no other page of it.
+//! The body of a scrape's response: for any input, compressed or not, the segmentation does not change the result,
+//! which can be rendered, and compression does not change it.
 //!
 //! Input: a byte for the format, the compression and the size of the pieces, then the body.
 #![no_main]
@@ -11,8 +11,8 @@ use libfuzzer_sys::fuzz_target;
 use observer::collect::scrape::{Body, ScrapeError};
 use observer_model::{
     exposition::{Event, Format, Parser},
-    page::Page,
-    reading::Instance,
+    identity::Instance,
+    scraped::ScrapedExposition,
 };
 
 fuzz_target!(|input: &[u8]| {
@@ -35,23 +35,23 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-fn read(format: Format, compressed: bool, body: &[u8], size: usize) -> Result<Page, ScrapeError> {
+fn read(format: Format, compressed: bool, body: &[u8], size: usize) -> Result<ScrapedExposition, ScrapeError> {
     let mut reader = Body::new(format, compressed, &Instance::LABELS);
     body.chunks(size).try_for_each(|piece| reader.take(piece))?;
     reader.finish()
 }
 
 /// Label sets are found by digests with a key of their own, but numbered in their order.
-fn shown(outcome: &Result<Page, ScrapeError>) -> String {
+fn shown(outcome: &Result<ScrapedExposition, ScrapeError>) -> String {
     format!("{outcome:?}")
 }
 
-/// Every line as text 0.0.4 has it: it reads as one sample with the value and no label of the target's own.
-fn write(page: &Page) {
+/// Writes every line as text 0.0.4: it parses as one sample with the value and without the target's labels.
+fn write(page: &ScrapedExposition) {
     let mut text = String::new();
     let mut values = Vec::new();
     for family in page.families() {
-        for line in page.lines(family) {
+        for line in page.samples(family) {
             text.push_str(&format!("{}{}{{{}}} {}\n", family.name, line.suffix.text(), line.labels, line.value));
             values.push(line.value.to_bits());
         }

@@ -1,7 +1,7 @@
-//! What an observer finds on a bpffs, written by another build or by another party: it is gone on from or refused, and nothing
-//! else. Neither does it end the observer, nor fill its memory, nor reach a line of output as anything but labels' values.
+//! Pinned state from another build or another party: it is continued or refused, and nothing else. Neither does it end
+//! the observer, nor fill its memory, nor reach a line of output as anything but labels' values.
 //!
-//! Input: a byte that says which part, then that part.
+//! Input: a byte that selects a part, then that part.
 #![no_main]
 
 use std::{
@@ -22,7 +22,7 @@ use observer::{
         prometheus::{self, Format},
         selection::Selection,
     },
-    model::{Inputs, Model, Own, cardinality::DEFAULT_RETENTION},
+    model::{Inputs, Model, SelfMetrics, aggregate::DEFAULT_RETENTION},
     persist::{
         btf::Types,
         carry_over::CarriedOver,
@@ -71,7 +71,7 @@ impl Pages for &mut Kept {
     }
 }
 
-/// A text that was written, and bytes of its pages that were changed: which page, where, what to.
+/// Checks a written text with changed bytes: page, offset, value.
 fn pages(bytes: &[u8]) {
     let [length, changes @ ..] = bytes else { return };
     let mut kept = Kept::default();
@@ -98,7 +98,8 @@ fn pages(bytes: &[u8]) {
     }
 }
 
-/// All that is remembered: written again it is the same, and whatever it says of the past, what is exposed can be read.
+/// Checks the persisted state: written again it is equal, and whatever it contains, the exposition can
+/// be read.
 fn memory(bytes: &[u8]) {
     let Ok(mut memory) = PersistedState::decode(bytes) else { return };
     let mut text = Vec::new();
@@ -112,7 +113,7 @@ fn memory(bytes: &[u8]) {
     memory.registry.retain(&[process].into());
     // So early that nothing has been idle for long, and all that was exposed still is.
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(10);
-    if let Some(model) = memory.model.take().and_then(|model| Model::resume(at, DEFAULT_RETENTION, model)) {
+    if let Some(model) = memory.model.take().and_then(|model| Model::restore(at, DEFAULT_RETENTION, model)) {
         expose(model, at);
     }
 }
@@ -125,7 +126,7 @@ fn expose(mut model: Model, at: SystemTime) {
         steady: Duration::ZERO,
         kernel: Some(kernel),
         processes: Vec::new(),
-        control_plane: Vec::new(),
+        scrapes: Vec::new(),
         outcomes: Vec::new(),
     };
     let snapshot = model.update(Inputs {
@@ -134,7 +135,7 @@ fn expose(mut model: Model, at: SystemTime) {
         ended: &[],
         components: &[],
         peers: &Default::default(),
-        own: &Own::default(),
+        own: &SelfMetrics::default(),
         closes_interval: true,
     });
     let mut each = |event: Event<'_>| {
@@ -144,11 +145,12 @@ fn expose(mut model: Model, at: SystemTime) {
     };
     let mut parser = Parser::new(exposition::Format::OpenMetrics);
     let selection = Selection::of([("family".into(), "istio_*".into())].into_iter());
-    prometheus::Page::of(snapshot, Format::OpenMetrics, selection).for_each(|piece| parser.feed(&piece, &mut each));
+    prometheus::Exposition::of(snapshot, Format::OpenMetrics, selection)
+        .for_each(|piece| parser.feed(&piece, &mut each));
     parser.finish(&mut each);
 }
 
-/// How to read another build's maps, and a value of them behind a zero byte.
+/// Parses the field offsets of another build's maps, and a value of them after a zero byte.
 fn shape(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == 0);
     let Ok(shape) = serde_json::from_slice::<FieldOffsets>(parts.next().unwrap_or_default()) else { return };
@@ -159,7 +161,7 @@ fn shape(bytes: &[u8]) {
     }
 }
 
-/// What was counted in such maps before.
+/// Parses the carried-over counts of such maps.
 fn past(bytes: &[u8]) {
     let Ok(past) = serde_json::from_slice::<CarriedOver>(bytes) else { return };
     let _: Vec<u64> = Counter::ALL.iter().map(|counter| past.health(*counter)).collect();

@@ -1,7 +1,7 @@
-//! What the kernel shows of a process that somebody else wrote: environment, command line, mounts, sockets, addresses, cgroup,
-//! mounted labels, statistics behind a name of its own choice. Whatever comes, it ends, and what is kept of it is short and on one line.
+//! Untrusted files of a process in `/proc`: environment, command line, mounts, sockets, addresses, cgroup, mounted
+//! labels, statistics after an arbitrary name. For any input it terminates, and kept text is short and on one line.
 //!
-//! Input: a byte that says which of them, then its content.
+//! Input: a byte that selects one of them, then its content.
 #![no_main]
 
 use std::{collections::BTreeMap, path::Path};
@@ -70,7 +70,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// What becomes of it: a verdict and an identity.
+/// Classifies it and reads its identity.
 fn known(environment: BTreeMap<String, String>, [node_type, bootstrap, agent]: [Option<String>; 3]) {
     let facts = ProcessFacts {
         process: ProcessId { pid: 1, start_time: 1 },
@@ -99,7 +99,7 @@ fn known(environment: BTreeMap<String, String>, [node_type, bootstrap, agent]: [
     assert!(addresses.len() <= MOST_ADDRESSES);
 }
 
-/// Whether it is short and on one line, however a line may end.
+/// Returns whether it is short and on one line, however a line may end.
 fn fits(text: &str, most: usize) -> bool {
     text.len() <= most && text.chars().all(|c| !c.is_control() && c != '\u{2028}' && c != '\u{2029}')
 }

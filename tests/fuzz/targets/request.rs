@@ -1,4 +1,4 @@
-//! What a client asks for at `/metrics`: the query, and the headers that choose format and compression.
+//! A request of `/metrics`: the query, and the headers that select format and compression.
 //!
 //! Input: query, `Accept` and `Accept-Encoding`, with line feeds between.
 #![no_main]
@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use observer::serve::negotiation::{accepts_gzip, format, selection};
 use observer_model::encode::prometheus::Format;
 
-/// Families of kinds that differ in how they are asked for.
+/// Families of kinds that differ in their selection.
 const NAMES: [&str; 4] = ["istio_requests_total", "istio_request_bytes", "pilot_xds", "a"];
 
 fuzz_target!(|input: &[u8]| {
@@ -39,11 +39,11 @@ fn select(query: Option<&str>) {
         }
     }
     for (wanted, name) in wanted.into_iter().zip(NAMES) {
-        assert_eq!(selection.takes(name), wanted || !asks, "{name} by {query:?}");
+        assert_eq!(selection.contains(name), wanted || !asks, "{name} by {query:?}");
     }
 }
 
-/// Names and values of a query, as a form writes them; up to a fragment, without what a URL's text drops.
+/// Decodes the names and values of a query as a form encodes them, up to a fragment.
 fn form(query: &str) -> Vec<(String, String)> {
     let query: String = query.chars().filter(|c| !matches!(c, '\t' | '\r' | '\n')).collect();
     let query = query.trim_end_matches(|c: char| c <= ' ').split('#').next().unwrap_or_default();
@@ -71,7 +71,7 @@ fn plain(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Whether a name is like a pattern: the plainest way there is, one character at a time, by all the places it could be in.
+/// Returns whether a name matches a pattern, one character at a time by all possible positions.
 fn is_like(pattern: &[char], name: &[char]) -> bool {
     let mut fits = vec![false; name.len() + 1];
     fits[0] = true;

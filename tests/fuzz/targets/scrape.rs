@@ -1,12 +1,12 @@
-//! The parser of scraped pages: whatever comes, it ends, and how the page is cut does not change what it says.
+//! The exposition parser: for any input it terminates, and the segmentation does not change the result.
 //!
-//! Input: a byte for the format and the size of the pieces, then the page.
+//! Input: a byte for the format and the size of the pieces, then the exposition.
 #![no_main]
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use libfuzzer_sys::fuzz_target;
-use observer_model::exposition::{Event, Format, Labels, Parser, Sample, Seen};
+use observer_model::exposition::{Event, Format, Labels, Parser, Sample, SeriesSet};
 
 fuzz_target!(|input: &[u8]| {
     let Some((first, page)) = input.split_first() else { return };
@@ -15,10 +15,11 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(whole, said(format, page, usize::from(first >> 1) + 1));
 });
 
-/// A digest of each event: text would take most of the time, and which event differs is enough to look at the input.
+/// Returns a digest of each event: text would take most of the time, and which event differs is enough to look at the
+/// input.
 fn said(format: Format, page: &[u8], size: usize) -> Vec<u64> {
     let mut said = Vec::new();
-    let mut seen = Seen::default();
+    let mut seen = SeriesSet::default();
     let mut each = |event: Event<'_>| {
         let mut digest = DefaultHasher::new();
         std::mem::discriminant(&event).hash(&mut digest);
@@ -28,7 +29,7 @@ fn said(format: Format, page: &[u8], size: usize) -> Vec<u64> {
                 hash_sample(&sample, &mut digest);
             }
             Event::Help { family, text } => (family, text.plain()).hash(&mut digest),
-            Event::Type { family, kind } => (family, kind as u8).hash(&mut digest),
+            Event::Type { family, metric_type } => (family, metric_type as u8).hash(&mut digest),
             Event::Unit { family, unit } => (family, unit).hash(&mut digest),
             Event::Problem(problem) => (problem.line, problem.reason).hash(&mut digest),
         }
@@ -42,7 +43,7 @@ fn said(format: Format, page: &[u8], size: usize) -> Vec<u64> {
 
 fn hash_sample(sample: &Sample<'_>, digest: &mut DefaultHasher) {
     assert!(sample.name.starts_with(sample.family));
-    (sample.name, sample.family.len(), sample.kind as u8, sample.part as u8).hash(digest);
+    (sample.name, sample.family.len(), sample.metric_type as u8, sample.part as u8).hash(digest);
     (sample.value.to_bits(), sample.timestamp.map(f64::to_bits)).hash(digest);
     hash_labels(sample.labels, digest);
     if let Some(exemplar) = sample.exemplar {

@@ -1,8 +1,8 @@
-//! Received segments whose headers say anything: any sequence and acknowledgement number, flags, lengths, in any order.
+//! Received segments with arbitrary headers: any sequence and acknowledgement number, flags, lengths, in any order.
 //!
-//! Input: a byte for the leg, then segments of a head (what it is, how far off its numbers are, how long) and that many payload
-//! bytes. What TCP refuses is not read and costs no turn; what TCP has taken is what was seen, byte for byte; and no segment
-//! costs more than reading what has come.
+//! Input: a byte for the leg, then segments of a header (kind, offset of its numbers, length) and that many payload
+//! bytes. Segments that TCP refuses are not read and cost no step; the bytes that TCP accepted are the bytes read; and
+//! no segment costs more than reading what has come.
 #![no_main]
 
 use fuzz::{Packet, connection};
@@ -16,14 +16,14 @@ use observer_proto::{
     segment::{ACK, ESTABLISHED, Segment, Socket},
 };
 
-/// Payload begins behind headers.
+/// The payload begins after the headers.
 const OFFSET: u32 = 40;
 /// What the socket takes behind the next byte.
 const WINDOW: u32 = 1 << 16;
-/// Turns that a segment without a byte may cost.
+/// Steps that a segment without payload may cost.
 const IDLE: u64 = 300;
 
-/// Where a receiving TCP is, as the kernel's.
+/// State of a receiving TCP.
 struct Receiver {
     socket: Socket,
     early: Vec<(u32, u32)>,

@@ -1,13 +1,13 @@
-//! HTTP/2 frame by frame: what either end says is decided by the test, down to the bits of its headers.
+//! HTTP/2 frame by frame: the test decides every byte of its end, down to the bits of header fields.
 //!
-//! What the other end says is followed only as far as a case needs: which streams have ended, and how. Header blocks of the
-//! other end are not decoded; what is in them, the access log knows.
+//! Frames of the other end are followed only as far as a case needs: which streams have ended, and how. Header blocks
+//! of the other end are not decoded; their fields are in the access log.
 
 use std::{collections::BTreeMap, io};
 
 use super::raw::Connection;
 
-/// What a client says first.
+/// The client's connection preface.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Frame types.
@@ -35,14 +35,14 @@ pub mod flag {
 }
 
 const NO_ERROR: u32 = 0;
-/// Reason of a stream that its client no longer wants.
+/// Error code CANCEL.
 pub const CANCEL: u32 = 8;
 /// Setting: size of the table that the sender of the setting decodes with.
 pub const HEADER_TABLE_SIZE: u16 = 1;
-/// Setting: how much may come on a stream before it is acknowledged.
+/// Setting: initial window of a stream.
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// One frame as bytes.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: impl AsRef<[u8]>) -> Vec<u8> {
     let payload = payload.as_ref();
     let length = u32::try_from(payload.len()).expect("a frame is small").to_be_bytes();
@@ -52,12 +52,12 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: impl AsRef<[u8]>) -> Vec
     bytes
 }
 
-/// HEADERS in one frame.
+/// Encodes HEADERS in one frame.
 pub fn headers(stream: u32, flags: u8, block: &Block) -> Vec<u8> {
     frame(kind::HEADERS, flags | flag::END_HEADERS, stream, &block.0)
 }
 
-/// HEADERS cut into pieces of `length`, all but the first as CONTINUATION.
+/// Encodes HEADERS in pieces of `length`, all but the first as CONTINUATION.
 pub fn headers_in_pieces(stream: u32, flags: u8, block: &Block, length: usize) -> Vec<u8> {
     let pieces: Vec<&[u8]> = block.0.chunks(length).collect();
     let last = pieces.len() - 1;
@@ -69,27 +69,27 @@ pub fn headers_in_pieces(stream: u32, flags: u8, block: &Block, length: usize) -
     pieces.iter().enumerate().flat_map(piece).collect()
 }
 
-/// DATA.
+/// Encodes DATA.
 pub fn data(stream: u32, flags: u8, bytes: impl AsRef<[u8]>) -> Vec<u8> {
     frame(kind::DATA, flags, stream, bytes)
 }
 
-/// A payload with its padding, for frames with the flag PADDED.
+/// Returns a payload with its padding, for frames with the flag PADDED.
 pub fn padded(payload: impl AsRef<[u8]>, padding: u8) -> Vec<u8> {
     [&[padding], payload.as_ref(), &vec![0; padding.into()]].concat()
 }
 
-/// RST_STREAM.
+/// Encodes RST_STREAM.
 pub fn reset(stream: u32, reason: u32) -> Vec<u8> {
     frame(kind::RST_STREAM, 0, stream, reason.to_be_bytes())
 }
 
-/// GOAWAY without an error.
+/// Encodes GOAWAY without an error.
 pub fn go_away(last_stream: u32) -> Vec<u8> {
     frame(kind::GOAWAY, 0, 0, [last_stream.to_be_bytes(), NO_ERROR.to_be_bytes()].concat())
 }
 
-/// SETTINGS.
+/// Encodes SETTINGS.
 pub fn settings(pairs: &[(u16, u32)]) -> Vec<u8> {
     let payload: Vec<u8> = pairs
         .iter()
@@ -103,52 +103,52 @@ pub fn settings(pairs: &[(u16, u32)]) -> Vec<u8> {
 pub struct Block(Vec<u8>);
 
 impl Block {
-    /// A request of `method` for `path`, with nothing left to the dynamic table.
+    /// Returns a request of `method` for `path`, without use of the dynamic table.
     pub fn request(method: &str, path: &str) -> Self {
         Self::default().named(2, method).indexed(6).named(4, path).named(1, "http2")
     }
 
-    /// An answer with nothing but its status.
+    /// Returns an answer with a status only.
     pub fn status(code: u16) -> Self {
         Self::default().named(8, &code.to_string())
     }
 
-    /// A whole field of either table.
+    /// Appends an indexed field of either table.
     pub fn indexed(self, index: usize) -> Self {
         self.integer(0x80, 7, index)
     }
 
-    /// A value, its name from either table; not remembered.
+    /// Appends a value with an indexed name, without indexing.
     pub fn named(self, index: usize, value: &str) -> Self {
         self.integer(0, 4, index).text(value)
     }
 
-    /// As [`Block::named`], put into the dynamic table.
+    /// Appends a value with an indexed name, with incremental indexing.
     pub fn named_and_remembered(self, index: usize, value: &str) -> Self {
         self.integer(0x40, 6, index).text(value)
     }
 
-    /// Name and value; not remembered.
+    /// Appends name and value without indexing.
     pub fn literal(self, name: &str, value: &str) -> Self {
         self.integer(0, 4, 0).text(name).text(value)
     }
 
-    /// Name and value, put into the dynamic table.
+    /// Appends name and value with incremental indexing.
     pub fn remembered(self, name: &str, value: &str) -> Self {
         self.integer(0x40, 6, 0).text(name).text(value)
     }
 
-    /// Name and value that nobody on the way may put into a table.
+    /// Appends name and value, never indexed.
     pub fn never_indexed(self, name: &str, value: &str) -> Self {
         self.integer(0x10, 4, 0).text(name).text(value)
     }
 
-    /// Another size of the dynamic table; only at a block's beginning.
+    /// Appends an update of the dynamic table's size; only at the beginning of a block.
     pub fn table_size(self, size: usize) -> Self {
         self.integer(0x20, 5, size)
     }
 
-    /// Its bytes.
+    /// Returns its bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -177,7 +177,7 @@ impl Block {
     }
 }
 
-/// How far a stream is, by what the other end has said.
+/// Progress of a stream, from the other end's frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stream {
     /// Bytes of DATA.
@@ -192,22 +192,22 @@ pub struct Stream {
 pub struct Peer<'a> {
     /// To send frames with.
     pub connection: &'a mut Connection,
-    /// Streams of which the other end has said anything.
+    /// Streams with frames from the other end.
     pub streams: BTreeMap<u32, Stream>,
-    /// The other end has said GOAWAY.
+    /// The other end has sent GOAWAY.
     pub gone_away: bool,
     /// Whose end is awaited by [`Peer::request`].
     answered: u32,
 }
 
 impl<'a> Peer<'a> {
-    /// A client that announces `pairs` as its settings.
+    /// Returns a client that announces `pairs` as its settings.
     pub fn client(connection: &'a mut Connection, pairs: &[(u16, u32)]) -> io::Result<Self> {
         connection.send([PREFACE, &settings(pairs)].concat())?;
         Ok(Self::new(connection))
     }
 
-    /// A server that announces `pairs` as its settings.
+    /// Returns a server that announces `pairs` as its settings.
     pub fn server(connection: &'a mut Connection, pairs: &[(u16, u32)]) -> io::Result<Self> {
         connection.receive(PREFACE.len())?;
         connection.send(settings(&[pairs, &[(INITIAL_WINDOW_SIZE, 1 << 24)]].concat()))?;
@@ -215,7 +215,7 @@ impl<'a> Peer<'a> {
         Ok(Self::new(connection))
     }
 
-    /// Goes on with a connection after its beginning.
+    /// Continues a connection after its beginning.
     pub fn new(connection: &'a mut Connection) -> Self {
         Self { connection, streams: BTreeMap::new(), gone_away: false, answered: 0 }
     }
@@ -235,7 +235,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// The next stream, in order of their numbers, on which a whole request has come.
+    /// Returns the next stream, in order of their numbers, on which a whole request has come.
     pub fn request(&mut self) -> io::Result<u32> {
         loop {
             if let Some((stream, state)) = self.streams.range(self.answered + 1..).next()
@@ -248,7 +248,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// The next stream, in order of their numbers, on which anything has come.
+    /// Returns the next stream, in order of their numbers, on which anything has come.
     pub fn opened(&mut self) -> io::Result<u32> {
         loop {
             if let Some((stream, _)) = self.streams.range(self.answered + 1..).next() {
@@ -259,7 +259,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Takes one frame and answers it if it wants an answer.
+    /// Receives one frame and answers it if it needs an answer.
     pub fn receive(&mut self) -> io::Result<()> {
         let head = self.connection.receive(9)?;
         let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);

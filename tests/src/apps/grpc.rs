@@ -1,4 +1,4 @@
-//! gRPC by three implementations that share no code; `tests/peers` says what their programs do.
+//! gRPC by three implementations that share no code; see `tests/peers`.
 
 use std::{collections::BTreeMap, net::SocketAddr, process::Command, time::Duration};
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 use super::program::Program;
 use crate::{mesh::Workload, net::finish, tools};
 
-/// A virtual machine for a program that ends before more than this would pay.
+/// JVM options for a short-lived program.
 const SOON_THERE: [&str; 3] = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"];
 
-/// Whose gRPC.
+/// An implementation of gRPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
     /// grpc-go.
@@ -22,12 +22,12 @@ pub enum Implementation {
     Java,
 }
 
-/// What a client knows at its end.
+/// Report of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     /// Calls made.
     pub calls: usize,
-    /// How many of them ended with which status, as the client sees it.
+    /// Number of calls by status, as the client sees it.
     pub statuses: BTreeMap<String, u64>,
     /// Messages sent.
     pub sent: u64,
@@ -52,26 +52,26 @@ impl Implementation {
     }
 
     fn command(self, on: &Workload) -> Result<Command> {
-        let folder = tools::cache().join(match self {
+        let directory = tools::cache().join(match self {
             Self::Go => "grpc-go",
             Self::Python => "grpc-python",
             Self::Java => "grpc-java",
         });
         let (built, program) = match self {
-            Self::Go => (folder.join("peer"), folder.join("peer")),
-            Self::Python => (folder.join("python"), folder.join("python")),
-            Self::Java => (folder.join("classes/Peer.class"), tools::require("java")?),
+            Self::Go => (directory.join("peer"), directory.join("peer")),
+            Self::Python => (directory.join("python"), directory.join("python")),
+            Self::Java => (directory.join("classes/Peer.class"), tools::require("java")?),
         };
         ensure!(built.is_file(), "{} is missing: run `cargo xtask setup`", built.display());
         let mut command = on.command(&program.to_string_lossy())?;
         match self {
             Self::Go => {}
             Self::Python => {
-                command.env("PYTHONPATH", folder.join("packages"));
+                command.env("PYTHONPATH", directory.join("packages"));
                 command.arg(tools::repository().join("tests/peers/grpc-python/peer.py"));
             }
             Self::Java => {
-                command.args(SOON_THERE).arg("-cp").arg(format!("{0}/classes:{0}/*", folder.display())).arg("Peer");
+                command.args(SOON_THERE).arg("-cp").arg(format!("{0}/classes:{0}/*", directory.display())).arg("Peer");
             }
         }
         Ok(command)

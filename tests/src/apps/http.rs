@@ -1,4 +1,4 @@
-//! An ordinary HTTP/1.1 server with keep-alive, whose paths say what it answers.
+//! An ordinary HTTP/1.1 server with keep-alive, whose paths select the answer.
 //!
 //! | path | answer |
 //! |---|---|
@@ -120,7 +120,7 @@ fn chunked(connection: &mut Connection, length: u64) -> io::Result<()> {
     connection.send("0\r\nx-sum: 0\r\n\r\n")
 }
 
-/// Length of the request's body, and the body itself if it is to be kept.
+/// Receives the request's body; returns its length, and the body itself if `keep`.
 fn receive_body(connection: &mut Connection, head: &str, keep: bool) -> io::Result<(u64, Vec<u8>)> {
     if header(head, "transfer-encoding").is_some() {
         let (body, _) = connection.receive_chunks()?;

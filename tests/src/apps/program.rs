@@ -1,4 +1,4 @@
-//! A server that is a program of somebody else's.
+//! A third-party server program.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::raw::Connection;
 use crate::mesh::Workload;
 
-/// Longest that it may take until it listens.
+/// Limits the time until it listens.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A running program; killed when dropped.
@@ -20,7 +20,7 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct Program(Child);
 
 impl Program {
-    /// Starts a command of `on`'s and waits until it listens on `port`.
+    /// Starts a command in the pod `on` and waits until it listens on `port`.
     pub fn serve(on: &Workload, port: u16, command: &mut Command) -> Result<Self> {
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let mut program = Self(spawned.with_context(|| format!("{command:?} cannot be started"))?);
@@ -39,7 +39,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // An error here means that it has ended already.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

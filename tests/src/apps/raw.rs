@@ -25,7 +25,7 @@ const IO_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Connection {
     stream: Arc<TcpStream>,
-    /// Read from the socket and not yet asked for.
+    /// Read from the socket and not yet consumed.
     pending: Vec<u8>,
     /// Bytes written so far.
     pub sent: u64,
@@ -33,7 +33,7 @@ pub struct Connection {
     pub received: u64,
 }
 
-/// A response as it came.
+/// A response as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Status code.
@@ -58,7 +58,8 @@ impl Connection {
         Ok(Self::new(stream)?)
     }
 
-    /// As [`Connection::open`], with options set before it connects, and from a port of its own if one is given.
+    /// Connects like [`Connection::open`], with options set before it connects, and from a port of its own if one is
+    /// given.
     pub fn open_with(from: &Workload, to: SocketAddr, options: &[SocketOption], port: Option<u16>) -> Result<Self> {
         let stream = from
             .net
@@ -74,12 +75,12 @@ impl Connection {
         Ok(Self { stream: Arc::new(stream), pending: Vec::new(), sent: 0, received: 0 })
     }
 
-    /// Own address and port.
+    /// Returns its own address and port.
     pub fn local(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()
     }
 
-    /// The peer's address and port.
+    /// Returns the peer's address and port.
     pub fn peer(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
     }
@@ -177,7 +178,7 @@ impl Connection {
         Ok(moved)
     }
 
-    /// Whatever comes next; empty at the end of the stream.
+    /// Receives the next bytes; empty at the end of the stream.
     pub fn receive_some(&mut self) -> io::Result<Vec<u8>> {
         if !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.pending));
@@ -189,7 +190,7 @@ impl Connection {
         Ok(buffer)
     }
 
-    /// What comes within `patience`, discarded; the number of bytes.
+    /// Discards what arrives within `patience`; returns the number of bytes.
     pub fn drain_for(&mut self, patience: Duration) -> io::Result<usize> {
         self.stream.set_read_timeout(Some(patience))?;
         let mut buffer = vec![0; 1 << 16];
@@ -205,7 +206,7 @@ impl Connection {
         }
     }
 
-    /// Exactly `length` bytes.
+    /// Receives exactly `length` bytes.
     pub fn receive(&mut self, length: usize) -> io::Result<Vec<u8>> {
         while self.pending.len() < length {
             self.fill()?;
@@ -214,7 +215,7 @@ impl Connection {
         Ok(std::mem::replace(&mut self.pending, rest))
     }
 
-    /// Everything up to and including `mark`.
+    /// Receives everything up to and including `mark`.
     pub fn receive_until(&mut self, mark: &[u8]) -> io::Result<Vec<u8>> {
         loop {
             if let Some(at) = self.pending.windows(mark.len()).position(|window| window == mark) {
@@ -224,7 +225,8 @@ impl Connection {
         }
     }
 
-    /// As [`Connection::receive_until`], but `None` when the peer ended the connection before a single byte.
+    /// Receives like [`Connection::receive_until`], but `None` when the peer ended the connection before a single
+    /// byte.
     pub fn receive_head(&mut self) -> io::Result<Option<Vec<u8>>> {
         match self.receive_until(b"\r\n\r\n") {
             Err(error) if self.pending.is_empty() && ended(&error) => Ok(None),
@@ -232,7 +234,7 @@ impl Connection {
         }
     }
 
-    /// Everything until the peer ends the connection, discarded; the number of bytes. A reset ends it as well.
+    /// Discards everything until the peer ends or resets the connection; returns the number of bytes.
     pub fn drain(&mut self) -> io::Result<u64> {
         let mut length = std::mem::take(&mut self.pending).len() as u64;
         loop {
@@ -245,7 +247,7 @@ impl Connection {
         }
     }
 
-    /// A whole response to a request that was no HEAD: by its length, its chunks, or to the end of the stream.
+    /// Returns a whole response to a request that was no HEAD: by its length, its chunks, or to the end of the stream.
     pub fn receive_response(&mut self) -> io::Result<Response> {
         let head = String::from_utf8_lossy(&self.receive_until(b"\r\n\r\n")?).into_owned();
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
@@ -274,7 +276,7 @@ impl Connection {
         Ok(Response { status, head, body, wire })
     }
 
-    /// A chunked body with its trailers: decoded, and its length on the wire.
+    /// Returns a chunked body with its trailers: decoded, and its length on the wire.
     pub fn receive_chunks(&mut self) -> io::Result<(Vec<u8>, u64)> {
         let (mut body, mut wire) = (Vec::new(), 0);
         loop {
@@ -311,7 +313,7 @@ impl Connection {
         self.set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, seconds)
     }
 
-    /// Ends the connection with a reset.
+    /// Resets the connection.
     pub fn reset(self) {
         let linger = libc::linger { l_onoff: 1, l_linger: 0 };
         self.set(libc::SOL_SOCKET, libc::SO_LINGER, linger).expect("an open TCP socket has this option");
@@ -321,7 +323,8 @@ impl Connection {
         set(&self.stream, level, option, value)
     }
 
-    /// A socket whose data somebody redirects by a sockmap is woken for nothing at times, and says that there are none.
+    /// Returns a socket whose data somebody redirects by a sockmap is woken for nothing at times, and says that there
+    /// are none.
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let begun = Instant::now();
         loop {
@@ -353,7 +356,8 @@ impl AsRawFd for Connection {
 /// A socket option that is a number: level, name, value.
 pub type SocketOption = (i32, i32, i32);
 
-/// Of a client: its last packet of the handshake waits for the first data, which the kernel then shows to the listener only.
+/// For a client: delays the handshake's last ACK until the first data, which the kernel then passes to the listener's
+/// hooks only.
 pub const DATA_WITH_THE_ACK: SocketOption = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 1);
 
 fn connect(to: SocketAddr, options: &[SocketOption], port: Option<u16>) -> io::Result<TcpStream> {
@@ -386,7 +390,7 @@ fn splice(from: &impl AsRawFd, to: &impl AsRawFd, most: usize) -> io::Result<usi
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
-/// Value of the first header of that (lower-case) name.
+/// Returns the value of the first header of this (lower-case) name.
 pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().skip(1).find_map(|line| {
         let (found, value) = line.split_once(':')?;
@@ -394,7 +398,7 @@ pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// Whether the peer is gone, rather than something being wrong.
+/// Returns whether the error means that the peer has gone.
 pub fn ended(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
@@ -407,10 +411,10 @@ pub struct Server {
     open: Arc<Open>,
 }
 
-/// The connections that are still open; weak, so that a handler's drop or reset is one on the wire as well.
+/// The connections that are still open; weak, so that a handler's drop closes the socket.
 type Open = Mutex<Vec<Weak<TcpStream>>>;
 
-/// What a server's ended connections add up to.
+/// Totals of a server's ended connections.
 #[derive(Debug, Default)]
 pub struct Totals {
     /// Connections accepted.
@@ -422,8 +426,8 @@ pub struct Totals {
 }
 
 impl Server {
-    /// Listens on `port` of every address of the workload, IPv4 and IPv6. What a handler returns as an error because its
-    /// peer left is ignored; anything else is printed.
+    /// Listens on `port` of every address of the workload, IPv4 and IPv6. An error of a handler whose
+    /// peer has left is ignored; any other is printed.
     pub fn start(
         on: &Workload,
         port: u16,
@@ -458,7 +462,7 @@ impl Server {
         Ok(Self { listener, accepting: Some(accepting), totals, open })
     }
 
-    /// What its ended connections add up to.
+    /// Returns the totals of its ended connections.
     pub fn totals(&self) -> &Totals {
         &self.totals
     }
@@ -472,7 +476,7 @@ impl Drop for Server {
             let _ = thread.join();
         }
         for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
-            // An error means that the peer has ended it already.
+            // The peer may have ended it already.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }

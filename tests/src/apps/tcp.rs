@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::raw::Server;
 use crate::mesh::Workload;
 
-/// Sends back what it gets, until the client ends.
+/// Echoes until the client ends.
 pub fn echo(on: &Workload, port: u16) -> Result<Server> {
     Server::start(on, port, |connection| {
         let connection = connection.as_mut().expect("given by the server");
@@ -21,7 +21,7 @@ pub fn echo(on: &Workload, port: u16) -> Result<Server> {
     })
 }
 
-/// As [`echo`], by a server that never reads what it passes on.
+/// Echoes with splice(2), without reading the bytes.
 pub fn spliced_echo(on: &Workload, port: u16) -> Result<Server> {
     Server::start(on, port, |connection| {
         let connection = connection.as_mut().expect("given by the server");
@@ -36,7 +36,7 @@ pub fn spliced_echo(on: &Workload, port: u16) -> Result<Server> {
     })
 }
 
-/// Speaks first, as mail and database servers do, then echoes.
+/// Sends first, as mail and database servers do, then echoes.
 pub fn banner(on: &Workload, port: u16, banner: &'static [u8]) -> Result<Server> {
     Server::start(on, port, move |connection| {
         let connection = connection.as_mut().expect("given by the server");
@@ -51,7 +51,7 @@ pub fn banner(on: &Workload, port: u16, banner: &'static [u8]) -> Result<Server>
     })
 }
 
-/// Takes everything, says nothing.
+/// Receives everything, sends nothing.
 pub fn sink(on: &Workload, port: u16) -> Result<Server> {
     Server::start(on, port, |connection| connection.as_mut().expect("given by the server").drain().map(|_| ()))
 }

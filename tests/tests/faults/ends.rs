@@ -31,7 +31,7 @@ pub(super) fn both_end_at_once(pair: &mut Pair) -> Result<String> {
             connection.drain().map(drop)
         }
     })?;
-    let figures = pair.check(Expected::both(20), |pair| {
+    let summary = pair.check(Expected::both(20), |pair| {
         for family in BOTH {
             for _ in 0..10 {
                 let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
@@ -45,10 +45,10 @@ pub(super) fn both_end_at_once(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
-/// The client is gone without a word that arrives; what is sent to it later is answered with a reset.
+/// The client vanishes without a packet that arrives; later packets to it are answered with a reset.
 pub(super) fn client_vanishes(pair: &mut Pair) -> Result<String> {
     let met = Arc::new(Barrier::new(2));
     let server = Server::start(&pair.server, pair.tcp.target_port, {
@@ -62,7 +62,7 @@ pub(super) fn client_vanishes(pair: &mut Pair) -> Result<String> {
             connection.drain().map(drop)
         }
     })?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for (family, command) in BOTH.into_iter().zip(["iptables-legacy", "ip6tables-legacy"]) {
             let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
             connection.send("hello")?;
@@ -80,7 +80,7 @@ pub(super) fn client_vanishes(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 /// The sidecar's socket is in TIME_WAIT when the client comes again from the same port.
@@ -91,7 +91,7 @@ pub(super) fn port_used_again(pair: &mut Pair) -> Result<String> {
         connection.receive(5)?;
         connection.send("goodbye")
     })?;
-    let figures = pair.check(Expected::both(10), |pair| {
+    let summary = pair.check(Expected::both(10), |pair| {
         for family in BOTH {
             for _ in 0..5 {
                 let mut connection = again(pair, pair.tcp.address(family), PORT)?;
@@ -102,10 +102,10 @@ pub(super) fn port_used_again(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
-/// Connects from `port` as soon as the connection before has left it.
+/// Connects from `port` as soon as the connection before has released it.
 fn again(pair: &Pair, to: SocketAddr, port: u16) -> Result<Connection> {
     let option = (libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
     wait_until("the port is free", SETTLE_TIMEOUT, || Connection::open_with(&pair.client, to, &[option], Some(port)))
@@ -117,7 +117,7 @@ pub(super) fn client_resets_inside_the_body(pair: &mut Pair) -> Result<String> {
         half_an_answer(connection)?;
         connection.drain().map(drop)
     })?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
             connection.send("GET / HTTP/1.1\r\nhost: raw\r\n\r\n")?;
@@ -127,7 +127,7 @@ pub(super) fn client_resets_inside_the_body(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 /// Times are not compared: the proxy ends the client's connection a second after it has logged the request.
@@ -152,13 +152,13 @@ pub(super) fn application_resets_inside_the_body(pair: &mut Pair) -> Result<Stri
         }
         Ok(())
     };
-    let figures = pair.check_with(Expected::both(2), traffic, &without_durations);
+    let summary = pair.check_with(Expected::both(2), traffic, &without_durations);
     drop(server);
-    figures
+    summary
 }
 
-/// The client is gone and so the sidecar has closed its connection to the application, whose answer comes all the same: nobody reads
-/// it. That the FIN is acknowledged must not be heard, or there would be no socket any more that it could come to.
+/// The client has gone and the sidecar has closed its connection to the application, whose answer still arrives: nobody
+/// reads it. The FIN's acknowledgement must be lost, or there would be no socket any more for the answer.
 pub(super) fn answer_to_a_closed_socket(pair: &mut Pair) -> Result<String> {
     let met = Arc::new(Barrier::new(2));
     let server = Server::start(&pair.server, pair.raw.target_port, {
@@ -178,7 +178,7 @@ pub(super) fn answer_to_a_closed_socket(pair: &mut Pair) -> Result<String> {
             format!("{action} INPUT -i lo -p tcp --sport {port} --tcp-flags ALL ACK -m length --length 40:80 -j DROP");
         finish(pair.server.command(command)?.args(rule.split(' ')), "").map(drop)
     };
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for (family, command) in BOTH.into_iter().zip(["iptables-legacy", "ip6tables-legacy"]) {
             let mut connection = Connection::open(&pair.client, pair.raw.address(family))?;
             connection.send("GET / HTTP/1.1\r\nhost: raw\r\n\r\n")?;
@@ -193,7 +193,7 @@ pub(super) fn answer_to_a_closed_socket(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn half_an_answer(connection: &mut Connection) -> io::Result<()> {

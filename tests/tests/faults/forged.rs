@@ -1,4 +1,4 @@
-//! Segments that others forge into open connections, and at listeners: they cost next to nothing and change no count.
+//! Segments forged into open connections, and at listeners: they cost next to nothing and change no count.
 
 use std::{
     io,
@@ -24,12 +24,12 @@ use harness::{
 
 /// Segments forged into each connection.
 const SEGMENTS: u32 = 10_000;
-/// Most processor time that they may cost in all.
+/// Limit of the processor time for all of them.
 const IN_ALL: Duration = Duration::from_millis(200);
 const SECONDS: &str = "mesh_observer_program_run_seconds_total";
 const RUNS: &str = "mesh_observer_program_runs_total";
 
-/// In the name of this end of the connection, every claim in turn.
+/// Forges every claim in turn in the name of this end of the connection.
 fn forge(pod: &Workload, connection: &Connection) -> Result<()> {
     let forger = Forger::of(pod, connection)?;
     (0..SEGMENTS).try_for_each(|number| forger.claim(CLAIMS[number as usize % CLAIMS.len()].1, number))
@@ -111,7 +111,7 @@ pub(super) fn forged_into_tcp(pair: &mut Pair) -> Result<String> {
 
 type Forge = Box<dyn Fn(&Connection) -> io::Result<()> + Send + Sync>;
 
-/// Makes traffic with an application that forges where it is told to, compares, and looks what the programs took for it.
+/// Makes traffic with an application that forges segments, compares, and measures the time of the programs.
 fn forged_into(pair: &mut Pair, traffic: impl FnOnce(&Pair, Forge) -> Result<usize>) -> Result<String> {
     let (forgeries, failure) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(None)));
     let application = Arc::clone(&pair.server);
@@ -136,31 +136,31 @@ fn forged_into(pair: &mut Pair, traffic: impl FnOnce(&Pair, Forge) -> Result<usi
     let lines = lines?;
     let (mut truth, _) = pair.truth(&Expected::both(lines))?;
     without_durations(&mut truth);
-    let figures = pair.agree(&counts, &truth)?;
-    let Some(observer) = &pair.observer else { return Ok(figures) };
+    let summary = pair.agree(&counts, &truth)?;
+    let Some(observer) = &pair.observer else { return Ok(summary) };
     let before = before.expect("as there is an observer");
     let forged = forgeries.load(Ordering::Relaxed) * u64::from(SEGMENTS);
     let spent = spent_since(observer, before, forged)?;
     let allowed = IN_ALL.as_secs_f64() * forged as f64 / f64::from(SEGMENTS);
     ensure!(spent < allowed, "{forged} forged segments took {spent:.3} s instead of {allowed:.3} s");
-    Ok(format!("{:.2} µs each of {forged}, {figures}", spent * 1e6 / forged as f64))
+    Ok(format!("{:.2} µs each of {forged}, {summary}", spent * 1e6 / forged as f64))
 }
 
 /// Runs and seconds of all programs so far.
 fn cost(observer: &Observer) -> Result<(f64, f64)> {
-    let page = observer.own_families()?;
-    Ok((page.sum(RUNS, &[]).unwrap_or(0.0), page.sum(SECONDS, &[]).unwrap_or(0.0)))
+    let metrics = observer.own_families()?;
+    Ok((metrics.sum(RUNS, &[]).unwrap_or(0.0), metrics.sum(SECONDS, &[]).unwrap_or(0.0)))
 }
 
-/// Seconds that the programs took, once the kernel has told of the runs.
+/// Returns the seconds of the programs, once the kernel has reported the runs.
 fn spent_since(observer: &Observer, (runs, seconds): (f64, f64), forged: u64) -> Result<f64> {
-    let page = observer
-        .wait_own(SETTLE_TIMEOUT, |page| page.sum(RUNS, &[]).unwrap_or(0.0) - runs >= forged as f64)
+    let metrics = observer
+        .wait_own(SETTLE_TIMEOUT, |metrics| metrics.sum(RUNS, &[]).unwrap_or(0.0) - runs >= forged as f64)
         .context("not every forged segment was seen by a program, so the case proves nothing")?;
-    Ok(page.sum(SECONDS, &[]).unwrap_or(0.0) - seconds)
+    Ok(metrics.sum(SECONDS, &[]).unwrap_or(0.0) - seconds)
 }
 
-/// Stray data at the sidecar's listener, which holds what may have come with a handshake: others' first bytes are still kept.
+/// Stray data at the sidecar's listener, where handshake data is kept: that of others is still kept.
 pub(super) fn forged_at_a_listener(pair: &mut Pair) -> Result<String> {
     pair.check(Expected::both(8), |pair| {
         let listener: SocketAddr = ([127, 0, 0, 1], 15001).into();

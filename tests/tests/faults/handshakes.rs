@@ -1,4 +1,4 @@
-//! Connections whose first bytes come with the handshake: the kernel shows those bytes only to the listener.
+//! Connections whose first bytes arrive with the handshake: the kernel passes those bytes only to the listener's hooks.
 
 use std::cell::Cell;
 
@@ -15,7 +15,7 @@ use harness::{
 
 use crate::{BOTH, counted_in, finish_cleanly};
 
-/// Of a client: its SYN waits for the first data.
+/// For a client: delays the SYN until the first data.
 const DATA_WITH_THE_SYN: SocketOption = (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
 
 pub(super) fn http1_data_with_the_handshake(pair: &mut Pair) -> Result<String> {
@@ -24,14 +24,14 @@ pub(super) fn http1_data_with_the_handshake(pair: &mut Pair) -> Result<String> {
 
 pub(super) fn fast_open(pair: &mut Pair) -> Result<String> {
     let before = counted_in(&pair.client, "TCPFastOpenPassive")?;
-    let figures = http1(pair, DATA_WITH_THE_SYN)?;
+    let summary = http1(pair, DATA_WITH_THE_SYN)?;
     let taken = counted_in(&pair.client, "TCPFastOpenPassive")? - before;
     ensure!(taken == 22, "{taken} of 22 connections came with data in the SYN");
-    Ok(figures)
+    Ok(summary)
 }
 
-/// One request, two in one segment, a request whose body follows, on declared and sniffed ports. Envoy counts again what it had
-/// buffered of the second: at the source, what the client sent is the truth.
+/// One request, two in one segment, a request whose body follows, on declared and sniffed ports. Envoy counts again
+/// what it had buffered of the second: at the source, the client's bytes are expected.
 fn http1(pair: &mut Pair, option: SocketOption) -> Result<String> {
     const GET: &str = "GET /bytes/10 HTTP/1.1\r\nhost: web\r\n\r\n";
     let body = [b'u'; 3000];
@@ -71,7 +71,7 @@ fn http1(pair: &mut Pair, option: SocketOption) -> Result<String> {
     pair.check_with(Expected::both(32), traffic, &|truth| {
         let requests = truth.of(&source, "200");
         requests.request_bytes = sent.get();
-        // What waits in a pipeline has begun for the client, not yet for Envoy.
+        // Requests that wait in a pipeline have begun for the client, not yet for Envoy.
         requests.duration_ms = None;
     })
 }
@@ -89,7 +89,7 @@ pub(super) fn http2_data_with_the_handshake(pair: &mut Pair) -> Result<String> {
             peer.send(headers(stream, flag::END_STREAM, &Block::status(200)))?;
         }
     })?;
-    let figures = pair.check(Expected::both(8), |pair| {
+    let summary = pair.check(Expected::both(8), |pair| {
         for family in BOTH {
             for _ in 0..2 {
                 let address = pair.http2.address(family);
@@ -105,12 +105,12 @@ pub(super) fn http2_data_with_the_handshake(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 pub(super) fn tcp_data_with_the_handshake(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(6), |pair| {
+    let summary = pair.check(Expected::both(6), |pair| {
         for family in BOTH {
             for length in [1, 1000, 50_000] {
                 let address = pair.tcp.address(family);
@@ -123,10 +123,10 @@ pub(super) fn tcp_data_with_the_handshake(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
-/// The packet that ends the handshake is lost, so that the first data ends it.
+/// The packet that ends the handshake is lost, so that the first data completes it.
 pub(super) fn handshake_with_a_lost_last_ack(pair: &mut Pair) -> Result<String> {
     let lose = |pair: &Pair, action: &str| -> Result<()> {
         for command in ["iptables-legacy", "ip6tables-legacy"] {

@@ -1,4 +1,4 @@
-//! What the network and unusual peers do to connections, case by case: the observer against Envoy's access log.
+//! Faults of the network and unusual peers, case by case: the observer against Envoy's access log.
 
 mod ends;
 mod forged;
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// Every listener takes TCP Fast Open from whoever asks for it, without a cookie; it is decided when it begins to listen.
+/// TCP Fast Open at every listener without a cookie; the setting is read when a listener is created.
 const FAST_OPEN_EVERYWHERE: &str = "1543";
 
 fn fixture() -> Result<Pair> {
@@ -82,7 +82,7 @@ fn fixture() -> Result<Pair> {
     Ok(pair)
 }
 
-/// One of the kernel's own TCP counters, in both pods together.
+/// Returns one of the kernel's own TCP counters, summed over both pods.
 fn counted(pair: &Pair, counter: &str) -> Result<u64> {
     Ok(counted_in(&pair.client, counter)? + counted_in(&pair.server, counter)?)
 }

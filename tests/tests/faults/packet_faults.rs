@@ -1,4 +1,4 @@
-//! Wires that lose packets, swap them, bring them twice, or are slow. That they did is told by the kernel's own counters.
+//! Networks that lose, reorder, duplicate or delay packets, as the kernel's own counters confirm.
 
 use std::{fs, time::Duration};
 
@@ -80,7 +80,7 @@ fn http1(pair: &mut Pair, faults: (PacketFaults, &str)) -> Result<String> {
             for _ in 0..5 {
                 connection
                     .send(format!("POST /echo HTTP/1.1\r\nhost: web\r\ncontent-length: {}\r\n\r\n", body.len()))?;
-                // In segments of their own, so that there are some to lose.
+                // In separate segments, so that there are some to lose.
                 for piece in body.chunks(6_000) {
                     connection.send(piece)?;
                 }
@@ -107,7 +107,7 @@ fn http2(pair: &mut Pair, faults: (PacketFaults, &str)) -> Result<String> {
     let mut command = pair.server.command(&tools::require("nghttpd")?.to_string_lossy())?;
     command.arg("--no-tls").arg("-d").arg(&pages).arg(pair.http2.target_port.to_string());
     let server = Program::serve(&pair.server, pair.http2.target_port, &mut command)?;
-    let figures = over(pair, faults, Expected::both(112), |pair| {
+    let summary = over(pair, faults, Expected::both(112), |pair| {
         for family in BOTH {
             let url = pair.http2.url(family, "/page");
             let mut load = pair.client.command("h2load")?;
@@ -123,12 +123,12 @@ fn http2(pair: &mut Pair, faults: (PacketFaults, &str)) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn tcp(pair: &mut Pair, faults: (PacketFaults, &str)) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let figures = over(pair, faults, Expected::both(22), |pair| {
+    let summary = over(pair, faults, Expected::both(22), |pair| {
         for family in BOTH {
             for round in 0..11 {
                 let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
@@ -144,10 +144,10 @@ fn tcp(pair: &mut Pair, faults: (PacketFaults, &str)) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
-/// A byte on its way again is sent for Envoy, and not yet for the peer.
+/// Compares over faulty networks, without durations: a retransmitted byte is sent for Envoy, and not yet for the peer.
 fn over(
     pair: &mut Pair,
     (faults, proof): (PacketFaults, &str),
@@ -155,7 +155,7 @@ fn over(
     traffic: impl FnOnce(&Pair) -> Result<()>,
 ) -> Result<String> {
     let before = counted(pair, proof)?;
-    let figures = pair.check_with(
+    let summary = pair.check_with(
         expected,
         |pair| {
             let wires = [
@@ -170,5 +170,5 @@ fn over(
     )?;
     let proven = counted(pair, proof)? - before;
     ensure!(proven > 0, "{proof} did not move: the case proves nothing");
-    Ok(format!("{proof} {proven}, {figures}"))
+    Ok(format!("{proof} {proven}, {summary}"))
 }

@@ -16,7 +16,7 @@ use crate::{BOTH, counted_in, finish_cleanly, wait_for};
 
 const MEBIBYTE: u64 = 1 << 20;
 
-/// Segments of 64 bytes or so, none of them joined on its way.
+/// Segments of about 64 bytes, none of them joined in transit.
 pub(super) fn tiny_segments(pair: &mut Pair) -> Result<String> {
     const LARGEST: i32 = 88;
     let before = counted_in(&pair.client, "OutSegs")?;
@@ -38,11 +38,11 @@ pub(super) fn tiny_segments(pair: &mut Pair) -> Result<String> {
         }
         Ok(())
     };
-    let figures = pair.check_with(Expected::both(8), traffic, &however_late);
+    let summary = pair.check_with(Expected::both(8), traffic, &however_late);
     links(pair, "gso_max_segs 65535")?;
     let segments = counted_in(&pair.client, "OutSegs")? - before;
     ensure!(segments > 1000, "{segments} segments, the case proves nothing");
-    Ok(format!("{segments} segments at the client, {}", figures?))
+    Ok(format!("{segments} segments at the client, {}", summary?))
 }
 
 /// BIG TCP: packets of more than 64 KiB, over IPv6 with a jumbo header, over IPv4, since Linux 6.3, without a length.
@@ -56,7 +56,7 @@ pub(super) fn large_segments(pair: &mut Pair) -> Result<String> {
         set?.context("IFLA_GSO_IPV4_MAX_SIZE")?;
     }
     let large = Seen::new(&pair.client, "! --length 0:65535")?;
-    let figures = pair.check(Expected::both(6), |pair| {
+    let summary = pair.check(Expected::both(6), |pair| {
         for family in BOTH {
             pair.curl(&[&pair.url(family, &format!("/bytes/{length}"))])?;
             let mut upload = Connection::open(&pair.client, pair.web.address(family))?;
@@ -76,7 +76,7 @@ pub(super) fn large_segments(pair: &mut Pair) -> Result<String> {
     let known = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let version: Vec<u32> = known.split(['.', '-']).map_while(|number| number.parse().ok()).take(2).collect();
     ensure!(large > 0 || version < vec![6, 3], "no packet was above 64 KiB: the case proves nothing");
-    Ok(format!("{large} large packets over IPv4, {}", figures?))
+    Ok(format!("{large} large packets over IPv4, {}", summary?))
 }
 
 /// MSG_ZEROCOPY.
@@ -97,7 +97,7 @@ pub(super) fn spliced(pair: &mut Pair) -> Result<String> {
     const PIECES: usize = 16;
     let server = tcp::spliced_echo(&pair.server, pair.tcp.target_port)?;
     let length = PIECES * PIECE.len();
-    let figures = pair.check(Expected::both(4), |pair| {
+    let summary = pair.check(Expected::both(4), |pair| {
         for family in BOTH {
             let (mut reader, mut writer) = pipe()?;
             let mut upload = Connection::open(&pair.client, pair.web.address(family))?;
@@ -122,13 +122,13 @@ pub(super) fn spliced(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 /// Sends `length` bytes over HTTP and over TCP.
 fn uploads(pair: &mut Pair, length: u64, send: impl Fn(&mut Connection) -> Result<()>) -> Result<String> {
     let server = tcp::sink(&pair.server, pair.tcp.target_port)?;
-    let figures = pair.check(Expected::both(6), |pair| {
+    let summary = pair.check(Expected::both(6), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.web.address(family))?;
             for _ in 0..2 {
@@ -143,14 +143,14 @@ fn uploads(pair: &mut Pair, length: u64, send: impl Fn(&mut Connection) -> Resul
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
-/// Envoy does not read the urgent byte, but it lies in the stream: there is one more than its log has.
+/// Envoy does not read the urgent byte, which is in the stream: one byte more than in its log.
 pub(super) fn urgent_data(pair: &mut Pair) -> Result<String> {
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
     let source = pair.source();
-    let figures = pair.check_with(
+    let summary = pair.check_with(
         Expected::both(2),
         |pair| {
             for family in BOTH {
@@ -171,14 +171,14 @@ pub(super) fn urgent_data(pair: &mut Pair) -> Result<String> {
         },
     );
     drop(server);
-    figures
+    summary
 }
 
-/// The client does not read until its window is shut and the sidecar asks whether it still is.
+/// The client does not read until its window is closed and the sidecar probes it.
 pub(super) fn window_of_zero(pair: &mut Pair) -> Result<String> {
     let length = 4 * MEBIBYTE;
     let server = tcp::source(&pair.server, pair.tcp.target_port, length)?;
-    let figures = pair.check(Expected::both(2), |pair| {
+    let summary = pair.check(Expected::both(2), |pair| {
         for family in BOTH {
             let before = counted_in(&pair.client, "TCPToZeroWindowAdv")?;
             let option = (libc::SOL_SOCKET, libc::SO_RCVBUF, 8192);
@@ -192,7 +192,7 @@ pub(super) fn window_of_zero(pair: &mut Pair) -> Result<String> {
         Ok(())
     });
     drop(server);
-    figures
+    summary
 }
 
 fn links(pair: &Pair, settings: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Data that somebody redirects from socket to socket: the observer cannot see them, and says so.
+//! Data that a sockmap redirects from socket to socket: the observer cannot see them, and reports so.
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -11,7 +11,7 @@ use crate::{BOTH, finish_cleanly};
 
 const REQUESTS: usize = 3;
 
-/// Nothing is seen but the opening and the end, and they are said to have had no byte between them.
+/// Only opening and end are seen; the connections count as empty.
 pub(super) fn redirected_by_a_sockmap(pair: &mut Pair) -> Result<String> {
     const EMPTY: (&str, &[(&str, &str)]) = ("mesh_observer_audit_empty_connections_total", &[]);
     let server = tcp::echo(&pair.server, pair.tcp.target_port)?;
@@ -30,17 +30,17 @@ pub(super) fn redirected_by_a_sockmap(pair: &mut Pair) -> Result<String> {
         Ok(())
     };
     let expected = Expected::both(2 * REQUESTS + 2);
-    let figures = pair.check_with(expected, traffic, &|truth| {
+    let summary = pair.check_with(expected, traffic, &|truth| {
         truth.requests.retain(|(leg, _), _| *leg != source);
         let connections = truth.connections.entry(source.clone()).or_default();
         (connections.received, connections.sent) = (0, 0);
     })?;
     drop(server);
     wait_until_said(pair, EMPTY, before + 4.0)?;
-    Ok(format!("4 connections without a byte, {figures}"))
+    Ok(format!("4 connections without a byte, {summary}"))
 }
 
-/// Answers without a request.
+/// Responses without a request.
 pub(super) fn requests_redirected_by_a_sockmap(pair: &mut Pair) -> Result<String> {
     const UNASKED: (&str, &[(&str, &str)]) =
         ("mesh_observer_parser_desyncs_total", &[("reason", "unexpected_response")]);
@@ -49,14 +49,14 @@ pub(super) fn requests_redirected_by_a_sockmap(pair: &mut Pair) -> Result<String
     let traffic = |pair: &Pair| {
         BOTH.into_iter().try_for_each(|family| requests(pair, Redirected::Requests, pair.web.address(family)))
     };
-    let figures = pair.check_with(Expected::both(2 * REQUESTS), traffic, &|truth| {
+    let summary = pair.check_with(Expected::both(2 * REQUESTS), traffic, &|truth| {
         truth.requests.retain(|(leg, _), _| *leg != source);
     })?;
     wait_until_said(pair, UNASKED, before + 2.0)?;
-    Ok(format!("2 connections with answers that were not asked for, {figures}"))
+    Ok(format!("2 connections with answers that were not asked for, {summary}"))
 }
 
-/// Requests one after the other on a redirected connection.
+/// Sends requests one after the other on a redirected connection.
 fn requests(pair: &Pair, redirected: Redirected, to: std::net::SocketAddr) -> Result<()> {
     let short_cut = ShortCut::new(pair.sidecars[0].cgroup(), redirected)?;
     let mut connection = Connection::open(&pair.client, to)?;
@@ -68,13 +68,13 @@ fn requests(pair: &Pair, redirected: Redirected, to: std::net::SocketAddr) -> Re
     finish_cleanly(&mut connection)
 }
 
-/// What the observer says of itself in a family.
+/// Waits for a value of one of the observer's own families.
 fn said(pair: &Pair, (family, labels): (&str, &[(&str, &str)])) -> Result<f64> {
     pair.observer()?.own(family, labels)
 }
 
 fn wait_until_said(pair: &Pair, (family, labels): (&str, &[(&str, &str)]), value: f64) -> Result<()> {
     let observer = pair.observer()?;
-    let said = observer.wait_own(SETTLE_TIMEOUT, |page| page.sum(family, labels) == Some(value));
+    let said = observer.wait_own(SETTLE_TIMEOUT, |metrics| metrics.sum(family, labels) == Some(value));
     said.map(drop).with_context(|| format!("{family}{labels:?} is not {value}"))
 }

@@ -1,4 +1,4 @@
-//! Answers that no ordinary server gives.
+//! Answers that ordinary servers do not send.
 
 use std::{thread::sleep, time::Duration};
 
@@ -14,10 +14,10 @@ use harness::{
 use super::{BOTH, application, greet, introduce, talks};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// Reason of a stream whose rest is not needed.
+/// Error code NO_ERROR.
 const NO_ERROR: u32 = 0;
 
-/// Makes so many requests one after the other, and waits for whatever each is answered.
+/// Makes `requests` requests one after the other, and waits for each answer.
 fn asks(pair: &mut Pair, requests: u32) -> Result<String> {
     talks(pair, usize::try_from(requests)?, |peer| {
         for stream in (0..requests).map(|number| 2 * number + 1) {
@@ -105,7 +105,7 @@ pub(super) fn statuses_without_a_body(pair: &mut Pair) -> Result<String> {
     asks(pair, 7)
 }
 
-/// As many as fit the table, then each of them by its place in it, the oldest first.
+/// As many as fit the table, then each of them by index, the oldest first.
 pub(super) fn statuses_in_the_dynamic_table(pair: &mut Pair) -> Result<String> {
     const FIT: u16 = 97;
     let _server = application(pair, &[], |peer| {
@@ -127,7 +127,7 @@ pub(super) fn statuses_in_the_dynamic_table(pair: &mut Pair) -> Result<String> {
     Ok(format!("{FIT} statuses, each put in once and referred to"))
 }
 
-/// The application forgets its table, and takes it up again.
+/// The application sets its table's size to 0, and back.
 pub(super) fn statuses_after_a_new_table_size(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
         loop {
@@ -210,7 +210,7 @@ pub(super) fn answer_trailers(pair: &mut Pair) -> Result<String> {
     asks(pair, 4)
 }
 
-/// What comes before the final headers is no answer; its table entries stay.
+/// Interim headers are not an answer; their table entries stay.
 pub(super) fn early_hints(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
         loop {
@@ -248,7 +248,7 @@ pub(super) fn expect_continue(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// The answer is whole and the rest of the request unwanted.
+/// The answer is complete and the rest of the request unwanted.
 pub(super) fn answer_before_the_request_has_ended(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
         loop {
@@ -304,7 +304,7 @@ fn grpc_answers(peer: &mut Peer<'_>) -> std::io::Result<()> {
             then(ok(), start().named_and_remembered(62, "14")),
             then(ok(), start().indexed(62).literal("x-more", "1")),
             then(ok(), start().indexed(63)),
-            // A status of HTTP that is an error, and no status of gRPC at all.
+            // An HTTP error status without a gRPC status.
             then(grpc(Block::status(200)), start().literal("x-no-status", "here")),
         ] {
             let stream = peer.request()?;

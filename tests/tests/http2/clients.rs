@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote, with nghttp2's server.
+//! Third-party clients, with nghttp2's server.
 
 use std::fs;
 
@@ -45,7 +45,7 @@ pub(super) fn curl_uploads(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// Asks with `Upgrade: h2c`, which Envoy does not grant: HTTP/1 at the client, HTTP/2 at the application.
+/// Requests `Upgrade: h2c`, which Envoy ignores: HTTP/1 at the client, HTTP/2 at the application.
 pub(super) fn curl_without_the_upgrade_it_wants(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     pair.check(Expected::both(4), |pair| {
@@ -80,7 +80,7 @@ pub(super) fn nghttp_continuation(pair: &mut Pair) -> Result<String> {
 
 /// Sizes of the tables that each end encodes and decodes with.
 pub(super) fn nghttp_header_tables(pair: &mut Pair) -> Result<String> {
-    let mut figures = Vec::new();
+    let mut summary = Vec::new();
     for (server, client) in [
         (["-c", "0"], ["-c", "0"]),
         (["-c", "8192"], ["-c", "8192"]),
@@ -89,13 +89,13 @@ pub(super) fn nghttp_header_tables(pair: &mut Pair) -> Result<String> {
     ] {
         let _server = nghttpd(pair, &server)?;
         let arguments = [client.as_slice(), &["-m", "5", "-H", "x-remembered: by both ends of the leg"]].concat();
-        figures.push(nghttp(pair, 10, &arguments, &["/small", "/absent"])?);
+        summary.push(nghttp(pair, 10, &arguments, &["/small", "/absent"])?);
     }
-    Ok(figures.join("; "))
+    Ok(summary.join("; "))
 }
 
 pub(super) fn h2load(pair: &mut Pair) -> Result<String> {
-    // More at once than it would take.
+    // More at once than it accepts.
     let _server = nghttpd(pair, &["-m", "1000"])?;
     let to = pair.http2.clone();
     load(pair, &["-n2000", "-c5", "-m32"], |family| to.url(family, "/small"))
@@ -118,7 +118,7 @@ pub(super) fn http2_to_an_http1_application(pair: &mut Pair) -> Result<String> {
     load(pair, &["-n2000", "-c5", "-m10"], |family| to.url(family, "/bytes/100"))
 }
 
-/// HTTP/2 on both legs of a port that nobody declared.
+/// HTTP/2 on both legs of an undeclared port.
 pub(super) fn sniffed_port(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd_on(pair, pair.raw.target_port, &[])?;
     pair.check(Expected::both(6), |pair| {
@@ -131,7 +131,7 @@ pub(super) fn sniffed_port(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// Nobody declared the port, so HTTP/2 is passed on as it is; the application's answer is none.
+/// On an undeclared port HTTP/2 is forwarded as it is; the application's answer is invalid.
 pub(super) fn application_that_speaks_http1_only(pair: &mut Pair) -> Result<String> {
     pair.check(Expected::both(2), |pair| {
         for family in BOTH {
@@ -158,7 +158,7 @@ pub(super) fn bodies_of_64_mib(pair: &mut Pair) -> Result<String> {
     )
 }
 
-/// A byte on its way again is sent for one end, and not yet for the other.
+/// A retransmitted byte is sent at one end, and not yet at the other.
 pub(super) fn retransmissions(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     let file = upload(pair, 1 << 20)?;
@@ -181,7 +181,7 @@ pub(super) fn retransmissions(pair: &mut Pair) -> Result<String> {
     )
 }
 
-/// The application allows one stream only. What its sidecar sends before it knows that, is refused.
+/// The application allows one stream. Streams that its sidecar opens before it receives the limit are refused.
 pub(super) fn one_stream_at_a_time(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &["-m", "1"])?;
     nghttp(pair, 40, &["-m", "20"], &["/small", "/page"])

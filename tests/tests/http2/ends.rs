@@ -1,4 +1,4 @@
-//! Streams and connections that end otherwise than by their last byte.
+//! Streams and connections that end before their last byte.
 
 use std::{
     cell::RefCell,
@@ -21,7 +21,7 @@ use super::{BOTH, application, greet, introduce, nghttpd, talks, talks_with};
 
 const INTERNAL_ERROR: u32 = 2;
 const REFUSED_STREAM: u32 = 7;
-/// Enough for anything to arrive everywhere.
+/// Enough for everything to arrive.
 const A_WHILE: Duration = Duration::from_millis(150);
 
 fn get() -> Block {
@@ -98,7 +98,7 @@ pub(super) fn client_resets_after_the_answer(pair: &mut Pair) -> Result<String> 
     })
 }
 
-/// It wants no new streams of the server's, of which there are none anyway, and the answers to its own.
+/// The client refuses new streams of the server, of which there are none, and waits for the answers to its own.
 pub(super) fn client_goes_away(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     talks(pair, 2, |peer| {
@@ -138,7 +138,7 @@ pub(super) fn client_resets_the_connection(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// Each is counted, and the end costs what a packet may cost: the median of its times, since a processor may be busy elsewhere.
+/// Each is counted, and the end costs at most what a packet may: the median, since a processor may be busy elsewhere.
 pub(super) fn many_open_calls_end_at_once(pair: &mut Pair) -> Result<String> {
     const CONNECTIONS: usize = 11;
     const CALLS: u32 = 100;
@@ -164,7 +164,8 @@ pub(super) fn many_open_calls_end_at_once(pair: &mut Pair) -> Result<String> {
     Ok(format!("{counted}; a reset takes {median:?}"))
 }
 
-/// The client goes on sending after the answer, which was whole before the request was: what the proxy still meters counts.
+/// The client keeps sending after an answer that was complete before the request: bytes that the proxy still meters
+/// count.
 pub(super) fn application_answers_and_reads_on(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
         loop {
@@ -237,7 +238,7 @@ pub(super) fn application_goes_away_after_its_answer(pair: &mut Pair) -> Result<
     asks(pair)
 }
 
-/// Of three streams the first is answered, the others are beyond what the application says it will answer.
+/// Of three streams the first is answered, the others are above the last stream of GOAWAY.
 pub(super) fn application_goes_away_before_later_streams(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
         greet(peer)?;
@@ -263,8 +264,8 @@ pub(super) fn application_ends_without_a_word(pair: &mut Pair) -> Result<String>
     at_once(pair)
 }
 
-/// Connections that are older than the observer. What is said anew is exact: codes of the static table, spelt out, or put into the
-/// table since; a code of before that is only named by the table is unknown.
+/// Connections that are older than the observer. Codes are exact if they are in the static table, literal, or added to
+/// the table since; a code that refers to an older entry of the table is unknown.
 pub(super) fn preexisting(pair: &mut Pair) -> Result<String> {
     let answers = |number: u32| match number % 5 {
         0 => Block::status(418),

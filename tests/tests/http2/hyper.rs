@@ -1,4 +1,4 @@
-//! hyper at both ends, with h2 under it: one more encoder and decoder of headers, in connections that go on for long.
+//! hyper with h2 at both ends: another encoder and decoder of headers, on long connections.
 
 mod ends;
 mod exchange;
@@ -13,12 +13,13 @@ use tokio::runtime::Runtime;
 use self::exchange::Exchange;
 use super::BOTH;
 
-/// What HTTP/2 begins with.
+/// The preface of HTTP/2.
 const TABLE: u32 = 4096;
-/// More than fit the table, whose place each takes with its name and 32 bytes. No case has others, which would make the page long.
+/// More than fit the table, where each takes its size, its name and 32 bytes. All cases share them, which keeps the
+/// exposition short.
 const STATUSES: std::ops::Range<u16> = 400..497;
 
-/// Each that has no place of its own pushes the oldest out of the table, up and down again.
+/// Each new entry evicts the oldest from the table, up and down again.
 pub(super) fn hyper_statuses(pair: &mut Pair) -> Result<String> {
     let _application = application(pair, TABLE)?;
     let others = [200, 201, 204, 206, 301, 304, 500, 503];
@@ -48,19 +49,19 @@ pub(super) fn hyper_bodies_of_5_mib(pair: &mut Pair) -> Result<String> {
     exchange_with(pair, TABLE, 1, all, &with_late_window_updates)
 }
 
-/// Values never seen before push statuses and content types out of the tables of both directions, again and again.
+/// New values keep evicting statuses and content types from the tables of both directions.
 pub(super) fn hyper_churning_headers(pair: &mut Pair) -> Result<String> {
     let _application = application(pair, TABLE)?;
     exchange(pair, TABLE, 10, (0..3000).map(churning).collect())
 }
 
 pub(super) fn hyper_header_tables(pair: &mut Pair) -> Result<String> {
-    let mut figures = Vec::new();
+    let mut summary = Vec::new();
     for table in [0, 200, 65_536] {
         let _application = application(pair, table)?;
-        figures.push(format!("{table} bytes: {}", exchange(pair, table, 10, (0..300).map(churning).collect())?));
+        summary.push(format!("{table} bytes: {}", exchange(pair, table, 10, (0..300).map(churning).collect())?));
     }
-    Ok(figures.join("; "))
+    Ok(summary.join("; "))
 }
 
 /// In trailers, or in headers without a body, between other content types.
@@ -97,7 +98,7 @@ fn exchange(pair: &mut Pair, table: u32, at_once: usize, all: Vec<Exchange>) -> 
     exchange_with(pair, table, at_once, all, &|_| {})
 }
 
-/// As [`exchange`], with a correction of the access log.
+/// Makes exchanges like [`exchange`], with a correction of the expected counts.
 fn exchange_with(
     pair: &mut Pair,
     table: u32,
@@ -109,7 +110,7 @@ fn exchange_with(
     let count = |bytes: fn(&Exchange) -> usize| calls.clone().map(|call| 2 * bytes(call) as u64 / 5).sum();
     let messages = Messages { requests: count(|call| call.upload), responses: count(|call| call.download) };
     let legs = [pair.source(), pair.destination()];
-    let figures = format!("{} exchanges over either family", all.len());
+    let summary = format!("{} exchanges over either family", all.len());
     let check = pair.check_with(
         Expected::both(2 * all.len()),
         |pair| {
@@ -122,5 +123,5 @@ fn exchange_with(
             truth.messages = legs.clone().map(|leg| (leg, messages.clone())).into();
         },
     );
-    check.map(|_| figures)
+    check.map(|_| summary)
 }

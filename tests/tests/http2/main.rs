@@ -106,7 +106,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// nghttp2's server behind the port declared HTTP/2, with a page of 10 bytes, one of 5,000, and one of 64 MiB.
+/// Starts nghttp2's server behind the port declared HTTP/2, with bodies of 10 bytes, 5,000 bytes and 64 MiB.
 fn nghttpd(pair: &Pair, arguments: &[&str]) -> Result<Program> {
     nghttpd_on(pair, pair.http2.target_port, arguments)
 }
@@ -122,7 +122,7 @@ fn nghttpd_on(pair: &Pair, port: u16, arguments: &[&str]) -> Result<Program> {
     Program::serve(&pair.server, port, &mut command)
 }
 
-/// An application of the case's own behind the port declared HTTP/2, which announces these settings; it must end before the
+/// Starts an application behind the port declared HTTP/2, which announces these settings; it must end before the
 /// next case's begins.
 fn application(
     pair: &Pair,
@@ -134,7 +134,7 @@ fn application(
     })
 }
 
-/// Makes one request that [`greet`] answers. Before it has found out where the application is, Envoy opens a connection for
+/// Makes one request that [`greet`] answers. Until it has connected to the application, Envoy opens a connection for
 /// each request of its own, so what is to come on one connection comes after this.
 fn introduce(peer: &mut Peer<'_>) -> Result<()> {
     peer.send(headers(1, flag::END_STREAM, &Block::request("GET", "/")))?;
@@ -154,7 +154,7 @@ fn talks(pair: &mut Pair, requests: usize, talk: impl Fn(&mut Peer<'_>) -> Resul
     talks_with(pair, Expected::both(requests * 2), talk, &|_| {})
 }
 
-/// As [`talks`], with what the logs should have over both families together, and a correction of them.
+/// Compares like [`talks`], with the expected lines of both families together, and a correction of the counts.
 fn talks_with(
     pair: &mut Pair,
     expected: Expected,

@@ -1,4 +1,4 @@
-//! Messages that Envoy refuses: what it answers in place of an application, and what it counts of them.
+//! Messages that Envoy refuses: its own answers, and its counts.
 
 use anyhow::{Context, Result};
 use harness::{
@@ -14,7 +14,7 @@ use super::{application, nghttpd};
 
 const PUSH_PROMISE: u8 = 5;
 
-/// What is wrong, and the frames on a stream that it is wrong with.
+/// An error, and the frames of a stream with it.
 type Bent = (&'static str, fn(u32) -> Vec<u8>);
 
 fn ok() -> Block {
@@ -29,7 +29,7 @@ fn whole(stream: u32, block: Block) -> Vec<u8> {
     headers(stream, flag::END_STREAM, &block)
 }
 
-/// A block with so many fields.
+/// Returns a block with so many fields.
 fn fields(first: Block, others: usize) -> Block {
     (0..others).fold(first, |block, number| block.literal(&format!("x-{number}"), "v"))
 }
@@ -98,7 +98,7 @@ const REQUESTS: &[Bent] = &[
     ("101 fields", |s| whole(s, fields(get(), 97))),
 ];
 
-/// None reaches the application.
+/// No request reaches the application.
 pub(super) fn requests_that_are_refused(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     for &(what, request) in REQUESTS {

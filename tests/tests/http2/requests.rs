@@ -1,4 +1,4 @@
-//! Requests that no ordinary client makes.
+//! Requests that ordinary clients do not send.
 
 use std::{thread::sleep, time::Duration};
 
@@ -15,7 +15,7 @@ use harness::{
 
 use super::{BOTH, application, nghttpd, talks};
 
-/// Setting: requests with `:protocol` are understood.
+/// Setting: extended CONNECT (`:protocol`).
 const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -71,7 +71,7 @@ pub(super) fn headers_in_many_frames(pair: &mut Pair) -> Result<String> {
         peer.ended(1)?;
         peer.send(headers_in_pieces(3, flag::END_STREAM, &whole, 8))?;
         peer.ended(3)?;
-        // One piece a segment.
+        // One piece per segment.
         let pieces = headers_in_pieces(5, flag::END_STREAM, &whole, 6);
         peer.connection.send_pieces(pieces.chunks(15), 5 * MILLISECOND)?;
         peer.ended(5)?;
@@ -91,7 +91,7 @@ pub(super) fn headers_larger_than_a_frame(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// Envoy wants the preface whole; everything after it may come in any pieces.
+/// Envoy needs the preface in one piece; everything after it may arrive in any pieces.
 pub(super) fn requests_split_at_every_byte(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     let request = |stream| [headers(stream, 0, &post()), data(stream, flag::END_STREAM, "hello")].concat();
@@ -141,7 +141,7 @@ pub(super) fn request_trailers(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     talks(pair, 3, |peer| {
         for stream in [1, 3, 5] {
-            // Twice by value, then by what the first two have put into the table.
+            // Twice by value, then by the entries of the first two.
             let trailers = match stream {
                 5 => Block::default().indexed(62),
                 _ => Block::default().remembered("x-sum", "0"),
@@ -166,7 +166,7 @@ pub(super) fn never_indexed_fields(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// The client's encoder forgets its table, and takes it up again.
+/// The client's encoder sets its table's size to 0, and back.
 pub(super) fn request_table_sizes(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     talks(pair, 4, |peer| {
@@ -187,7 +187,7 @@ pub(super) fn request_table_sizes(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// The client announces tables of other sizes, before and between its requests, to the encoder of the proxy.
+/// The client announces other table sizes to the proxy's encoder, before and between its requests.
 pub(super) fn response_table_sizes(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
         for number in 0.. {
@@ -214,7 +214,7 @@ pub(super) fn response_table_sizes(pair: &mut Pair) -> Result<String> {
     Ok("150 statuses on each of four connections".to_owned())
 }
 
-/// PING, PRIORITY, SETTINGS, WINDOW_UPDATE and a type that nobody knows, alone, inside a request, and beside one; some of
+/// PING, PRIORITY, SETTINGS, WINDOW_UPDATE and an unknown type, alone, inside a request, and beside one; some of
 /// them also for the request's own stream.
 pub(super) fn frames_that_are_no_requests(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
@@ -239,7 +239,7 @@ pub(super) fn frames_that_are_no_requests(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// gRPC is what Istio takes for it: `application/grpc`, and that with a `+`.
+/// Istio recognises gRPC by `application/grpc`, also with a suffix after `+`.
 pub(super) fn content_types(pair: &mut Pair) -> Result<String> {
     let _server = application(pair, &[], |peer| {
         loop {
@@ -272,7 +272,7 @@ pub(super) fn content_types(pair: &mut Pair) -> Result<String> {
     })
 }
 
-/// A tunnel: its bytes are the request's and the answer's.
+/// A tunnel: its bytes count as the request's and the answer's.
 pub(super) fn connect(pair: &mut Pair) -> Result<String> {
     tunnels(pair, &Block::default().named(2, "CONNECT").named(1, "http2:83"))
 }
@@ -304,14 +304,14 @@ fn tunnels(pair: &mut Pair, request: &Block) -> Result<String> {
     })
 }
 
-/// Envoy takes the wish out and answers in HTTP/1.
+/// Envoy removes the header and answers in HTTP/1.
 pub(super) fn upgrade_to_h2c_is_not_made(pair: &mut Pair) -> Result<String> {
     let _server = nghttpd(pair, &[])?;
     pair.check(Expected::both(4), |pair| {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.http2.address(family))?;
             connection.send(
-                "GET /page HTTP/1.1\r\nhost: http2\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n\
+                "GET /metrics HTTP/1.1\r\nhost: http2\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n\
                  http2-settings: AAMAAABkAAQAAP__\r\n\r\n",
             )?;
             let answer = connection.receive_response()?;

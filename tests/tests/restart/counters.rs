@@ -34,7 +34,7 @@ impl Counters {
         Ok(Self(counters))
     }
 
-    /// Nothing of it is lower, gone or begun anew later.
+    /// Checks that no series is lower, missing or reset later.
     pub(super) fn go_on_in(&self, later: &Self) -> Result<()> {
         for (series, (value, since)) in &self.0 {
             let (now, since_now) = later.0.get(series).with_context(|| format!("{series} is gone"))?;

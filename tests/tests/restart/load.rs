@@ -1,4 +1,4 @@
-//! Load that goes on while the observer comes and goes: HTTP/1 and HTTP/2 one after the other on ever new connections, and bytes
+//! Load across restarts of the observer: HTTP/1 and HTTP/2 one after the other on ever new connections, and bytes
 //! on a TCP connection that stays open.
 
 use std::{
@@ -28,14 +28,14 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Requests of each of these kinds: options of h2load, and a URL.
+    /// Starts requests of each of these kinds: options of h2load, and a URL.
     pub(super) fn start(pair: &Pair, kinds: Vec<Vec<String>>) -> Result<Self> {
         let _echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
         let connection = Connection::open(&pair.client, pair.tcp.address(Family::V4))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (client, told) = (pair.client.clone(), stop.clone());
         let requests = spawn(move || {
-            // None is cut short: what the proxy would say of it is another thing.
+            // No request is cut short, as the proxy would log it differently.
             for kind in kinds.iter().cycle().take_while(|_| !told.load(Ordering::Relaxed)) {
                 let mut command = client.command("h2load")?;
                 let said = finish(command.args(["-n1000", "-c8"]).args(kind), "")?;
@@ -46,7 +46,7 @@ impl Load {
         Ok(Self { stop, requests, connection, _echo })
     }
 
-    /// Bytes there and back on the connection that stays open.
+    /// Sends bytes and receives them back on the connection that stays open.
     pub(super) fn beat(&mut self) -> Result<()> {
         self.connection.send("tick")?;
         self.connection.receive(4).map(drop).context("the answer to a tick")

@@ -1,5 +1,5 @@
-//! Restart without loss: with `--pin` the observer is stopped, killed, replaced and started again under load, and counts as if it had
-//! never been away.
+//! Restart without loss: with `--pin` the observer is stopped, killed, replaced and restarted under load, and counts as
+//! if it had never been away.
 
 mod counters;
 mod load;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// A mesh of two, and a bpffs for what outlives the observer, which goes on from case to case.
+/// A mesh of two, and a bpffs for the pins, which continues from case to case.
 struct Pinned {
     // Dropped first: the mesh's files are removed after it.
     bpffs: Bpffs,
@@ -36,17 +36,17 @@ struct Pinned {
 }
 
 impl Pinned {
-    /// Nobody observes yet.
+    /// Builds the pair without an observer.
     fn new() -> Result<Self> {
         let pair = Pair::unobserved(Options::default(), Options::default())?;
         Ok(Self { bpffs: Bpffs::mount(&pair.mesh)?, pair })
     }
 
-    fn folder(&self) -> String {
+    fn directory(&self) -> String {
         self.bpffs.path().join("pins").display().to_string()
     }
 
-    /// Has an observer on the folder, if none is there from the case before.
+    /// Starts an observer on the directory, unless one runs from the case before.
     fn observe(&mut self) -> Result<()> {
         if self.pair.observer.is_some() { Ok(()) } else { self.observe_with(&tools::observer()?, "") }
     }
@@ -55,7 +55,7 @@ impl Pinned {
     fn observe_with(&mut self, program: &Path, settings: &str) -> Result<()> {
         let mesh = &self.pair.mesh;
         let configuration = format!("{settings}\n{}", mesh.observer_tables());
-        let arguments = ["--sidecar-exe", &mesh.executable(), "--pin", &self.folder()];
+        let arguments = ["--sidecar-exe", &mesh.executable(), "--pin", &self.directory()];
         let observer = Observer::launch(&mut Command::new(program), mesh.directory(), &configuration, 2, &arguments)?;
         self.pair.observer = Some(observer);
         Ok(())
@@ -69,7 +69,7 @@ impl Pinned {
         self.pair.observer.take().context("an observer")
     }
 
-    /// Connections whose beginning was not seen.
+    /// Returns the number of preexisting connections.
     fn preexisting(&self) -> Result<f64> {
         self.observer()?.own("mesh_observer_connections_total", &[("outcome", "preexisting")])
     }

@@ -1,4 +1,4 @@
-//! Another build of the observer, whose programs differ from the tested one's and whose maps do not: the tested one with another
+//! Another build of the observer with other programs and the same maps: the tested one with another
 //! number in it, as if it had been compiled with that.
 
 use std::{
@@ -29,7 +29,7 @@ pub(super) fn other_build(directory: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The instruction that loads a 64-bit number, into register 0 [kernel Documentation/bpf/standardization/instruction-set.rst].
+/// Returns the instruction that loads a 64-bit number into register 0 [kernel bpf/standardization/instruction-set.rst].
 fn load(number: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[0] = 0x18;
@@ -38,7 +38,7 @@ fn load(number: u64) -> [u8; 16] {
     bytes
 }
 
-/// Into any register.
+/// Accepts any register.
 fn is_load(bytes: &[u8], instruction: &[u8]) -> bool {
     bytes[0] == instruction[0] && bytes[2..] == instruction[2..]
 }

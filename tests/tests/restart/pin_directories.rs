@@ -1,4 +1,4 @@
-//! The folder for pins: who may use it, and what is left of it.
+//! The pin directory: its owner, its checks, and its removal.
 
 use std::{
     fs,
@@ -19,10 +19,10 @@ pub(super) fn second_observer_is_refused(pinned: &mut Pinned) -> Result<String> 
     pinned.observe()?;
     let holder = format!("in use by process {}:", pinned.observer()?.pid());
     for arguments in [RUN.as_slice(), &DETACH] {
-        let said = refused(arguments, pinned.folder())?;
+        let said = refused(arguments, pinned.directory())?;
         ensure!(said.contains(&holder), "{said} does not say {holder}");
     }
-    let said = told(&CHECK, pinned.folder())?;
+    let said = told(&CHECK, pinned.directory())?;
     let expected = format!("used by process {} now; 12 programs", pinned.observer()?.pid());
     ensure!(said.contains(&expected), "{said} does not say {expected}");
     pinned.pair.check(Expected::both(2), request_both)
@@ -33,25 +33,25 @@ pub(super) fn detach_leaves_nothing(pinned: &mut Pinned) -> Result<String> {
     pinned.observe()?;
     pinned.take_observer()?.stop()?;
     ensure!(witness.programs()? == 2, "{} programs outlive the process", witness.programs()?);
-    let said = told(&CHECK, pinned.folder())?;
+    let said = told(&CHECK, pinned.directory())?;
     ensure!(said.contains("in use by no observer now; 12 programs"), "{said}");
-    let first = told(&DETACH, pinned.folder())?;
+    let first = told(&DETACH, pinned.directory())?;
     ensure!(first.contains("detached 12 programs"), "{first}");
     ensure!(witness.programs()? == 1, "{} programs are left", witness.programs()? - 1);
-    ensure!(!Path::new(&pinned.folder()).exists(), "the folder is left");
-    let again = told(&DETACH, pinned.folder())?;
+    ensure!(!Path::new(&pinned.directory()).exists(), "the directory is left");
+    let again = told(&DETACH, pinned.directory())?;
     ensure!(again.contains("nothing is pinned"), "{again}");
     Ok(first.trim().to_owned())
 }
 
 pub(super) fn unusable_directories_are_refused(pinned: &mut Pinned) -> Result<String> {
     let (home, bpffs) = (pinned.pair.mesh.directory(), pinned.bpffs.path());
-    for (folder, expected) in
+    for (directory, expected) in
         [(home.join("no-bpffs"), "is not on a bpffs"), (bpffs.join("one/two"), "one does not exist")]
     {
-        let said = refused(&RUN, &folder)?;
+        let said = refused(&RUN, &directory)?;
         ensure!(said.contains(expected), "{said}");
-        ensure!(!folder.exists(), "{} is left", folder.display());
+        ensure!(!directory.exists(), "{} is left", directory.display());
     }
     let third_party = bpffs.join("third_party");
     fs::create_dir_all(third_party.join("theirs"))?;
@@ -70,28 +70,31 @@ pub(super) fn unusable_directories_are_refused(pinned: &mut Pinned) -> Result<St
     Ok("each with its reason".to_owned())
 }
 
-fn refused(arguments: &[&str], folder: impl AsRef<Path>) -> Result<String> {
-    let (code, _, said) = ended(arguments, folder.as_ref())?;
+fn refused(arguments: &[&str], directory: impl AsRef<Path>) -> Result<String> {
+    let (code, _, said) = ended(arguments, directory.as_ref())?;
     ensure!(code == Some(1), "{arguments:?} ended with {code:?}: {said}");
     Ok(said)
 }
 
-/// What check says on its page of a folder that keeps `run` from working.
-fn refused_by_check(folder: &Path) -> Result<String> {
-    let (code, page, _) = ended(&CHECK, folder)?;
-    ensure!(code == Some(1) && page.contains("the pin directory cannot be used"), "check ended with {code:?}: {page}");
-    Ok(page)
+/// Output of `check` on a directory that keeps `run` from working.
+fn refused_by_check(directory: &Path) -> Result<String> {
+    let (code, report, _) = ended(&CHECK, directory)?;
+    ensure!(
+        code == Some(1) && report.contains("the pin directory cannot be used"),
+        "check ended with {code:?}: {report}"
+    );
+    Ok(report)
 }
 
-fn told(arguments: &[&str], folder: impl AsRef<Path>) -> Result<String> {
-    let (code, told, said) = ended(arguments, folder.as_ref())?;
+fn told(arguments: &[&str], directory: impl AsRef<Path>) -> Result<String> {
+    let (code, told, said) = ended(arguments, directory.as_ref())?;
     ensure!(code == Some(0), "{arguments:?} ended with {code:?}: {told}{said}");
     Ok(told)
 }
 
-/// Exit code, standard output and standard error.
-fn ended(arguments: &[&str], folder: &Path) -> Result<(Option<i32>, String, String)> {
-    let output = Command::new(tools::observer()?).args(arguments).arg(folder).stdin(Stdio::null()).output()?;
+/// Runs the observer; returns exit code, standard output and standard error.
+fn ended(arguments: &[&str], directory: &Path) -> Result<(Option<i32>, String, String)> {
+    let output = Command::new(tools::observer()?).args(arguments).arg(directory).stdin(Stdio::null()).output()?;
     let [told, said] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     Ok((output.status.code(), told, said))
 }

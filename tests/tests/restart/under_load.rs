@@ -19,13 +19,13 @@ use super::{
     request_both,
 };
 
-/// How often the observer is restarted in a case; set the variable for more.
+/// Variable with the number of restarts per case.
 const RESTARTS: &str = "MESH_OBSERVER_RESTARTS";
 const COUNT_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) fn killed(pinned: &mut Pinned) -> Result<String> {
     restarted(pinned, 5, &[tools::observer()?], |pinned, number| {
-        // Dropped without being asked to stop, it is killed; and then another while it starts, each a little later.
+        // Kills the observer, and then another while it starts, each a little later.
         drop(pinned.take_observer()?);
         pinned.kill_while_starting(number)
     })
@@ -40,7 +40,8 @@ pub(super) fn upgraded_and_downgraded(pinned: &mut Pinned) -> Result<String> {
     restarted(pinned, 2, &builds, |pinned, _| pinned.take_observer()?.stop())
 }
 
-/// Ends the observer under load and starts the next of the builds, over and over: nothing may be missing, or counted twice.
+/// Ends the observer under load and starts the next of the builds, over and over: nothing may be missing, or counted
+/// twice.
 fn restarted(
     pinned: &mut Pinned,
     default: usize,
@@ -68,7 +69,7 @@ fn restarted(
     Ok(format!("{count} restarts, difference 0: {said}"))
 }
 
-/// Maps of another size are another layout: what was counted in the old ones goes on, and what cannot is said.
+/// Maps of another size are another layout: counts of the old ones continue, and losses are reported.
 pub(super) fn different_map_layout(pinned: &mut Pinned) -> Result<String> {
     pinned.observe()?;
     let (before, late) = (pinned.pair.begin()?, pinned.preexisting()?);
@@ -99,11 +100,11 @@ pub(super) fn different_map_layout(pinned: &mut Pinned) -> Result<String> {
     Ok(format!("{missing} of {all} requests missing, {late} connections joined late; then exact: {exact}"))
 }
 
-/// The load goes on, and the observer sees it.
+/// Waits until the observer counts further requests of the load.
 fn wait_for_requests(pinned: &Pinned) -> Result<()> {
     let (observer, leg) = (pinned.observer()?, pinned.pair.source());
     let seen = observer.counts()?.total(&leg);
-    observer.wait(COUNT_TIMEOUT, |page| counts(page).is_ok_and(|counts| counts.total(&leg) > seen)).map(drop)
+    observer.wait(COUNT_TIMEOUT, |metrics| counts(metrics).is_ok_and(|counts| counts.total(&leg) > seen)).map(drop)
 }
 
 impl Pinned {
@@ -114,14 +115,14 @@ impl Pinned {
                 "run",
                 "--listen=127.0.0.1:0",
                 "--pin",
-                &self.folder(),
+                &self.directory(),
                 "--sidecar-exe",
                 &self.pair.mesh.executable(),
             ])
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        // Any instant will do.
+        // Any instant is suitable.
         sleep(Duration::from_millis(37) * (number % 64));
         observer.kill()?;
         observer.wait().map(drop).context("an observer that was killed")

@@ -1,4 +1,4 @@
-//! Envoy as the sidecar of a virtual machine, set up as in the mesh of the tests: its access log says what is to be counted.
+//! Envoy as the sidecar of a virtual machine, set up as in the mesh of the tests, with its access log as reference.
 
 use std::{
     collections::BTreeMap,
@@ -21,22 +21,22 @@ use harness::{
 
 use crate::{ENVOY, conclude, leaks::Objects, redirect, serve, traffic};
 
-/// Who serves what the application dials. The port is one that is not a sidecar's application's: the address alone, a
-/// loopback one, would be.
+/// The server of the application's requests. Its port is not that of a sidecar's application: the address alone, a
+/// loopback one, would not distinguish them.
 const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15020);
-/// Longest that Envoy may take to read a connection's first bytes, or to write its log.
+/// Limits the time until Envoy reads a connection's first bytes, or writes its log.
 const ENVOY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Has the application dial and be dialled through Envoy; the observer is to count what Envoy's log says.
+/// Makes traffic from and to the application through Envoy; the observer's counts must equal Envoy's log.
 pub(crate) fn agree(before: &Objects) -> Result<()> {
-    redirect(traffic::DIALLED, traffic::OUTBOUND)?;
+    redirect(traffic::ORIGINAL_DESTINATION, traffic::OUTBOUND)?;
     redirect(traffic::REACHED, traffic::INBOUND)?;
     serve(traffic::REACHED)?;
     serve(PEER)?;
     let sidecar = start()?;
     let mut access_log = EnvoyAccessLog::new(&sidecar)?;
     let observer = Observer::start_with(Path::new("/tmp"), "", 1, &[])?;
-    traffic::ask(traffic::DIALLED.into()).context("from the application")?;
+    traffic::ask(traffic::ORIGINAL_DESTINATION.into()).context("from the application")?;
     traffic::ask(traffic::REACHED.into()).context("to the application")?;
     conclude(observer, &logged(&mut access_log)?, before)
 }
@@ -46,23 +46,24 @@ fn start() -> Result<Sidecar> {
     let workload = Arc::new(pod("sidecar")?);
     let peer = Service {
         name: "peer".to_owned(),
-        ipv4: *traffic::DIALLED.ip(),
-        ipv6: traffic::DIALLED.ip().to_ipv6_mapped(),
-        port: traffic::DIALLED.port(),
+        ipv4: *traffic::ORIGINAL_DESTINATION.ip(),
+        ipv6: traffic::ORIGINAL_DESTINATION.ip().to_ipv6_mapped(),
+        port: traffic::ORIGINAL_DESTINATION.port(),
         target_port: PEER.port(),
         protocol: Protocol::Auto,
         mutual_tls: false,
         endpoint: Arc::new(pod("peer")?),
     };
     let directory = Path::new("/run").join(&workload.name);
-    for folder in [&directory, &workload.container("istio-proxy")] {
-        fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
+    for directory in [&directory, &workload.container("istio-proxy")] {
+        fs::create_dir_all(directory).with_context(|| format!("{} cannot be created", directory.display()))?;
     }
     let options = Options { concurrency: 1, sniffing_timeout: ENVOY_TIMEOUT, ..Options::default() };
     Sidecar::start_alone(&workload, options, directory, ENVOY.into(), &Authority::new()?, &[peer])
 }
 
-/// What the log says of everything that was asked. Envoy's heads are its own, and so are their bytes; the rest is known.
+/// Returns the counts of Envoy's log. Envoy writes headers of its own, so that their bytes are its own; the rest is
+/// known.
 fn logged(access_log: &mut EnvoyAccessLog) -> Result<Counts> {
     let known = traffic::expected([Leg::source("sidecar"), Leg::destination("sidecar")]);
     let requests_by_kind = |counts: &Counts| -> BTreeMap<_, u64> {
@@ -71,11 +72,13 @@ fn logged(access_log: &mut EnvoyAccessLog) -> Result<Counts> {
     let requests: u64 = requests_by_kind(&known).values().sum();
     let connections: u64 = known.connections.values().map(|connections| connections.closed).sum();
     let lines = access_log.settled(usize::try_from(requests + connections)?, ENVOY_TIMEOUT)?;
-    let mut logged = Counts { messages: known.messages.clone(), ..Counts::default() };
+    let mut logged = Counts::default();
     access_log.count(&lines, &mut logged);
-    let is_known = requests_by_kind(&logged) == requests_by_kind(&known) && logged.connections == known.connections;
+    let is_known = requests_by_kind(&logged) == requests_by_kind(&known)
+        && logged.connections == known.connections
+        && logged.messages == known.messages;
     ensure!(is_known, "Envoy passed something else on: {logged}, instead of {known}");
-    // Emulated, either side is late by whatever the machine has to do.
+    // In an emulated machine, durations are not comparable.
     logged.requests.values_mut().for_each(|requests| requests.duration_ms = None);
     println!("Envoy's log: {logged}");
     Ok(logged)

@@ -1,5 +1,5 @@
-//! The first process of a virtual machine: makes the machine usable, lets the observer do its work there and says on the
-//! console how that went. The machine's whole system is this program, the observer and, in one machine, Envoy.
+//! The first process of a virtual machine: mounts file systems, runs the observer on traffic, and reports the result on
+//! the console. The machine's whole system is this program, the observer and, in one machine, Envoy.
 
 mod envoy;
 mod leaks;
@@ -41,11 +41,11 @@ const MODULES: &str = "/modules";
 
 /// Begins the line that reports success to `cargo xtask vm`.
 const VERDICT: &str = "verdict:";
-/// Longest that counts may take to appear.
+/// Limits the time until counts appear.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Half of what the verifier goes through before it gives up, so that the next one has room.
+/// Half of the verifier's instruction limit, as a margin for later kernels.
 const BUDGET: u32 = 500_000;
-/// What the observer must say where it refuses: that which it looked for, by loading a program for each.
+/// The observer's error where it refuses: the features that it probed, by loading a program for each.
 const MISSING: &str = "lacks bpf_loop and atomics that return a value,";
 
 /// A task of the machine's first process, for one kernel of the matrix; or the role of a proxy.
@@ -88,7 +88,7 @@ fn prepare() -> Result<()> {
     mount(c"sysfs", c"/sys")?;
     mount(c"securityfs", c"/sys/kernel/security")?;
     mount(c"cgroup2", c"/sys/fs/cgroup")?;
-    // The kernel has filled the console's device in; the rest is not there.
+    // The kernel has created the console's device only.
     mount(c"devtmpfs", c"/dev")?;
     loopback_up()?;
     // SAFETY: nothing else of this process runs yet.
@@ -121,7 +121,7 @@ fn loopback_up() -> Result<()> {
     Ok(())
 }
 
-/// Lets the observer do its work, which is to add up and to leave nothing; returns what the verifier went through.
+/// Runs the observer, which must count exactly and leave nothing; returns the verifier's instruction counts.
 fn observe(kernel: &str, work: fn(&Objects) -> Result<()>) -> Result<String> {
     load_modules(kernel)?;
     let before = objects()?;
@@ -130,10 +130,10 @@ fn observe(kernel: &str, work: fn(&Objects) -> Result<()>) -> Result<String> {
     Ok(verified)
 }
 
-/// What iptables needs.
+/// Loads the kernel modules that iptables needs.
 fn load_modules(kernel: &str) -> Result<()> {
-    let folder = Path::new(MODULES).join(kernel);
-    let mut modules: Vec<_> = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let directory = Path::new(MODULES).join(kernel);
+    let mut modules: Vec<_> = fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     modules.sort();
     for module in modules {
         let file = File::open(&module)?;
@@ -145,7 +145,7 @@ fn load_modules(kernel: &str) -> Result<()> {
     Ok(())
 }
 
-/// Has connections to an address redirected to a port of the sidecar's, but for those that the sidecar makes to its application.
+/// Redirects connections to an address to a port of the sidecar, except those of the sidecar to its application.
 pub(crate) fn redirect(address: SocketAddrV4, port: u16) -> Result<()> {
     let status = Command::new(IPTABLES)
         .args(["-t", "nat", "-A", "OUTPUT", "-p", "tcp", "!", "-s", "127.0.0.6", "-d", &address.ip().to_string()])
@@ -157,34 +157,34 @@ pub(crate) fn redirect(address: SocketAddrV4, port: u16) -> Result<()> {
 }
 
 fn stand_ins(before: &Objects) -> Result<()> {
-    redirect(traffic::DIALLED, traffic::OUTBOUND)?;
+    redirect(traffic::ORIGINAL_DESTINATION, traffic::OUTBOUND)?;
     serve(SocketAddrV4::new(Ipv4Addr::LOCALHOST, traffic::APPLICATION))?;
     let mut gateway = StandIn::start("gateway", "router", "serve")?;
     gateway.answer()?;
     let mut sidecar = StandIn::start("sidecar", "sidecar", "ask")?;
     let observer = Observer::start_with(Path::new("/tmp"), "", 2, &[])?;
     sidecar.ask()?;
-    traffic::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, traffic::DOOR)))?;
-    traffic::ask(traffic::DIALLED.into())?;
+    traffic::ask(SocketAddr::from((Ipv4Addr::LOCALHOST, traffic::LISTENER)))?;
+    traffic::ask(traffic::ORIGINAL_DESTINATION.into())?;
     let legs = [Leg::source("gateway"), Leg::source("sidecar"), Leg::destination("sidecar")];
     conclude(observer, &traffic::expected(legs), before)
 }
 
-/// Answers whoever connects there, to the end.
+/// Serves connections at `address` until the end.
 pub(crate) fn serve(address: SocketAddrV4) -> Result<()> {
     let listener = TcpListener::bind(address).with_context(|| format!("{address} cannot be listened at"))?;
     thread::spawn(move || traffic::serve(&listener));
     Ok(())
 }
 
-/// Waits for the observer to have counted the truth, and ends it; what it observed is still there when it must be gone.
+/// Waits until the observer's counts are as expected, and stops it while the sidecars still run; nothing may be left.
 pub(crate) fn conclude(observer: Observer, truth: &Counts, before: &Objects) -> Result<()> {
     agree(&observer, truth).with_context(|| observer.health().unwrap_or_default())?;
     observer.stop()?;
     wait_for_none(before)
 }
 
-/// Has the observer look at the machine; returns how many instructions the verifier went through in the largest programs.
+/// Runs `observer check`; returns the verifier's instruction counts of the largest programs.
 fn check() -> Result<String> {
     let output = Command::new(OBSERVER).arg("check").output()?;
     let page = String::from_utf8(output.stdout)?;
@@ -207,7 +207,9 @@ fn check() -> Result<String> {
 }
 
 fn agree(observer: &Observer, truth: &Counts) -> Result<()> {
-    wait_until("the counts are the truth", COUNT_TIMEOUT, || Ok(truth.differences(&observer.counts()?).none()?))
+    wait_until("the counts are the expected counts", COUNT_TIMEOUT, || {
+        Ok(truth.differences(&observer.counts()?).none()?)
+    })
 }
 
 fn refuse() -> Result<String> {

@@ -1,5 +1,5 @@
-//! A process that the observer takes for a proxy: this program under Envoy's name, with the injector's environment, in a
-//! cgroup of its own.
+//! A stand-in for a proxy: this program under Envoy's name, with the injector's environment, in its
+//! own cgroup.
 
 use std::{
     fs,
@@ -17,29 +17,29 @@ use harness::stand_in::{Process, environment};
 
 use crate::traffic;
 
-/// What a stand-in does.
+/// Role of a stand-in.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Part {
-    /// As a gateway: serves clients at its door.
+    /// A gateway: serves clients at its listener.
     Serve,
-    /// As a sidecar: calls its application, and takes what that sends.
+    /// A sidecar: calls its application, and accepts redirected connections.
     Ask,
 }
 
-/// What a stand-in takes.
+/// Arguments of a stand-in.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     part: Part,
-    /// Configuration file, as Envoy has it; the observer reads it.
+    /// Configuration file with Envoy's option; the observer reads it.
     #[arg(short = 'c')]
     _configuration: PathBuf,
 }
 
-/// Plays its part until its input ends.
+/// Plays its role until its input ends.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if let Part::Serve = options.part {
-        let door = TcpListener::bind((Ipv4Addr::LOCALHOST, traffic::DOOR))?;
-        thread::spawn(move || traffic::serve(&door));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, traffic::LISTENER))?;
+        thread::spawn(move || traffic::serve(&listener));
         println!("done");
     }
     let mut outbound = None;
@@ -55,12 +55,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Takes redirected connections as a sidecar does: asks of each where it was to go, and serves only those that dialled
-/// what was dialled.
+/// Accepts redirected connections as a sidecar does: reads the original destination, and serves only those to
+/// [`traffic::ORIGINAL_DESTINATION`].
 fn take(listener: &TcpListener) {
     for connection in listener.incoming().map_while(Result::ok) {
         match original_destination(&connection) {
-            Ok(traffic::DIALLED) => traffic::serve_one(connection),
+            Ok(traffic::ORIGINAL_DESTINATION) => traffic::serve_one(connection),
             other => eprintln!("a connection that was to go elsewhere: {other:?}"),
         }
     }
@@ -87,8 +87,8 @@ impl StandIn {
     pub(crate) fn start(workload: &str, kind: &str, part: &str) -> Result<Self> {
         let program = Path::new("/run").join(workload).join("envoy");
         let cgroup = Path::new("/sys/fs/cgroup").join(workload);
-        for folder in [program.parent().context("a folder")?, &cgroup] {
-            fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
+        for directory in [program.parent().context("a directory")?, &cgroup] {
+            fs::create_dir_all(directory).with_context(|| format!("{} cannot be created", directory.display()))?;
         }
         fs::copy(std::env::current_exe()?, &program)?;
         let configuration = program.with_file_name("envoy-rev.json");
@@ -97,18 +97,18 @@ impl StandIn {
         let mut command = Command::new(&program);
         command.args(["stand-in", part, "-c"]).arg(&configuration);
         let process = Process::spawn(command.env_clear().envs(environment(workload, &format!("{workload}-0"))))?;
-        // Before it has opened a socket: it waits for its first line or has said nothing yet.
+        // Before it has opened a socket: it waits for its first order.
         fs::write(cgroup.join("cgroup.procs"), process.id().to_string())?;
         Ok(Self(process))
     }
 
-    /// Has it call its application, and waits for the end.
+    /// Orders it to call its application, and waits until it has.
     pub(crate) fn ask(&mut self) -> Result<()> {
         self.0.order("")?;
         self.answer()
     }
 
-    /// Waits until it has done something.
+    /// Waits until it has carried out an order.
     pub(crate) fn answer(&mut self) -> Result<()> {
         ensure!(self.0.answer()? == "done", "a stand-in has failed; its message is above");
         Ok(())

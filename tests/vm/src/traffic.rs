@@ -1,4 +1,4 @@
-//! What the peers in a virtual machine say to each other, to the byte: HTTP/1.1, HTTP/2, gRPC and TCP, a kind a connection.
+//! Traffic in a virtual machine, known to the byte: HTTP/1.1, HTTP/2, gRPC and TCP, one protocol per connection.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -15,31 +15,31 @@ use harness::{
 
 /// Port of the sidecar's application.
 pub(crate) const APPLICATION: u16 = 8080;
-/// Port at which a sidecar takes what its application sends.
+/// Outbound port of a sidecar.
 pub(crate) const OUTBOUND: u16 = 15001;
-/// What the application dials; its connections go to [`OUTBOUND`] instead.
-pub(crate) const DIALLED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 1, 2, 3), 9080);
-/// Where others find the application of a sidecar that they are redirected to, as if it were another pod's address.
+/// Original destination of the application's connections, which are redirected to [`OUTBOUND`].
+pub(crate) const ORIGINAL_DESTINATION: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 1, 2, 3), 9080);
+/// Original destination of connections that are redirected to [`INBOUND`], as if it were a pod's address.
 pub(crate) const REACHED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 1, 2, 4), APPLICATION);
-/// Port at which a sidecar takes what is sent to its application.
+/// Inbound port of a sidecar.
 pub(crate) const INBOUND: u16 = 15006;
-/// Port of the gateway's door.
-pub(crate) const DOOR: u16 = 8081;
+/// Port of the gateway's listener.
+pub(crate) const LISTENER: u16 = 8081;
 
-/// Exchanges of a kind on its connection, half of them with the first of its two outcomes.
+/// Exchanges per protocol, half of them with the first of its two outcomes.
 const EXCHANGES: u32 = 40;
 const HTTP1: [&str; 2] = ["200", "503"];
 const HTTP2: [u16; 2] = [204, 404];
 const GRPC: [&str; 2] = ["0", "5"];
 const HTTP1_REQUEST: &str = "POST /orders HTTP/1.1\r\nhost: app\r\ncontent-length: 4\r\n\r\nbody";
-/// TCP connections, and the bytes of each: none begins as HTTP does.
+/// TCP connections, and the bytes of each, none of which begins like HTTP.
 const CONNECTIONS: u64 = 5;
 const QUESTION: [u8; 1000] = [0xf1; 1000];
 const ANSWER: [u8; 300] = [0xf2; 300];
-/// Longest that an answer is waited for.
+/// Limits the time until an answer.
 const IO_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a whole conversation adds up to, at each leg.
+/// Returns the counts of a whole conversation at each leg.
 pub(crate) fn expected(legs: impl IntoIterator<Item = Leg>) -> Counts {
     let mut counts = Counts::default();
     for leg in legs {
@@ -85,7 +85,7 @@ fn http2_answer(number: u32) -> Vec<u8> {
     headers(stream(number), flag::END_STREAM, &Block::status(HTTP2[outcome(number)]))
 }
 
-/// Head and message.
+/// Encodes headers and message.
 fn grpc_request(stream: u32) -> [Vec<u8>; 2] {
     let head = Block::request("POST", "/shop.Stock/Take").literal("content-type", "application/grpc");
     [headers(stream, 0, &head), data(stream, flag::END_STREAM, b"\0\0\0\0\x03one")]
@@ -99,15 +99,15 @@ fn grpc_answer(number: u32) -> Vec<u8> {
         .concat()
 }
 
-/// Answers every connection by what it begins with; returns when the listener is gone.
+/// Answers every connection by its first bytes; returns when the listener is gone.
 pub(crate) fn serve(listener: &TcpListener) {
     listener.incoming().map_while(Result::ok).for_each(serve_one);
 }
 
-/// Answers one.
+/// Answers one connection.
 pub(crate) fn serve_one(connection: TcpStream) {
     thread::spawn(move || {
-        // The client's count of what it got tells of a failure.
+        // A failure shows at the client.
         let _ = answer(&connection);
     });
 }
@@ -129,7 +129,7 @@ fn answer(connection: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// POST begins as the preface does.
+/// Returns whether the preface follows: POST begins with the same letter.
 fn is_http2(connection: &TcpStream) -> io::Result<bool> {
     let mut two = [0; 2];
     while connection.peek(&mut two)? == 1 {
@@ -163,7 +163,7 @@ fn answer_http2(connection: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Says everything there is to say to `server`.
+/// Makes every exchange with `server`.
 pub(crate) fn ask(server: SocketAddr) -> Result<()> {
     let open = || -> Result<TcpStream> {
         let connection = TcpStream::connect_timeout(&server, IO_TIMEOUT)?;
@@ -175,7 +175,7 @@ pub(crate) fn ask(server: SocketAddr) -> Result<()> {
     for number in 0..EXCHANGES {
         send(&http1, HTTP1_REQUEST)?;
         let answer = receive_message(&http1)?;
-        // A proxy in between says more in the head, and the code in its own words.
+        // A proxy in between adds headers and has its own reason phrase.
         let code = HTTP1[outcome(number)];
         let is_right = answer.starts_with(&format!("HTTP/1.1 {code} ")) && answer.ends_with("\r\n\r\nanswer");
         ensure!(is_right, "another answer over HTTP/1.1: {answer}");
@@ -206,7 +206,7 @@ fn ask_http2(connection: &TcpStream, request: impl Fn(u32) -> Vec<u8>) -> Result
     Ok(())
 }
 
-/// The next message of HTTP/1.1, whose head says how long its body is.
+/// Returns the next message of HTTP/1.1, whose head says how long its body is.
 fn receive_message(connection: &TcpStream) -> io::Result<String> {
     let mut message = String::new();
     while !message.ends_with("\r\n\r\n") {
@@ -218,7 +218,7 @@ fn receive_message(connection: &TcpStream) -> io::Result<String> {
     Ok(message)
 }
 
-/// Type and flags of the next frame; settings are acknowledged.
+/// Receives a frame and acknowledges settings; returns its type and flags.
 fn receive_frame(connection: &TcpStream) -> io::Result<(u8, u8)> {
     let head = receive(connection, 9)?;
     receive(connection, usize::from(head[1]) << 8 | usize::from(head[2]))?;

@@ -52,8 +52,8 @@ fn exists(test: &str, sources: &[(String, String)]) -> bool {
     texts.flat_map(|(_, text)| tests(text)).any(|test| test == case)
 }
 
-/// Returns the tests of a file: functions for Cargo's harness, and the names in `cases!`. None if it is not Rust, which another
-/// rule finds.
+/// Returns the tests of a file: functions for Cargo's harness, and the names in `cases!`. None if it is not Rust, which
+/// another rule finds.
 fn tests(text: &str) -> Vec<String> {
     let mut found = Tests::default();
     if let Ok(file) = syn::parse_file(text) {

@@ -2,7 +2,7 @@
 
 use proc_macro2::{TokenStream, TokenTree};
 use syn::{
-    Attribute, ItemFn, ItemImpl, ItemMod, Lit, LitStr, Macro, Path,
+    Attribute, ItemFn, ItemImpl, ItemMod, Lit, LitStr, Macro,
     visit::{self, Visit},
 };
 
@@ -104,8 +104,9 @@ impl Scan {
 
 fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
-        let is_cfg_test = || attribute.parse_args::<Path>().is_ok_and(|condition| condition.is_ident("test"));
-        attribute.path().is_ident("test") || (attribute.path().is_ident("cfg") && is_cfg_test())
+        let condition = attribute.meta.require_list().map_or_else(|_| String::new(), |list| list.tokens.to_string());
+        attribute.path().is_ident("test")
+            || (attribute.path().is_ident("cfg") && condition.contains("test") && !condition.contains("not"))
     })
 }
 

@@ -1,4 +1,4 @@
-//! One virtual machine, emulated: no KVM is needed. Its console goes to a file, in which its first process says how it went.
+//! One emulated virtual machine, without KVM. Its first process reports the result on the console, which is a file.
 
 use std::{
     fs,
@@ -15,27 +15,27 @@ use super::image::INIT;
 /// Begins the line in which the first process reports success.
 const VERDICT: &str = "verdict:";
 
-/// Longest that one machine may take. Emulated on a processor with much else to do it takes three minutes.
+/// Limits the time of one machine. Emulated on a busy processor it takes three minutes.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Lines of the console that an error shows.
+/// Last lines of the console in an error.
 const TAIL: usize = 40;
 
-/// A machine to be.
+/// A machine to run.
 pub(super) struct Machine<'a> {
     /// The kernel.
     pub(super) kernel: &'a Path,
-    /// What it starts with.
+    /// Initial file system.
     pub(super) image: &'a Path,
-    /// Words for the kernel.
+    /// Kernel parameters.
     pub(super) options: &'a str,
-    /// What its first process is to do.
+    /// Task of its first process.
     pub(super) task: String,
-    /// Where the console goes.
+    /// File of the console.
     pub(super) console: PathBuf,
 }
 
 impl Machine<'_> {
-    /// Runs it to its end; returns what its first process said of it.
+    /// Runs it to its end; returns the report of its first process.
     pub(super) fn run(&self) -> Result<String> {
         let mut machine = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-cpu", "max", "-m", "2048", "-smp", "2"])

@@ -1,5 +1,6 @@
-//! The file system a virtual machine starts with: its first process (`tests/vm`), the observer, perhaps Envoy, and the libraries they are linked
-//! to, as a cpio archive of the form that kernels unpack (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! The file system a virtual machine starts with: its first process (`tests/vm`), the observer, perhaps Envoy, and the
+//! libraries they are linked to, as a cpio archive of the form that kernels unpack (kernel
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,15 +22,15 @@ const OBSERVER: &str = "/observer";
 /// Envoy in a machine that has it, under the name that the observer looks for.
 const ENVOY: &str = "/envoy";
 
-/// iptables' part for REDIRECT, where it looks for it.
+/// Extension of iptables for REDIRECT, at its fixed path.
 const REDIRECT: &str = "/usr/lib/x86_64-linux-gnu/xtables/libxt_REDIRECT.so";
-const FOLDERS: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
-const FOLDER: u32 = 0o040_755;
+const DIRECTORIES: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
+const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// What redirects connections there, as it does for a sidecar.
+/// iptables in the machine.
 const IPTABLES: &str = "/iptables";
-/// Where each kernel's modules lie there, in a folder of its name; their own names begin with their place in the order.
+/// Modules in the machine: a directory per kernel, with numbered files in loading order.
 const MODULES: &str = "/modules";
 
 /// Writes the archive, with the modules of each kernel, and with Envoy if it is given.
@@ -52,17 +53,19 @@ pub(super) fn write(
         files.extend(libraries(program)?.into_iter().map(|library| (library.clone(), library)));
     }
     for (kernel, Files { modules, .. }) in kernels {
-        let folder = Path::new(MODULES).join(kernel);
-        files.extend(modules.iter().enumerate().map(|(number, path)| (folder.join(number.to_string()), path.clone())));
+        let directory = Path::new(MODULES).join(kernel);
+        files.extend(
+            modules.iter().enumerate().map(|(number, path)| (directory.join(number.to_string()), path.clone())),
+        );
     }
-    let mut folders: BTreeSet<PathBuf> = FOLDERS.iter().map(PathBuf::from).collect();
+    let mut directories: BTreeSet<PathBuf> = DIRECTORIES.iter().map(PathBuf::from).collect();
     for file in files.keys() {
-        let parents = file.ancestors().skip(1).filter_map(|folder| folder.strip_prefix("/").ok());
-        folders.extend(parents.filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned));
+        let parents = file.ancestors().skip(1).filter_map(|directory| directory.strip_prefix("/").ok());
+        directories.extend(parents.filter(|directory| !directory.as_os_str().is_empty()).map(Path::to_owned));
     }
     let mut archive = Vec::new();
-    for folder in folders {
-        entry(&mut archive, &folder, FOLDER, &[])?;
+    for directory in directories {
+        entry(&mut archive, &directory, DIRECTORY, &[])?;
     }
     for (place, file) in files {
         let bytes = fs::read(&file).with_context(|| format!("{}: cannot read", file.display()))?;
@@ -72,7 +75,7 @@ pub(super) fn write(
     fs::write(image, archive).with_context(|| format!("{}: cannot write", image.display()))
 }
 
-/// Absolute paths of what the dynamic linker loads for a program, itself included.
+/// Returns the absolute paths of a program's libraries and of the dynamic linker.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let said = output(Command::new("ldd").arg(program))?;
     Ok(said.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())

@@ -1,5 +1,5 @@
-//! The kernels of the matrix, fetched from the machine's own Debian mirror by an apt configuration of our own: the system's
-//! sources, lists and packages stay as they are.
+//! The kernels of the matrix, fetched from the machine's own Debian mirror with a separate apt configuration: the
+//! system's sources, lists and packages are not changed.
 
 use std::{
     fs,
@@ -14,17 +14,17 @@ use crate::{
     setup,
 };
 
-/// One kernel: a release of Debian, whose newest kernel for virtual machines it is.
+/// A kernel: the newest one for virtual machines in a release of Debian.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// What it is called here.
+    /// Name in the matrix.
     pub(super) name: &'static str,
     suite: &'static str,
-    /// Whether the observer is to work there; otherwise it is to refuse.
+    /// Whether the observer must work there; otherwise it must refuse to start.
     pub(super) works: bool,
-    /// Whether it can be told to preempt itself.
+    /// Whether it has `preempt=full`.
     pub(super) preempts: bool,
-    /// Whether its verifier takes so long that the tests boot it but once.
+    /// Whether its verifier is so slow that the tests boot it only once.
     pub(super) is_slow: bool,
 }
 
@@ -38,7 +38,7 @@ pub(super) const KERNELS: [Kernel; 4] = [
 
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// What iptables' REDIRECT needs, in the order in which it can be loaded; the first is part of newer kernels.
+/// Modules of iptables' REDIRECT in loading order; the first is built into newer kernels.
 const MODULES: [&str; 9] = [
     "libcrc32c",
     "nf_defrag_ipv4",
@@ -54,27 +54,27 @@ const MODULES: [&str; 9] = [
 /// A kernel's files.
 pub(super) struct Files {
     pub(super) image: PathBuf,
-    /// In the order in which they can be loaded.
+    /// In loading order.
     pub(super) modules: Vec<PathBuf>,
 }
 
 impl Kernel {
-    /// Where its files lie; fetched if they are not there yet.
+    /// Returns its files, which it fetches if they do not exist yet.
     pub(super) fn files(&self) -> Result<Files> {
-        let folder = cache().join("kernels").join(self.name);
-        let image = folder.join("vmlinuz");
-        let modules = folder.join("modules");
+        let directory = cache().join("kernels").join(self.name);
+        let image = directory.join("vmlinuz");
+        let modules = directory.join("modules");
         if !image.is_file() || !modules.is_dir() {
-            timed(&format!("fetching the kernel of {} into {}", self.suite, folder.display()), || {
-                self.fetch(&folder, &image, &modules)
+            timed(&format!("fetching the kernel of {} into {}", self.suite, directory.display()), || {
+                self.fetch(&directory, &image, &modules)
             })?;
         }
         let modules = MODULES.iter().map(|name| modules.join(format!("{name}.ko"))).filter(|path| path.is_file());
         Ok(Files { image, modules: modules.collect() })
     }
 
-    fn fetch(&self, folder: &Path, image: &Path, modules: &Path) -> Result<()> {
-        let work = folder.join("work");
+    fn fetch(&self, directory: &Path, image: &Path, modules: &Path) -> Result<()> {
+        let work = directory.join("work");
         if work.exists() {
             fs::remove_dir_all(&work)?;
         }
@@ -87,7 +87,7 @@ impl Kernel {
             .into_iter()
             .find(|name| name.starts_with("linux-image-"))
             .with_context(|| format!("{PACKAGE} of {} depends on no kernel", self.suite))?;
-        // Newer packages have image and modules in some of their own.
+        // Newer releases have image and modules in separate packages.
         let is_part = |name: &String| name.starts_with("linux-binary-") || name.starts_with("linux-modules-");
         let packages: Vec<String> =
             dependencies(&work, &version)?.into_iter().filter(is_part).chain([version]).collect();
@@ -120,7 +120,7 @@ impl Kernel {
     }
 }
 
-/// Where this machine has its Debian packages from; apt tells once it has lists.
+/// Returns the mirror of this machine's Debian packages, which apt reports once it has lists.
 fn mirror() -> Result<String> {
     if let Some(known) = known_mirror()? {
         return Ok(known);
@@ -136,7 +136,7 @@ fn known_mirror() -> Result<Option<String>> {
         "$(REPO_URI) $(RELEASE) $(COMPONENT)",
         "Created-By: Packages",
     ]))?;
-    // A release's own name, neither its updates nor its security repository.
+    // The release itself, neither its updates nor its security repository.
     Ok(targets.lines().find_map(|line| {
         let (uri, release) = line.split_once(' ')?;
         ["bookworm main", "stable main", "oldstable main"].contains(&release).then(|| uri.to_owned())
@@ -154,7 +154,7 @@ fn apt(program: &str, work: &Path) -> Command {
         option("Dir::Cache", "cache"),
         "Acquire::Languages=none".to_owned(),
         "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
-        // The folder need not be readable for apt's own user.
+        // apt's own user may not be able to read the directory.
         "APT::Sandbox::User=root".to_owned(),
     ] {
         command.args(["-o", &option]);
@@ -170,8 +170,8 @@ fn dependencies(work: &Path, package: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn find(folder: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>> {
-    for entry in fs::read_dir(folder)? {
+fn find(directory: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>> {
+    for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if path.is_symlink() {
             continue;

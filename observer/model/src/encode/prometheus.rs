@@ -1,145 +1,78 @@
-//! Snapshot -> Prometheus text 0.0.4 and OpenMetrics 1.0, streamed.
+//! Prometheus text 0.0.4 and OpenMetrics 1.0, streamed.
 //!
-//! Libraries weighed: `prometheus-client` writes OpenMetrics only, `prometheus` writes 0.0.4 only; both want to own the
-//! counters they print, while these figures are counted in the kernel, and both build the whole page in memory, which
-//! for 10,000 label sets of 25 labels is hundreds of megabytes. So neither is used, and the two formats share this code.
+//! Neither `prometheus-client` (OpenMetrics only) nor `prometheus` (0.0.4 only) is used: both own the counters they
+//! print, which here are counted in the kernel, and both build the whole response in memory, hundreds of megabytes for
+//! 10,000 label sets of 25 labels.
 //!
-//! The formats differ in the family's name (OpenMetrics strips `_total`), in `# UNIT`, `_created` and `# EOF`, in what is
-//! escaped in help texts, and in the text of `le`: 0.0.4 has Envoy's (`5`), OpenMetrics demands canonical floats (`5.0`).
+//! The formats differ in the family's name (OpenMetrics strips `_total`), in `# UNIT`, `_created` and `# EOF`, in the
+//! escapes of help text, and in `le`: 0.0.4 has Envoy's text (`5`), OpenMetrics requires canonical floats (`5.0`).
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::UNIX_EPOCH,
 };
 
-use super::selection::Selection;
-use crate::{
-    Labels, Point, Snapshot, Value,
-    catalogue::{Family, Kind},
-    control_plane::{ScrapedFamily, ScrapedLine},
-    exposition,
-    histogram::LE,
-    page::escape as escape_label,
-};
 use bytes::Bytes;
 
-/// Largest piece of a page, in bytes.
+use super::selection::Selection;
+pub use crate::exposition::Format;
+use crate::{Cursor, Family, Point, Snapshot, Value, exposition::MetricType, label_text};
+
+/// Largest chunk of an exposition, in bytes.
 pub const CHUNK: usize = 64 * 1024;
 
-/// An exposition format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Prometheus text 0.0.4.
-    Text,
-    /// OpenMetrics 1.0.
-    OpenMetrics,
-}
-
-impl Format {
-    /// The `Content-Type` of a page.
-    #[must_use]
-    pub const fn content_type(self) -> &'static str {
-        match self {
-            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-}
-
-/// A page in pieces of at most [`CHUNK`] bytes, written as they are asked for.
+/// An exposition in chunks of at most [`CHUNK`] bytes, rendered on demand.
 #[derive(Debug)]
-pub struct Page {
+pub struct Exposition {
     snapshot: Arc<Snapshot>,
     format: Format,
     selection: Selection,
     family: usize,
-    point: usize,
-    scraped: Place,
+    cursor: Cursor,
     text: String,
+    /// Labels of the current point.
     labels: String,
     ended: bool,
 }
 
-/// The next line of the control plane's families: index of the family, of the target in it, of the line of that.
-#[derive(Debug, Default)]
-struct Place {
-    family: usize,
-    part: usize,
-    line: usize,
-}
-
-impl Page {
-    /// A page of `snapshot`.
+impl Exposition {
+    /// Renders all families of `snapshot`.
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>, format: Format) -> Self {
         Self::of(snapshot, format, Selection::default())
     }
 
-    /// The page of some of its families.
+    /// Renders the selected families.
     #[must_use]
     pub fn of(snapshot: Arc<Snapshot>, format: Format, selection: Selection) -> Self {
-        let (text, labels, scraped) = (String::new(), String::new(), Place::default());
-        Self { snapshot, format, selection, family: 0, point: 0, scraped, text, labels, ended: false }
+        let (text, labels, cursor) = (String::new(), String::new(), Cursor::default());
+        Self { snapshot, format, selection, family: 0, cursor, text, labels, ended: false }
     }
 
-    /// Writes the next point, with its family's head before the first one; `false` at the end.
+    /// Writes the next point, preceded by its family's header if it is the first one; `false` at the end.
     fn advance(&mut self) -> bool {
-        let Some(points) = self.snapshot.family(self.family) else { return self.advance_scraped() };
-        let wanted = self.selection.takes(points.family.prometheus_name);
-        let Some(point) = points.get(self.point).filter(|_| wanted) else {
-            // What other instances say of the same belongs to the same family.
-            let scraped = self.snapshot.control_plane.families();
-            let same = scraped.filter(|scraped| wanted && scraped.name() == points.family.prometheus_name).take(1);
-            for line in same.flat_map(ScrapedFamily::lines) {
-                scraped_line(&mut self.text, points.family.prometheus_name, &line, self.format);
-            }
-            (self.family, self.point) = (self.family + 1, 0);
+        let Some(family) = self.snapshot.family(self.family) else { return false };
+        let is_first = self.cursor == Cursor::default();
+        let is_selected = !is_first || self.selection.contains(family.name());
+        let Some(point) = is_selected.then(|| family.next(&mut self.cursor)).flatten() else {
+            (self.family, self.cursor) = (self.family + 1, Cursor::default());
             return true;
         };
-        if self.point == 0 {
-            head(&mut self.text, points.family, self.format);
+        if is_first {
+            write_header(&mut self.text, &family, self.format);
         }
         self.labels.clear();
-        write_labels(&mut self.labels, point.labels);
-        write_point(&mut self.text, points.family, &point, &self.labels, self.format);
-        if self.format == Format::OpenMetrics && self.selection.takes_created() {
-            write_created(&mut self.text, points.family, &point, &self.labels);
+        point.labels.write(&mut self.labels);
+        write_point(&mut self.text, &self.labels, family.name(), &point, self.format);
+        if self.format == Format::OpenMetrics && self.selection.includes_created() {
+            write_created(&mut self.text, &self.labels, &family, &point);
         }
-        self.point += 1;
         true
     }
 }
 
-impl Page {
-    /// Writes the next line that was scraped.
-    fn advance_scraped(&mut self) -> bool {
-        let Some(family) = self.snapshot.control_plane.family(self.scraped.family) else { return false };
-        let Place { part, line, .. } = self.scraped;
-        if part == 0 && line == 0 {
-            let mut own = self.snapshot.families().filter(|own| own.get(0).is_some());
-            if !self.selection.takes(family.name()) || own.any(|own| own.family.prometheus_name == family.name()) {
-                self.scraped.family += 1;
-                return true;
-            }
-            // Go has a gauge `x` beside a counter `x_total`, which OpenMetrics would call `x` as well.
-            let mut names = self.snapshot.control_plane.families().map(|other| other.name());
-            let short = family.name().strip_suffix("_total").filter(|short| names.all(|name| name != *short));
-            scraped_head(&mut self.text, &family, short, self.format);
-        }
-        self.scraped = match family.line(part, line) {
-            Some(found) => {
-                scraped_line(&mut self.text, family.name(), &found, self.format);
-                Place { line: line + 1, ..self.scraped }
-            }
-            None if part + 1 < family.parts() => Place { part: part + 1, line: 0, ..self.scraped },
-            None => Place { family: self.scraped.family + 1, part: 0, line: 0 },
-        };
-        true
-    }
-}
-
-impl Iterator for Page {
+impl Iterator for Exposition {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
@@ -159,183 +92,112 @@ impl Iterator for Page {
     }
 }
 
-fn head(text: &mut String, family: &Family, format: Format) {
-    write_head(text, family_name(family, format), family.help, family.kind.word(), family.unit, format);
+/// Returns name and type in this format. OpenMetrics names a counter without `_total`; one that cannot be named so is
+/// of unknown type there.
+fn declared<'a>(family: &Family<'a>, format: Format) -> (&'a str, &'static str) {
+    let (name, metric_type) = (family.name(), family.metric_type());
+    match (format, metric_type) {
+        (Format::OpenMetrics, MetricType::Counter) => {
+            family.counter_name().map_or((name, MetricType::Unknown.name()), |short| (short, metric_type.name()))
+        }
+        (Format::Text, MetricType::Unknown) => (name, "untyped"),
+        _ => (name, metric_type.name()),
+    }
 }
 
-/// OpenMetrics calls a counter by its name without `_total`; one that cannot be called so is a figure of unknown type there.
-fn scraped_head(text: &mut String, family: &ScrapedFamily<'_>, short: Option<&str>, format: Format) {
-    use exposition::Kind::{Counter, Gauge, Histogram, Summary};
-    let (name, open_metrics) = (family.name(), format == Format::OpenMetrics);
-    let (name, word) = match family.kind() {
-        Counter if !open_metrics => (name, "counter"),
-        Counter => short.map_or((name, "unknown"), |short| (short, "counter")),
-        Gauge => (name, "gauge"),
-        Histogram => (name, "histogram"),
-        Summary => (name, "summary"),
-        _ if open_metrics => (name, "unknown"),
-        _ => (name, "untyped"),
-    };
-    write_head(text, name, family.help(), word, family.unit(), format);
-}
-
-fn write_head(text: &mut String, name: &str, help: &str, word: &str, unit: &str, format: Format) {
+fn write_header(text: &mut String, family: &Family<'_>, format: Format) {
+    let (name, metric_type) = declared(family, format);
     text.push_str("# HELP ");
     text.push_str(name);
     text.push(' ');
-    escape(text, help, format == Format::OpenMetrics);
+    label_text::push_help(text, family.help(), format == Format::OpenMetrics);
     text.push_str("\n# TYPE ");
     text.push_str(name);
     text.push(' ');
-    text.push_str(word);
+    text.push_str(metric_type);
     text.push('\n');
-    let named_after_unit = || name.strip_suffix(unit).is_some_and(|stem| stem.ends_with('_'));
-    if format == Format::OpenMetrics && !unit.is_empty() && named_after_unit() {
+    let unit = family.unit();
+    let is_named_after_unit = || name.strip_suffix(unit).is_some_and(|stem| stem.ends_with('_'));
+    if format == Format::OpenMetrics && !unit.is_empty() && is_named_after_unit() {
         let _ = writeln!(text, "# UNIT {name} {unit}");
     }
 }
 
-/// A line as it was read, with the labels of its target in front.
-fn scraped_line(text: &mut String, name: &str, line: &ScrapedLine<'_>, format: Format) {
-    text.push_str(name);
-    text.push_str(line.suffix.text());
-    text.push('{');
-    text.push_str(line.target_labels);
-    if !line.labels.is_empty() {
-        text.push(',');
-        text.push_str(line.labels);
-    }
-    if let Some(bound) = line.bound {
-        text.push_str(",le=\"");
-        escape_label(bound, text);
-        let whole = !bound.is_empty() && bound.bytes().all(|byte| byte.is_ascii_digit());
-        text.push_str(if whole && format == Format::OpenMetrics { ".0\"" } else { "\"" });
-    }
-    text.push_str("} ");
-    let _ = match line.value {
-        f64::INFINITY => writeln!(text, "+Inf"),
-        f64::NEG_INFINITY => writeln!(text, "-Inf"),
-        value => writeln!(text, "{value}"),
-    };
-}
-
-fn family_name(family: &Family, format: Format) -> &'static str {
-    match format {
-        Format::OpenMetrics if family.kind == Kind::Counter => {
-            family.prometheus_name.strip_suffix("_total").unwrap_or(family.prometheus_name)
+fn write_point(text: &mut String, labels: &str, name: &str, point: &Point<'_>, format: Format) {
+    match point.value {
+        Value::Integer(value) => write_sample(text, name, "", labels, None, |text| write!(text, "{value}")),
+        Value::Real(value) => write_sample(text, name, "", labels, None, |text| write_real(text, value)),
+        Value::Sample { suffix, bound, value } => {
+            let bound = bound.map(|bound| (bound, format));
+            write_sample(text, name, suffix.text(), labels, bound, |text| write_real(text, value));
         }
-        _ => family.prometheus_name,
+        Value::Histogram(histogram) => {
+            for (bound, count) in histogram.buckets() {
+                write_sample(text, name, "_bucket", labels, Some((bound, format)), |text| write!(text, "{count}"));
+            }
+            write_sample(text, name, "_sum", labels, None, |text| write_real(text, histogram.sum()));
+            write_sample(text, name, "_count", labels, None, |text| write!(text, "{}", histogram.count()));
+        }
     }
 }
 
-fn write_labels(text: &mut String, labels: Labels<'_>) {
-    labels.each(|name, value| {
-        if !text.is_empty() {
-            text.push(',');
-        }
-        text.push_str(name);
-        text.push_str("=\"");
-        escape(text, value, true);
-        text.push('"');
+/// Writes when a counter or histogram was 0, which only OpenMetrics has.
+fn write_created(text: &mut String, labels: &str, family: &Family<'_>, point: &Point<'_>) {
+    let Some(created) = point.created.filter(|_| family.metric_type() != MetricType::Gauge) else { return };
+    let since = created.duration_since(UNIX_EPOCH).unwrap_or_default();
+    write_sample(text, declared(family, Format::OpenMetrics).0, "_created", labels, None, |text| {
+        write!(text, "{}.{:03}", since.as_secs(), since.subsec_millis())
     });
 }
 
-/// Escapes backslash and line feed, and the quote where `quotes` says so; both formats agree on these.
-fn escape(text: &mut String, value: &str, quotes: bool) {
-    if !value.contains(['\\', '\n', '"']) {
-        text.push_str(value);
-        return;
-    }
-    for character in value.chars() {
-        match character {
-            '\\' => text.push_str("\\\\"),
-            '\n' => text.push_str("\\n"),
-            '"' if quotes => text.push_str("\\\""),
-            _ => text.push(character),
-        }
-    }
-}
-
-fn write_point(text: &mut String, family: &Family, point: &Point<'_>, labels: &str, format: Format) {
-    let name = family.prometheus_name;
-    match &point.value {
-        Value::Integer(value) => sample(text, name, "", labels, None, value),
-        Value::Real(value) => sample(text, name, "", labels, None, value),
-        Value::Histogram(histogram) => {
-            let cumulative = histogram.cumulative();
-            for (le, count) in LE.into_iter().zip(cumulative) {
-                // OpenMetrics demands the canonical form of these very numbers.
-                let point_zero = format == Format::OpenMetrics && !le.contains(['.', '+']);
-                sample(text, name, "_bucket", labels, Some((le, if point_zero { ".0" } else { "" })), &count);
-            }
-            sample(text, name, "_sum", labels, None, &histogram.sum());
-            sample(text, name, "_count", labels, None, &histogram.count());
-        }
-        Value::Lateness(lateness) => {
-            for (le, count) in lateness.buckets() {
-                sample(text, name, "_bucket", labels, Some((le, "")), &count);
-            }
-            sample(text, name, "_sum", labels, None, &lateness.sum());
-            sample(text, name, "_count", labels, None, &lateness.count());
-        }
-    }
-}
-
-/// When a counter or histogram was 0, in the one format that has it.
-fn write_created(text: &mut String, family: &Family, point: &Point<'_>, labels: &str) {
-    if family.kind != Kind::Gauge {
-        let name = family_name(family, Format::OpenMetrics);
-        sample(text, name, "_created", labels, None, &seconds(point.created));
-    }
-}
-
-fn sample(
+fn write_sample(
     text: &mut String,
     name: &str,
     suffix: &str,
     labels: &str,
-    le: Option<(&str, &str)>,
-    value: &dyn std::fmt::Display,
+    bound: Option<(&str, Format)>,
+    value: impl FnOnce(&mut String) -> fmt::Result,
 ) {
     text.push_str(name);
     text.push_str(suffix);
-    if !labels.is_empty() || le.is_some() {
+    if !labels.is_empty() || bound.is_some() {
         text.push('{');
         text.push_str(labels);
-        if let Some((bound, ending)) = le {
-            if !labels.is_empty() {
-                text.push(',');
-            }
-            text.push_str("le=\"");
-            text.push_str(bound);
-            text.push_str(ending);
-            text.push('"');
+        if let Some((bound, format)) = bound {
+            text.push_str(if labels.is_empty() { "le=\"" } else { ",le=\"" });
+            label_text::push_escaped(text, bound);
+            let is_whole = !bound.is_empty() && bound.bytes().all(|byte| byte.is_ascii_digit());
+            text.push_str(if is_whole && format == Format::OpenMetrics { ".0\"" } else { "\"" });
         }
         text.push('}');
     }
-    let _ = writeln!(text, " {value}");
+    text.push(' ');
+    let _ = value(text);
+    text.push('\n');
 }
 
-/// Seconds since 1970, to the millisecond.
-fn seconds(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{}.{:03}", since.as_secs(), since.subsec_millis())
+fn write_real(text: &mut String, value: f64) -> fmt::Result {
+    match value {
+        f64::INFINITY => text.write_str("+Inf"),
+        f64::NEG_INFINITY => text.write_str("-Inf"),
+        value => write!(text, "{value}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        Inputs, Model, Own, fixture,
+        Inputs, Model, SelfMetrics, fixture,
         identity::{Role, Workload},
-        labels::Peers,
+        workload_index::StaticPeers,
     };
     use observer_common::{Leg, Protocol};
     use proptest::prelude::*;
     use std::time::Duration;
 
     fn page(snapshot: &Arc<Snapshot>, format: Format) -> String {
-        let pieces: Vec<Bytes> = Page::new(snapshot.clone(), format).collect();
+        let pieces: Vec<Bytes> = Exposition::new(snapshot.clone(), format).collect();
         assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= CHUNK));
         String::from_utf8(pieces.concat()).unwrap()
     }
@@ -438,7 +300,7 @@ mod tests {
     fn times_of_creation_are_left_out_on_request() {
         let [_, snapshot] = fixture::snapshots();
         let page = |query: Option<(&str, &str)>| {
-            let pieces = Page::of(
+            let pieces = Exposition::of(
                 snapshot.clone(),
                 Format::OpenMetrics,
                 Selection::of(query.into_iter().map(|(key, value)| (key.into(), value.into()))),
@@ -470,8 +332,8 @@ mod tests {
                 running: &sidecars,
                 ended: &[],
                 components: &[],
-                peers: &Arc::new(Peers::default()),
-                own: &Own::default(),
+                peers: &Arc::new(StaticPeers::default()),
+                own: &SelfMetrics::default(),
                 closes_interval: false,
             });
             let format = if openmetrics { Format::OpenMetrics } else { Format::Text };
@@ -483,7 +345,8 @@ mod tests {
                 prop_assert_eq!(label("source_app"), Some(app.as_str()));
                 prop_assert_eq!(label("source_workload"), Some(name.as_str()));
             }
-            let received = istio.iter().find(|sample| sample.name == crate::catalogue::TCP_RECEIVED_BYTES.prometheus_name);
+            let name = crate::catalogue::TCP_RECEIVED_BYTES.prometheus_name;
+            let received = istio.iter().find(|sample| sample.name == name);
             #[expect(clippy::cast_precision_loss, reason = "as the parser reads it")]
             let expected = bytes as f64;
             prop_assert_eq!(received.map(|sample| sample.value), Some(expected));

@@ -1,9 +1,9 @@
-//! Which part of a page is asked for: `?name[]=NAME` for one family, `?family=PATTERN` for all whose name fits. Both may be
-//! repeated; without any, all are. `?created=false` leaves out when counters were 0, a series for each.
+//! Query parameters of `/metrics`: `?name[]=NAME` selects one family, `?family=PATTERN` all with a matching name. Both
+//! may be repeated; without either, everything is selected. `?created=false` omits `_created`, a series per counter.
 
 use std::borrow::Cow;
 
-/// A choice of families.
+/// Selected families.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     names: Vec<String>,
@@ -12,7 +12,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The choice that the parameters of a query make; other parameters choose nothing.
+    /// Returns the selection of a query; unknown parameters are ignored.
     #[must_use]
     pub fn of<'a>(parameters: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>) -> Self {
         let mut selection = Self::default();
@@ -27,27 +27,29 @@ impl Selection {
         selection
     }
 
-    /// Whether times of creation are asked for.
+    /// Returns whether `_created` samples are selected.
     #[must_use]
-    pub fn takes_created(&self) -> bool {
+    pub fn includes_created(&self) -> bool {
         !self.without_created
     }
 
-    /// Whether the family of this name is asked for. A sample's name asks for its family.
+    /// Returns whether the family of this name is selected. A sample's name selects its family.
     #[must_use]
-    pub fn takes(&self, family: &str) -> bool {
+    pub fn contains(&self, family: &str) -> bool {
         let named = |name: &String| {
             let suffix = name.strip_prefix(family);
             suffix.is_some_and(|suffix| matches!(suffix, "" | "_bucket" | "_sum" | "_count"))
         };
         let everything = self.names.is_empty() && self.patterns.is_empty();
-        everything || self.names.iter().any(named) || self.patterns.iter().any(|pattern| is_like(pattern, family))
+        everything
+            || self.names.iter().any(named)
+            || self.patterns.iter().any(|pattern| matches_pattern(pattern, family))
     }
 }
 
-/// Whether a name is as a pattern says; `*` stands for any text.
+/// Returns whether a name matches a pattern, in which `*` matches any text.
 #[must_use]
-pub fn is_like(pattern: &str, name: &str) -> bool {
+pub fn matches_pattern(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = name.strip_prefix(first) else { return false };
@@ -69,12 +71,12 @@ mod tests {
 
     #[test]
     fn names_choose_one_and_patterns_several() {
-        assert!(selection(&[]).takes("a") && selection(&[("other", "b")]).takes("a"));
+        assert!(selection(&[]).contains("a") && selection(&[("other", "b")]).contains("a"));
         let names = selection(&[("name[]", "a_total"), ("name[]", "h_bucket")]);
-        assert!(names.takes("a_total") && names.takes("h") && !names.takes("a") && !names.takes("h_buck"));
+        assert!(names.contains("a_total") && names.contains("h") && !names.contains("a") && !names.contains("h_buck"));
         let both = selection(&[("name[]", "a"), ("family", "pilot_*"), ("family", "go_*_bytes")]);
-        assert!(both.takes("a") && both.takes("pilot_services") && both.takes("go_memstats_alloc_bytes"));
-        assert!(!both.takes("go_goroutines") && !both.takes("my_pilot_services"));
+        assert!(both.contains("a") && both.contains("pilot_services") && both.contains("go_memstats_alloc_bytes"));
+        assert!(!both.contains("go_goroutines") && !both.contains("my_pilot_services"));
     }
 
     #[test]
@@ -90,7 +92,7 @@ mod tests {
             ("a*a", "a", false),
             ("a**", "a", true),
         ] {
-            assert_eq!(is_like(pattern, name), expected, "{pattern} {name}");
+            assert_eq!(matches_pattern(pattern, name), expected, "{pattern} {name}");
         }
     }
 }

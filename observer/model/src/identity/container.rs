@@ -1,27 +1,27 @@
-//! Which container and pod a cgroup is, by the names that container runtimes and the kubelet give: pure.
+//! Container and pod of a cgroup, from the names that container runtimes and the kubelet give.
 
-/// What a cgroup's path tells.
+/// Container and pod of a cgroup, as far as its path shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Container {
-    /// The runtime's id, 64 hexadecimal digits.
+    /// Id at the runtime, 64 hexadecimal digits.
     pub id: Option<String>,
-    /// The pod's uid, with hyphens unless it is a static pod's.
+    /// Uid of the pod, with hyphens unless it is a static pod.
     pub pod_uid: Option<String>,
 }
 
 impl Container {
-    /// Reads a path as in `/proc/PID/cgroup`. Both drivers are understood: `/kubepods/burstable/podUID/ID`, and
+    /// Parses a path of `/proc/PID/cgroup`, of both cgroup drivers: `/kubepods/burstable/podUID/ID`, and
     /// `/kubepods.slice/…-podUID_WITH_UNDERSCORES.slice/cri-containerd-ID.scope`.
     #[must_use]
     pub fn of_cgroup(path: &str) -> Self {
         let words = || path.rsplit(|c: char| !c.is_ascii_alphanumeric());
         let is_id = |word: &&str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-        // The outermost is the kubelet's: whatever is below, the container itself may have named.
+        // The outermost uid is the kubelet's; the container itself may have named what is below.
         Self { id: words().find(is_id).map(str::to_owned), pod_uid: path.split('/').find_map(pod_uid) }
     }
 }
 
-/// The uid in the name of a pod's cgroup.
+/// Returns the uid in the name of a pod's cgroup.
 fn pod_uid(name: &str) -> Option<String> {
     let after = &name[name.rfind("pod")? + 3..];
     let end = after.find(|c: char| !c.is_ascii_hexdigit() && !"-_".contains(c)).unwrap_or(after.len());

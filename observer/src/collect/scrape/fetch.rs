@@ -12,7 +12,7 @@ use reqwest::{Response, StatusCode, header};
 
 use observer_model::{
     exposition::{Format, Parser, Reason},
-    page::{self, Builder, Page, TooMuch},
+    scraped::{ExpositionBuilder, LimitExceeded, MAX_SAMPLES, ScrapedExposition},
 };
 
 use crate::system::http_client::causes;
@@ -72,7 +72,7 @@ pub enum ScrapeError {
     #[error("the page is larger than {} MiB", BODY_BYTES / 1024 / 1024)]
     TooLarge,
     /// More samples than are kept.
-    #[error("the page has more than {} samples", page::SAMPLES)]
+    #[error("the page has more than {} samples", MAX_SAMPLES)]
     TooManySamples,
     /// The page was cut.
     #[error("the page does not end as it should: it was cut")]
@@ -115,7 +115,7 @@ pub(super) async fn read(
     mut response: Response,
     reserved: &'static [&'static str],
     limit: Duration,
-) -> Result<Arc<Page>, ScrapeError> {
+) -> Result<Arc<ScrapedExposition>, ScrapeError> {
     let format = check_headers(&response)?;
     let mut body = Body::new(format, compressed(&response)?, reserved);
     while let Some(piece) = response.chunk().await.map_err(|error| failed(&error, limit))? {
@@ -185,7 +185,8 @@ impl Body {
     /// The body of a page of this format, compressed by gzip or not. `reserved` names the labels that the target itself has.
     #[must_use]
     pub fn new(format: Format, compressed: bool, reserved: &'static [&'static str]) -> Self {
-        let reader = Reader { parser: Parser::new(format), builder: Builder::new(reserved), bytes: 0, refused: None };
+        let reader =
+            Reader { parser: Parser::new(format), builder: ExpositionBuilder::new(reserved), bytes: 0, refused: None };
         Self(if compressed {
             Coding::Gzip(Box::new(MultiGzDecoder::new(reader)))
         } else {
@@ -215,7 +216,7 @@ impl Body {
     ///
     /// # Errors
     /// It is not whole, or no page.
-    pub fn finish(self) -> Result<Page, ScrapeError> {
+    pub fn finish(self) -> Result<ScrapedExposition, ScrapeError> {
         match self.0 {
             Coding::Plain(reader) => reader.finish(),
             Coding::Gzip(mut decoder) => match decoder.try_finish() {
@@ -234,7 +235,7 @@ fn refused(reader: &mut Reader, error: &io::Error) -> ScrapeError {
 /// Reads what is decompressed.
 struct Reader {
     parser: Parser,
-    builder: Builder,
+    builder: ExpositionBuilder,
     bytes: usize,
     refused: Option<ScrapeError>,
 }
@@ -248,17 +249,17 @@ impl Reader {
         let mut outcome = Ok(());
         self.parser.feed(piece, &mut |event| {
             if outcome.is_ok() {
-                outcome = self.builder.take(&event);
+                outcome = self.builder.record(&event);
             }
         });
-        outcome.map_err(|TooMuch| ScrapeError::TooManySamples)
+        outcome.map_err(|LimitExceeded| ScrapeError::TooManySamples)
     }
 
-    fn finish(mut self) -> Result<Page, ScrapeError> {
+    fn finish(mut self) -> Result<ScrapedExposition, ScrapeError> {
         let mut outcome = Ok(());
         self.parser.finish(&mut |event| {
             if outcome.is_ok() {
-                outcome = self.builder.take(&event);
+                outcome = self.builder.record(&event);
             }
         });
         let page = self.builder.finish();
@@ -266,7 +267,7 @@ impl Reader {
             return Err(ScrapeError::NoMetrics);
         }
         // A page that was cut would pass for one without the figures that are missing.
-        if [Reason::Unended, Reason::NoEnd].iter().any(|reason| page.skipped.contains_key(reason.word())) {
+        if [Reason::Unended, Reason::NoEnd].iter().any(|reason| page.skipped.contains_key(reason.as_str())) {
             return Err(ScrapeError::Cut);
         }
         Ok(page)

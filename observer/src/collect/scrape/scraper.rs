@@ -17,7 +17,7 @@ use crate::{
     collect::netns,
     system::http_client::{self, ClientError, USER_AGENT},
 };
-use observer_model::page::Page;
+use observer_model::scraped::ScrapedExposition;
 
 /// Scrapes one target.
 pub(super) struct Scraper {
@@ -36,7 +36,7 @@ impl Scraper {
 
     /// Fetches and reads the page. From inside its network namespace it is asked for only where its own address does not
     /// let us in.
-    pub(super) async fn page(&self, target: &ScrapeTarget) -> Result<Arc<Page>, ScrapeError> {
+    pub(super) async fn page(&self, target: &ScrapeTarget) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let asked = async {
             let Some(inside) = &target.inside else { return self.ask_here(target).await };
             let why = match inside.only {
@@ -51,7 +51,7 @@ impl Scraper {
         timeout(self.limit, asked).await.unwrap_or(Err(ScrapeError::Timeout(self.limit)))
     }
 
-    async fn ask_here(&self, target: &ScrapeTarget) -> Result<Arc<Page>, ScrapeError> {
+    async fn ask_here(&self, target: &ScrapeTarget) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let request = self.client.get(target.url.0.clone());
         let request = request.header(header::ACCEPT, ACCEPT).header(header::ACCEPT_ENCODING, "gzip");
         let response = request.send().await.map_err(|error| failed(&error, self.limit))?;
@@ -64,7 +64,7 @@ impl Scraper {
         target: &ScrapeTarget,
         inside: &NetnsRoute,
         why: &str,
-    ) -> Result<Arc<Page>, ScrapeError> {
+    ) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let connected = netns::connect(&self.proc_root, inside.process, inside.address, self.limit).await;
         let stream = connected.map_err(|error| {
             let said = format!("{why}; {error}");

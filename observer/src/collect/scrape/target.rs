@@ -7,10 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use observer_model::{
-    identity::{Component, InsideOnly, PROXY, ProcessId, Sidecar, Workload},
-    reading::Instance,
-};
+use observer_model::identity::{Component, InsideOnly, Instance, PROXY, ProcessId, Sidecar, Workload};
 use reqwest::Url;
 
 /// Envoy's own page, which has what Envoy says and not what the application behind it says [istio `pkg/bootstrap`].

@@ -66,15 +66,19 @@ fn chunk(body: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", body.len()).as_bytes(), body, b"\r\n"].concat()
 }
 
-async fn scraped(act: Act) -> Result<Arc<Page>, ScrapeError> {
+async fn scraped(act: Act) -> Result<Arc<ScrapedExposition>, ScrapeError> {
     scraped_from(&server(act).await, None).await
 }
 
-async fn scraped_from(url: &PageUrl, ca_file: Option<&Path>) -> Result<Arc<Page>, ScrapeError> {
+async fn scraped_from(url: &PageUrl, ca_file: Option<&Path>) -> Result<Arc<ScrapedExposition>, ScrapeError> {
     scraped_within(url, ca_file, LIMIT).await
 }
 
-async fn scraped_within(url: &PageUrl, ca_file: Option<&Path>, limit: Duration) -> Result<Arc<Page>, ScrapeError> {
+async fn scraped_within(
+    url: &PageUrl,
+    ca_file: Option<&Path>,
+    limit: Duration,
+) -> Result<Arc<ScrapedExposition>, ScrapeError> {
     let target = ScrapeTarget::named(url.clone(), "node-1");
     Scraper::new(&target, &options(limit, ca_file), limit).unwrap().page(&target).await
 }
@@ -87,7 +91,7 @@ async fn error(act: Act) -> &'static str {
     scraped(act).await.unwrap_err().kind()
 }
 
-fn names(page: &Page) -> Vec<&str> {
+fn names(page: &ScrapedExposition) -> Vec<&str> {
     page.families().iter().map(|family| &*family.name).collect()
 }
 
@@ -176,7 +180,8 @@ async fn answers_without_end_are_left() {
     assert_eq!(error(line).await, "too_large");
     let lines = Act::Repeat(answer("", b"a 1\n"), b"# a comment\n".repeat(5000));
     assert_eq!(error(lines).await, "too_large");
-    let samples: String = (0..=observer_model::page::SAMPLES).map(|number| format!("family_{number} 1\n")).collect();
+    let samples: String =
+        (0..=observer_model::scraped::MAX_SAMPLES).map(|number| format!("family_{number} 1\n")).collect();
     assert_eq!(error(Act::Send(answer("", samples.as_bytes()))).await, "too_many_samples");
     // Twice as much as is read of any page, in 64 KiB: what comes behind, 10 GB or more, is never asked for.
     let bomb = gzip(&vec![b'\n'; 64 << 20]);
@@ -238,7 +243,7 @@ async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
         readings.retain(|reading| reading.instance == target.instance);
         readings.pop()
     };
-    while of(&targets, &good).unwrap().page.is_none() {
+    while of(&targets, &good).unwrap().exposition.is_none() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(!of(&targets, &hanging).unwrap().tried);

@@ -21,7 +21,7 @@ use crate::{
     emit::{
         Batch, Emitter, Encoder, Form, Limits, Sending, Transport, disk_queue::DiskQueue, wavefront::http::HttpSink,
     },
-    model::{EmitterFigures, Snapshot, fixture},
+    model::{EmitterStats, Snapshot, fixture},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,15 +125,15 @@ impl Scene {
     }
 
     /// Every point that was made arrived once or is counted lost, and so is every report that made none.
-    fn account(&mut self, runs: &[EmitterFigures]) {
+    fn account(&mut self, runs: &[EmitterStats]) {
         let taken = self.taken();
         assert!(taken.values().all(|times| *times == 1), "some came twice");
-        let total = |of: fn(&EmitterFigures) -> u64| runs.iter().map(of).sum::<u64>();
+        let total = |of: fn(&EmitterStats) -> u64| runs.iter().map(of).sum::<u64>();
         let dropped = total(|run| run.dropped.iter().map(|(_, points)| points).sum());
-        let reports_dropped = total(|run| run.reports_dropped.iter().map(|(_, reports)| reports).sum());
+        let pushes_dropped = total(|run| run.pushes_dropped.iter().map(|(_, reports)| reports).sum());
         assert_eq!(total(|run| run.sent), taken.len() as u64);
         assert_eq!(taken.len() as u64 + dropped, self.encoded.load(Relaxed));
-        assert_eq!(self.encoded.load(Relaxed), (self.offered - reports_dropped) * BATCHES * LINES);
+        assert_eq!(self.encoded.load(Relaxed), (self.offered - pushes_dropped) * BATCHES * LINES);
     }
 }
 

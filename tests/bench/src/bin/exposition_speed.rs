@@ -1,11 +1,12 @@
-//! How fast a metrics page is parsed and how much memory that takes: `exposition_speed PAGE MEGABYTES RUNS`.
+//! Speed and memory of the exposition parser: `exposition_speed PAGE MEGABYTES RUNS`.
 //!
-//! Repeats the page up to that size, then reads it in the pieces a socket gives, looks at every label and every value, and
-//! tells series apart. Prints the megabytes a second of each run, then the kilobytes by which resident memory grew.
+//! Repeats the exposition up to that size, then reads it in pieces as from a socket, looks at every label and every
+//! value, and distinguishes series. Prints the megabytes per second of each run, then the kilobytes by which resident
+//! memory grew.
 
 use std::{env, error::Error, fs, hint::black_box, time::Instant};
 
-use observer_model::exposition::{Event, Format, Parser, Seen};
+use observer_model::exposition::{Event, Format, Parser, SeriesSet};
 
 const PIECE: usize = 16 * 1024;
 
@@ -31,10 +32,10 @@ fn megabytes_of(page: &[u8]) -> f64 {
 
 fn read(whole: &[u8]) -> u64 {
     let mut parser = Parser::new(Format::Text);
-    let mut seen = Seen::default();
+    let mut seen = SeriesSet::default();
     let mut samples = 0;
     let mut each = |event: Event<'_>| match event {
-        // The repetitions are pages of their own: a family's series are forgotten when it begins anew.
+        // Each repetition is an exposition of its own: a family's series are cleared when it begins again.
         Event::Type { .. } => seen.clear(),
         Event::Sample(sample) => {
             assert!(seen.insert(&sample), "{sample:?} comes twice");
@@ -49,7 +50,7 @@ fn read(whole: &[u8]) -> u64 {
     samples
 }
 
-/// Most memory that was resident so far (proc_pid_status(5)).
+/// Returns the peak resident memory so far (proc_pid_status(5)).
 fn peak_kilobytes() -> Result<i64, Box<dyn Error>> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;

@@ -1,7 +1,7 @@
-//! How fast figures become text: `rendering_speed PAGE SERIES RUNS`.
+//! Speed of the encoders: `rendering_speed PAGE SERIES RUNS`.
 //!
-//! Renders so many label sets of HTTP, and so many samples of control planes whose pages are PAGE, as each of the formats that
-//! the observer speaks. Prints a line for each format: what is rendered, then the megabytes a second of CPU time of each run.
+//! Renders SERIES label sets of HTTP, and SERIES samples of control planes that expose PAGE, in each of the formats
+//! that the observer has. Prints a line per format: its name, then the megabytes per second of CPU time of each run.
 
 use std::{
     env,
@@ -16,18 +16,18 @@ use std::{
 use observer::collect::self_usage;
 use observer_common::{Endpoint, GRPC_NONE, Leg, Protocol, SeriesKey};
 use observer_model::{
-    Inputs, Model, Own, Snapshot,
+    Inputs, Model, SelfMetrics, Snapshot,
     encode::{
         Encoder as _,
-        prometheus::{Format, Page},
+        prometheus::{Exposition, Format},
         selection::Selection,
-        wavefront::{Lines, Names, Options},
+        wavefront::{Names, Options, WavefrontEncoder},
     },
     exposition,
-    identity::{ProcessId, Role, Sidecar, Workload},
-    labels::Peers,
-    page::Page as Scraped,
-    reading::{HistogramReading, Instance, KernelReading, Reading, ScrapeReading, SeriesReading},
+    identity::{Instance, ProcessId, Role, Sidecar, Workload},
+    reading::{HistogramReading, KernelReading, Reading, ScrapeReading, SeriesReading},
+    scraped::ScrapedExposition,
+    workload_index::StaticPeers,
 };
 
 const SIDECARS: u32 = 100;
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Renders once to be warm, then so many times.
+/// Renders once to warm up, then `runs` times.
 #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
 fn measure(name: &str, runs: u32, render: impl Fn() -> usize) -> Result<(), Box<dyn Error>> {
     let bytes = render();
@@ -64,21 +64,21 @@ fn measure(name: &str, runs: u32, render: impl Fn() -> usize) -> Result<(), Box<
     Ok(())
 }
 
-/// What this process has used: there is one thread, and what others do on the machine is not its cost.
+/// Returns the CPU time of this process, which has one thread.
 fn own_time() -> Duration {
     self_usage::usage().cpu.expect("the kernel says it")
 }
 
 fn prometheus(snapshot: &Arc<Snapshot>, format: Format) -> usize {
-    Page::of(snapshot.clone(), format, Selection::default()).map(|piece| black_box(piece).len()).sum()
+    Exposition::of(snapshot.clone(), format, Selection::default()).map(|piece| black_box(piece).len()).sum()
 }
 
 fn wavefront(snapshot: &Arc<Snapshot>, names: Names) -> usize {
-    let mut lines = Lines::new(Options { names, ..Options::default() }, "node-1").expect("a good name");
+    let mut lines = WavefrontEncoder::new(Options { names, ..Options::default() }, "node-1").expect("a good name");
     lines.encode(snapshot.clone()).map(|batch| black_box(batch).text.len()).sum()
 }
 
-/// Each label set has values in a handful of buckets, as in a real mesh.
+/// Returns label sets with values in a handful of buckets each, as in a real mesh.
 fn mesh(series: usize) -> Arc<Snapshot> {
     let sidecars: Vec<_> = (1..=SIDECARS).map(sidecar).collect();
     let statuses = u16::try_from(series.div_ceil(sidecars.len())).unwrap_or(u16::MAX);
@@ -88,9 +88,9 @@ fn mesh(series: usize) -> Arc<Snapshot> {
     snapshot(Some(kernel), Vec::new(), &sidecars)
 }
 
-/// Copies of one page, as of so many instances.
+/// Returns copies of one exposition, each of another instance.
 fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Error>> {
-    let page = Arc::new(Scraped::read(exposition::Format::Text, page)?);
+    let page = Arc::new(ScrapedExposition::parse(exposition::Format::Text, page)?);
     let instances = series.div_ceil(usize::try_from(page.samples)?);
     let reading = |number| ScrapeReading {
         instance: Instance {
@@ -100,9 +100,9 @@ fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Err
             namespace: None,
             node: Some("node-1".to_owned()),
         },
-        page: Some(page.clone()),
+        exposition: Some(page.clone()),
         tried: true,
-        took: Duration::from_millis(5),
+        duration: Duration::from_millis(5),
         scrapes: [("ok", 1)].into(),
         skipped: [].into(),
     };
@@ -110,26 +110,15 @@ fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Err
     Ok(snapshot(None, targets, &[]))
 }
 
-fn snapshot(
-    kernel: Option<KernelReading>,
-    control_plane: Vec<ScrapeReading>,
-    running: &[Arc<Sidecar>],
-) -> Arc<Snapshot> {
+fn snapshot(kernel: Option<KernelReading>, scrapes: Vec<ScrapeReading>, running: &[Arc<Sidecar>]) -> Arc<Snapshot> {
     let at = SystemTime::now();
     Model::new(at, Duration::from_mins(15)).update(Inputs {
-        reading: &Reading {
-            at,
-            steady: Duration::ZERO,
-            kernel,
-            processes: Vec::new(),
-            control_plane,
-            outcomes: Vec::new(),
-        },
+        reading: &Reading { at, steady: Duration::ZERO, kernel, processes: Vec::new(), scrapes, outcomes: Vec::new() },
         running,
         ended: &[],
         components: &[],
-        peers: &Arc::new(Peers::default()),
-        own: &Own::default(),
+        peers: &Arc::new(StaticPeers::default()),
+        own: &SelfMetrics::default(),
         closes_interval: true,
     })
 }

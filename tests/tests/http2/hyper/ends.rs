@@ -17,8 +17,8 @@ use tokio::{net, runtime, task::JoinSet};
 
 use super::exchange::{Exchange, Zeros};
 
-/// Starts hyper as an application that answers each [`Exchange`] as it asks, and takes header tables of up to `table` bytes.
-/// It ends with the runtime.
+/// Starts hyper as an application that answers each [`Exchange`] as it asks, and takes header tables of up to `table`
+/// bytes. It ends with the runtime.
 pub(super) fn application(on: &Workload, port: u16, table: u32) -> Result<runtime::Runtime> {
     let listener = on.net.enter(|| TcpListener::bind(("::", port)))?.with_context(|| format!("port {port}"))?;
     listener.set_nonblocking(true)?;
@@ -29,7 +29,7 @@ pub(super) fn application(on: &Workload, port: u16, table: u32) -> Result<runtim
             let stream = TokioIo::new(listener.accept().await?.0);
             let mut server = Server::new(TokioExecutor::new());
             server.header_table_size(table);
-            // The sidecar may end its connections as it likes, in any way: what is missing, the client misses.
+            // The sidecar may end its connections in any way; the client reports missing answers.
             tokio::spawn(server.serve_connection(stream, service_fn(answer)));
         }
         #[expect(unreachable_code, reason = "names the error's type")]
@@ -43,7 +43,8 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Zeros>> {
     Exchange::answer(&head, body.collect().await?)
 }
 
-/// Makes these exchanges on one connection, after the first so many at a time, and fails unless each is answered as it asks.
+/// Makes these exchanges on one connection, after the first `at_once` at a time, and fails unless each is answered as
+/// requested.
 pub(super) fn exchange(from: &Workload, to: SocketAddr, table: u32, at_once: usize, all: Vec<Exchange>) -> Result<()> {
     let stream = from.net.enter(|| TcpStream::connect(to))?.with_context(|| to.to_string())?;
     stream.set_nonblocking(true)?;
@@ -54,7 +55,7 @@ pub(super) fn exchange(from: &Workload, to: SocketAddr, table: u32, at_once: usi
         tokio::spawn(connection);
         let mut running = JoinSet::new();
         for (number, exchange) in all.into_iter().enumerate() {
-            // Before it has found out where the application is, Envoy opens a connection for each request of its own.
+            // Until it has connected to the application, Envoy opens a connection for each request.
             while running.len() >= if number <= 1 { 1 } else { at_once } {
                 running.join_next().await.context("some run")???;
             }

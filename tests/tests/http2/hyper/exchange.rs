@@ -1,4 +1,4 @@
-//! What one request asks for, which the application reads from the request and the client holds against the answer.
+//! The answer that a request asks for: the application reads it from the request, and the client checks it.
 
 use std::{
     convert::Infallible,
@@ -43,13 +43,13 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// A bare answer of this status.
+    /// Returns a bare answer of this status.
     pub(super) fn of(status: u16) -> Self {
         let content_type = "text/plain";
         Self { status, upload: 0, download: 0, trailers: false, content_type, grpc_status: None, churn: None }
     }
 
-    /// The request.
+    /// Returns the request.
     pub(super) fn request(&self, authority: &str) -> Result<Request<Zeros>> {
         let Self { status, download, trailers, grpc_status, .. } = self;
         let grpc_status = grpc_status.map_or_else(|| "-".to_owned(), |status| status.to_string());
@@ -61,7 +61,7 @@ impl Exchange {
         Ok(request.body(Zeros::new(self.upload, self.trailers.then(|| sum(self.upload))))?)
     }
 
-    /// The application's answer to such a request.
+    /// Returns the application's answer to such a request.
     pub(super) fn answer(request: &request::Parts, body: Collected<Bytes>) -> Result<Response<Zeros>> {
         let words: Vec<&str> = request.uri.path().split('/').collect();
         let [_, status, download, trailers, grpc_status] = words[..] else {

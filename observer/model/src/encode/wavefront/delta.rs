@@ -1,4 +1,4 @@
-//! Increases of counters since the last report, for delta counters.
+//! Increases of counters since the last push, for delta counters.
 
 use std::{
     collections::HashMap,
@@ -8,31 +8,31 @@ use std::{
 
 use crate::catalogue::Origin;
 
-/// How long a series that is not reported is remembered: it may come back with its whole past.
-const MEMORY: Duration = Duration::from_hours(24);
+/// How long the total of an absent series is kept: it may return undiminished.
+const RETENTION: Duration = Duration::from_hours(24);
 
-/// Most series that are remembered, some 8 MiB: others choose names and labels on the pages that are scraped.
-const SERIES: usize = 200_000;
+/// Most series kept, about 8 MiB: names and labels of scraped series are untrusted.
+const MAX_SERIES: usize = 200_000;
 
-/// A series that there is no room to remember.
+/// The limit of series is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoRoom;
 
-/// The totals that increases are told from, by series.
+/// Last totals by series.
 #[derive(Debug, Default)]
 pub(super) struct Deltas {
-    /// By a hash of name and tags: at 100,000 series two of them meet once in four billion runs.
+    /// By a hash of name and tags: 100,000 series collide once in four billion runs.
     totals: HashMap<u64, (f64, SystemTime)>,
     hasher: RandomState,
-    reported: Option<SystemTime>,
+    pushed: Option<SystemTime>,
     began: Option<SystemTime>,
 }
 
 impl Deltas {
-    /// How much a counter grew since the last report; `None` if that cannot be known. `created` is when it was 0.
+    /// Returns the increase of a counter since the last push; `None` if it is not known. `created` is when it was 0.
     ///
     /// # Errors
-    /// It is new and there are too many.
+    /// It is new and the limit is reached.
     pub(super) fn increase(
         &mut self,
         series: (&str, &str, &str),
@@ -42,37 +42,38 @@ impl Deltas {
         now: SystemTime,
     ) -> Result<Option<f64>, NoRoom> {
         let series = self.hasher.hash_one(series);
-        if self.totals.len() >= SERIES && !self.totals.contains_key(&series) {
+        if self.totals.len() >= MAX_SERIES && !self.totals.contains_key(&series) {
             return Err(NoRoom);
         }
         let last = self.totals.insert(series, (total, now));
         Ok(match last {
             Some((last, _)) if last <= total => Some(total - last),
-            // It began anew.
+            // It restarted from 0.
             Some(_) => Some(total),
-            // Figures of the observer's own begin with it; what is not there was 0.
+            // The observer's own counters start with it: absent ones were 0.
             None if origin == Origin::Observer => Some(total),
-            None => match self.reported {
-                // What was counted before this process began is an earlier one's to report.
+            None => match self.pushed {
+                // What was counted before this process started was sent by an earlier one.
                 None => (origin == Origin::Kernel && self.began.is_none_or(|began| created >= began)).then_some(total),
-                Some(reported) => (created >= reported).then_some(total),
+                Some(pushed) => (created >= pushed).then_some(total),
             },
         })
     }
 
-    /// Says when this process began to observe.
+    /// Sets when this process started to observe.
     pub(super) fn begin(&mut self, began: SystemTime) {
         self.began = Some(began);
     }
 
-    /// Ends a report, and forgets what has not been seen for long.
+    /// Ends a push, and drops series that have been absent for long.
     pub(super) fn end(&mut self, now: SystemTime) {
-        self.reported = Some(now);
-        // Where there are too many, what is not there now makes room for what is.
-        let crowded = self.totals.len() >= SERIES;
-        let stays =
-            |seen: SystemTime| seen == now || !crowded && now.duration_since(seen).is_ok_and(|unseen| unseen < MEMORY);
-        self.totals.retain(|_, (_, seen)| stays(*seen));
+        self.pushed = Some(now);
+        // At the limit, absent series are dropped at once.
+        let is_full = self.totals.len() >= MAX_SERIES;
+        let is_kept = |seen: SystemTime| {
+            seen == now || !is_full && now.duration_since(seen).is_ok_and(|unseen| unseen < RETENTION)
+        };
+        self.totals.retain(|_, (_, seen)| is_kept(*seen));
     }
 }
 
@@ -134,8 +135,8 @@ mod tests {
             deltas.end(at(now));
             (refused, deltas.totals.len())
         };
-        assert_eq!(report(10, 0..SERIES + 5), (5, SERIES));
-        assert_eq!(report(20, 5..SERIES + 5), (5, SERIES - 5), "what is gone makes room");
-        assert_eq!(report(30, 5..SERIES + 5), (0, SERIES));
+        assert_eq!(report(10, 0..MAX_SERIES + 5), (5, MAX_SERIES));
+        assert_eq!(report(20, 5..MAX_SERIES + 5), (5, MAX_SERIES - 5), "what is gone makes room");
+        assert_eq!(report(30, 5..MAX_SERIES + 5), (0, MAX_SERIES));
     }
 }

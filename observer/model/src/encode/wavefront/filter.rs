@@ -1,32 +1,32 @@
-//! Which points and which of their tags are sent: the old collector's filters, with its meaning.
+//! Filters of points and tags, with the legacy collector's semantics.
 
 use super::glob::Glob;
 
-/// Filters. An empty list filters nothing.
+/// Filters; an empty list filters nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
-    /// Only metrics with such a name.
+    /// Only metrics with a matching name.
     pub metric_allow: Vec<Glob>,
-    /// No metrics with such a name.
+    /// No metrics with a matching name.
     pub metric_deny: Vec<Glob>,
-    /// Only points that have one of these tags with such a value.
+    /// Only points with one of these tags and a matching value.
     pub metric_tag_allow: Vec<(String, Vec<Glob>)>,
-    /// No points that have one of these tags with such a value.
+    /// No points with one of these tags and a matching value.
     pub metric_tag_deny: Vec<(String, Vec<Glob>)>,
-    /// Only tags with such a key.
+    /// Only tags with a matching key.
     pub tag_include: Vec<Glob>,
-    /// No tags with such a key.
+    /// No tags with a matching key.
     pub tag_exclude: Vec<Glob>,
 }
 
 impl Filters {
-    /// Whether points of this name are sent.
+    /// Returns whether points of this name are sent.
     #[must_use]
     pub fn passes_name(&self, name: &str) -> bool {
         (self.metric_allow.is_empty() || any(&self.metric_allow, name)) && !any(&self.metric_deny, name)
     }
 
-    /// Whether a point with these tags is sent.
+    /// Returns whether a point with these tags is sent.
     #[must_use]
     pub fn passes_tags<'a>(&self, tags: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> bool {
         let has = |filters: &[(String, Vec<Glob>)]| {
@@ -37,27 +37,28 @@ impl Filters {
         (self.metric_tag_allow.is_empty() || has(&self.metric_tag_allow)) && !has(&self.metric_tag_deny)
     }
 
-    /// Whether tags of this key stay. It is not asked for `le`: without it the buckets of a histogram would be one series.
+    /// Returns whether tags of this key are kept. Not called for `le`, without which a histogram's buckets would
+    /// collide.
     #[must_use]
     pub fn keeps_tag(&self, key: &str) -> bool {
         (self.tag_include.is_empty() || any(&self.tag_include, key)) && !any(&self.tag_exclude, key)
     }
 
-    /// Whether points can become alike because some of their tags go.
+    /// Returns whether tags may be dropped, so that points can become equal.
     #[must_use]
     pub fn drops_tags(&self) -> bool {
         !self.tag_include.is_empty() || !self.tag_exclude.is_empty()
     }
 
-    /// Whether it takes a point's name to tell if it is sent.
+    /// Returns whether the name decides.
     #[must_use]
-    pub fn asks_for_names(&self) -> bool {
+    pub fn filters_names(&self) -> bool {
         !self.metric_allow.is_empty() || !self.metric_deny.is_empty()
     }
 
-    /// Whether it takes a point's tags to tell if it is sent.
+    /// Returns whether the tags decide.
     #[must_use]
-    pub fn asks_for_tags(&self) -> bool {
+    pub fn filters_tags(&self) -> bool {
         !self.metric_tag_allow.is_empty() || !self.metric_tag_deny.is_empty()
     }
 }

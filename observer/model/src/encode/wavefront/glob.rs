@@ -1,12 +1,12 @@
-//! Patterns of names and values: `*` is any run of characters, dots included, `?` any one, `[a-z]` one of these, `[!a-z]`
-//! one of all others, `{one,other}` either; `\` takes what follows literally.
+//! Patterns of names and values: `*` is any run of characters, dots included, `?` any one, `[a-z]` one of these,
+//! `[!a-z]` any other, `{one,other}` either; `\` escapes the next character.
 
 use std::{iter::Peekable, str::Chars, str::FromStr};
 
-/// Alternatives one pattern may have: `{a,b}` has two, `{a,b}{c,d}` four.
-const ALTERNATIVES: usize = 1024;
-/// Braces within braces.
-const DEPTH: usize = 8;
+/// Most alternatives of a pattern: `{a,b}` has two, `{a,b}{c,d}` four.
+const MAX_ALTERNATIVES: usize = 1024;
+/// Deepest nesting of braces.
+const MAX_DEPTH: usize = 8;
 
 /// A pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ enum Token {
 }
 
 impl Glob {
-    /// Whether the whole of `text` is as the pattern says.
+    /// Returns whether the pattern matches the whole of `text`.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         let text: Vec<char> = text.chars().collect();
@@ -29,7 +29,7 @@ impl Glob {
     }
 }
 
-/// After a mismatch the last run takes one character more: no other choice can do better.
+/// After a mismatch the last run is extended by one character, which is optimal.
 fn matches(tokens: &[Token], text: &[char]) -> bool {
     let (mut token, mut at) = (0, 0);
     let mut run: Option<(usize, usize)> = None;
@@ -75,8 +75,8 @@ impl FromStr for Glob {
 
 /// Reads up to the end, or up to what ends an alternative within braces.
 fn sequence(rest: &mut Peekable<Chars<'_>>, depth: usize) -> Result<Vec<Vec<Token>>, String> {
-    if depth > DEPTH {
-        return Err(format!("more than {DEPTH} braces within each other"));
+    if depth > MAX_DEPTH {
+        return Err(format!("more than {MAX_DEPTH} braces within each other"));
     }
     let mut alternatives = vec![Vec::new()];
     while let Some(character) = rest.next_if(|character| depth == 0 || !matches!(character, ',' | '}')) {
@@ -109,8 +109,8 @@ fn braces(rest: &mut Peekable<Chars<'_>>, depth: usize) -> Result<Vec<Vec<Token>
 }
 
 fn product(before: &[Vec<Token>], after: &[Vec<Token>]) -> Result<Vec<Vec<Token>>, String> {
-    if before.len() * after.len() > ALTERNATIVES {
-        return Err(format!("its braces give more than {ALTERNATIVES} alternatives"));
+    if before.len() * after.len() > MAX_ALTERNATIVES {
+        return Err(format!("its braces give more than {MAX_ALTERNATIVES} alternatives"));
     }
     Ok(before.iter().flat_map(|first| after.iter().map(|second| [&first[..], second].concat())).collect())
 }

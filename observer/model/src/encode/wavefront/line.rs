@@ -1,4 +1,4 @@
-//! One line and its grammar: what may stand in it, its limits, and the count of what breaks them.
+//! Grammar and limits of one line, and counts of the points that violate them.
 
 use std::{
     collections::HashMap,
@@ -7,35 +7,15 @@ use std::{
 };
 
 use super::{
-    Options,
     delta::{Deltas, NoRoom},
+    filter::Filters,
+    limits::*,
+    options::Options,
 };
 use crate::{
     catalogue::Origin,
-    encode::{Batch, Form, wavefront::filter::Filters},
+    encode::{Batch, Form},
 };
-
-/// Longest metric name, source, tag key, key and value together in UTF-16 units; most tags: the service's defaults.
-const NAME_LENGTH: usize = 256;
-pub(super) const SOURCE_LENGTH: usize = 128;
-const KEY_LENGTH: usize = 64;
-const TAG_LENGTH: usize = 254;
-pub(super) const TAGS: usize = 20;
-/// Longest line a proxy takes, bytes.
-const LINE_LENGTH: usize = 32 * 1024;
-/// Lines in one batch at most, the default of Wavefront's own senders.
-const BATCH_POINTS: u64 = 10_000;
-/// Bytes at which a batch is full; a proxy takes 16 MiB.
-const BATCH_BYTES: usize = 512 * 1024;
-/// Begins the name of a delta counter.
-const DELTA: &str = "\u{2206}";
-/// Most centroids of a distribution, the cap that the service itself sets where it sets one.
-pub(super) const CENTROIDS: usize = 100;
-/// A centroid's count is a 32-bit number of Java's.
-const CENTROID_COUNT: u64 = i32::MAX as u64;
-
-/// Names whose filters' verdict is remembered: more than istiod and Envoy have.
-const REMEMBERED_NAMES: usize = 4096;
 
 /// Why a point is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +29,7 @@ pub(super) enum Reason {
     TooManySeries,
 }
 
-/// Every reason and the label value it is counted under.
+/// Every reason and its label value.
 pub(super) const REASONS: [(Reason, &str); 7] = [
     (Reason::Name, "name"),
     (Reason::TagKey, "tag_key"),
@@ -60,10 +40,10 @@ pub(super) const REASONS: [(Reason, &str); 7] = [
     (Reason::TooManySeries, "too_many_series"),
 ];
 
-/// Below this, doubles hold every whole number.
+/// Below this, doubles represent every whole number.
 const WHOLE: f64 = 9_007_199_254_740_992.0;
 
-/// A value as it is written: without an exponent.
+/// A value, written without an exponent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Number {
     Integer(u64),
@@ -91,7 +71,7 @@ impl fmt::Display for Number {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Integer(value) => value.fmt(formatter),
-            // Most are whole, and written much faster as such.
+            // Most are whole, and formatted much faster as integers.
             Self::Real(value) if value.fract() == 0.0 && value.is_sign_positive() && *value < WHOLE => {
                 (*value as u64).fmt(formatter)
             }
@@ -100,31 +80,31 @@ impl fmt::Display for Number {
     }
 }
 
-/// Tags of a point, ready to be written: sorted, with a gap where `le` belongs.
+/// Formatted tags of a point: sorted, split where `le` is inserted.
 #[derive(Debug)]
 pub(super) struct Tags {
     before_le: String,
     after_le: String,
     count: usize,
     broken: Option<Reason>,
-    /// What the tag filters ask, where there are any.
-    asked: Vec<(String, String)>,
+    /// Keys and values for the tag filters, if there are any.
+    unfiltered: Vec<(String, String)>,
 }
 
 impl Tags {
     pub(super) fn new(options: &Options, labels: impl FnOnce(&mut dyn FnMut(&str, &str))) -> Self {
-        let mut sorted: Vec<(String, String)> = Vec::with_capacity(TAGS);
+        let mut sorted: Vec<(String, String)> = Vec::with_capacity(MAX_TAGS);
         labels(&mut |key, value| {
             if let Some(value) = tag_value(value) {
                 sorted.push((key.to_owned(), value.into()));
             }
         });
-        let asked = if options.filters.asks_for_tags() { sorted.clone() } else { Vec::new() };
+        let unfiltered = if options.filters.filters_tags() { sorted.clone() } else { Vec::new() };
         if options.filters.drops_tags() {
             sorted.retain(|(key, _)| key == "le" || options.filters.keeps_tag(key));
         }
         for (key, _) in &mut sorted {
-            // A proxy would do the same, and the charts ask for it.
+            // A proxy would do the same, and the charts query it.
             if key == "tag" {
                 key.insert(0, '_');
             }
@@ -133,7 +113,7 @@ impl Tags {
         sorted.extend(options.tags.iter().map(|(key, value)| (key.clone(), value.clone())));
         sorted.sort_unstable();
         let mut tags =
-            Self { before_le: String::new(), after_le: String::new(), count: sorted.len(), broken: None, asked };
+            Self { before_le: String::new(), after_le: String::new(), count: sorted.len(), broken: None, unfiltered };
         for (key, value) in sorted {
             tags.broken = tags.broken.or_else(|| broken_tag(&key, &value));
             let text = if key.as_str() < "le" { &mut tags.before_le } else { &mut tags.after_le };
@@ -142,13 +122,13 @@ impl Tags {
         tags
     }
 
-    /// All of them.
+    /// Returns all tags as text.
     pub(super) fn text(&self) -> String {
         format!("{}{}", self.before_le, self.after_le)
     }
 }
 
-/// A tag for every point, as it is sent.
+/// Returns a tag for every point, as it is sent.
 ///
 /// # Errors
 /// It cannot be one.
@@ -156,7 +136,7 @@ pub fn point_tag(key: &str, value: &str) -> Result<(String, String), String> {
     let value = clean(value);
     if !is_key(key) || matches!(key, "le" | "tag") {
         return Err(format!(
-            "{key:?} cannot be a tag: it needs 1 to {KEY_LENGTH} letters, digits, dots, dashes or underscores, and source, \
+            "{key:?} cannot be a tag: it needs 1 to {MAX_KEY_LENGTH} letters, digits, dots, dashes or underscores, and source, \
              host, le and tag have a meaning already"
         ));
     }
@@ -164,12 +144,12 @@ pub fn point_tag(key: &str, value: &str) -> Result<(String, String), String> {
         return Err(format!("the tag {key:?} has no value; write one, or leave the tag out"));
     }
     if broken_tag(key, &value).is_some() {
-        return Err(format!("the tag {key:?} is longer than {TAG_LENGTH} characters, key and value together"));
+        return Err(format!("the tag {key:?} is longer than {MAX_TAG_LENGTH} characters, key and value together"));
     }
     Ok((key.to_owned(), value))
 }
 
-/// A tag value that can be sent, not yet escaped; `None` if nothing of it is left.
+/// Returns a tag value that can be sent, not yet escaped; `None` if it is blank.
 pub(super) fn tag_value(value: &str) -> Option<Box<str>> {
     Some(clean(value)).filter(|value| !is_blank(value)).map(String::into_boxed_str)
 }
@@ -185,7 +165,7 @@ fn write_tag(text: &mut String, key: &str, value: &str) {
     text.push('"');
 }
 
-/// A tag value that every decoder reads alike, not yet escaped.
+/// Returns a tag value that every decoder reads equally, not yet escaped.
 fn clean(value: &str) -> String {
     let is_clean = |byte: u8| byte.is_ascii_graphic() && byte != b'\\';
     if value.bytes().all(is_clean) {
@@ -196,12 +176,12 @@ fn clean(value: &str) -> String {
         match character {
             '\n' => cleaned.push_str("\\n"),
             '\r' => cleaned.push_str("\\r"),
-            // End of transmission makes a proxy reject the line; the others have no business in it either.
+            // End of transmission makes a proxy reject the line; other control characters are replaced as well.
             control if control.is_control() => cleaned.push(' '),
             _ => cleaned.push(character),
         }
     }
-    // A backslash before the closing quote would swallow it.
+    // A backslash before the closing quote would escape it.
     cleaned.trim_start().trim_end_matches(|end: char| end == '\\' || end.is_whitespace()).to_owned()
 }
 
@@ -212,7 +192,7 @@ fn is_blank(value: &str) -> bool {
 fn broken_tag(key: &str, value: &str) -> Option<Reason> {
     if !is_key(key) {
         Some(Reason::TagKey)
-    } else if key.len() + value.encode_utf16().count() > TAG_LENGTH {
+    } else if key.len() + value.encode_utf16().count() > MAX_TAG_LENGTH {
         Some(Reason::TagLength)
     } else {
         None
@@ -220,34 +200,34 @@ fn broken_tag(key: &str, value: &str) -> Option<Reason> {
 }
 
 fn is_key(key: &str) -> bool {
-    !key.is_empty() && key.len() <= KEY_LENGTH && is_plain(key) && !matches!(key, "source" | "host")
+    !key.is_empty() && key.len() <= MAX_KEY_LENGTH && is_plain(key) && !matches!(key, "source" | "host")
 }
 
 fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-/// What the writers of all reports have in common.
+/// State shared by the writers of all pushes.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(super) struct WriterState {
     pub(super) rejected: [u64; REASONS.len()],
-    /// Points that the filters keep back.
+    /// Points held back by the filters.
     pub(super) filtered: u64,
-    /// What the filters say of each name.
+    /// Cached filter results by name.
     passes: HashMap<String, bool>,
     pub(super) deltas: Deltas,
 }
 
-impl Ledger {
-    /// What the filters say of a name. Others choose names, on the pages that are scraped: so few are remembered, and none that
-    /// is too long to be sent.
+impl WriterState {
+    /// Returns whether a name passes the filters. Scraped names are untrusted: few are cached, and none that is too
+    /// long.
     fn passes_name(&mut self, name: &str, filters: &Filters) -> bool {
         if let Some(passes) = self.passes.get(name) {
             return *passes;
         }
         let passes = filters.passes_name(name);
-        if name.len() <= NAME_LENGTH {
-            if self.passes.len() >= REMEMBERED_NAMES {
+        if name.len() <= MAX_NAME_LENGTH {
+            if self.passes.len() >= MAX_CACHED_NAMES {
                 self.passes.clear();
             }
             self.passes.insert(name.to_owned(), passes);
@@ -256,33 +236,35 @@ impl Ledger {
     }
 }
 
-/// Lines being gathered for a batch.
+/// Writes the lines of a batch.
 pub(super) struct Writer<'a> {
     options: &'a Options,
     source: &'a str,
     at: SystemTime,
-    ledger: &'a mut Ledger,
-    /// Time and source, as every point has them.
+    state: &'a mut WriterState,
+    /// Time and source of every point.
     origin: String,
     text: String,
     points: u64,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(options: &'a Options, source: &'a str, at: SystemTime, ledger: &'a mut Ledger) -> Self {
+    pub(super) fn new(options: &'a Options, source: &'a str, at: SystemTime, state: &'a mut WriterState) -> Self {
         let origin = format!(" {} source=\"{source}\"", seconds(at));
-        Self { options, source, at, ledger, origin, text: String::new(), points: 0 }
+        Self { options, source, at, state, origin, text: String::new(), points: 0 }
     }
 
-    /// A total that only grows: as it is, or as its increase.
+    /// Writes a counter: its total, or its increase.
     pub(super) fn counter(&mut self, name: &str, total: Number, tags: &Tags, origin: Origin, created: SystemTime) {
         if !self.options.delta_counters {
             return self.line(name, total, tags, None);
         }
-        if self.admits(name, DELTA.chars().count(), total.real(), tags, None) {
+        if self.accepts(name, DELTA_PREFIX.chars().count(), total.real(), tags, None) {
             let series = (name, &*tags.before_le, &*tags.after_le);
-            match self.ledger.deltas.increase(series, total.real(), origin, created, self.at) {
-                Ok(Some(increase)) if increase > 0.0 => self.point(DELTA, name, Number::Real(increase), tags, None),
+            match self.state.deltas.increase(series, total.real(), origin, created, self.at) {
+                Ok(Some(increase)) if increase > 0.0 => {
+                    self.point(DELTA_PREFIX, name, Number::Real(increase), tags, None)
+                }
                 Ok(_) => {}
                 Err(NoRoom) => self.reject(Reason::TooManySeries),
             }
@@ -290,14 +272,14 @@ impl<'a> Writer<'a> {
     }
 
     pub(super) fn line(&mut self, name: &str, value: Number, tags: &Tags, le: Option<&str>) {
-        if self.admits(name, 0, value.real(), tags, le) {
+        if self.accepts(name, 0, value.real(), tags, le) {
             self.point("", name, value, tags, le);
         }
     }
 
-    /// Values of the last interval, ascending, each with its count.
+    /// Writes a distribution: values of the last interval, ascending, each with its count.
     pub(super) fn distribution(&mut self, name: &str, centroids: &[(f64, u64)], tags: &Tags) {
-        if centroids.is_empty() || !self.admits(name, 0, 0.0, tags, None) {
+        if centroids.is_empty() || !self.accepts(name, 0, 0.0, tags, None) {
             return;
         }
         let start = self.text.len();
@@ -305,7 +287,7 @@ impl<'a> Writer<'a> {
         for (mean, count) in centroids {
             let mut left = *count;
             while left > 0 {
-                let part = left.min(CENTROID_COUNT);
+                let part = left.min(MAX_CENTROID_COUNT);
                 let _ = write!(self.text, " #{part} {mean}");
                 left -= part;
             }
@@ -324,15 +306,15 @@ impl<'a> Writer<'a> {
         self.end(start, tags, le);
     }
 
-    /// Whether a point may be sent; if not, it is counted.
-    fn admits(&mut self, name: &str, prefix: usize, value: f64, tags: &Tags, le: Option<&str>) -> bool {
+    /// Returns whether a point may be sent; counts it if not.
+    fn accepts(&mut self, name: &str, prefix: usize, value: f64, tags: &Tags, le: Option<&str>) -> bool {
         if !self.passes(name, tags, le) {
-            self.ledger.filtered += 1;
+            self.state.filtered += 1;
             return false;
         }
-        let broken = if name.is_empty() || name.len() + prefix > NAME_LENGTH || !is_plain(name) {
+        let broken = if name.is_empty() || name.len() + prefix > MAX_NAME_LENGTH || !is_plain(name) {
             Some(Reason::Name)
-        } else if tags.count + usize::from(le.is_some()) > TAGS {
+        } else if tags.count + usize::from(le.is_some()) > MAX_TAGS {
             Some(Reason::TooManyTags)
         } else if !value.is_finite() {
             Some(Reason::NotFinite)
@@ -344,9 +326,9 @@ impl<'a> Writer<'a> {
 
     fn passes(&mut self, name: &str, tags: &Tags, le: Option<&str>) -> bool {
         let filters = &self.options.filters;
-        let named = !filters.asks_for_names() || self.ledger.passes_name(name, filters);
-        let asked = tags.asked.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        named && (!filters.asks_for_tags() || filters.passes_tags(asked.chain(le.map(|le| ("le", le)))))
+        let named = !filters.filters_names() || self.state.passes_name(name, filters);
+        let unfiltered = tags.unfiltered.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        named && (!filters.filters_tags() || filters.passes_tags(unfiltered.chain(le.map(|le| ("le", le)))))
     }
 
     fn end(&mut self, start: usize, tags: &Tags, le: Option<&str>) {
@@ -356,7 +338,7 @@ impl<'a> Writer<'a> {
         }
         self.text.push_str(&tags.after_le);
         self.text.push('\n');
-        if self.text.len() - start > LINE_LENGTH {
+        if self.text.len() - start > MAX_LINE_LENGTH {
             self.text.truncate(start);
             return self.reject(Reason::LineLength);
         }
@@ -364,13 +346,13 @@ impl<'a> Writer<'a> {
     }
 
     fn reject(&mut self, reason: Reason) {
-        for ((known, _), count) in REASONS.iter().zip(&mut self.ledger.rejected) {
+        for ((known, _), count) in REASONS.iter().zip(&mut self.state.rejected) {
             *count += u64::from(*known == reason);
         }
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.points < BATCH_POINTS && self.text.len() < BATCH_BYTES
+        self.points < MAX_BATCH_POINTS && self.text.len() < MAX_BATCH_BYTES
     }
 
     pub(super) fn take(&mut self, form: Form) -> Option<Batch> {
@@ -378,9 +360,9 @@ impl<'a> Writer<'a> {
         (points > 0).then(|| Batch { text: std::mem::take(&mut self.text).into(), points, form })
     }
 
-    /// Ends a report.
+    /// Ends a push.
     pub(super) fn finish(&mut self) {
-        self.ledger.deltas.end(self.at);
+        self.state.deltas.end(self.at);
     }
 }
 
@@ -395,13 +377,13 @@ mod tests {
     #[test]
     fn names_that_others_choose_take_bounded_memory() {
         let filters = Filters { metric_allow: vec!["a*".parse().unwrap()], ..Filters::default() };
-        let mut ledger = Ledger::default();
-        for number in 0..3 * REMEMBERED_NAMES {
-            assert!(ledger.passes_name(&format!("a{number}"), &filters));
-            assert!(!ledger.passes_name(&format!("b{number}"), &filters));
+        let mut state = WriterState::default();
+        for number in 0..3 * MAX_CACHED_NAMES {
+            assert!(state.passes_name(&format!("a{number}"), &filters));
+            assert!(!state.passes_name(&format!("b{number}"), &filters));
         }
-        assert!(ledger.passes.len() <= REMEMBERED_NAMES);
-        let kept = ledger.passes.len();
-        assert!(ledger.passes_name(&"a".repeat(NAME_LENGTH + 1), &filters) && ledger.passes.len() == kept);
+        assert!(state.passes.len() <= MAX_CACHED_NAMES);
+        let kept = state.passes.len();
+        assert!(state.passes_name(&"a".repeat(MAX_NAME_LENGTH + 1), &filters) && state.passes.len() == kept);
     }
 }

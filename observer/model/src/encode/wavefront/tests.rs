@@ -1,16 +1,17 @@
-//! Lines of whole reports, read back by a decoder of its own.
+//! Lines of whole pushes, decoded by an independent decoder.
 
 mod decoder;
 
-use super::*;
+use super::{filter::Filters, *};
 use crate::{
-    HistogramView, Inputs, Model, Own,
-    catalogue::{self, Family, Kind},
+    HistogramView, Inputs, Model, SelfMetrics,
+    catalogue::{self, Descriptor},
     encode::Form,
+    exposition::MetricType,
     fixture,
     histogram::QUANTILES,
     identity::{Role, Workload},
-    labels::Peers,
+    workload_index::StaticPeers,
 };
 use decoder::{Decoded, Point, decode};
 use line::{Number, Tags};
@@ -18,15 +19,15 @@ use observer_common::{DURATION, Leg, Protocol};
 use proptest::prelude::*;
 use std::{collections::HashSet, time::Duration};
 
-fn lines(names: Names) -> Lines {
-    Lines::new(Options { names, ..Options::default() }, "node-1").unwrap()
+fn lines(names: Names) -> WavefrontEncoder {
+    WavefrontEncoder::new(Options { names, ..Options::default() }, "node-1").unwrap()
 }
 
-fn statistic(family: &Family, statistic: &str) -> String {
+fn statistic(family: &Descriptor, statistic: &str) -> String {
     family.documented_name.replace('*', statistic)
 }
 
-fn text(encoder: &mut Lines, snapshot: &Arc<Snapshot>) -> String {
+fn text(encoder: &mut WavefrontEncoder, snapshot: &Arc<Snapshot>) -> String {
     let batches: Vec<Batch> = encoder.encode(snapshot.clone()).collect();
     for batch in &batches {
         assert_eq!(batch.text.iter().filter(|byte| **byte == b'\n').count() as u64, batch.points);
@@ -58,8 +59,8 @@ fn snapshot(app: &str, workload: &str) -> Arc<Snapshot> {
         running: &sidecars,
         ended: &[],
         components: &[],
-        peers: &Arc::new(Peers::default()),
-        own: &Own::default(),
+        peers: &Arc::new(StaticPeers::default()),
+        own: &SelfMetrics::default(),
         closes_interval: true,
     })
 }
@@ -146,7 +147,7 @@ fn hostile() -> Vec<String> {
 fn lines_of_every_mode_and_of_hostile_values_are_the_golden_ones() {
     let tags = [("cluster".to_owned(), "prod".to_owned())].into();
     let every_option = Options { tags, delta_counters: true, distributions: true, ..Options::default() };
-    let mut encoder = Lines::new(every_option.clone(), "node-1").unwrap();
+    let mut encoder = WavefrontEncoder::new(every_option.clone(), "node-1").unwrap();
     let [first, second] = fixture::snapshots();
     text(&mut encoder, &first);
     let lines = text(&mut encoder, &second);
@@ -156,7 +157,7 @@ fn lines_of_every_mode_and_of_hostile_values_are_the_golden_ones() {
     let mut lines = String::new();
     for value in hostile() {
         for names in [Names::Documented, Names::Collector] {
-            let mut encoder = Lines::new(Options { names, ..every_option.clone() }, "node-1").unwrap();
+            let mut encoder = WavefrontEncoder::new(Options { names, ..every_option.clone() }, "node-1").unwrap();
             let all = text(&mut encoder, &snapshot(&value, &value));
             points(&all);
             let wanted = |line: &&str| line.contains("requests.total") || line.starts_with("!M");
@@ -233,7 +234,7 @@ fn a_sum_keeps_the_past_of_series_that_retire_and_does_not_count_it_twice() {
     let mut running = fixture::sidecars();
     running.truncate(1);
     // Two services' ports behind one workload: one label set for the collector, two in the model.
-    let mut peers = Peers::clone(&fixture::peers());
+    let mut peers = StaticPeers::clone(&fixture::peers());
     peers.services[1].workload = Some("reviews-v2".to_owned());
     let peers = Arc::new(peers);
     let mut total = |seconds, running: &[Arc<_>], counts: [usize; 2]| {
@@ -248,7 +249,7 @@ fn a_sum_keeps_the_past_of_series_that_retire_and_does_not_count_it_twice() {
             ended: &[],
             components: &[],
             peers: &peers,
-            own: &Own::default(),
+            own: &SelfMetrics::default(),
             closes_interval: true,
         });
         let points = points(&text(&mut encoder, &snapshot));
@@ -275,8 +276,8 @@ fn what_breaks_the_rules_is_counted_by_reason() {
 
 #[test]
 fn limits_of_names_tags_and_values_hold_at_their_edges() {
-    let (options, mut ledger) = (Options::default(), Ledger::default());
-    let mut writer = Writer::new(&options, "n", fixture::at(0), &mut ledger);
+    let (options, mut state) = (Options::default(), WriterState::default());
+    let mut writer = Writer::new(&options, "n", fixture::at(0), &mut state);
     let tags = |key: &str, value: &str| Tags::new(&options, |each| each(key, value));
     let many =
         |count: usize| Tags::new(&options, |each| (0..count).for_each(|number| each(&format!("key-{number:02}"), "v")));
@@ -299,13 +300,13 @@ fn limits_of_names_tags_and_values_hold_at_their_edges() {
     let batch = writer.take(Form::Points).unwrap();
     assert_eq!(batch.points, 5);
     assert_eq!(points(std::str::from_utf8(&batch.text).unwrap()).len(), 5);
-    assert_eq!(ledger.rejected, [2, 2, 1, 1, 3, 1, 0]);
+    assert_eq!(state.rejected, [2, 2, 1, 1, 3, 1, 0]);
 }
 
 #[test]
 fn a_delta_counts_its_sign_and_a_distribution_its_values() {
-    let (options, mut ledger) = (Options { delta_counters: true, ..Options::default() }, Ledger::default());
-    let mut writer = Writer::new(&options, "n", fixture::at(0), &mut ledger);
+    let (options, mut state) = (Options { delta_counters: true, ..Options::default() }, WriterState::default());
+    let mut writer = Writer::new(&options, "n", fixture::at(0), &mut state);
     let tags = Tags::new(&options, |each| each("k", "v"));
     let origin = catalogue::Origin::Observer;
     for length in [253, 254] {
@@ -320,15 +321,15 @@ fn a_delta_counts_its_sign_and_a_distribution_its_values() {
     let Decoded::Minute(centroids) = &points[1].value else { panic!("{points:?}") };
     assert_eq!(centroids[0], (2, 1.5));
     assert_eq!(centroids[1..].iter().map(|(count, _)| u64::from(*count)).sum::<u64>(), 3 << 31);
-    assert_eq!(ledger.rejected, [1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(state.rejected, [1, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
 fn a_source_must_be_a_node_name() {
     for bad in ["", "a b", "a\"b", "ü", &"n".repeat(129)] {
-        assert!(Lines::new(Options::default(), bad).is_err(), "{bad:?}");
+        assert!(WavefrontEncoder::new(Options::default(), bad).is_err(), "{bad:?}");
     }
-    assert!(Lines::new(Options::default(), "ip-10-0-0-1.eu_west.example").is_ok());
+    assert!(WavefrontEncoder::new(Options::default(), "ip-10-0-0-1.eu_west.example").is_ok());
 }
 
 fn globs(patterns: &[&str]) -> Vec<glob::Glob> {
@@ -336,7 +337,7 @@ fn globs(patterns: &[&str]) -> Vec<glob::Glob> {
 }
 
 /// Both fixture reports; the second one's points.
-fn second_report(encoder: &mut Lines) -> Vec<Point> {
+fn second_report(encoder: &mut WavefrontEncoder) -> Vec<Point> {
     let [first, second] = fixture::snapshots();
     text(encoder, &first);
     points(&text(encoder, &second))
@@ -352,7 +353,7 @@ fn filters_keep_points_back_and_count_them() {
         ..Filters::default()
     };
     let all = second_report(&mut lines(Names::Documented));
-    let mut encoder = Lines::new(Options { filters, ..Options::default() }, "node-1").unwrap();
+    let mut encoder = WavefrontEncoder::new(Options { filters, ..Options::default() }, "node-1").unwrap();
     let sent = second_report(&mut encoder);
     let expected: Vec<_> = all
         .into_iter()
@@ -368,7 +369,7 @@ fn filters_keep_points_back_and_count_them() {
 fn tags_that_are_left_out_leave_no_two_points_alike() {
     for patterns in [&["source_*", "reporter"][..], &["*"]] {
         let filters = Filters { tag_exclude: globs(patterns), ..Filters::default() };
-        let mut encoder = Lines::new(Options { filters, ..Options::default() }, "node-1").unwrap();
+        let mut encoder = WavefrontEncoder::new(Options { filters, ..Options::default() }, "node-1").unwrap();
         let sent = second_report(&mut encoder);
         let distinct: HashSet<_> = sent.iter().map(|point| (&point.name, &point.tags)).collect();
         assert_eq!(distinct.len(), sent.len());
@@ -391,7 +392,7 @@ fn tags_that_are_left_out_leave_no_two_points_alike() {
 fn tags_of_every_point_count_more_than_labels() {
     let tags = [("cluster", "prod \"1\""), ("source_app", "mine")];
     let tags = tags.into_iter().map(|(key, value)| point_tag(key, value).unwrap()).collect();
-    let mut encoder = Lines::new(Options { tags, ..Options::default() }, "node-1").unwrap();
+    let mut encoder = WavefrontEncoder::new(Options { tags, ..Options::default() }, "node-1").unwrap();
     let sent = second_report(&mut encoder);
     assert!(sent.iter().all(|point| point.tags["cluster"] == "prod \"1\"" && point.tags["source_app"] == "mine"));
     for (key, value) in [("", "v"), ("a b", "v"), ("source", "v"), ("le", "v"), ("k", " "), ("k", &"v".repeat(254))] {
@@ -470,7 +471,7 @@ fn both_spellings_of_a_scraped_name_are_among_the_collectors() {
 
 #[test]
 fn delta_counters_add_up_to_the_totals() {
-    let mut encoder = Lines::new(Options { delta_counters: true, ..Options::default() }, "node-1").unwrap();
+    let mut encoder = WavefrontEncoder::new(Options { delta_counters: true, ..Options::default() }, "node-1").unwrap();
     let mut sums: HashMap<_, f64> = HashMap::new();
     for snapshot in fixture::snapshots() {
         for point in points(&text(&mut encoder, &snapshot)) {
@@ -479,7 +480,7 @@ fn delta_counters_add_up_to_the_totals() {
                     point.single();
             } else {
                 let family = catalogue::FAMILIES.iter().find(|family| family.documented_name == point.name);
-                assert!(family.is_none_or(|family| family.kind != Kind::Counter), "{}", point.name);
+                assert!(family.is_none_or(|family| family.metric_type != MetricType::Counter), "{}", point.name);
             }
         }
     }
@@ -499,7 +500,7 @@ fn delta_counters_add_up_to_the_totals() {
 #[test]
 fn distributions_hold_the_values_of_the_interval() {
     let options = Options { distributions: true, ..Options::default() };
-    let mut encoder = Lines::new(options, "node-1").unwrap();
+    let mut encoder = WavefrontEncoder::new(options, "node-1").unwrap();
     let [_, snapshot] = fixture::snapshots();
     let batches: Vec<Batch> = encoder.encode(snapshot.clone()).collect();
     let (distributions, plain): (Vec<_>, Vec<_>) = batches.iter().partition(|batch| batch.form == Form::Distributions);
@@ -516,8 +517,8 @@ fn distributions_hold_the_values_of_the_interval() {
         let name = statistic(&catalogue::REQUEST_DURATION, "").replace("..value", "");
         named(points, &name).into_iter().map(count).sum::<u64>()
     };
-    let recent = |series: &Series<HttpFigures>| {
-        let view = HistogramView::new(&series.figures, series.recent.as_deref(), DURATION);
+    let recent = |series: &Series<HttpTotals>| {
+        let view = HistogramView::new(&series.totals, series.recent.as_deref(), DURATION);
         view.recent_values().iter().map(|(_, count)| count).sum::<u64>()
     };
     let expected: u64 = snapshot.http.iter().map(recent).sum();
@@ -536,7 +537,7 @@ proptest! {
     ) {
         let names = if collector { Names::Collector } else { Names::Documented };
         let options = Options { names, delta_counters, distributions, ..Options::default() };
-        let mut encoder = Lines::new(options, "node-1").unwrap();
+        let mut encoder = WavefrontEncoder::new(options, "node-1").unwrap();
         let found = points(&text(&mut encoder, &snapshot(&app, &workload)));
         let rejected: u64 = encoder.rejected().iter().map(|(_, count)| count).sum();
         prop_assert!(rejected > 0 || found.iter().any(|point| point.name.ends_with(catalogue::REQUESTS.documented_name)));
@@ -554,7 +555,8 @@ proptest! {
 #[test]
 fn a_configuration_whose_points_no_receiver_takes_is_refused() {
     let tags = |count: usize| (0..count).map(|number| (format!("tag{number}"), "x".to_owned())).collect();
-    let made = |names, tags, filters| Lines::new(Options { names, tags, filters, ..Options::default() }, "node-1");
+    let made =
+        |names, tags, filters| WavefrontEncoder::new(Options { names, tags, filters, ..Options::default() }, "node-1");
     assert!(made(Names::Documented, tags(1), Filters::default()).is_ok());
     let error = made(Names::Documented, tags(2), Filters::default()).unwrap_err();
     assert_eq!(error, SetupError::TooManyTags { own: 2, labels: 19 });
@@ -585,7 +587,7 @@ fn rates_are_those_of_a_clock_that_nobody_sets() {
                 ended: &[],
                 components: &[],
                 peers: &fixture::peers(),
-                own: &Own::default(),
+                own: &SelfMetrics::default(),
                 closes_interval: true,
             });
             sent = points(&text(&mut encoder, &snapshot));

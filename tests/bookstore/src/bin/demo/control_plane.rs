@@ -1,4 +1,4 @@
-//! The demo's control plane: the last page of a real istiod, served again.
+//! The demo's control plane: a recording of a real istiod.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use harness::{
     replay::{Capture, Replay, documented, fixtures},
 };
 
-/// Three proxies were connected to it, certificates signed and configurations refused.
+/// A recording with three connected proxies, signed certificates and refused configurations.
 const PAGE: &str = "1.25.3/16-one-left";
 
-/// Serves the page until the demo ends.
+/// Serves the recording until the demo ends.
 pub(crate) struct ControlPlane {
     replay: Replay,
     served: Exposition,
@@ -30,12 +30,12 @@ impl ControlPlane {
         Ok(Self { replay: Replay::start(&Capture::named(PAGE)?)?, served, documented: documented()? })
     }
 
-    /// For `--control-plane`.
+    /// Returns the URL for `--control-plane`.
     pub(crate) fn url(&self) -> String {
         self.replay.url()
     }
 
-    /// Waits until the observer exposes every sample as it was served, or until `end`; says what differs.
+    /// Waits until the observer exposes every sample as it was served, or until `end`; returns the differences.
     pub(crate) fn settled(&self, observer: &Observer, end: Instant) -> Result<(Exposition, Vec<String>)> {
         loop {
             let observed = observer.scrape()?;
@@ -58,14 +58,16 @@ impl ControlPlane {
         let own = [("instance", instance.as_str()), ("app", "istiod")];
         let is_same = |other: &&Sample| {
             let has = |name: &str, value: &str| other.label(name) == value;
-            other.labels.len() == sample.labels.len() + own.len()
+            // A target that is named by its URL has the name of the node besides.
+            let labels = other.labels.iter().filter(|(name, _)| name != "scraper_node").count();
+            labels == sample.labels.len() + own.len()
                 && own.iter().all(|(name, value)| has(name, value))
                 && sample.labels.iter().all(|(name, value)| has(name, value))
         };
         observed.samples(&sample.name).find(is_same).map(|found| found.value)
     }
 
-    /// What of the documented families was served beside what the observer exposes, added up over labels.
+    /// Compares the documented families as served with those that the observer exposes, summed over labels.
     pub(crate) fn summary(&self, observed: &Exposition) -> String {
         let mut text = format!("{:<53} {:>16} {:>16}\n", "CONTROL PLANE", "SERVED", "OBSERVER");
         let instance = self.replay.instance();

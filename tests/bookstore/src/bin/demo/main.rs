@@ -1,8 +1,8 @@
-//! The observer at work on a small real mesh: three workloads with Envoy sidecars and mutual TLS between them, which speak
-//! HTTP/1.1, gRPC and raw TCP.
+//! The observer at work on a small real mesh: three workloads with Envoy sidecars and mutual TLS between them, which
+//! speak HTTP/1.1, gRPC and raw TCP.
 //!
-//! Everything lives in network namespaces and cgroups that go when this ends, however it ends: what a crash leaves
-//! behind, the next start removes. At the end the observer's counts are compared with Envoy's own access logs.
+//! Everything lives in network namespaces and cgroups that are removed at the end; what a crash leaves
+//! behind, the next start removes. At the end, the observer's counts are compared with Envoy's access logs.
 
 mod control_plane;
 mod table;
@@ -29,11 +29,11 @@ use crate::{
     table::{Flows, Scrape},
 };
 
-/// Rates and percentiles are over this long, back from now.
+/// Interval of rates and percentiles.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Without a terminal to redraw, the table comes this often.
+/// Interval of the table without a terminal to redraw.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// Longest that the last figures may take to arrive.
+/// Limits the time until the last counts arrive.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Shows who calls whom in a small real mesh that is observed. Ctrl-C removes all of it.
@@ -54,7 +54,7 @@ fn run(options: &Options) -> Result<()> {
     let demo = timed("starting three workloads with their sidecars, and the observer", Demo::start)?;
     demo.watch(options.time, &stop)?;
     if stop.load(Ordering::Relaxed) {
-        // The signal went to Envoy and the observer too: there is nobody left to compare.
+        // The signal went to Envoy and the observer too: nothing is left to compare.
         drop(demo);
         say("stopped; namespaces, processes and cgroups are removed");
         return Ok(());
@@ -79,7 +79,7 @@ impl Demo {
         Ok(Self { talk: bookstore.talk()?, control_plane, observer, bookstore })
     }
 
-    /// Shows the table until the time is up or a signal comes.
+    /// Shows the table until the time is up or a signal arrives.
     fn watch(&self, time: Option<Duration>, stop: &AtomicBool) -> Result<()> {
         let terminal = io::stdout().is_terminal();
         let interval = if terminal { Duration::from_secs(1) } else { PLAIN_INTERVAL };
@@ -94,7 +94,7 @@ impl Demo {
             shown = Instant::now();
             let scrape = match self.observer.scrape() {
                 Ok(scrape) => scrape,
-                // A signal from the terminal reaches the observer too, perhaps before it reaches us.
+                // A signal from the terminal reaches the observer too, perhaps before this process.
                 Err(_) if signalled(stop) => break,
                 Err(error) => return Err(error),
             };
@@ -111,7 +111,7 @@ impl Demo {
     fn show(&self, flows: &Flows, terminal: bool) -> Result<()> {
         let mut out = io::stdout().lock();
         if terminal {
-            // Home, and what is below goes.
+            // Cursor home, clear below.
             write!(out, "\x1b[H\x1b[J")?;
         }
         let sidecars: Vec<&str> =
@@ -128,12 +128,13 @@ impl Demo {
         Ok(out.flush()?)
     }
 
-    /// Ends the traffic and waits for the observer to say what Envoy says; an error if it does not.
+    /// Ends the traffic and waits until the observer's counts equal Envoy's; an error if they do not.
     fn compare(self) -> Result<()> {
         let Self { talk, control_plane, observer, mut bookstore } = self;
         let messages = talk.end();
-        let mut truth = Counts { messages: bookstore::messages(&messages), ..Counts::default() };
+        let mut truth = Counts::default();
         bookstore.read_logs(&mut truth)?;
+        truth.messages = bookstore::messages(&messages);
         let end = Instant::now() + SETTLE_TIMEOUT;
         let (observed, differences) = bookstore::compare(&observer, &truth, SETTLE_TIMEOUT)?;
         println!("{}", table::summary(&truth, &observed));
@@ -145,11 +146,11 @@ impl Demo {
             bail!("the observer's counts differ from Envoy's:\n      {differences}");
         }
         if !other.is_empty() {
-            bail!("the control plane's figures differ from what was served:\n  {}", other.join("\n  "));
+            bail!("the control plane's samples differ from what was served:\n  {}", other.join("\n  "));
         }
         stopped?;
         say(
-            "every count and every byte equals Envoy's, the control plane's figures what was served; namespaces, processes and cgroups are removed",
+            "every count and every byte equals Envoy's, the control plane's samples what was served; namespaces, processes and cgroups are removed",
         );
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Who calls whom, from two scrapes of `/metrics`. Pure.
+//! The table of callers and services, from two scrapes of `/metrics`.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -7,10 +7,10 @@ use harness::{
     exposition::{Exposition, Sample},
 };
 
-/// Caller, called, and what kind of traffic.
+/// Caller, service, and kind of traffic.
 type Edge = (String, String, &'static str);
 
-/// One scrape, as the clients' sidecars reported it.
+/// One scrape, as reported by the clients' sidecars.
 #[derive(Clone, Default)]
 pub(crate) struct Scrape {
     http: BTreeMap<Edge, Http>,
@@ -33,7 +33,7 @@ struct Tcp {
 }
 
 impl Scrape {
-    /// Takes from a scrape what the table shows.
+    /// Reads the table's values from a scrape.
     pub(crate) fn of(exposition: &Exposition) -> Self {
         let mut scrape = Self::default();
         for sample in at_source(exposition, "istio_requests_total") {
@@ -69,7 +69,7 @@ impl Scrape {
         scrape
     }
 
-    /// What happened since an earlier scrape.
+    /// Returns the difference to an earlier scrape.
     pub(crate) fn since(&self, before: &Self, elapsed: Duration) -> Flows {
         let seconds = elapsed.as_secs_f64().max(0.001);
         let http = self.http.iter().map(|(edge, now)| {
@@ -122,13 +122,13 @@ fn edge(sample: &Sample) -> Edge {
     (known("source_workload").unwrap_or("unknown").to_owned(), to.to_owned(), kind)
 }
 
-/// The caller got no answer, or one that says the server failed; of gRPC, any status but OK.
+/// Returns the caller got no answer, or one that says the server failed; of gRPC, any status but OK.
 fn is_error(sample: &Sample) -> bool {
     let (code, status) = (sample.label("response_code"), sample.label("grpc_response_status"));
     code == "0" || code.starts_with('5') || !["", "0"].contains(&status)
 }
 
-/// As Prometheus computes it and Istio's dashboards show it: by straight lines inside the buckets, in milliseconds.
+/// Interpolates linearly inside the buckets, as Prometheus does for Istio's dashboards, in milliseconds.
 fn percentile(cumulative: &[(f64, f64)], quantile: f64) -> Option<f64> {
     let total = cumulative.last().map(|(_, count)| *count).filter(|total| *total > 0.0)?;
     let rank = quantile * total;
@@ -141,7 +141,7 @@ fn percentile(cumulative: &[(f64, f64)], quantile: f64) -> Option<f64> {
     Some(if count > below { lower + (upper - lower) * (rank - below) / (count - below) } else { upper })
 }
 
-/// Who called whom, over the last seconds.
+/// Rates of callers and services over an interval.
 pub(crate) struct Flows {
     rows: Vec<Row>,
     elapsed: Duration,
@@ -149,13 +149,13 @@ pub(crate) struct Flows {
 
 struct Row {
     edge: Edge,
-    /// Requests or connections a second.
+    /// Requests or connections per second.
     rate: f64,
     /// Of the requests, 0 to 1; none without requests.
     errors: Option<f64>,
     /// 50th, 95th, 99th in milliseconds.
     percentiles: Option<[Option<f64>; 3]>,
-    /// Both directions, a second.
+    /// Bytes per second, both directions.
     bytes: Option<f64>,
     /// Connections open now.
     open: Option<f64>,
@@ -188,12 +188,12 @@ impl fmt::Display for Flows {
     }
 }
 
-/// What Envoy counted beside what the observer counted; of messages, what the client counted, since Envoy's log has none.
+/// Compares the counts of Envoy's log with the observer's; messages are the client's own.
 pub(crate) fn summary(truth: &Counts, observed: &Counts) -> String {
-    let mut text = format!("{:<24} {:<22} {:>16} {:>16}\n", "SIDECAR", "FIGURE", "ENVOY", "OBSERVER");
-    let mut line = |leg: &Leg, figure: &str, truth: u64, observed: u64| {
+    let mut text = format!("{:<24} {:<22} {:>16} {:>16}\n", "SIDECAR", "COUNT", "ENVOY", "OBSERVER");
+    let mut line = |leg: &Leg, name: &str, truth: u64, observed: u64| {
         let mark = if truth == observed { "" } else { "  differs" };
-        text += &format!("{:<24} {figure:<22} {truth:>16} {observed:>16}{mark}\n", leg.to_string());
+        text += &format!("{:<24} {name:<22} {truth:>16} {observed:>16}{mark}\n", leg.to_string());
     };
     let keys = |counts: &Counts| counts.requests.keys().cloned().collect::<Vec<_>>();
     for key in merged(keys(truth), keys(observed)) {
@@ -211,19 +211,19 @@ pub(crate) fn summary(truth: &Counts, observed: &Counts) -> String {
     let legs = |counts: &Counts| counts.connections.keys().cloned().collect::<Vec<_>>();
     for leg in merged(legs(truth), legs(observed)) {
         let [envoy, ours] = [truth, observed].map(|counts| counts.connections.get(&leg).cloned().unwrap_or_default());
-        type Figure = fn(&Connections) -> u64;
-        let figures: [(&str, Figure); 4] = [
+        type Value = fn(&Connections) -> u64;
+        let values: [(&str, Value); 4] = [
             ("connections opened", |connections| connections.opened),
             ("connections closed", |connections| connections.closed),
             ("  bytes received", |connections| connections.received),
             ("  bytes sent", |connections| connections.sent),
         ];
-        for (figure, of) in figures {
-            line(&leg, figure, of(&envoy), of(&ours));
+        for (name, of) in values {
+            line(&leg, name, of(&envoy), of(&ours));
         }
     }
     if !truth.messages.is_empty() {
-        text += "* Envoy's log has no messages: beside the observer's are those that the client counted\n";
+        text += "* messages are compared with the client's own count\n";
     }
     text
 }

@@ -1,4 +1,4 @@
-//! What happens to the mesh while it is observed. Each leaves it as it was, and is nothing that Envoy could not testify to.
+//! Faults in the observed mesh. Each is undone, and visible in Envoy's log.
 
 use std::{fmt, thread, time::Duration};
 
@@ -31,7 +31,7 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// Ends a sidecar and starts it again, in its old container or in a new one. Nothing must be on its way.
+    /// Restarts a sidecar, in its old container or in a new one. No exchange may be running.
     pub(crate) fn restart_sidecar(
         &mut self,
         bookstore: &mut Bookstore,
@@ -65,8 +65,8 @@ impl Faults {
         Ok(())
     }
 
-    /// Loses one in thirty of the packets between a workload and its sidecar that are long enough to carry data: a handshake
-    /// whose last packet is lost is ended by the first data, which the kernel then shows no program.
+    /// Loses one in thirty of the packets between a workload and its sidecar that are long enough to carry data: a
+    /// handshake whose last packet is lost is completed by the first data, which the kernel then passes to no program.
     pub(crate) fn lose_packets(&mut self, bookstore: &Bookstore, dice: &mut Dice) -> Result<()> {
         let workload = [&bookstore.shop, &bookstore.catalog, &bookstore.stock][dice.throw(3)];
         lose(workload, "-A")?;
@@ -76,7 +76,7 @@ impl Faults {
         Ok(())
     }
 
-    /// Clients that reset their TCP connections.
+    /// Resets TCP connections at the client.
     pub(crate) fn reset_connections(&mut self, bookstore: &Bookstore) -> Result<()> {
         for _ in 0..RESETS {
             let mut connection = Connection::open(&bookstore.shop, bookstore.services.ledger.address(Family::V4))?;
@@ -88,7 +88,7 @@ impl Faults {
         Ok(())
     }
 
-    /// A server that resets its connections instead of answering.
+    /// Has a server reset its connections instead of answering.
     pub(crate) fn reset_by_server(&mut self, bookstore: &Bookstore) -> Result<()> {
         for _ in 0..RESETS {
             let mut connection = Connection::open(&bookstore.shop, bookstore.services.stock.address(Family::V4))?;
@@ -100,7 +100,7 @@ impl Faults {
         Ok(())
     }
 
-    /// Several scrapers at once.
+    /// Scrapes several times at once.
     pub(crate) fn scrape(&mut self, observer: &Observer) -> Result<()> {
         let address = observer.address();
         let scrapers: Vec<_> = (0..SCRAPES).map(|_| thread::spawn(move || get(address, "/metrics"))).collect();
@@ -113,10 +113,10 @@ impl Faults {
     }
 }
 
-/// An observer whose counts outlive it.
+/// Returns an observer whose counts outlive it.
 pub(crate) fn observe(bookstore: &Bookstore, bpffs: &Bpffs) -> Result<Observer> {
-    let folder = bpffs.path().join("pins").display().to_string();
-    Observer::start(&bookstore.mesh, bookstore.sidecars.len(), &["--interval", "1s", "--pin", &folder])
+    let directory = bpffs.path().join("pins").display().to_string();
+    Observer::start(&bookstore.mesh, bookstore.sidecars.len(), &["--interval", "1s", "--pin", &directory])
 }
 
 fn lose(workload: &Workload, action: &str) -> Result<()> {
@@ -133,7 +133,7 @@ impl fmt::Display for Faults {
     }
 }
 
-/// Numbers that a seed decides.
+/// A seeded random generator.
 /// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (SplitMix64).
 pub(crate) struct Dice(u64);
 
@@ -142,7 +142,7 @@ impl Dice {
         Self(seed)
     }
 
-    /// A number below `sides`.
+    /// Returns a number below `sides`.
     pub(crate) fn throw(&mut self, sides: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

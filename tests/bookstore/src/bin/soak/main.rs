@@ -1,5 +1,5 @@
-//! The demo's mesh for a long time, with faults: in the end every count and byte must be Envoy's, and the observer's memory what it
-//! was after the first minute.
+//! The demo's mesh for a long time, with faults: in the end every count and byte must be Envoy's, and the observer's
+//! memory what it was after the first minute.
 //!
 //! The faults are chosen at random by a seed, so that a run can be repeated.
 
@@ -26,28 +26,28 @@ use harness::{
 
 use crate::faults::Faults;
 
-/// A line says how it goes this often.
+/// Interval of progress lines.
 const PROGRESS: Duration = Duration::from_secs(10);
 /// Between two faults.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Longest that the last figures may take to arrive.
+/// Limits the time until the last counts arrive.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The observer is killed in the first half. For so long after that, or for a quarter of a shorter run, memory may grow: connections,
-/// label sets and buffers appear.
+/// The observer is killed in the first half only. For this long after that, or for a quarter of a shorter run, memory
+/// may grow: connections, label sets and buffers appear.
 const WARMING: Duration = Duration::from_secs(60);
-/// What the observer's own memory may grow by after that.
+/// Allowed growth of the observer's own memory after that.
 const OWN_GROWTH: u64 = 2 << 20;
-/// What the maps may grow by: a series is there for good once it was counted, and rare answers come late.
+/// Allowed growth of the maps: a series stays once it was counted, and rare answers come late.
 const MAP_GROWTH: u64 = 64 << 10;
 
 /// Runs the demo's mesh for a long time with faults: every count must be Envoy's in the end, and memory flat.
 #[derive(clap::Parser)]
 #[command(name = "cargo xtask soak")]
 struct Options {
-    /// How long.
+    /// Duration, e.g. 10m.
     #[arg(long = "for", value_parser = humantime::parse_duration, default_value = "10m")]
     time: Duration,
-    /// What the faults are chosen by.
+    /// Seed of the choice of faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -67,7 +67,7 @@ fn run(options: &Options) -> Result<()> {
     soak.judge()
 }
 
-/// The running mesh and what is known of it; dropped in this order, the mesh last.
+/// The running mesh and the expected counts; dropped in this order, the mesh last.
 struct Soak {
     talk: Option<Talk>,
     observer: Observer,
@@ -107,7 +107,7 @@ impl Soak {
         let mut dice = faults::Dice::new(options.seed);
         while begun.elapsed() < options.time && !stop.load(Ordering::Relaxed) {
             sleep(PAUSE);
-            // The memory that is compared is one process's.
+            // Kills end at half time, as memory is compared within one process.
             self.fault(&mut dice, begun.elapsed() < half)?;
             if self.warm.is_none() && begun.elapsed() >= warm {
                 self.warm = Some(ResourceUsage::of(self.observer.pid())?);
@@ -120,7 +120,7 @@ impl Soak {
         Ok(())
     }
 
-    /// One fault, after which everything is as it was.
+    /// Injects one fault and undoes it.
     fn fault(&mut self, dice: &mut faults::Dice, may_kill: bool) -> Result<()> {
         match dice.throw(if may_kill { 10 } else { 8 }) {
             0 => {
@@ -137,7 +137,7 @@ impl Soak {
         }
     }
 
-    /// Lets every exchange come to its end, and takes what Envoy says of it: an Envoy that is ended cannot say it any more.
+    /// Waits until every exchange has ended, and reads the logs, which an ended Envoy cannot write any more.
     fn quiet(&mut self) -> Result<()> {
         if let Some(talk) = self.talk.take() {
             let more = talk.end();
@@ -150,11 +150,11 @@ impl Soak {
     fn tell(&self, elapsed: Duration) -> Result<()> {
         let seen = self.observer.counts()?;
         let held = ResourceUsage::of(self.observer.pid())?;
-        println!("{:>9}  {}  {}  {held}", format!("{elapsed:.1?}"), Figures::of(&seen), self.faults);
+        println!("{:>9}  {}  {}  {held}", format!("{elapsed:.1?}"), Totals::of(&seen), self.faults);
         Ok(())
     }
 
-    /// What the observer holds once nothing is left of the sidecars that ended, or after a while.
+    /// Returns the observer's resource usage once ended sidecars are released, or after a timeout.
     fn let_go(&self) -> Result<ResourceUsage> {
         let end = Instant::now() + SETTLE_TIMEOUT;
         loop {
@@ -174,16 +174,16 @@ impl Soak {
         let health = self.observer.health()?;
         let held = self.let_go()?;
         println!("\n{:<10}{:>24}{:>24}{:>12}", "", "Envoy", "observer", "Δ");
-        let (truth, seen) = (Figures::of(&self.truth), Figures::of(&observed));
+        let (truth, seen) = (Totals::of(&self.truth), Totals::of(&observed));
         for (what, truth, seen) in truth.rows(&seen) {
             println!("{what:<10}{truth:>24}{seen:>24}{:>12}", i128::from(seen) - i128::from(truth));
         }
-        println!("\nfaults: {}\nof itself the observer says: {health}", self.faults);
+        println!("\nfaults: {}\nthe observer's own metrics: {health}", self.faults);
         let warm = self.warm.unwrap_or(held);
         println!("memory after warming up: {warm}\nmemory in the end:       {held}");
         ensure!(
             differences.is_empty(),
-            "the observer's counts differ from Envoy's:\n      {differences}\n  it said:\n{}",
+            "the observer's counts differ from Envoy's:\n      {differences}\n  its log:\n{}",
             self.observer.log()
         );
         ensure!(truth.requests > 0 && truth.connections > 0, "there was no traffic");
@@ -202,8 +202,8 @@ impl Soak {
     }
 }
 
-/// Everything that was counted, in sums.
-struct Figures {
+/// Sums of all counts.
+struct Totals {
     requests: u64,
     request_bytes: u64,
     response_bytes: u64,
@@ -212,7 +212,7 @@ struct Figures {
     tcp_bytes: u64,
 }
 
-impl Figures {
+impl Totals {
     fn of(counts: &Counts) -> Self {
         let requests = || counts.requests.values();
         let connections = || counts.connections.values();
@@ -238,7 +238,7 @@ impl Figures {
     }
 }
 
-impl fmt::Display for Figures {
+impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} requests, {} TCP connections;", self.requests, self.connections)
     }

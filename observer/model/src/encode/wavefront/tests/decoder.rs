@@ -1,6 +1,6 @@
-//! A decoder of its own, written from the rules of the receivers' tokeniser and validation, taking the strictest of each:
-//! whitespace parts tokens, `=` is a token, a backslash escapes only the quote that is open. It shares nothing with the
-//! encoder.
+//! A decoder of its own, written from the rules of the receivers' tokeniser and validation, taking the strictest of
+//! each: whitespace parts tokens, `=` is a token, a backslash escapes only the quote that is open. It shares nothing
+//! with the encoder.
 
 use std::collections::BTreeMap;
 

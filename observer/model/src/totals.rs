@@ -1,4 +1,4 @@
-//! Differences of cumulative figures. A figure that went back yields no difference rather than a wrong one.
+//! Cumulative totals of a series and their differences. A total that decreased yields no difference.
 
 use std::time::Duration;
 
@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::reading::SeriesReading;
 
-/// Cumulative figures of one series, compared and added as a whole.
-pub trait Figures: Clone + Default + PartialEq {
-    /// Takes this kind's figures out of a series.
+/// Cumulative totals of one series.
+pub trait Totals: Clone + Default + PartialEq {
+    /// Returns the totals of a reading.
     fn of(reading: &SeriesReading) -> Self;
 
-    /// Whether `reading` says the same, without building anything.
+    /// Returns whether `reading` has the same totals, without allocating.
     fn equals(&self, reading: &SeriesReading) -> bool;
 
-    /// Whether nothing was ever counted.
+    /// Returns whether nothing has been counted.
     fn is_zero(&self) -> bool;
 
-    /// `newer` minus `self`; `None` if any figure went back.
+    /// Returns `newer` minus `self`; `None` if any total decreased.
     fn difference(&self, newer: &Self) -> Option<Self>;
 
     /// Adds `other` to `self`.
     fn add(&mut self, other: &Self);
 }
 
-/// Figures of a TCP series.
+/// Totals of a TCP series.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TcpFigures {
+pub struct TcpTotals {
     /// Connections opened.
     pub opened: u64,
     /// Connections closed.
@@ -37,7 +37,7 @@ pub struct TcpFigures {
     pub sent_bytes: u64,
 }
 
-impl Figures for TcpFigures {
+impl Totals for TcpTotals {
     fn of(reading: &SeriesReading) -> Self {
         Self {
             opened: reading.opened,
@@ -72,18 +72,18 @@ impl Figures for TcpFigures {
     }
 }
 
-/// How much a counter grew; `None` if it went back.
+/// Returns the increase of a counter; `None` if it decreased.
 #[must_use]
 pub fn difference(older: u64, newer: u64) -> Option<u64> {
     newer.checked_sub(older)
 }
 
-/// Growth a second; `None` if the counter went back or no time passed.
+/// Returns the increase per second; `None` if the counter decreased or no time has passed.
 #[must_use]
 pub fn rate(older: u64, newer: u64, elapsed: Duration) -> Option<f64> {
-    let grown = difference(older, newer)?;
+    let delta = difference(older, newer)?;
     #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
-    (!elapsed.is_zero()).then(|| grown as f64 / elapsed.as_secs_f64())
+    (!elapsed.is_zero()).then(|| delta as f64 / elapsed.as_secs_f64())
 }
 
 #[cfg(test)]
@@ -91,19 +91,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn figures() -> impl Strategy<Value = TcpFigures> {
+    fn totals() -> impl Strategy<Value = TcpTotals> {
         (0u64..1 << 40, 0u64..1 << 40, 0u64..1 << 40, 0u64..1 << 40).prop_map(
-            |(opened, closed, received_bytes, sent_bytes)| TcpFigures { opened, closed, received_bytes, sent_bytes },
+            |(opened, closed, received_bytes, sent_bytes)| TcpTotals { opened, closed, received_bytes, sent_bytes },
         )
     }
 
     proptest! {
         #[test]
-        fn what_was_added_is_the_difference(older in figures(), grown in figures()) {
+        fn what_was_added_is_the_difference(older in totals(), delta in totals()) {
             let mut newer = older.clone();
-            newer.add(&grown);
-            prop_assert_eq!(older.difference(&newer), Some(grown.clone()));
-            prop_assert_eq!(newer.difference(&older).is_none(), !grown.is_zero());
+            newer.add(&delta);
+            prop_assert_eq!(older.difference(&newer), Some(delta.clone()));
+            prop_assert_eq!(newer.difference(&older).is_none(), !delta.is_zero());
         }
     }
 

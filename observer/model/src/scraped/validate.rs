@@ -1,67 +1,67 @@
-//! Leaves out what would make a strict reader refuse all of `/metrics`, where these lines stand among others: histograms
-//! without an infinite bound, sums that are no numbers, counters below 0.
+//! Removes samples that would make a strict parser refuse the whole `/metrics` response: histograms without an infinite
+//! bound, sums that are not numbers, negative counters.
 //!
-//! The rules are those of OpenMetrics 1.0, sections "Histogram", "Summary" and "Counter". Text 0.0.4 has fewer of them; what
-//! breaks them is of no use there either.
+//! The rules are those of OpenMetrics 1.0, sections "Histogram", "Summary" and "Counter". Text 0.0.4 has fewer rules,
+//! but samples that break these are useless there too.
 
 use std::collections::HashMap;
 
-use super::{Line, Page, PageFamily, Suffix};
-use crate::exposition::Kind;
+use super::{ScrapedExposition, ScrapedFamily, StoredSample, Suffix};
+use crate::exposition::MetricType;
 
 const COUNTER: &str = "counter_value";
 const HISTOGRAM: &str = "histogram";
 const SUMMARY: &str = "summary";
 
-/// Keeps what every reader takes, each histogram and summary with its lines together, and counts the rest by reason.
-pub(super) fn keep(page: &mut Page) {
-    for mut family in std::mem::take(&mut page.families) {
-        let before = family.lines.len();
-        let reason = match family.kind {
-            Kind::Counter => {
-                family.lines.retain(|line| line.value >= 0.0);
+/// Removes invalid samples and counts them by reason; the samples of each histogram and summary become adjacent.
+pub(super) fn remove_invalid(exposition: &mut ScrapedExposition) {
+    for mut family in std::mem::take(&mut exposition.families) {
+        let before = family.samples.len();
+        let reason = match family.metric_type {
+            MetricType::Counter => {
+                family.samples.retain(|sample| sample.value >= 0.0);
                 COUNTER
             }
-            Kind::Histogram => {
-                family.lines = groups(&family, |line| line.set, |line| order(page, line))
-                    .filter(|lines| is_histogram(page, lines))
+            MetricType::Histogram => {
+                family.samples = groups(&family, |sample| sample.set, |sample| order(exposition, sample))
+                    .filter(|samples| is_histogram(exposition, samples))
                     .flatten()
                     .collect();
                 HISTOGRAM
             }
-            Kind::Summary => {
-                let set = |line: &Line| without_quantile(page.set(line.set).unwrap_or_default());
-                family.lines =
-                    groups(&family, set, |_| 0.0).filter(|lines| is_summary(page, lines)).flatten().collect();
+            MetricType::Summary => {
+                let set = |sample: &StoredSample| without_quantile(exposition.set(sample.set).unwrap_or_default());
+                family.samples =
+                    groups(&family, set, |_| 0.0).filter(|samples| is_summary(exposition, samples)).flatten().collect();
                 SUMMARY
             }
             _ => "",
         };
-        let left_out = before - family.lines.len();
-        if left_out > 0 {
-            *page.skipped.entry(reason).or_default() += left_out as u64;
+        let conflicting = before - family.samples.len();
+        if conflicting > 0 {
+            *exposition.skipped.entry(reason).or_default() += conflicting as u64;
         }
-        if !family.lines.is_empty() {
-            page.families.push(family);
+        if !family.samples.is_empty() {
+            exposition.families.push(family);
         }
     }
 }
 
-/// Lines of one key, in the order of their keys' first appearance; those of one key in the order that `order` says.
+/// Groups samples by key, in the order of the keys' first appearance, and sorts each group by `order`.
 fn groups<K: Eq + std::hash::Hash>(
-    family: &PageFamily,
-    key: impl Fn(&Line) -> K,
-    order: impl Fn(&Line) -> f64,
-) -> impl Iterator<Item = Vec<Line>> {
-    let mut groups: Vec<Vec<Line>> = Vec::new();
+    family: &ScrapedFamily,
+    key: impl Fn(&StoredSample) -> K,
+    order: impl Fn(&StoredSample) -> f64,
+) -> impl Iterator<Item = Vec<StoredSample>> {
+    let mut groups: Vec<Vec<StoredSample>> = Vec::new();
     let mut known: HashMap<K, usize> = HashMap::new();
-    for line in &family.lines {
-        let index = *known.entry(key(line)).or_insert_with(|| {
+    for sample in &family.samples {
+        let index = *known.entry(key(sample)).or_insert_with(|| {
             groups.push(Vec::new());
             groups.len() - 1
         });
         if let Some(group) = groups.get_mut(index) {
-            group.push(*line);
+            group.push(*sample);
         }
     }
     groups.into_iter().map(move |mut group| {
@@ -71,21 +71,21 @@ fn groups<K: Eq + std::hash::Hash>(
 }
 
 /// Buckets by their bounds, and the others behind them: no number comes last.
-fn order(page: &Page, line: &Line) -> f64 {
-    if line.suffix == Suffix::Bucket { bound(page, line).unwrap_or(f64::NEG_INFINITY) } else { f64::NAN }
+fn order(exposition: &ScrapedExposition, sample: &StoredSample) -> f64 {
+    if sample.suffix == Suffix::Bucket { bound(exposition, sample).unwrap_or(f64::NEG_INFINITY) } else { f64::NAN }
 }
 
-fn bound(page: &Page, line: &Line) -> Option<f64> {
-    page.bounds.get(usize::from(line.bound))?.parse().ok()
+fn bound(exposition: &ScrapedExposition, sample: &StoredSample) -> Option<f64> {
+    exposition.bounds.get(usize::from(sample.bound))?.parse().ok()
 }
 
-/// Whether these are the lines of one histogram, its buckets in order.
-fn is_histogram(page: &Page, lines: &[Line]) -> bool {
-    let of = |suffix| lines.iter().filter(move |line| line.suffix == suffix);
-    let bounds: Option<Vec<f64>> = of(Suffix::Bucket).map(|line| bound(page, line)).collect();
-    let counts: Vec<f64> = of(Suffix::Bucket).map(|line| line.value).collect();
+/// Whether these are the samples of one histogram, its buckets in order.
+fn is_histogram(exposition: &ScrapedExposition, samples: &[StoredSample]) -> bool {
+    let of = |suffix| samples.iter().filter(move |sample| sample.suffix == suffix);
+    let bounds: Option<Vec<f64>> = of(Suffix::Bucket).map(|sample| bound(exposition, sample)).collect();
+    let counts: Vec<f64> = of(Suffix::Bucket).map(|sample| sample.value).collect();
     let (Some(bounds), Some(&all)) = (bounds, counts.last()) else { return false };
-    let [sum, count] = [Suffix::Sum, Suffix::Count].map(|suffix| of(suffix).map(|line| line.value).next());
+    let [sum, count] = [Suffix::Sum, Suffix::Count].map(|suffix| of(suffix).map(|sample| sample.value).next());
     let is_whole = match (sum, count) {
         (None, None) => true,
         (Some(sum), Some(count)) => sum >= 0.0 && count == all && bounds.iter().all(|bound| *bound >= 0.0),
@@ -98,16 +98,17 @@ fn is_histogram(page: &Page, lines: &[Line]) -> bool {
         && counts.iter().all(|count| is_count(*count))
 }
 
-/// Whether these are the lines of one summary.
-fn is_summary(page: &Page, lines: &[Line]) -> bool {
-    lines.iter().all(|line| match line.suffix {
-        Suffix::Count => is_count(line.value),
-        Suffix::Sum => line.value >= 0.0,
+/// Whether these are the samples of one summary.
+fn is_summary(exposition: &ScrapedExposition, samples: &[StoredSample]) -> bool {
+    samples.iter().all(|sample| match sample.suffix {
+        Suffix::Count => is_count(sample.value),
+        Suffix::Sum => sample.value >= 0.0,
         _ => {
-            let quantile = page.set(line.set).and_then(quantile).and_then(|quantile| quantile.parse::<f64>().ok());
-            // Of no values there is no quantile.
+            let quantile =
+                exposition.set(sample.set).and_then(quantile).and_then(|quantile| quantile.parse::<f64>().ok());
+            // Without values a quantile is NaN.
             quantile.is_some_and(|quantile| (0.0..=1.0).contains(&quantile))
-                && (line.value >= 0.0 || line.value.is_nan())
+                && (sample.value >= 0.0 || sample.value.is_nan())
         }
     })
 }
@@ -131,7 +132,7 @@ fn without_quantile(labels: &str) -> (&str, &str) {
     (before.trim_end_matches(','), behind.trim_start_matches(','))
 }
 
-/// What is before its name, and behind its first quote. In values quotes are escaped, so that none looks like it.
+/// Splits before the label's name and behind its opening quote. Values have their quotes escaped, so none can match.
 fn split_at_quantile(labels: &str) -> Option<(&str, &str)> {
     if let Some(rest) = labels.strip_prefix(QUANTILE) {
         return Some(("", rest));
@@ -145,22 +146,22 @@ fn split_at_quantile(labels: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{page, said},
+        super::tests::{exposition, said},
         *,
     };
     use crate::exposition::Format;
 
-    fn left_out(text: &str) -> (usize, Vec<(&'static str, u64)>) {
-        let page = page(Format::Text, text);
-        (said(&page).len(), page.skipped.into_iter().collect())
+    fn conflicting(text: &str) -> (usize, Vec<(&'static str, u64)>) {
+        let exposition = exposition(Format::Text, text);
+        (said(&exposition).len(), exposition.skipped.into_iter().collect())
     }
 
     #[test]
     fn an_unsound_histogram_is_left_out_alone() {
-        let histogram = |lines: &[&str]| {
-            let lines: String = lines.iter().map(|line| format!("h{line}\n")).collect();
-            left_out(&format!(
-                "# TYPE h histogram\nh_bucket{{a=\"1\",le=\"+Inf\"}} 1\nh_sum{{a=\"1\"}} 1\nh_count{{a=\"1\"}} 1\n{lines}"
+        let histogram = |samples: &[&str]| {
+            let samples: String = samples.iter().map(|sample| format!("h{sample}\n")).collect();
+            conflicting(&format!(
+                "# TYPE h histogram\nh_bucket{{a=\"1\",le=\"+Inf\"}} 1\nh_sum{{a=\"1\"}} 1\nh_count{{a=\"1\"}} 1\n{samples}"
             ))
         };
         for unsound in [
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn lines_of_one_histogram_come_together_in_order() {
-        let page = page(
+        let exposition = exposition(
             Format::Text,
             concat!(
                 "# TYPE h histogram\nh_sum{a=\"1\"} 3\nh_sum{a=\"2\"} 3\nh_bucket{a=\"1\",le=\"Inf\"} 2\n",
@@ -207,13 +208,13 @@ mod tests {
             "Histogram h_sum a=\"2\" 3",
             "Histogram h_count a=\"2\" 2",
         ];
-        assert_eq!(said(&page), expected);
+        assert_eq!(said(&exposition), expected);
     }
 
     #[test]
     fn summaries_and_counters_are_what_they_say() {
         let summary = "# TYPE s summary\ns{quantile=\"0.5\"} 1\ns{quantile=\"1\",a=\"2\"} NaN\ns_sum 1\ns_count 1\ns_sum{a=\"2\"} 1\n";
-        assert_eq!(left_out(summary), (5, vec![]));
+        assert_eq!(conflicting(summary), (5, vec![]));
         for (unsound, number) in [
             ("s{quantile=\"2\"} 1", 4),
             ("s{quantile=\"x\"} 1", 4),
@@ -222,11 +223,11 @@ mod tests {
             ("s_sum{b=\"1\"} NaN", 1),
             ("s_count{b=\"1\"} 1.5", 1),
         ] {
-            let (lines, reasons) = left_out(&format!("{summary}{unsound}\n"));
-            assert_eq!((lines, reasons), (6 - number, vec![("summary", number as u64)]), "{unsound}");
+            let (samples, reasons) = conflicting(&format!("{summary}{unsound}\n"));
+            assert_eq!((samples, reasons), (6 - number, vec![("summary", number as u64)]), "{unsound}");
         }
         let counter =
-            left_out("# TYPE c counter\nc{a=\"1\"} NaN\nc{a=\"2\"} -1\nc{a=\"3\"} 1\n# TYPE g gauge\ng NaN\n");
+            conflicting("# TYPE c counter\nc{a=\"1\"} NaN\nc{a=\"2\"} -1\nc{a=\"3\"} 1\n# TYPE g gauge\ng NaN\n");
         assert_eq!(counter, (2, vec![("counter_value", 2)]));
     }
 

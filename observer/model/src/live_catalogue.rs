@@ -1,57 +1,60 @@
-//! Which documented families have data on a metrics page of the observer's own, and why the others have none.
+//! Compares the catalogue with a running observer's `/metrics`: which families have data, and why the others do not.
 
 use std::collections::HashSet;
 
-use super::catalogue::{self, Family, Origin, Release, Stability};
-use crate::exposition::{Event, Sample};
+use crate::{
+    catalogue::{self, Descriptor, Origin, Release, Stability},
+    exposition::{Event, Sample},
+    labels,
+};
 
-/// What a page tells about the families that have data, and about the reasons of those that have none.
+/// What an exposition shows about families with data, and about the reasons of those without.
 #[derive(Debug, Default)]
-pub struct Live {
+pub struct LiveCatalogue {
     /// Families with at least one sample.
     families: HashSet<&'static str>,
     /// Sidecars and gateways observed.
     sidecars: f64,
-    /// Control-plane pages scraped, and those of them that bring figures.
-    pages: u64,
-    pages_up: u64,
-    /// Releases of the pilots that are scraped; `None` for a build without a release number.
+    /// Scraped control-plane instances, and those whose last scrape succeeded.
+    instances: u64,
+    instances_up: u64,
+    /// Releases of the scraped pilots; `None` for a build without a release number.
     releases: Vec<Option<Release>>,
 }
 
-impl Live {
-    /// Takes what a line of the page says.
-    pub fn take(&mut self, event: &Event<'_>) {
+impl LiveCatalogue {
+    /// Records one event of the exposition.
+    pub fn record(&mut self, event: &Event<'_>) {
         let Event::Sample(sample) = event else { return };
         let Some(family) = catalogue::by_prometheus_name(sample.family) else { return };
         self.families.insert(family.prometheus_name);
         if *family == catalogue::SIDECARS {
             self.sidecars += sample.value;
         } else if *family == catalogue::CONTROL_PLANE_UP {
-            self.pages += 1;
-            self.pages_up += u64::from(sample.value > 0.0);
+            self.instances += 1;
+            self.instances_up += u64::from(sample.value > 0.0);
         } else if *family == catalogue::ISTIO_BUILD && label(sample, "component").as_deref() == Some("pilot") {
             self.releases.push(label(sample, "tag").as_deref().and_then(Release::parse));
         }
     }
 
-    /// `data`, or `no data: ` and the reason.
+    /// Returns `data`, or `no data: ` and the reason.
     #[must_use]
-    pub fn says(&self, family: &Family) -> String {
+    pub fn status(&self, family: &Descriptor) -> String {
         if self.families.contains(family.prometheus_name) {
             return "data".to_owned();
         }
         format!("no data: {}", self.reason(family))
     }
 
-    fn reason(&self, family: &Family) -> String {
+    fn reason(&self, family: &Descriptor) -> String {
         match family.origin {
             Origin::Kernel if self.sidecars == 0.0 => "no sidecar or gateway is observed on this node".to_owned(),
-            Origin::Kernel if family.labels == super::labels::TCP => "no TCP connection has been seen yet".to_owned(),
+            Origin::Kernel if family.labels == labels::TCP_NAMES => "no TCP connection has been seen yet".to_owned(),
             Origin::Kernel => "no HTTP request has ended yet".to_owned(),
             Origin::Procfs => {
-                "no process of the control plane or of a sidecar is observed on this node, and no page that is \
-                               scraped says it"
+                "no process of the control plane or of a sidecar is observed on this node, and no scraped \
+                               instance has it"
                     .to_owned()
             }
             Origin::Observer => "it has not happened yet".to_owned(),
@@ -59,16 +62,16 @@ impl Live {
         }
     }
 
-    fn reason_of_istiod(&self, family: &Family) -> String {
+    fn reason_of_istiod(&self, family: &Descriptor) -> String {
         if family.stability == Stability::Never {
             return "no supported release of Istio reports it".to_owned();
         }
-        if self.pages == 0 {
+        if self.instances == 0 {
             return "no control plane is scraped (see --control-plane)".to_owned();
         }
-        if self.pages_up == 0 {
+        if self.instances_up == 0 {
             let up = catalogue::CONTROL_PLANE_UP.prometheus_name;
-            return format!("no control-plane page can be read now ({up} is 0; the observer's log says why)");
+            return format!("no control-plane instance can be read now ({up} is 0; see the observer's log)");
         }
         let here: Vec<Release> = self.releases.iter().flatten().copied().collect();
         let until = family.releases().and_then(|releases| releases.until);
@@ -78,7 +81,7 @@ impl Live {
             return format!("Istio reports it up to {until}, and here is {oldest}");
         }
         if family.labels.is_empty() {
-            return "no page that is scraped has it".to_owned();
+            return "no scraped instance has it".to_owned();
         }
         "nothing of the kind has happened yet; istiod shows it from the first event on".to_owned()
     }
@@ -94,24 +97,24 @@ mod tests {
     use super::*;
     use crate::exposition::{Format, Parser};
 
-    fn live(page: &str) -> Live {
-        let mut live = Live::default();
-        Parser::new(Format::Text).feed(page.as_bytes(), &mut |event| live.take(&event));
+    fn live(page: &str) -> LiveCatalogue {
+        let mut live = LiveCatalogue::default();
+        Parser::new(Format::Text).feed(page.as_bytes(), &mut |event| live.record(&event));
         live
     }
 
-    fn page(lines: &[(&Family, &str)]) -> Live {
-        let text = lines
-            .iter()
-            .map(|(family, rest)| format!("# TYPE {0} {1}\n{0}{rest}\n", family.prometheus_name, family.kind.word()));
+    fn page(lines: &[(&Descriptor, &str)]) -> LiveCatalogue {
+        let text = lines.iter().map(|(family, rest)| {
+            format!("# TYPE {0} {1}\n{0}{rest}\n", family.prometheus_name, family.metric_type.name())
+        });
         live(&text.collect::<String>())
     }
 
     #[test]
     fn what_is_there_has_data_buckets_included() {
         let live = live("# TYPE istio_request_bytes histogram\nistio_request_bytes_bucket{le=\"+Inf\"} 1\n");
-        assert_eq!(live.says(&catalogue::REQUEST_BYTES), "data");
-        assert_eq!(live.says(&catalogue::REQUESTS), "no data: no sidecar or gateway is observed on this node");
+        assert_eq!(live.status(&catalogue::REQUEST_BYTES), "data");
+        assert_eq!(live.status(&catalogue::REQUESTS), "no data: no sidecar or gateway is observed on this node");
     }
 
     #[test]
@@ -130,12 +133,12 @@ mod tests {
             (&down, &catalogue::PILOT_SERVICES, "can be read now"),
             (&scraped, &catalogue::PILOT_XDS_PUSH_CONTEXT_ERRORS, "up to 1.25, and here is 1.32"),
             (&scraped, &catalogue::PILOT_XDS_PUSHES, "nothing of the kind"),
-            (&scraped, &catalogue::GO_GOROUTINES, "no page"),
+            (&scraped, &catalogue::GO_GOROUTINES, "no scraped instance"),
             (&scraped, &catalogue::REQUESTS, "no HTTP request"),
             (&scraped, &catalogue::TCP_OPENED, "no TCP connection"),
             (&scraped, &catalogue::PROCESS_CPU_SECONDS_TOTAL, "no process"),
         ] {
-            let says = live.says(family);
+            let says = live.status(family);
             assert!(says.starts_with("no data: ") && says.contains(reason), "{}: {says}", family.prometheus_name);
         }
     }

@@ -1,26 +1,24 @@
-//! What processes use, under their labels.
+//! Resource usage of the mesh's processes.
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
-use super::{
-    Families, OwnValue,
-    catalogue::{self, Family},
-};
 use crate::{
+    catalogue::{self, Descriptor},
     identity::{Component, PROXY, ProcessId, Sidecar, Workload},
     reading::ProcessReading,
+    recorded::{RecordedFamilies, RecordedValue},
 };
 
-/// Values of [`super::labels::PROCESS`].
+/// Values of [`crate::labels::PROCESS_NAMES`].
 type Identity = [String; 4];
 
-/// Adds the families of those processes whose identity is known. Of several with the same labels, as while one sidecar of a
-/// pod takes over from another, the youngest is exposed.
-pub(super) fn families(
+/// Records the processes whose identity is known. Of several with the same labels, e.g. while one sidecar of a pod
+/// takes over from another, the youngest is exposed.
+pub(crate) fn record(
     readings: &[ProcessReading],
     running: &[Arc<Sidecar>],
     components: &[Arc<Component>],
-    families: &mut Families,
+    families: &mut RecordedFamilies,
 ) {
     let sidecars = running.iter().map(|sidecar| (sidecar.process, of_sidecar(sidecar)));
     let components = components.iter().map(|component| (component.process, of_component(component)));
@@ -36,12 +34,12 @@ pub(super) fn families(
             *youngest = reading;
         }
     }
-    for (family, figure) in FAMILIES {
+    for (family, value_of) in FAMILIES {
         let family = families.add(family);
         let otherwise = family.created;
         for (identity, reading) in &exposed {
-            if let Some(value) = figure(reading) {
-                family.since(reading.started.unwrap_or(otherwise));
+            if let Some(value) = value_of(reading) {
+                family.created = reading.started.unwrap_or(otherwise);
                 family.point(&identity.each_ref().map(String::as_str), value);
             }
         }
@@ -51,18 +49,18 @@ pub(super) fn families(
     processes.point(&["hidden"], hidden);
 }
 
-/// A sidecar is told apart by its address.
+/// Returns the identity of a sidecar, which is unique by its address.
 fn of_sidecar(sidecar: &Sidecar) -> Identity {
     identity(PROXY, sidecar.addresses.first(), &sidecar.workload, sidecar.process)
 }
 
-/// A component is told apart by its metrics page.
+/// Returns the identity of a component, which is unique by its `/metrics` endpoint.
 fn of_component(component: &Component) -> Identity {
     let instance = component.page.as_ref().ok().map(|page| page.instance);
     identity(&component.app, instance, &component.workload, component.process)
 }
 
-/// Without pod and instance its number tells a process apart.
+/// Returns the labels of a process; without pod and instance its pid is the instance.
 fn identity(app: &str, instance: Option<impl ToString>, workload: &Workload, process: ProcessId) -> Identity {
     let instance = match (instance, &workload.pod) {
         (Some(instance), _) => instance.to_string(),
@@ -73,42 +71,40 @@ fn identity(app: &str, instance: Option<impl ToString>, workload: &Workload, pro
     [app.to_owned(), instance, text(&workload.pod), text(&workload.namespace)]
 }
 
-type Figure = fn(&ProcessReading) -> Option<OwnValue>;
+type Getter = fn(&ProcessReading) -> Option<RecordedValue>;
 
-static FAMILIES: [(&Family, Figure); 12] = [
+static FAMILIES: [(&Descriptor, Getter); 12] = [
     (&catalogue::PROCESS_CPU_SECONDS_TOTAL, |reading| Some(reading.cpu.into())),
     (&catalogue::PROCESS_RESIDENT_MEMORY_BYTES, |reading| Some(reading.resident_bytes.into())),
     (&catalogue::PROCESS_VIRTUAL_MEMORY_BYTES, |reading| Some(reading.virtual_bytes.into())),
-    (&catalogue::PROCESS_OPEN_FDS, |reading| reading.open_files.map(OwnValue::from)),
-    (&catalogue::PROCESS_MAX_FDS, |reading| reading.most_open_files.map(OwnValue::from)),
+    (&catalogue::PROCESS_OPEN_FDS, |reading| reading.open_files.map(RecordedValue::from)),
+    (&catalogue::PROCESS_MAX_FDS, |reading| reading.max_open_files.map(RecordedValue::from)),
     (&catalogue::PROCESS_START_TIME_SECONDS, |reading| {
         let since = reading.started?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         Some(since.into())
     }),
     (&catalogue::PROCESS_THREADS, |reading| Some(reading.threads.into())),
-    (&catalogue::CGROUP_MEMORY, |reading| reading.cgroup.memory_bytes.map(OwnValue::from)),
-    (&catalogue::CGROUP_MEMORY_LIMIT, |reading| reading.cgroup.most_memory_bytes.map(OwnValue::from)),
-    (&catalogue::CGROUP_CPU_PERIODS, |reading| reading.cgroup.periods.map(OwnValue::from)),
-    (&catalogue::CGROUP_CPU_THROTTLED_PERIODS, |reading| reading.cgroup.throttled_periods.map(OwnValue::from)),
-    (&catalogue::CGROUP_CPU_THROTTLED_SECONDS, |reading| reading.cgroup.throttled.map(OwnValue::from)),
+    (&catalogue::CGROUP_MEMORY, |reading| reading.cgroup.memory_bytes.map(RecordedValue::from)),
+    (&catalogue::CGROUP_MEMORY_LIMIT, |reading| reading.cgroup.max_memory_bytes.map(RecordedValue::from)),
+    (&catalogue::CGROUP_CPU_PERIODS, |reading| reading.cgroup.periods.map(RecordedValue::from)),
+    (&catalogue::CGROUP_CPU_THROTTLED_PERIODS, |reading| reading.cgroup.throttled_periods.map(RecordedValue::from)),
+    (&catalogue::CGROUP_CPU_THROTTLED_SECONDS, |reading| reading.cgroup.throttled.map(RecordedValue::from)),
 ];
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{
-            FamilyPoints, Inputs, Model, Own, Snapshot, Value,
-            fixture::{at, istiod, peers, process, reading, sidecar, workload},
-        },
-        *,
+    use super::*;
+    use crate::{
+        Family, Inputs, Model, SelfMetrics, Snapshot, Value,
+        fixture::{at, istiod, peers, process, reading, sidecar, workload},
+        identity::{Role, Workload},
     };
-    use crate::identity::{Role, Workload};
     use std::time::Duration;
 
     fn snapshot(readings: Vec<ProcessReading>, running: &[Arc<Sidecar>]) -> Arc<Snapshot> {
         let mut reading = reading(1, Vec::new());
         reading.processes = readings;
-        let (peers, own) = (peers(), Own::default());
+        let (peers, own) = (peers(), SelfMetrics::default());
         let inputs = Inputs {
             reading: &reading,
             running,
@@ -121,12 +117,12 @@ mod tests {
         Model::new(at(0), Duration::from_mins(15)).update(inputs)
     }
 
-    fn points<'a>(snapshot: &'a Snapshot, family: &'static Family) -> Option<FamilyPoints<'a>> {
-        snapshot.families().find(|points| std::ptr::eq(points.family, family))
+    fn points<'a>(snapshot: &'a Snapshot, family: &Descriptor) -> Option<Family<'a>> {
+        snapshot.families().find(|own| own.name() == family.prometheus_name)
     }
 
-    fn labels(points: FamilyPoints<'_>) -> Vec<Vec<String>> {
-        let values = points.iter().map(|point| {
+    fn labels(family: Family<'_>) -> Vec<Vec<String>> {
+        let values = family.points().map(|point| {
             let mut values = Vec::new();
             point.labels.each(|_, value| values.push(value.to_owned()));
             values
@@ -144,10 +140,10 @@ mod tests {
             ["istiod", "10.0.0.9:15014", "istiod-0", "istio-system"],
         ];
         assert_eq!(labels(cpu), expected, "nobody knows process 8");
-        let point = cpu.get(0).unwrap();
+        let point = cpu.points().next().unwrap();
         assert!(matches!(point.value, Value::Real(12.34)), "{point:?}");
-        assert_eq!(Some(point.created), process(1, 250).started);
-        let start = points(&snapshot, &catalogue::PROCESS_START_TIME_SECONDS).unwrap().get(0).unwrap();
+        assert_eq!(point.created, process(1, 250).started);
+        let start = points(&snapshot, &catalogue::PROCESS_START_TIME_SECONDS).unwrap().points().next().unwrap();
         assert!(matches!(start.value, Value::Real(1_699_999_995.75)), "{start:?}");
     }
 
@@ -168,9 +164,9 @@ mod tests {
         readings[1].threads = 33;
         let snapshot = snapshot(readings, &running);
         let threads = points(&snapshot, &catalogue::PROCESS_THREADS).unwrap();
-        assert!(matches!(threads.iter().map(|point| point.value).collect::<Vec<_>>()[..], [Value::Integer(33)]));
+        assert!(matches!(threads.points().map(|point| point.value).collect::<Vec<_>>()[..], [Value::Integer(33)]));
         let outcomes = points(&snapshot, &catalogue::PROCESSES).unwrap();
-        let outcomes: Vec<_> = outcomes.iter().map(|point| point.value).collect();
+        let outcomes: Vec<_> = outcomes.points().map(|point| point.value).collect();
         assert!(matches!(outcomes[..], [Value::Integer(1), Value::Integer(2)]), "{outcomes:?}");
     }
 

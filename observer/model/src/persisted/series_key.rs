@@ -1,4 +1,4 @@
-//! A series' key as it is remembered: by what it says, whatever the layout of the maps.
+//! Persisted key of a series, independent of the layout of the maps.
 
 use std::net::Ipv6Addr;
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 
 /// Sidecar, address, port, status, gRPC status, leg, protocol, security.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RememberedKey(u32, Ipv6Addr, u16, u16, RememberedStatus, u8, u8, u8);
+pub struct PersistedKey(u32, Ipv6Addr, u16, u16, PersistedStatus, u8, u8, u8);
 
-/// A status of gRPC as it is remembered. Earlier builds gave it 16 bits, of which the two largest values are none and unknown;
-/// statuses that are these numbers are written beyond 32 bits.
+/// Persisted gRPC status. Earlier builds had 16 bits, of which the two largest values mean none and unknown; statuses
+/// that are these numbers are written beyond 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct RememberedStatus(u64);
+pub struct PersistedStatus(u64);
 
 const NONE: u64 = u16::MAX as u64;
 const UNKNOWN: u64 = NONE - 1;
 const BEYOND: u64 = 1 << 32;
 
-impl From<u64> for RememberedStatus {
+impl From<u64> for PersistedStatus {
     fn from(status: u64) -> Self {
         Self(match status {
             GRPC_NONE => NONE,
@@ -30,8 +30,8 @@ impl From<u64> for RememberedStatus {
     }
 }
 
-impl From<RememberedStatus> for u64 {
-    fn from(RememberedStatus(status): RememberedStatus) -> Self {
+impl From<PersistedStatus> for u64 {
+    fn from(PersistedStatus(status): PersistedStatus) -> Self {
         match status {
             NONE => GRPC_NONE,
             UNKNOWN => GRPC_UNKNOWN,
@@ -40,7 +40,7 @@ impl From<RememberedStatus> for u64 {
     }
 }
 
-impl From<SeriesKey> for RememberedKey {
+impl From<SeriesKey> for PersistedKey {
     fn from(key: SeriesKey) -> Self {
         let SeriesKey { sidecar, destination, status, grpc_status, leg, protocol, security, padding: _ } = key;
         Self(
@@ -56,9 +56,9 @@ impl From<SeriesKey> for RememberedKey {
     }
 }
 
-impl From<RememberedKey> for SeriesKey {
-    fn from(key: RememberedKey) -> Self {
-        let RememberedKey(sidecar, address, port, status, grpc_status, leg, protocol, security) = key;
+impl From<PersistedKey> for SeriesKey {
+    fn from(key: PersistedKey) -> Self {
+        let PersistedKey(sidecar, address, port, status, grpc_status, leg, protocol, security) = key;
         let destination = Endpoint { address: address.octets(), port, padding: 0 };
         let grpc_status = grpc_status.into();
         Self {
@@ -93,8 +93,8 @@ mod tests {
         };
         let statuses = [0, 3, 16, 65_533, 65_534, 65_535, 65_536, u32::MAX.into(), GRPC_NONE, GRPC_UNKNOWN];
         for key in statuses.map(|grpc_status| SeriesKey { grpc_status, ..key }) {
-            let text = serde_json::to_string(&RememberedKey::from(key)).unwrap();
-            assert_eq!(SeriesKey::from(serde_json::from_str::<RememberedKey>(&text).unwrap()), key);
+            let text = serde_json::to_string(&PersistedKey::from(key)).unwrap();
+            assert_eq!(SeriesKey::from(serde_json::from_str::<PersistedKey>(&text).unwrap()), key);
         }
     }
 
@@ -103,7 +103,7 @@ mod tests {
         for (written, status) in
             [("0", 0), ("16", 16), ("65533", 65_533), ("65534", GRPC_UNKNOWN), ("65535", GRPC_NONE)]
         {
-            assert_eq!(u64::from(serde_json::from_str::<RememberedStatus>(written).unwrap()), status);
+            assert_eq!(u64::from(serde_json::from_str::<PersistedStatus>(written).unwrap()), status);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A histogram of delays: how long after its time something began. Pure.
+//! Histogram of delays.
 
 use std::time::Duration;
 
-/// Upper bounds as both formats print them, and in microseconds; what is later is only under `+Inf`.
+/// Upper bounds, as text and in microseconds; longer delays count under `+Inf` only.
 const BOUNDS: [(&str, u64); 10] = [
     ("0.001", 1_000),
     ("0.0025", 2_500),
@@ -16,23 +16,23 @@ const BOUNDS: [(&str, u64); 10] = [
     ("1.0", 1_000_000),
 ];
 
-/// Delays so far, by size.
+/// Delays by size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lateness {
-    /// Not cumulative; the last one has no bound.
+pub struct DelayHistogram {
+    /// Not cumulative; the last one is unbounded.
     counts: [u64; BOUNDS.len() + 1],
     sum: Duration,
 }
 
-impl Lateness {
-    /// Counts one more.
+impl DelayHistogram {
+    /// Records one delay.
     pub fn record(&mut self, delay: Duration) {
         let within = |(_, bound): &(&str, u64)| delay <= Duration::from_micros(*bound);
         self.counts[BOUNDS.iter().position(within).unwrap_or(BOUNDS.len())] += 1;
         self.sum += delay;
     }
 
-    /// Upper bounds in seconds, and how many delays do not exceed each.
+    /// Returns upper bounds in seconds and the number of delays up to each.
     pub fn buckets(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let bounds = BOUNDS.iter().map(|(le, _)| *le).chain(["+Inf"]);
         bounds.zip(self.counts).scan(0, |so_far, (le, count)| {
@@ -41,13 +41,13 @@ impl Lateness {
         })
     }
 
-    /// How many there were.
+    /// Returns the number of delays.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Their sum in seconds.
+    /// Returns their sum in seconds.
     #[must_use]
     pub fn sum(&self) -> f64 {
         self.sum.as_secs_f64()
@@ -60,15 +60,15 @@ mod tests {
 
     #[test]
     fn a_delay_falls_into_every_bucket_that_it_does_not_exceed() {
-        let mut lateness = Lateness::default();
+        let mut delay = DelayHistogram::default();
         for microseconds in [1_000, 1_001, 50_000, 3_000_000] {
-            lateness.record(Duration::from_micros(microseconds));
+            delay.record(Duration::from_micros(microseconds));
         }
-        let buckets: Vec<_> = lateness.buckets().collect();
+        let buckets: Vec<_> = delay.buckets().collect();
         assert_eq!(buckets.first(), Some(&("0.001", 1)));
         let of = |le| buckets.iter().find(|own| own.0 == le).unwrap().1;
         assert_eq!((of("0.0025"), of("0.025"), of("0.05"), of("1.0"), of("+Inf")), (2, 2, 3, 3, 4));
-        assert_eq!((lateness.count(), lateness.sum()), (4, 3.052_001));
+        assert_eq!((delay.count(), delay.sum()), (4, 3.052_001));
     }
 
     #[test]
