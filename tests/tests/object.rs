@@ -1,4 +1,4 @@
-//! The built kernel object, inspected without loading it: what it calls, what it adds to, and what both sides think of
+//! The built kernel object, inspected without loading it: its helpers, its atomics, and both sides' view of
 //! the layouts.
 
 use std::{

@@ -87,7 +87,7 @@ impl HttpTotals {
         self.sums[histogram]
     }
 
-    /// Returns the gRPC messages of a direction (`Direction`).
+    /// gRPC messages of a direction.
     #[must_use]
     pub fn messages(&self, direction: Direction) -> u64 {
         self.messages[direction]
@@ -240,7 +240,7 @@ impl PackedCells {
     }
 }
 
-/// Number of cells of a histogram.
+/// Cells a histogram can have.
 const HISTOGRAM_CELLS: u16 = (BUCKET_PAGES * SUB_BUCKETS) as u16;
 
 /// Returns the cells of three histograms as one ascending list.

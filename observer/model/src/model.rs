@@ -213,7 +213,7 @@ impl Update<'_> {
         });
         let (http, tcp) = (exposed(&model.http), exposed(&model.tcp));
         let has_messages = |series: &Series<HttpTotals>| {
-            series.labels.is_grpc() || Direction::BOTH.into_iter().any(|way| series.totals.messages(way) > 0)
+            series.labels.is_grpc() || Direction::BOTH.iter().any(|&way| series.totals.messages(way) > 0)
         };
         let grpc = http.iter().filter(|series| has_messages(series)).cloned().collect();
         let mut scraped = ScrapedFamilies::new(&reading.scrapes);
@@ -313,7 +313,7 @@ mod tests {
         identity::Role,
         labels,
     };
-    use observer_common::{Leg, Protocol};
+    use observer_common::Leg;
 
     struct Testbed {
         model: Model,

@@ -26,12 +26,12 @@ pub fn connection(leg: ConnLeg) -> Box<Connection> {
     connection
 }
 
-/// One packet's bytes, and what the connection reported.
+/// One packet's bytes, and the connection's records.
 #[derive(Default)]
 pub struct Packet {
-    /// The packet, headers and all; payload lies where the caller says.
+    /// The packet with its headers; the caller gives the payload's offset.
     pub bytes: Vec<u8>,
-    /// A clock that moves by one at every look.
+    /// A clock that advances by one at every read.
     pub now: u64,
     /// Requests counted.
     pub finished: Vec<FinishedRequest>,

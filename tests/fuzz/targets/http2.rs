@@ -15,13 +15,13 @@ use observer_proto::{
     http2::{self, Http2},
 };
 
-/// Payload begins behind headers.
+/// The payload begins after the headers.
 const OFFSET: u32 = 40;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes of a frame header: a stream needs one, and so does its end.
 const HEADER: u64 = 9;
 
-/// Both halves of a connection's storage, and where the peers are.
+/// Both halves of a connection's storage, and the peers' positions.
 struct Wire {
     c: Box<Connection>,
     h: Box<Http2>,
