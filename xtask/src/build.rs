@@ -22,7 +22,7 @@ use crate::{
 
 /// The nightly the rustup route is tested with; its LLVM is the one bpf-linker is built with.
 const NIGHTLY: &str = "nightly-2026-05-20";
-const OLDEST: (u32, u32) = (1, 95);
+const OLDEST: (u64, u64) = (1, 95);
 /// Target of the kernel object.
 pub(crate) const KERNEL_TARGET: &str = "bpfel-unknown-none";
 const RELEASED: &str = "observer-kernel.o";
@@ -270,9 +270,10 @@ fn debian() -> Result<Version, String> {
 }
 
 fn usable(verbose: &str) -> Result<Version, String> {
-    let version = Version::parse(verbose).ok_or_else(|| format!("says no version that can be read: {verbose}"))?;
+    let found = rustc_version::version_meta_for(verbose).map_err(|error| format!("has an unknown version: {error}"))?;
+    let version = Version { release: found.semver, llvm: found.llvm_version.map_or(0, |llvm| llvm.major) };
     let newest = setup::LLVM.parse().expect("a constant");
-    if (version.major, version.minor) < OLDEST {
+    if (version.release.major, version.release.minor) < OLDEST {
         return Err(format!("is too old ({version}); 1.95 is needed"));
     }
     if version.llvm > newest {
@@ -284,21 +285,8 @@ fn usable(verbose: &str) -> Result<Version, String> {
 /// Versions in the output of `rustc --version --verbose`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Version {
-    release: String,
-    major: u32,
-    minor: u32,
-    llvm: u32,
-}
-
-impl Version {
-    fn parse(verbose: &str) -> Option<Self> {
-        let field = |name: &str| verbose.lines().find_map(|line| line.strip_prefix(name));
-        let release = field("release: ")?.to_owned();
-        let mut numbers = release.split('.').map_while(|number| number.parse().ok());
-        let (major, minor) = (numbers.next()?, numbers.next()?);
-        let llvm = field("LLVM version: ")?.split('.').next()?.parse().ok()?;
-        Some(Self { release, major, minor, llvm })
-    }
+    release: rustc_version::Version,
+    llvm: u64,
 }
 
 impl fmt::Display for Version {
@@ -312,7 +300,9 @@ mod tests {
     use super::*;
 
     fn verbose(release: &str, llvm: &str) -> String {
-        format!("rustc {release}\nbinary: rustc\nhost: x\nrelease: {release}\nLLVM version: {llvm}\n")
+        format!(
+            "rustc {release}\nbinary: rustc\ncommit-hash: a\ncommit-date: 2026-05-20\nhost: x\nrelease: {release}\nLLVM version: {llvm}\n"
+        )
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod build;
 mod deny;
 mod exec;
+mod failures;
 mod fuzz;
 mod program;
 mod sbom;

@@ -275,13 +275,3 @@ pub(crate) fn update_lists() {
         say(format!("{error}; going on with the package lists there are"));
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_there_is_not_installed() {
-        install(&[("sh", "no-such-package"), ("/etc/passwd", "no-such-package")]).expect("both are there");
-    }
-}

@@ -3,12 +3,10 @@
 mod guarantees;
 mod names;
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-};
+use std::{fmt, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use walkdir::{DirEntry, WalkDir};
 
 use crate::{
     deny,
@@ -67,30 +65,12 @@ pub(crate) fn run() -> Result<()> {
 
 /// Returns every file of the repository but the fuzz targets' corpora.
 pub(crate) fn files() -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    walk(root(), &mut files)?;
-    files.sort();
-    Ok(files)
-}
-
-fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(directory).with_context(|| format!("{}: cannot read", directory.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        let name = entry.file_name();
-        // In a second working tree `.git` is a file.
-        if [".git", ".cache", "target", "corpus"].iter().any(|skipped| name == *skipped) {
-            continue;
-        }
-        if kind.is_dir() {
-            walk(&entry.path(), files)?;
-        } else if kind.is_file() && name != ".git" {
-            // Git's file in a linked working tree is not part of the repository.
-            files.push(entry.path());
-        }
-    }
-    Ok(())
+    // In a linked working tree `.git` is a file.
+    let is_ours =
+        |entry: &DirEntry| ![".git", ".cache", "target", "corpus"].iter().any(|name| entry.file_name() == *name);
+    let entries = WalkDir::new(root()).sort_by_file_name().into_iter().filter_entry(is_ours);
+    let files = entries.filter(|entry| entry.as_ref().map_or(true, |entry| entry.file_type().is_file()));
+    files.map(|file| file.map(DirEntry::into_path)).collect::<Result<_, _>>().context("the repository cannot be read")
 }
 
 /// Rules that hold for any text.

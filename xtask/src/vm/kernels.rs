@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use walkdir::{DirEntry, WalkDir};
 
 use crate::{
     exec::{cache, exec, output, timed},
@@ -99,13 +100,13 @@ impl Kernel {
                 exec(Command::new("dpkg-deb").arg("--extract").arg(path).arg(&contents))?;
             }
         }
-        let found = find(&contents, &|name| name.starts_with("vmlinuz"))?;
+        let found = find(&contents, |name| name.starts_with("vmlinuz"));
         fs::rename(found.with_context(|| format!("no vmlinuz in {}", packages.join(", ")))?, image)?;
         let unpacked = work.join("modules");
         fs::create_dir_all(&unpacked)?;
         for module in MODULES {
             let names = [format!("{module}.ko"), format!("{module}.ko.xz")];
-            let Some(found) = find(&contents, &|name| names.iter().any(|known| known == name))? else { continue };
+            let Some(found) = find(&contents, |name| names.iter().any(|known| known == name)) else { continue };
             if found.extension().is_some_and(|extension| extension == "xz") {
                 exec(Command::new("xz").arg("--decompress").arg(&found))?;
             }
@@ -130,12 +131,8 @@ fn mirror() -> Result<String> {
 }
 
 fn known_mirror() -> Result<Option<String>> {
-    let targets = output(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(REPO_URI) $(RELEASE) $(COMPONENT)",
-        "Created-By: Packages",
-    ]))?;
+    let format = "$(REPO_URI) $(RELEASE) $(COMPONENT)";
+    let targets = output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
     // The release itself, neither its updates nor its security repository.
     Ok(targets.lines().find_map(|line| {
         let (uri, release) = line.split_once(' ')?;
@@ -164,25 +161,13 @@ fn apt(program: &str, work: &Path) -> Command {
 
 fn dependencies(work: &Path, package: &str) -> Result<Vec<String>> {
     let said = output(apt("apt-cache", work).args(["depends", package]))?;
-    let names = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned));
-    let names: Vec<String> = names.collect();
+    let names: Vec<String> =
+        said.lines().filter_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned)).collect();
     ensure!(!names.is_empty(), "{package} is not on the mirror");
     Ok(names)
 }
 
-fn find(directory: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_symlink() {
-            continue;
-        }
-        if path.is_dir() {
-            if let Some(found) = find(&path, is_wanted)? {
-                return Ok(Some(found));
-            }
-        } else if path.file_name().and_then(|name| name.to_str()).is_some_and(is_wanted) {
-            return Ok(Some(path));
-        }
-    }
-    Ok(None)
+fn find(directory: &Path, is_wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    let mut files = WalkDir::new(directory).into_iter().flatten().filter(|entry| entry.file_type().is_file());
+    files.find(|file| file.file_name().to_str().is_some_and(&is_wanted)).map(DirEntry::into_path)
 }
