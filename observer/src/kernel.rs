@@ -184,7 +184,7 @@ impl Kernel {
         self.usage.attached(sidecar.id, sidecar.cgroup_id, &sidecar.cgroup);
         self.set_cgroup_owner(sidecar)?;
         self.set_process_owner(sidecar.process, sidecar.id)?;
-        for &companion in &sidecar.companions {
+        for &companion in &sidecar.coresidents {
             self.set_process_owner(companion, IGNORED)?;
         }
         let mut links = self.links.remove(&sidecar.cgroup_id).unwrap_or_default();

@@ -474,7 +474,7 @@ mod tests {
         ask(bench, &format!("GET {path} HTTP/1.0\r\n{headers}\r\n")).await
     }
 
-    fn figure(bench: &Bench, outcome: &str) -> u64 {
+    fn count(bench: &Bench, outcome: &str) -> u64 {
         bench.server.stats().scrapes.iter().find(|(name, _)| *name == outcome).unwrap().1
     }
 
@@ -493,7 +493,7 @@ mod tests {
         let mut text = String::new();
         flate2::read::GzDecoder::new(body.as_slice()).read_to_string(&mut text).unwrap();
         assert!(text.ends_with("# EOF\n"));
-        assert_eq!(figure(&bench, "ok"), 2);
+        assert_eq!(count(&bench, "ok"), 2);
         assert!(bench.server.stats().duration > Duration::ZERO);
     }
 
@@ -544,7 +544,7 @@ mod tests {
             let (head, _) = ask(&bench, request).await;
             assert!(head.contains(&format!(" {status} ")), "{request}: {head}");
         }
-        assert_eq!(figure(&bench, "method_not_allowed"), 1);
+        assert_eq!(count(&bench, "method_not_allowed"), 1);
         let large = format!("GET / HTTP/1.0\r\nx: {}\r\n\r\n", "x".repeat(HEADER_BYTES));
         assert!(ask(&bench, &large).await.0.contains(" 431 "));
     }
@@ -586,12 +586,12 @@ mod tests {
         while let Ok(read @ 1..) = stream.read(&mut [0; 1 << 10]).await {
             taken += read;
             tokio::time::sleep(Duration::from_millis(5)).await;
-            if figure(&bench, "cut") == 1 {
+            if count(&bench, "cut") == 1 {
                 break;
             }
         }
         assert!(taken < 4_000_000 && began.elapsed() >= QUICK.response, "{taken} bytes in {:?}", began.elapsed());
-        assert_eq!(figure(&bench, "cut"), 1);
+        assert_eq!(count(&bench, "cut"), 1);
         assert!(get(&bench, "/healthz", "").await.0.starts_with("http/1.0 200"));
     }
 

@@ -16,7 +16,7 @@ use observer::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A thread in a network namespace of its own that answers on loopback there. The kernel shows a thread below /proc as it
 /// does a process.
@@ -28,19 +28,19 @@ struct Secluded {
 impl Secluded {
     fn start() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test makes a network namespace: run it as root");
-        let (told, tells) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
             // SAFETY: no file descriptors are unshared, only the network namespace.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
             assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
-            told.send((tid, listener.local_addr().unwrap())).unwrap();
+            sender.send((tid, listener.local_addr().unwrap())).unwrap();
             for stream in listener.incoming() {
                 stream.unwrap().write_all(b"from inside").unwrap();
             }
         });
-        let (pid, address) = tells.recv().unwrap();
+        let (pid, address) = receiver.recv().unwrap();
         let start_time = ProcFiles::new("/proc".into()).start_time(pid).unwrap();
         Self { process: ProcessId { pid, start_time }, address }
     }
@@ -48,7 +48,7 @@ impl Secluded {
     fn connect(&self, process: ProcessId) -> Result<std::net::TcpStream, NetnsError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let stream = netns::connect(Path::new("/proc"), process, self.address, PATIENCE).await?;
+            let stream = netns::connect(Path::new("/proc"), process, self.address, CONNECT_TIMEOUT).await?;
             let stream = stream.into_std().unwrap();
             stream.set_nonblocking(false).unwrap();
             Ok(stream)
@@ -59,11 +59,11 @@ impl Secluded {
 #[test]
 fn reaches_what_listens_on_loopback_there() {
     let secluded = Secluded::start();
-    assert!(std::net::TcpStream::connect_timeout(&secluded.address, PATIENCE).is_err(), "not from here");
+    assert!(std::net::TcpStream::connect_timeout(&secluded.address, CONNECT_TIMEOUT).is_err(), "not from here");
     let mut said = String::new();
     secluded.connect(secluded.process).unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said, "from inside");
-    assert!(std::net::TcpStream::connect_timeout(&secluded.address, PATIENCE).is_err(), "still not from here");
+    assert!(std::net::TcpStream::connect_timeout(&secluded.address, CONNECT_TIMEOUT).is_err(), "still not from here");
 }
 
 #[test]

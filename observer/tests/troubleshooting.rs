@@ -12,8 +12,9 @@ const REASONS: [&str; 3] = ["reason", "kind", "outcome"];
 
 #[test]
 fn every_reason_that_the_programs_count() {
-    let told = |counter: &&Counter| matches!(counter.group(), Group::Requests | Group::Desyncs | Group::Uncounted);
-    let counters = Counter::ALL.iter().filter(told).filter(|counter| **counter != Counter::RequestOk);
+    let is_documented =
+        |counter: &&Counter| matches!(counter.group(), Group::Requests | Group::Desyncs | Group::Uncounted);
+    let counters = Counter::ALL.iter().filter(is_documented).filter(|counter| **counter != Counter::RequestOk);
     let missing: Vec<_> = counters.filter(|counter| !PAGE.contains(&format!("\n| `{}` | ", counter.label()))).collect();
     assert!(missing.is_empty(), "no line for {missing:?}");
 }

@@ -314,14 +314,14 @@ pub fn counts(exposition: &Exposition) -> Result<Counts> {
     for sample in exposition.samples("istio_requests_total") {
         counts.of(&leg(sample), outcome(sample)).count += whole(sample)?;
     }
-    type Place = fn(&mut Requests) -> &mut u64;
-    let sums: [(&str, Place); 2] = [
+    type Field = fn(&mut Requests) -> &mut u64;
+    let sums: [(&str, Field); 2] = [
         ("istio_request_bytes_sum", |requests| &mut requests.request_bytes),
         ("istio_response_bytes_sum", |requests| &mut requests.response_bytes),
     ];
-    for (name, place) in sums {
+    for (name, field) in sums {
         for sample in exposition.samples(name) {
-            *place(counts.of(&leg(sample), outcome(sample))) += whole(sample)?;
+            *field(counts.of(&leg(sample), outcome(sample))) += whole(sample)?;
         }
     }
     for sample in exposition.samples("istio_request_duration_milliseconds_sum") {
@@ -338,7 +338,7 @@ pub fn counts(exposition: &Exposition) -> Result<Counts> {
             *direction(counts.messages.entry(leg(sample)).or_default()) += whole(sample)?;
         }
     }
-    for (name, place) in [
+    for (name, field) in [
         ("istio_tcp_connections_opened_total", 0),
         ("istio_tcp_connections_closed_total", 1),
         ("istio_tcp_received_bytes_total", 2),
@@ -346,9 +346,9 @@ pub fn counts(exposition: &Exposition) -> Result<Counts> {
     ] {
         for sample in exposition.samples(name) {
             let connections = counts.connections.entry(leg(sample)).or_default();
-            let places =
+            let fields =
                 [&mut connections.opened, &mut connections.closed, &mut connections.received, &mut connections.sent];
-            for (_, count) in places.into_iter().enumerate().filter(|(index, _)| *index == place) {
+            for (_, count) in fields.into_iter().enumerate().filter(|(index, _)| *index == field) {
                 *count += whole(sample)?;
             }
         }

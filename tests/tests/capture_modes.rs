@@ -318,7 +318,7 @@ fn a_wrong_observer_is_caught(_: &mut ()) -> Result<String> {
         ("a second too slow", "istio_request_duration_milliseconds_sum{reporter=\"source\"", &|value| value + 1000.0),
     ];
     for (name, beginning, lie) in lies {
-        let seen = observer::counts(&Exposition::parse(&tell(&text, beginning, lie)?)?)?;
+        let seen = observer::counts(&Exposition::parse(&falsify(&text, beginning, lie)?)?)?;
         let differences = truth.differences(&seen.since(&before));
         ensure!(differences.len() == 1, "{name} is not caught alone: {differences}");
     }
@@ -330,18 +330,18 @@ fn a_wrong_observer_is_caught(_: &mut ()) -> Result<String> {
 }
 
 /// The text with the value of the one sample that begins so replaced.
-fn tell(text: &str, beginning: &str, lie: Lie<'_>) -> Result<String> {
-    let mut told = 0;
+fn falsify(text: &str, beginning: &str, lie: Lie<'_>) -> Result<String> {
+    let mut changed = 0;
     let lines: Vec<String> = text
         .lines()
         .map(|line| match line.rsplit_once(' ') {
             Some((series, value)) if line.starts_with(beginning) => {
-                told += 1;
+                changed += 1;
                 format!("{series} {}\n", lie(value.parse().unwrap_or(0.0)))
             }
             _ => format!("{line}\n"),
         })
         .collect();
-    ensure!(told == 1, "{told} samples begin with {beginning}");
+    ensure!(changed == 1, "{changed} samples begin with {beginning}");
     Ok(lines.concat())
 }

@@ -64,9 +64,9 @@ fn every_row_of_every_release_has_data_or_the_true_reason(pair: &mut Pair) -> Re
         let arguments: Vec<&str> = ["--scrape-interval", "1s"].into_iter().chain(pages).collect();
         let observer = Observer::start(&pair.mesh, 2, &arguments)?;
         let control_plane = of_control_plane(release)?;
-        settle(&observer, &control_plane, |row| Some(of_idle_data_plane(row)))?;
+        wait_for_all(&observer, &control_plane, |row| Some(of_idle_data_plane(row)))?;
         traffic(pair)?;
-        settle(&observer, &control_plane, |_| None)?;
+        wait_for_all(&observer, &control_plane, |_| None)?;
         let metrics = observer.scrape()?;
         for workload in [&pair.client, &pair.server] {
             let own = metrics.sum("process_cpu_seconds_total", &[("pod", &workload.pod)]);
@@ -108,7 +108,7 @@ fn of_idle_data_plane(row: &Row) -> &'static str {
 }
 
 /// Waits until each of the documented rows has its expected state. `kernel` is the reason for the data plane's.
-fn settle(
+fn wait_for_all(
     observer: &Observer,
     control_plane: &BTreeMap<String, &str>,
     kernel: impl Fn(&Row) -> Option<&'static str>,

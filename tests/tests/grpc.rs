@@ -77,8 +77,8 @@ fn service_that_is_not_there(pair: &mut Pair) -> Result<String> {
     let mut summary = Vec::new();
     for client in [Go, Python, Java] {
         let before = pair.begin()?;
-        let told = client.call(&pair.client, pair.http2.address(Family::V4), "unary 1")?;
-        ensure!(told.statuses.get("14") == Some(&1), "{told:?}");
+        let reported = client.call(&pair.client, pair.http2.address(Family::V4), "unary 1")?;
+        ensure!(reported.statuses.get("14") == Some(&1), "{reported:?}");
         let (truth, _) = pair.truth(&Expected::both(1))?;
         summary.push(pair.agree(&before, &truth)?);
     }
@@ -155,15 +155,17 @@ fn calls(pair: &mut Pair, scenario: &str, age: Option<Duration>, ends: Ends) -> 
 
 fn call(pair: &mut Pair, client: Implementation, family: Family, scenario: &str, ends: Ends) -> Result<String> {
     let before = pair.begin()?;
-    let told = client.call(&pair.client, pair.http2.address(family), scenario)?;
+    let reported = client.call(&pair.client, pair.http2.address(family), scenario)?;
     if matches!(ends, Ends::GivenUp | Ends::TooLate) {
         // The late answers meet closed streams.
         sleep(Duration::from_secs(1));
     }
-    let (mut truth, _) = pair.truth(&Expected::both(told.calls))?;
+    let (mut truth, _) = pair.truth(&Expected::both(reported.calls))?;
     let logged = statuses(pair, &truth);
     match ends {
-        Ends::Served | Ends::ServedMuch => ensure!(logged == told.statuses, "the client has {told:?}, the log {truth}"),
+        Ends::Served | Ends::ServedMuch => {
+            ensure!(logged == reported.statuses, "the client has {reported:?}, the log {truth}")
+        }
         Ends::GivenUp | Ends::TooLate => ensure!(logged.is_empty(), "the log has a status: {truth}"),
     }
     if ends == Ends::ServedMuch {
@@ -173,10 +175,10 @@ fn call(pair: &mut Pair, client: Implementation, family: Family, scenario: &str,
         // A starting JVM keeps the processors from Envoy, for longer than its threads are measured to wait.
         however_late(&mut truth);
     }
-    let messages = Messages { requests: told.sent, responses: told.received };
+    let messages = Messages { requests: reported.sent, responses: reported.received };
     truth.messages = [pair.source(), pair.destination()].map(|leg| (leg, messages.clone())).into();
     pair.agree(&before, &truth)?;
-    Ok(format!("{} calls, {}/{} messages", told.calls, told.sent, told.received))
+    Ok(format!("{} calls, {}/{} messages", reported.calls, reported.sent, reported.received))
 }
 
 /// Returns the number of calls by status, as the client's sidecar logged them.

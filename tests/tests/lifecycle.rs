@@ -128,10 +128,10 @@ fn attached_during_connections(_: &mut ()) -> Result<String> {
         ensure!(connections.opened == 0, "opened before the observer was there: {seen}");
         ensure!(connections.received <= 11 && connections.sent <= 11, "more bytes than there were: {seen}");
     }
-    let late = observer.own("mesh_observer_connections_total", &[("outcome", "preexisting")])?;
-    ensure!(late >= 2.0, "{late} connections said to be joined late");
+    let preexisting = observer.own("mesh_observer_connections_total", &[("outcome", "preexisting")])?;
+    ensure!(preexisting >= 2.0, "{preexisting} connections counted as preexisting");
     drop(echo);
-    Ok(format!("{late} joined late; {seen}"))
+    Ok(format!("{preexisting} preexisting; {seen}"))
 }
 
 fn sidecar_restarted(_: &mut ()) -> Result<String> {

@@ -99,17 +99,17 @@ fn more_open_calls_than_there_is_room_for(_: &mut ()) -> Result<String> {
     command.args([&format!("-n{CALLS}"), "-c1", &format!("-m{CALLS}"), &pair.url(Family::V4, "/delay/500")]);
     let said = finish(&mut command, "")?;
     ensure!(said.contains(&format!("{CALLS} succeeded")), "{said}");
-    let no_room = |metrics: &Exposition| {
+    let stream_map_full = |metrics: &Exposition| {
         metrics.sum("mesh_observer_requests_total", &[("outcome", "stream_map_full")]).unwrap_or(0.0)
     };
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
     let metrics = observer.wait(COUNT_TIMEOUT, |metrics| {
         counts(metrics).is_ok_and(|seen| {
             let (source, destination) = (seen.total(&pair.source()), seen.total(&pair.destination()));
-            destination == CALLS && source as f64 + no_room(metrics) == CALLS as f64
+            destination == CALLS && source as f64 + stream_map_full(metrics) == CALLS as f64
         })
     })?;
-    let lost = no_room(&metrics);
+    let lost = stream_map_full(&metrics);
     ensure!(lost >= 1.0, "there was room for all of them");
     ensure!(metrics.sum("mesh_observer_parser_desyncs_total", &[]) == Some(0.0), "{}", observer.health()?);
     observer.wait_own(COUNT_TIMEOUT, |_| observer.log().contains("stream_map_full"))?;

@@ -128,8 +128,8 @@ fn no_atomic_with_a_used_result_is_relaxed() -> Result<()> {
         ensure!(!(returns && relaxed), "`{}` returns what a relaxed operation gave", signature.trim());
     }
     let kernel = tools::repository().join("observer-ebpf");
-    for folder in ["proto/src", "proto/src/http1", "proto/src/http2", "src/programs", "src/programs/hooks"] {
-        for entry in fs::read_dir(kernel.join(folder))? {
+    for directory in ["proto/src", "proto/src/http1", "proto/src/http2", "src/programs", "src/programs/hooks"] {
+        for entry in fs::read_dir(kernel.join(directory))? {
             let path = entry?.path();
             if path.is_file() && !path.ends_with("atomic.rs") {
                 let text = fs::read_to_string(&path)?;

@@ -67,7 +67,7 @@ pub(crate) fn all(time: Duration) -> Result<()> {
 }
 
 /// Returns the directory of the programs. Those with the sanitizer have one of their own, so that neither are built
-/// anew.
+/// again.
 fn build(sanitize: bool) -> Result<PathBuf> {
     let place = if sanitize { directory().join("sanitized") } else { directory() };
     if sanitize {

@@ -163,7 +163,7 @@ pub struct Connection {
     pub inbound_port: OptionU32,
     /// The last series: labels and slot in one word, so that the next request of the same labels needs no lookup; 0 is none.
     pub cached_series: u64,
-    /// Requests being counted: one by the direction that completed it, at the close in the request direction's place.
+    /// Requests being counted: one by the direction that completed it, at the close under the request direction.
     pub finished: [FinishedRequest; 2],
     /// Original destination (source leg), application (destination leg), original destination (inbound leg).
     pub destination: Endpoint,

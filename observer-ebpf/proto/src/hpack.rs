@@ -514,9 +514,9 @@ fn on_literal(decoder: &mut HpackDecoder, value: u32) {
     let number = decoder.inserted as usize;
     decoder.inserted = decoder.inserted.wrapping_add(1);
     // SAFETY: the ring's length is a power of two.
-    let place = unsafe { decoder.ring.get_unchecked_mut(number & (RING - 1)) };
-    decoder.replaced = u32::from(*place);
-    *place = entry as u16;
+    let slot = unsafe { decoder.ring.get_unchecked_mut(number & (RING - 1)) };
+    decoder.replaced = u32::from(*slot);
+    *slot = entry as u16;
 }
 
 /// Reads a name or a value that matters.
@@ -604,7 +604,7 @@ fn interpret(decoder: &mut HpackDecoder) {
     }
 }
 
-/// Returns the place of a value in [`HpackDecoder::large`], inserted if there is room, else the temporary last place.
+/// Returns the entry of a value in [`HpackDecoder::large`], inserted if there is room, else the temporary last entry.
 #[inline(never)]
 fn intern_large(decoder: &mut HpackDecoder, value: u32) -> u32 {
     let mut i = 0;

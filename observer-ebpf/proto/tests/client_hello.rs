@@ -1,4 +1,4 @@
-//! What a peer's first segments tell of its security, in whatever order they come.
+//! A peer's security as its first segments show it, in whatever order they come.
 
 mod fixture;
 
@@ -71,7 +71,7 @@ fn it_is_read_in_order_however_it_comes() {
     }
 }
 
-/// The hooks did not see its first half, which TCP has: the record behind it is no opening.
+/// The hooks did not see its first half, which TCP has: the record after it is not its beginning.
 #[test]
 fn what_was_not_seen_is_unknown() {
     let stream = hello("istio");

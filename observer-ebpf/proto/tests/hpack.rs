@@ -41,10 +41,10 @@ impl Judge {
     fn new(direction: Direction) -> Self {
         // What a proxy receives it may refuse; this is what it sends.
         let mut wire = Wire::new(if direction == Direction::Request { ConnLeg::DESTINATION } else { ConnLeg::SOURCE });
-        let mut opening = PREFACE.to_vec();
-        opening.extend(frame(SETTINGS, 0, 0, &[]));
-        wire.deliver(Direction::Request, &opening, 0, opening.len());
-        let stream = if direction == Direction::Request { opening } else { frame(SETTINGS, 0, 0, &[]) };
+        let mut preface = PREFACE.to_vec();
+        preface.extend(frame(SETTINGS, 0, 0, &[]));
+        wire.deliver(Direction::Request, &preface, 0, preface.len());
+        let stream = if direction == Direction::Request { preface } else { frame(SETTINGS, 0, 0, &[]) };
         if direction == Direction::Response {
             wire.deliver(Direction::Response, &stream, 0, stream.len());
         }
@@ -125,7 +125,7 @@ enum Field {
 
 impl Field {
     fn write(&self, encoder: &mut Encoder, block: &mut Vec<u8>) {
-        // The encoder does not tell how long its table is, but refuses what is beyond.
+        // The encoder does not announce how long its table is, but refuses what is beyond.
         let length = |encoder: &Encoder| {
             let (mut low, mut high) = (61, 61 + LARGEST / 32 + 1);
             while high - low > 1 {

@@ -920,7 +920,7 @@ fn http2_is_recognised_and_counted_as_neither() {
 
 #[test]
 fn a_large_body_costs_no_more_than_a_small_one() {
-    let turns = |length: u64| {
+    let steps = |length: u64| {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").into_bytes();
         let mut wire = exchange(GET, &head);
         let before = wire.env.steps;
@@ -939,7 +939,7 @@ fn a_large_body_costs_no_more_than_a_small_one() {
         assert_eq!(requests(&wire), [(200, GET.len() as u64, head.len() as u64 + length, false)]);
         (wire.env.steps - before) / packets
     };
-    assert!(turns(1 << 30) <= turns(1_000));
+    assert!(steps(1 << 30) <= steps(1_000));
 }
 
 #[test]

@@ -360,7 +360,7 @@ impl Progress {
 /// written up to where.
 fn write(plans: &[Plan], order: &[(Index, bool)], leg: ConnLeg) -> (Writer, Vec<Expected>, Vec<(Direction, usize)>) {
     let mut writer = Writer::new();
-    let mut turns = vec![
+    let mut steps = vec![
         (Direction::Request, writer.streams[Direction::Request].len()),
         (Direction::Response, writer.streams[Direction::Response].len()),
     ];
@@ -418,12 +418,12 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: ConnLeg) -> (Writer, Vec<
         }
         let written = meter(&writer.streams[direction][before..], !received(leg, direction));
         call.bytes[direction] += written.get(&id).copied().unwrap_or_default();
-        turns.push((direction, writer.streams[direction].len()));
+        steps.push((direction, writer.streams[direction].len()));
         if call.over() {
             expected.push(call.expected(leg));
         }
     }
-    (writer, expected, turns)
+    (writer, expected, steps)
 }
 
 /// Cuts of a stream: lengths, how far each segment reaches back, and how often it is repeated.
@@ -460,10 +460,10 @@ proptest! {
         source in any::<bool>(),
     ) {
         let leg = if source { ConnLeg::SOURCE } else { ConnLeg::DESTINATION };
-        let (writer, expected, turns) = write(&plans, &order, leg);
+        let (writer, expected, steps) = write(&plans, &order, leg);
         let mut wire = Wire::new(leg);
         let mut sent = [0; 2];
-        for (direction, to) in turns {
+        for (direction, to) in steps {
             deliver(&mut wire, direction, &writer.streams[direction], sent[direction], to, &cuts[direction]);
             sent[direction] = to;
         }
@@ -481,7 +481,7 @@ proptest! {
         plans in vec(plan(), 1..5), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in cuts(),
         late in any::<Index>(), ahead in 1..5usize, direction in select(Direction::BOTH.to_vec()), crowded in any::<bool>(),
     ) {
-        // Resets cross what they end; which came first is then not told.
+        // Resets cross what they end; which came first is then unknown.
         let plans: Vec<Plan> = plans.into_iter().map(|plan| Plan { end: End::Normal, ..plan }).collect();
         let (writer, expected, _) = write(&plans, &order, ConnLeg::DESTINATION);
         let mut wire = Wire::new(ConnLeg::DESTINATION);
@@ -536,11 +536,11 @@ proptest! {
         source in any::<bool>(), joined in any::<Index>(),
     ) {
         let leg = if source { ConnLeg::SOURCE } else { ConnLeg::DESTINATION };
-        let (writer, expected, turns) = write(&plans, &order, leg);
+        let (writer, expected, steps) = write(&plans, &order, leg);
         let mut wire = Wire::preexisting(leg);
         let mut sent = [0; 2];
-        let join = joined.index(turns.len());
-        for (number, (direction, to)) in turns.into_iter().enumerate() {
+        let join = joined.index(steps.len());
+        for (number, (direction, to)) in steps.into_iter().enumerate() {
             if number >= join {
                 deliver(&mut wire, direction, &writer.streams[direction], sent[direction], to, &cuts[direction]);
             }
@@ -581,14 +581,14 @@ proptest! {
         plans in vec(plan(), 1..5), order in vec((any::<Index>(), any::<bool>()), 1..60), cuts in cuts(),
         changes in vec((0..2usize, any::<Index>(), any::<u8>()), 1..6),
     ) {
-        let (mut writer, _, turns) = write(&plans, &order, ConnLeg::SOURCE);
+        let (mut writer, _, steps) = write(&plans, &order, ConnLeg::SOURCE);
         for (direction, at, byte) in changes {
             let at = at.index(writer.streams[direction].len());
             writer.streams[direction][at] = byte;
         }
         let mut wire = Wire::new(ConnLeg::SOURCE);
         let mut sent = [0; 2];
-        for (direction, to) in turns {
+        for (direction, to) in steps {
             deliver(&mut wire, direction, &writer.streams[direction], sent[direction], to, &cuts);
             sent[direction] = to;
         }

@@ -302,10 +302,10 @@ pub(super) fn series(slot: u32) -> Option<&'static mut Series> {
     SERIES.get_ptr_mut(slot).map(|series| unsafe { &mut *series })
 }
 
-/// Returns the bucket page in `place`, as its number plus one, allocated if there is none.
+/// Returns the bucket page in `slot`, as its number plus one, allocated if there is none.
 #[inline(never)]
-pub(super) fn bucket_page(place: &mut u32) -> Option<&'static mut BucketPage> {
-    let mut page = atomic::load(place);
+pub(super) fn bucket_page(slot: &mut u32) -> Option<&'static mut BucketPage> {
+    let mut page = atomic::load(slot);
     if page == 0 {
         let allocated = match FREE_PAGES.pop() {
             Ok(Some(number)) => number,
@@ -317,12 +317,12 @@ pub(super) fn bucket_page(place: &mut u32) -> Option<&'static mut BucketPage> {
                 }
             },
         };
-        if atomic::compare_exchange(place, 0, allocated.wrapping_add(1)) {
+        if atomic::compare_exchange(slot, 0, allocated.wrapping_add(1)) {
             page = allocated.wrapping_add(1);
         } else {
             // Another CPU was first. The stack has room for every page.
             let _ = FREE_PAGES.push(allocated, 0);
-            page = atomic::load(place);
+            page = atomic::load(slot);
         }
     }
     // SAFETY: array elements never move.

@@ -27,7 +27,7 @@ pub(super) fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Counts the finished request in the connection's place for a direction.
+/// Counts the finished request that the connection holds for a direction.
 #[inline(always)]
 pub(super) fn request(c: &mut Connection, direction: Direction) {
     let request = &raw const c.finished[direction];
@@ -255,8 +255,8 @@ fn observe(histogram: &mut Histogram, value: u64, exposed: u64, times: u32, sum:
     let (page, sub_bucket) = (opaque(page) as usize, opaque(sub_bucket) as usize);
     if page < histogram::BUCKET_PAGES && sub_bucket < histogram::SUB_BUCKETS {
         // SAFETY: checked just here.
-        let place = unsafe { histogram.pages.get_unchecked_mut(page) };
-        if let Some(page) = maps::bucket_page(place) {
+        let slot = unsafe { histogram.pages.get_unchecked_mut(page) };
+        if let Some(page) = maps::bucket_page(slot) {
             // SAFETY: as above.
             atomic::add32(unsafe { page.sub_buckets.get_unchecked_mut(sub_bucket) }, times);
         }

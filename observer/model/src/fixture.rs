@@ -66,7 +66,7 @@ pub fn sidecar(id: u32, role: Role, address: &str, workload: Arc<Workload>) -> A
         cgroup_id: u64::from(id),
         netns_inode: u64::from(id),
         addresses: vec![address.parse().unwrap()],
-        companions: Vec::new(),
+        coresidents: Vec::new(),
         is_cgroup_shared: false,
         workload,
     })
@@ -373,5 +373,5 @@ pub fn assert_golden(name: &str, text: &str) {
         std::fs::write(&path, &text).unwrap();
     }
     let golden = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert!(golden == text, "{} differs; UPDATE_GOLDEN=1 writes it anew:\n{text}", path.display());
+    assert!(golden == text, "{} differs; UPDATE_GOLDEN=1 writes it again:\n{text}", path.display());
 }

@@ -86,7 +86,8 @@ pub struct Sidecar {
     /// The pod's addresses (`INSTANCE_IP`, `INSTANCE_IPS`).
     pub addresses: Vec<IpAddr>,
     /// Other processes in the same cgroup, e.g. pilot-agent.
-    pub companions: Vec<ProcessId>,
+    #[serde(rename = "companions")]
+    pub coresidents: Vec<ProcessId>,
     /// Whether one of them is not pilot-agent: possibly an application with connections of its own.
     #[serde(default)]
     pub is_cgroup_shared: bool,
@@ -95,12 +96,12 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Returns the pids of its process and of the companions.
+    /// Returns the pids of its process and of the coresidents.
     pub fn pids(&self) -> impl Iterator<Item = u32> {
         [self.process]
             .into_iter()
             .filter(|process| process.is_process())
-            .chain(self.companions.iter().copied())
+            .chain(self.coresidents.iter().copied())
             .map(|it| it.pid)
     }
 }

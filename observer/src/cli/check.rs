@@ -489,7 +489,7 @@ mod tests {
             cgroup_id: pid.into(),
             netns_inode: 1,
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-            companions: Vec::new(),
+            coresidents: Vec::new(),
             is_cgroup_shared: false,
             workload: Arc::new(Workload {
                 pod: some(pod),

@@ -23,7 +23,7 @@ const PROXY_PORTS: [u16; 7] = [15000, 15004, 15008, 15020, 15021, 15053, 15090];
 const MAX_LISTED_PORTS: usize = 4;
 /// Message about waypoints.
 const WAYPOINT: &str = "it is a waypoint: what it takes (HBONE, port 15008) and what it passes on is encrypted on every \
-    connection, so that none of its requests can be seen; its own figures can be scraped, by --control-plane \
+    connection, so that none of its requests can be seen; its own metrics can be scraped, by --control-plane \
     http://ADDRESS:15020/stats/prometheus";
 
 /// Everything known of a candidate.

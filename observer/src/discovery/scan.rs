@@ -462,7 +462,7 @@ impl Scanner {
             process,
             role,
             evidence,
-            companions: Vec::new(),
+            coresidents: Vec::new(),
             is_cgroup_shared: false,
             cgroup,
             cgroup_id,
@@ -515,12 +515,12 @@ impl Scanner {
 
     fn replace(&mut self, pid: u32, mut candidate: Candidate) -> Vec<Change> {
         if let Candidate::Observed { sidecar, .. } = &mut candidate {
-            let companions = self.companions(&sidecar.cgroup, pid);
+            let coresidents = self.coresidents(&sidecar.cgroup, pid);
             // A process that has just started may have become pilot-agent.
-            let is_shared = self.is_shared(&companions);
-            if companions != sidecar.companions || is_shared != sidecar.is_cgroup_shared {
+            let is_shared = self.is_shared(&coresidents);
+            if coresidents != sidecar.coresidents || is_shared != sidecar.is_cgroup_shared {
                 let sidecar = Arc::make_mut(sidecar);
-                (sidecar.companions, sidecar.is_cgroup_shared) = (companions, is_shared);
+                (sidecar.coresidents, sidecar.is_cgroup_shared) = (coresidents, is_shared);
             }
         }
         let before = self.candidates.get(&pid).filter(|before| before.process() == candidate.process()).cloned();
@@ -552,16 +552,16 @@ impl Scanner {
     }
 
     /// Returns the processes of a cgroup other than sidecars. `cgroup.procs` lists those of other pid namespaces as 0.
-    fn companions(&self, cgroup: &Path, own: u32) -> Vec<ProcessId> {
+    fn coresidents(&self, cgroup: &Path, own: u32) -> Vec<ProcessId> {
         members(cgroup)
             .filter(|&pid| pid != own && self.candidates.get(&pid).is_none_or(|other| other.sidecar().is_none()))
             .filter_map(|pid| Some(ProcessId { pid, start_time: self.files.start_time(pid).ok()? }))
             .collect()
     }
 
-    fn is_shared(&self, companions: &[ProcessId]) -> bool {
+    fn is_shared(&self, coresidents: &[ProcessId]) -> bool {
         let is_agent = |pid| self.files.first_arguments(pid).is_ok_and(|arguments| agent_role(&arguments).is_some());
-        companions.iter().any(|companion| !is_agent(companion.pid))
+        coresidents.iter().any(|companion| !is_agent(companion.pid))
     }
 
     /// Removes sidecars from the coresident processes of others that were found before them.
@@ -571,10 +571,10 @@ impl Scanner {
         let mut updated = Vec::new();
         for sidecar in self.candidates.values().filter_map(Candidate::sidecar) {
             let is_companion = |companion: &&ProcessId| !observed.contains(&companion.pid);
-            let companions: Vec<ProcessId> = sidecar.companions.iter().filter(is_companion).copied().collect();
-            if companions != sidecar.companions {
-                let is_cgroup_shared = self.is_shared(&companions);
-                updated.push(Arc::new(Sidecar { companions, is_cgroup_shared, ..Sidecar::clone(sidecar) }));
+            let coresidents: Vec<ProcessId> = sidecar.coresidents.iter().filter(is_companion).copied().collect();
+            if coresidents != sidecar.coresidents {
+                let is_cgroup_shared = self.is_shared(&coresidents);
+                updated.push(Arc::new(Sidecar { coresidents, is_cgroup_shared, ..Sidecar::clone(sidecar) }));
             }
         }
         for changed in &updated {
@@ -640,7 +640,7 @@ impl Scanner {
             cgroup_id,
             netns_inode,
             addresses: Vec::new(),
-            companions: Vec::new(),
+            coresidents: Vec::new(),
             is_cgroup_shared: true,
             workload: Arc::new(workload),
         };
@@ -773,7 +773,7 @@ mod tests {
         let sidecar = found(&changes);
         assert_eq!((sidecar.id, sidecar.process), (1, ProcessId { pid: 10, start_time: 500 }));
         assert_eq!(sidecar.role, Role::Sidecar);
-        assert_eq!(sidecar.companions, [ProcessId { pid: 11, start_time: 400 }]);
+        assert_eq!(sidecar.coresidents, [ProcessId { pid: 11, start_time: 400 }]);
         assert_eq!(sidecar.netns_inode, 4_026_531_840);
         assert_eq!(sidecar.cgroup, host.cgroups.path().join("pods/a"));
         assert_eq!(sidecar.workload.name.as_deref(), Some("reviews"));
@@ -844,7 +844,7 @@ mod tests {
         host.arguments(11, &["/usr/local/bin/pilot-agent", "proxy", "sidecar"]);
         let changes = scanner.examine_process(10);
         let [Change::Updated(sidecar)] = &changes[..] else { panic!("{changes:?}") };
-        assert_eq!((sidecar.role, sidecar.companions.len(), sidecar.is_cgroup_shared), (Role::Sidecar, 1, false));
+        assert_eq!((sidecar.role, sidecar.coresidents.len(), sidecar.is_cgroup_shared), (Role::Sidecar, 1, false));
         assert!(!scanner.is_pending(10));
     }
 
@@ -920,7 +920,7 @@ mod tests {
         // A container that was restarted is no impostor.
         host.start(11, 700, "/envoy", &pod_cgroup('1'), SIDECAR);
         assert_eq!(found(&scanner.examine_process(11)).id, victim.id);
-        // A pod that was made anew under its name has it once the old one is gone.
+        // A pod that was made again under its name has it once the old one is gone.
         for pid in [10, 11] {
             host.end(pid);
         }
@@ -1000,7 +1000,7 @@ mod tests {
         let sidecars: Vec<Arc<Sidecar>> = scanner.sidecars().cloned().collect();
         assert_eq!(sidecars.len(), 2);
         for sidecar in &sidecars {
-            assert_eq!(sidecar.companions, [ProcessId { pid: 12, start_time: 500 }], "{sidecar:?}");
+            assert_eq!(sidecar.coresidents, [ProcessId { pid: 12, start_time: 500 }], "{sidecar:?}");
         }
         let defaults: Vec<u32> = cgroup_defaults(&sidecars).values().map(|sidecar| sidecar.process.pid).collect();
         assert_eq!(defaults, [11]);

@@ -38,10 +38,10 @@ impl Calls {
             let mut messages = Messages::default();
             let mut round = 0;
             until_told(&ours, &format!("{} to {to}", from.name), || {
-                let told = Implementation::Go.call(&from, to, SCENARIOS[round % SCENARIOS.len()])?;
+                let summary = Implementation::Go.call(&from, to, SCENARIOS[round % SCENARIOS.len()])?;
                 round += 1;
-                messages.requests += told.sent;
-                messages.responses += told.received;
+                messages.requests += summary.sent;
+                messages.responses += summary.received;
                 Ok(())
             });
             messages

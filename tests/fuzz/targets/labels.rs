@@ -61,7 +61,7 @@ static PLAIN: LazyLock<[Said; 4]> = LazyLock::new(|| OUTPUTS.map(|output| said(&
 struct Said {
     /// Points that are written, or rejected because of the sidecar's description.
     points: u64,
-    /// Of their names, figures and names of labels, where every label is always there.
+    /// Of their names, values and names of labels, where every label is always there.
     digest: u64,
 }
 
@@ -107,7 +107,7 @@ fn snapshot(workload: Workload) -> Arc<Snapshot> {
         cgroup_id: 1,
         netns_inode: 1,
         addresses: Vec::new(),
-        companions: Vec::new(),
+        coresidents: Vec::new(),
         is_cgroup_shared: false,
         workload: Arc::new(workload),
     };

@@ -34,7 +34,7 @@ use observer::{
 use observer_common::health::Counter;
 
 /// Longest description of a type, with room for what was begun when the limit was reached.
-const LONGEST: usize = 96 << 10;
+const MAX_RECORD_BYTES: usize = 96 << 10;
 
 fuzz_target!(|input: &[u8]| {
     let Some((&which, bytes)) = input.split_first() else { return };
@@ -176,6 +176,6 @@ fn past(bytes: &[u8]) {
 fn types(section: &[u8]) {
     let Some(types) = Types::parse(section) else { return };
     for id in 0..8 {
-        assert!(types.describe(id).is_none_or(|text| text.len() <= LONGEST + section.len()));
+        assert!(types.describe(id).is_none_or(|text| text.len() <= MAX_RECORD_BYTES + section.len()));
     }
 }

@@ -33,10 +33,10 @@ impl Load {
         let _echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
         let connection = Connection::open(&pair.client, pair.tcp.address(Family::V4))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (client, told) = (pair.client.clone(), stop.clone());
+        let (client, is_stopped) = (pair.client.clone(), stop.clone());
         let requests = spawn(move || {
             // No request is cut short, as the proxy would log it differently.
-            for kind in kinds.iter().cycle().take_while(|_| !told.load(Ordering::Relaxed)) {
+            for kind in kinds.iter().cycle().take_while(|_| !is_stopped.load(Ordering::Relaxed)) {
                 let mut command = client.command("h2load")?;
                 let said = finish(command.args(["-n1000", "-c8"]).args(kind), "")?;
                 ensure!(said.contains("1000 succeeded"), "{said}");

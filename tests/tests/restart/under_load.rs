@@ -50,7 +50,7 @@ fn restarted(
 ) -> Result<String> {
     let count = env::var(RESTARTS).ok().and_then(|number| number.parse().ok()).unwrap_or(default);
     pinned.observe()?;
-    let (before, late) = (pinned.pair.begin()?, pinned.preexisting()?);
+    let (before, preexisting) = (pinned.pair.begin()?, pinned.preexisting()?);
     let mut load = Load::start(&pinned.pair, vec![http1(&pinned.pair), http2(&pinned.pair)])?;
     for (number, build) in (0..).zip(builds.iter().cycle().take(count)) {
         wait_for_requests(pinned)?;
@@ -64,15 +64,15 @@ fn restarted(
     load.end()?;
     let (truth, _) = pinned.pair.truth_of_any()?;
     let said = pinned.pair.agree(&before, &truth)?;
-    let late = pinned.preexisting()? - late;
-    ensure!(late == 0.0, "{late} connections joined late");
+    let preexisting = pinned.preexisting()? - preexisting;
+    ensure!(preexisting == 0.0, "{preexisting} preexisting connections");
     Ok(format!("{count} restarts, difference 0: {said}"))
 }
 
 /// Maps of another size are another layout: counts of the old ones continue, and losses are reported.
 pub(super) fn different_map_layout(pinned: &mut Pinned) -> Result<String> {
     pinned.observe()?;
-    let (before, late) = (pinned.pair.begin()?, pinned.preexisting()?);
+    let (before, preexisting) = (pinned.pair.begin()?, pinned.preexisting()?);
     let load = Load::start(&pinned.pair, vec![http1(&pinned.pair)])?;
     for settings in ["max_series = 500", ""] {
         wait_for_requests(pinned)?;
@@ -85,7 +85,7 @@ pub(super) fn different_map_layout(pinned: &mut Pinned) -> Result<String> {
     }
     load.end()?;
     let (truth, _) = pinned.pair.truth_of_any()?;
-    let late = pinned.preexisting()? - late;
+    let preexisting = pinned.preexisting()? - preexisting;
     let seen = pinned.observer()?.counts()?.since(&before);
     let (mut all, mut missing) = (0, 0);
     for leg in [pinned.pair.source(), pinned.pair.destination()] {
@@ -95,9 +95,9 @@ pub(super) fn different_map_layout(pinned: &mut Pinned) -> Result<String> {
     }
     // Those that met old and new programs, which is soon over.
     ensure!(100 * missing < all, "{missing} of {all} requests are missing");
-    ensure!(missing == 0 || late > 0.0, "nothing is said of {missing} missing requests");
+    ensure!(missing == 0 || preexisting > 0.0, "nothing is said of {missing} missing requests");
     let exact = pinned.pair.check(Expected::both(2), request_both)?;
-    Ok(format!("{missing} of {all} requests missing, {late} connections joined late; then exact: {exact}"))
+    Ok(format!("{missing} of {all} requests missing, {preexisting} preexisting connections; then exact: {exact}"))
 }
 
 /// Waits until the observer counts further requests of the load.

@@ -132,7 +132,7 @@ pub(crate) fn count_due<E: Recorder>(c: &mut Connection, env: &mut E, direction:
     }
 }
 
-/// Writes the finished request of an exchange to a direction's place.
+/// Writes the finished request of an exchange to a direction's entry.
 #[inline(never)]
 fn write_finished(c: &mut Connection, number: u32, outcome: &Outcome, direction: Direction) {
     let exchange = c.exchange(number);
@@ -166,7 +166,7 @@ fn write_finished(c: &mut Connection, number: u32, outcome: &Outcome, direction:
     finished.write(&mut c.finished[direction]);
 }
 
-/// Counts an exchange once, as written to a direction's place.
+/// Counts an exchange once, as written to a direction's entry.
 #[inline(never)]
 fn count<E: Recorder>(c: &mut Connection, env: &mut E, number: u32, direction: Direction) {
     let exchange = c.exchange(number);

@@ -112,7 +112,7 @@ impl Batch {
         differences == 0
     }
 
-    /// Closes a stream for the batch's reason; returns whether its place is to be freed, before [`Batch::push_closed`].
+    /// Closes a stream for the batch's reason; returns whether its entry is to be freed, before [`Batch::push_closed`].
     #[inline(always)]
     pub(super) fn close(&mut self, stream: &mut H2Stream) -> bool {
         let id = atomic::load(&stream.id);

@@ -50,7 +50,7 @@ pub struct MoreStreams {
 const _: () = assert!(size_of::<MoreStreams>() <= 5_376);
 
 impl MoreStreams {
-    /// Returns the place of an id.
+    /// Returns the entry of an id.
     #[inline(always)]
     fn get(&mut self, id: u32) -> &mut H2Stream {
         // The verifier has no bound for a remainder, and the compiler drops the check that gives it one.
@@ -100,7 +100,7 @@ pub trait StreamSource: ByteSource + StreamStore {}
 impl<E: ByteSource + StreamStore> StreamSource for E {}
 
 impl StreamTable {
-    /// Returns the place of an id in the table itself.
+    /// Returns the entry of an id in the table itself.
     #[inline(always)]
     fn own(&mut self, id: u32) -> &mut H2Stream {
         // SAFETY: the length is a power of two.
@@ -124,7 +124,7 @@ impl StreamTable {
         StreamKey { cookie: self.cookie, sidecar: self.sidecar, slot }
     }
 
-    /// Finds an open stream. It stays in its place as long as the program runs.
+    /// Finds an open stream. It stays at its address as long as the program runs.
     #[inline(always)]
     pub(super) fn find<'a, E: StreamStore>(&mut self, env: &mut E, id: u32) -> Option<&'a mut H2Stream> {
         let own = self.own(id);
@@ -188,9 +188,9 @@ impl StreamTable {
     fn insert_overflowed<E: Recorder + StreamStore>(&mut self, c: &Connection, env: &mut E, stream: &H2Stream) {
         // SAFETY: null or valid, see `StreamStore`.
         if let Some(more) = unsafe { env.more_streams(true).as_mut() } {
-            let place = more.get(stream.id);
-            if atomic::load(&place.id) == 0 {
-                occupy(place, stream);
+            let entry = more.get(stream.id);
+            if atomic::load(&entry.id) == 0 {
+                occupy(entry, stream);
                 atomic::add32(&mut self.overflowed, 1);
                 return;
             }
@@ -265,15 +265,15 @@ impl StreamTable {
         let has_overflowed = atomic::load(&self.overflowed) != 0;
         let has_mapped = atomic::load(&self.mapped) != 0;
         let more = if has_overflowed { env.more_streams(false) } else { core::ptr::null_mut() };
-        let places = if has_mapped {
+        let entries = if has_mapped {
             OWN_STREAMS + MORE_STREAMS + MAX_MAPPED
         } else if has_overflowed {
             OWN_STREAMS + MORE_STREAMS
         } else {
             OWN_STREAMS
         };
-        env.repeat(places as u32, |env, place| {
-            if self.close_place(env, batch, more, place) {
+        env.repeat(entries as u32, |env, entry| {
+            if self.close_entry(env, batch, more, entry) {
                 batch.push_closed(c, env);
             }
             Step::More
@@ -281,25 +281,25 @@ impl StreamTable {
         batch.end_closing(c, env);
     }
 
-    /// Closes the stream in a place, numbered through all three storages; returns whether it did.
+    /// Closes the stream of an entry, numbered through all three storages; returns whether it did.
     #[inline(always)]
-    fn close_place<E: StreamStore>(
+    fn close_entry<E: StreamStore>(
         &mut self,
         env: &mut E,
         batch: &mut Batch,
         more: *mut MoreStreams,
-        place: u32,
+        entry: u32,
     ) -> bool {
-        if place < OWN_STREAMS as u32 {
+        if entry < OWN_STREAMS as u32 {
             // SAFETY: checked just here, masked for the verifier.
-            let stream = unsafe { self.streams.get_unchecked_mut(place as usize & (OWN_STREAMS - 1)) };
+            let stream = unsafe { self.streams.get_unchecked_mut(entry as usize & (OWN_STREAMS - 1)) };
             if !batch.close(stream) {
                 return false;
             }
             atomic::store(&mut stream.id, 0);
-        } else if place < (OWN_STREAMS + MORE_STREAMS) as u32 {
+        } else if entry < (OWN_STREAMS + MORE_STREAMS) as u32 {
             // Hidden from the compiler, so that the check below stays for the verifier.
-            let index = black_box(place - OWN_STREAMS as u32);
+            let index = black_box(entry - OWN_STREAMS as u32);
             // SAFETY: null or valid, see `StreamStore`.
             let Some(more) = (unsafe { more.as_mut() }) else { return false };
             if index >= MORE_STREAMS as u32 {
@@ -313,7 +313,7 @@ impl StreamTable {
             atomic::store(&mut stream.id, 0);
             atomic::decrement(&mut self.overflowed);
         } else {
-            let slot = place - (OWN_STREAMS + MORE_STREAMS) as u32;
+            let slot = entry - (OWN_STREAMS + MORE_STREAMS) as u32;
             if !self.is_slot_used(slot) {
                 return false;
             }
@@ -329,11 +329,11 @@ impl StreamTable {
     }
 }
 
-/// Writes a stream to a free place.
+/// Writes a stream to a free entry.
 #[inline(always)]
-fn occupy(place: &mut H2Stream, stream: &H2Stream) {
-    *place = H2Stream { id: 0, ..*stream };
-    atomic::store(&mut place.id, stream.id);
+fn occupy(entry: &mut H2Stream, stream: &H2Stream) {
+    *entry = H2Stream { id: 0, ..*stream };
+    atomic::store(&mut entry.id, stream.id);
 }
 
 /// Returns a slot of the map that a stream may have.

@@ -119,8 +119,8 @@ pub(super) async fn read(
     let format = check_headers(&response)?;
     let mut body = Body::new(format, compressed(&response)?, reserved);
     while let Some(piece) = response.chunk().await.map_err(|error| failed(&error, limit))? {
-        for turn in piece.chunks(body.turn()) {
-            body.take(turn)?;
+        for step in piece.chunks(body.step()) {
+            body.take(step)?;
             tokio::task::yield_now().await;
         }
     }
@@ -194,7 +194,7 @@ impl Body {
         })
     }
 
-    const fn turn(&self) -> usize {
+    const fn step(&self) -> usize {
         match self.0 {
             Coding::Plain(_) => TURN,
             Coding::Gzip(_) => COMPRESSED_TURN,

@@ -145,7 +145,7 @@ fn sidecar(id: u32) -> Arc<Sidecar> {
         cgroup_id: u64::from(id),
         netns_inode: u64::from(id),
         addresses: Vec::new(),
-        companions: Vec::new(),
+        coresidents: Vec::new(),
         is_cgroup_shared: false,
         workload: Arc::new(workload),
     })

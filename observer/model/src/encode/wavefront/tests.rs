@@ -269,7 +269,7 @@ fn what_breaks_the_rules_is_counted_by_reason() {
     let long = "x".repeat(300);
     points(&text(&mut encoder, &snapshot(&long, "w")));
     let rejected: HashMap<_, _> = encoder.rejected().into_iter().collect();
-    // One count, three histograms of 20 buckets, 6 percentiles, count and sum, and four TCP figures.
+    // One count, three histograms of 20 buckets, 6 percentiles, count and sum, and four TCP values.
     assert_eq!(rejected["tag_length"], 1 + 3 * 28 + 4);
     assert_eq!(rejected.values().sum::<u64>(), 89);
 }

@@ -54,16 +54,16 @@ impl Scrape {
         for http in scrape.http.values_mut() {
             http.durations.sort_by(|a, b| a.0.total_cmp(&b.0));
         }
-        type Place = fn(&mut Tcp) -> &mut f64;
-        let families: [(&str, Place); 4] = [
+        type Field = fn(&mut Tcp) -> &mut f64;
+        let families: [(&str, Field); 4] = [
             ("istio_tcp_connections_opened_total", |tcp| &mut tcp.opened),
             ("istio_tcp_connections_closed_total", |tcp| &mut tcp.closed),
             ("istio_tcp_received_bytes_total", |tcp| &mut tcp.bytes),
             ("istio_tcp_sent_bytes_total", |tcp| &mut tcp.bytes),
         ];
-        for (family, place) in families {
+        for (family, field) in families {
             for sample in at_source(exposition, family) {
-                *place(scrape.tcp.entry(edge(sample)).or_default()) += sample.value;
+                *field(scrape.tcp.entry(edge(sample)).or_default()) += sample.value;
             }
         }
         scrape
@@ -203,10 +203,10 @@ pub(crate) fn summary(truth: &Counts, observed: &Counts) -> String {
         line(leg, "  request bytes", envoy.request_bytes, ours.request_bytes);
         line(leg, "  response bytes", envoy.response_bytes, ours.response_bytes);
     }
-    for (leg, told) in &truth.messages {
+    for (leg, expected) in &truth.messages {
         let ours = observed.messages.get(leg).cloned().unwrap_or_default();
-        line(leg, "messages, requests*", told.requests, ours.requests);
-        line(leg, "messages, responses*", told.responses, ours.responses);
+        line(leg, "messages, requests*", expected.requests, ours.requests);
+        line(leg, "messages, responses*", expected.responses, ours.responses);
     }
     let legs = |counts: &Counts| counts.connections.keys().cloned().collect::<Vec<_>>();
     for leg in merged(legs(truth), legs(observed)) {

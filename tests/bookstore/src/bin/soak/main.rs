@@ -103,7 +103,7 @@ impl Soak {
         say(format!("{:?} of traffic and faults, seed {}", options.time, options.seed));
         let (begun, half) = (Instant::now(), options.time / 2);
         let warm = half + WARMING.min(half / 2);
-        let mut told = begun;
+        let mut reported = begun;
         let mut dice = faults::Dice::new(options.seed);
         while begun.elapsed() < options.time && !stop.load(Ordering::Relaxed) {
             sleep(PAUSE);
@@ -112,9 +112,9 @@ impl Soak {
             if self.warm.is_none() && begun.elapsed() >= warm {
                 self.warm = Some(ResourceUsage::of(self.observer.pid())?);
             }
-            if told.elapsed() >= PROGRESS {
-                told = Instant::now();
-                self.tell(begun.elapsed())?;
+            if reported.elapsed() >= PROGRESS {
+                reported = Instant::now();
+                self.report(begun.elapsed())?;
             }
         }
         Ok(())
@@ -147,7 +147,7 @@ impl Soak {
         self.bookstore.read_logs(&mut self.truth)
     }
 
-    fn tell(&self, elapsed: Duration) -> Result<()> {
+    fn report(&self, elapsed: Duration) -> Result<()> {
         let seen = self.observer.counts()?;
         let held = ResourceUsage::of(self.observer.pid())?;
         println!("{:>9}  {}  {}  {held}", format!("{elapsed:.1?}"), Totals::of(&seen), self.faults);
