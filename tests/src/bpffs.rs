@@ -7,16 +7,16 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{mesh::Mesh, net::run};
+use crate::net::run;
 
 /// A mounted bpffs; unmounted with its pins when dropped.
 #[derive(Debug)]
 pub struct Bpffs(PathBuf);
 
 impl Bpffs {
-    /// Mounts it among the mesh's files, so that it is swept with the mesh if this run crashes.
-    pub fn mount(mesh: &Mesh) -> Result<Self> {
-        let path = mesh.directory().join("bpffs");
+    /// Mounts it in a directory: a mesh's own, so that it is swept with the mesh if this run crashes.
+    pub fn mount(directory: &Path) -> Result<Self> {
+        let path = directory.join("bpffs");
         fs::create_dir_all(&path)?;
         run("mount", &["-t", "bpf", "bpf", &path.display().to_string()])?;
         Ok(Self(path))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     mesh::{Family, Protocol, Service, Workload},
     redirect::Interception,
-    sidecar::{Inbound, Kind, NodeId, Options, node_id},
+    sidecar::options::{Inbound, Kind, NodeId, Options, node_id},
 };
 
 /// Port of the plaintext listener of a gateway.

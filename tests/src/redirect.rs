@@ -2,10 +2,25 @@
 
 use anyhow::Result;
 
-use crate::{
-    net::{Namespace, finish, run},
-    sidecar::{PROXY_USER, Ports},
-};
+use crate::net::{Namespace, finish, run};
+
+/// uid and gid of Istio's proxies.
+pub const PROXY_USER: u32 = 1337;
+
+/// The ports that connections are redirected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The application's (`meshConfig.proxyListenPort`).
+    pub outbound: u16,
+    /// Its peers' (`meshConfig.proxyInboundListenPort`).
+    pub inbound: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { outbound: 15001, inbound: 15006 }
+    }
+}
 
 /// How inbound traffic reaches the sidecar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

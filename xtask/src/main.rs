@@ -10,6 +10,7 @@ mod sbom;
 mod setup;
 mod test;
 mod tidy;
+mod toolchain;
 mod vm;
 
 use std::process::ExitCode;

@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
-    build::KERNEL_TARGET,
     exec::{host, output, root, say},
     setup,
+    toolchain::KERNEL_TARGET,
 };
 
 /// Begins the name of the files that the tool leaves beside every manifest of the workspace.

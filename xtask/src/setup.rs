@@ -14,21 +14,13 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build::{Route, Toolchain, rustup_commands},
     exec::{cache, cargo, exec, output, root, say, timed, which},
+    toolchain::{DEBIAN_TOOLCHAIN, LLVM, Route, Toolchain, rustup_commands},
 };
 
 const BPF_LINKER: &str = "0.13.0";
-/// Major version of the LLVM that bpf-linker is built with; it must not be older than the compiler's.
-pub(crate) const LLVM: &str = "22";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// Debian's compiler for web browsers, always recent, and the source of `core`.
-pub(crate) const DEBIAN_TOOLCHAIN: [(&str, &str); 3] = [
-    ("/usr/bin/rustc", "rustc-web"),
-    ("/usr/bin/cargo", "cargo-web"),
-    ("/usr/lib/rustlib/src/rust/library/core/src/lib.rs", "rust-web-src"),
-];
 /// Formatting and lints, which rustup includes and Debian packages separately.
 const CHECKS: [(&str, &str); 2] = [("cargo-fmt", "rustfmt-web"), ("cargo-clippy", "rust-web-clippy")];
 const LINKER_LIBRARIES: [(&str, &str); 5] = [

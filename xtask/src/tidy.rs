@@ -82,7 +82,7 @@ fn text_rules(file: &str, text: &str) -> Vec<Finding> {
     for (number, line) in text.lines().enumerate() {
         let mut found = |what: String| findings.push(Finding { file: file.to_owned(), line: number + 1, what });
         for note in notes {
-            if words(line).any(|word| word == note) && !numbered(line) {
+            if line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == note) && !numbered(line) {
                 found(format!("{note} without a number (#123): note it where work is tracked, or do it"));
             }
         }
@@ -118,10 +118,6 @@ fn rust_rules(file: &str, text: &str) -> Vec<Finding> {
         }
     }
     findings
-}
-
-fn words(line: &str) -> impl Iterator<Item = &str> {
-    line.split(|c: char| !c.is_alphanumeric() && c != '_')
 }
 
 fn numbered(line: &str) -> bool {

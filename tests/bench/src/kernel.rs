@@ -12,10 +12,11 @@ use crate::{
     Options,
     bpf::{self, Empty, Runs, Statistics},
     load::SHORTEST_PADDING,
+    protocol::BODY,
     protocol::{Application, Protocol},
     report::{Row, Target},
     spread::Spread,
-    testbed::{BODY, SIDES, Side, Testbed},
+    testbed::{SIDES, Side, Testbed},
 };
 
 const REQUEST_HEADERS: f64 = 400.0;

@@ -38,7 +38,7 @@ pub(crate) fn resident() -> Result<Vec<Row>> {
 
 fn measure(pinned: bool) -> Result<Vec<Row>> {
     let mut mesh = Mesh::new()?;
-    let bpffs = pinned.then(|| Bpffs::mount(&mesh)).transpose()?;
+    let bpffs = pinned.then(|| Bpffs::mount(mesh.directory())).transpose()?;
     let pod = mesh.workload("pod")?;
     let _application = http::serve(&pod, PORT)?;
     let stand = Stand::new(&mesh)?;

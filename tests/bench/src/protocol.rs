@@ -9,10 +9,10 @@ use harness::{
     tools,
 };
 
-use crate::{
-    app::{self, App},
-    testbed::BODY,
-};
+use crate::app::{self, App};
+
+/// Body of an ordinary answer.
+pub(crate) const BODY: u64 = 1024;
 
 /// File with the body of a call's request.
 const MESSAGE: &str = "message";

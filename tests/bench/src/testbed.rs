@@ -17,8 +17,6 @@ use crate::{
 
 /// Duration of the load between a change and a measurement.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// Body of an ordinary answer.
-pub(crate) const BODY: u64 = 1024;
 
 /// The observed sidecars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,7 +39,7 @@ impl Pinned {
     /// Builds the pair without an observer.
     fn new() -> Result<Self> {
         let pair = Pair::unobserved(Options::default(), Options::default())?;
-        Ok(Self { bpffs: Bpffs::mount(&pair.mesh)?, pair })
+        Ok(Self { bpffs: Bpffs::mount(pair.mesh.directory())?, pair })
     }
 
     fn directory(&self) -> String {

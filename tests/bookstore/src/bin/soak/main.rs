@@ -83,7 +83,7 @@ struct Soak {
 impl Soak {
     fn start() -> Result<Self> {
         let bookstore = Bookstore::open()?;
-        let bpffs = Bpffs::mount(&bookstore.mesh)?;
+        let bpffs = Bpffs::mount(bookstore.mesh.directory())?;
         let observer = faults::observe(&bookstore, &bpffs)?;
         let started = ResourceUsage::of(observer.pid())?;
         Ok(Self {
