@@ -1,9 +1,8 @@
 //! Coverage-guided fuzzing of every parser with the stable compiler.
 //!
-//! LLVM's fuzzer is linked from a crate, and coverage comes from stable compiler options, so neither
-//! a nightly nor cargo-fuzz is needed. A target is a file in `tests/fuzz/targets`; its corpus of minimised
-//! inputs is in `tests/fuzz/corpus`. New inputs are written to the target directory, and with `--keep` to the
-//! corpus.
+//! LLVM's fuzzer is linked from a crate, and coverage comes from stable compiler options, so neither a nightly nor
+//! cargo-fuzz is needed. A target is a file in `tests/fuzz/targets`; its minimised inputs are in `tests/fuzz/corpus`. New
+//! inputs are written to the target directory, and with `--keep` to the corpus.
 
 use std::{
     fs,
@@ -66,8 +65,7 @@ pub(crate) fn all(time: Duration) -> Result<()> {
     run(&Options { target: None, time, executions: None, keep: false, sanitize: false })
 }
 
-/// Returns the directory of the programs. Those with the sanitizer have one of their own, so that neither are built
-/// again.
+/// Returns the directory of the programs: another one for those with the sanitizer, so that none is built again.
 fn build(sanitize: bool) -> Result<PathBuf> {
     let place = if sanitize { directory().join("sanitized") } else { directory() };
     if sanitize {
@@ -136,11 +134,8 @@ fn fuzz(name: &str, program: &Path, options: &Options) -> Result<()> {
             let line = said.lines().find_map(|line| line.strip_prefix(&format!("stat::{name}:")));
             line.map_or("unknown", str::trim).to_owned()
         };
-        let (tried, slowest) = (value("number_of_executed_units"), value("slowest_unit_time_sec"));
-        let memory = value("peak_rss_mb");
-        say(format!(
-            "{name}: {tried} inputs tried, none fails; the slowest took {slowest} s, the most memory was {memory} MB"
-        ));
+        let [tried, slowest, memory] = ["number_of_executed_units", "slowest_unit_time_sec", "peak_rss_mb"].map(value);
+        say(format!("{name}: {tried} inputs tried, none fails; slowest {slowest} s, most memory {memory} MB"));
         Ok(())
     })
 }
