@@ -15,102 +15,77 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) const UNKNOWN: &str = "unknown";
 
-/// A label of Istio's standard metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each is documented by its name")]
-pub enum Label {
-    Reporter,
-    SourceWorkload,
-    SourceCanonicalService,
-    SourceCanonicalRevision,
-    SourceWorkloadNamespace,
-    SourcePrincipal,
-    SourceApp,
-    SourceVersion,
-    SourceCluster,
-    DestinationWorkload,
-    DestinationWorkloadNamespace,
-    DestinationPrincipal,
-    DestinationApp,
-    DestinationVersion,
-    DestinationService,
-    DestinationCanonicalService,
-    DestinationCanonicalRevision,
-    DestinationServiceName,
-    DestinationServiceNamespace,
-    DestinationCluster,
-    RequestProtocol,
-    ResponseCode,
-    GrpcResponseStatus,
-    ResponseFlags,
-    ConnectionSecurityPolicy,
-    /// `app`, the label of the reporting pod; of label subsets only.
-    App,
+macro_rules! labels {
+    ($($variant:ident = $name:literal,)*; $($other:ident = $other_name:literal,)*) => {
+        /// A label of Istio's standard metrics, or of a subset of them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Label {
+            $(#[doc = concat!("`", $name, "`.")] $variant,)*
+            $(#[doc = concat!("`", $other_name, "`, of label subsets only.")] $other,)*
+        }
+
+        impl Label {
+            /// Returns the name that Istio and Prometheus use.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                    $(Self::$other => $other_name,)*
+                }
+            }
+        }
+
+        /// Labels of the HTTP families, in Istio's order.
+        pub const HTTP: [Label; 25] = [$(Label::$variant),*];
+    };
 }
 
-use Label::{
-    App, ConnectionSecurityPolicy, DestinationApp, DestinationCanonicalRevision, DestinationCanonicalService,
-    DestinationCluster, DestinationPrincipal, DestinationService, DestinationServiceName, DestinationServiceNamespace,
-    DestinationVersion, DestinationWorkload, DestinationWorkloadNamespace, GrpcResponseStatus, RequestProtocol,
-    ResponseCode, ResponseFlags, SourceApp, SourceCanonicalRevision, SourceCanonicalService, SourceCluster,
-    SourcePrincipal, SourceVersion, SourceWorkload, SourceWorkloadNamespace,
-};
+labels! {
+    Reporter = "reporter",
+    SourceWorkload = "source_workload",
+    SourceCanonicalService = "source_canonical_service",
+    SourceCanonicalRevision = "source_canonical_revision",
+    SourceWorkloadNamespace = "source_workload_namespace",
+    SourcePrincipal = "source_principal",
+    SourceApp = "source_app",
+    SourceVersion = "source_version",
+    SourceCluster = "source_cluster",
+    DestinationWorkload = "destination_workload",
+    DestinationWorkloadNamespace = "destination_workload_namespace",
+    DestinationPrincipal = "destination_principal",
+    DestinationApp = "destination_app",
+    DestinationVersion = "destination_version",
+    DestinationService = "destination_service",
+    DestinationCanonicalService = "destination_canonical_service",
+    DestinationCanonicalRevision = "destination_canonical_revision",
+    DestinationServiceName = "destination_service_name",
+    DestinationServiceNamespace = "destination_service_namespace",
+    DestinationCluster = "destination_cluster",
+    RequestProtocol = "request_protocol",
+    ResponseCode = "response_code",
+    GrpcResponseStatus = "grpc_response_status",
+    ResponseFlags = "response_flags",
+    ConnectionSecurityPolicy = "connection_security_policy",
+    ;
+    // Of the reporting pod.
+    App = "app",
+}
 
-/// Labels of the HTTP families, in Istio's order.
-pub const HTTP: [Label; 25] = [
-    Label::Reporter,
-    SourceWorkload,
-    SourceCanonicalService,
-    SourceCanonicalRevision,
-    SourceWorkloadNamespace,
-    SourcePrincipal,
-    SourceApp,
-    SourceVersion,
-    SourceCluster,
-    DestinationWorkload,
-    DestinationWorkloadNamespace,
-    DestinationPrincipal,
-    DestinationApp,
-    DestinationVersion,
-    DestinationService,
-    DestinationCanonicalService,
-    DestinationCanonicalRevision,
-    DestinationServiceName,
-    DestinationServiceNamespace,
-    DestinationCluster,
-    RequestProtocol,
-    ResponseCode,
-    GrpcResponseStatus,
-    ResponseFlags,
-    ConnectionSecurityPolicy,
-];
+use Label::*;
 
 /// Labels of the TCP families, in Istio's order.
-pub const TCP: [Label; 23] = [
-    Label::Reporter,
-    SourceWorkload,
-    SourceCanonicalService,
-    SourceCanonicalRevision,
-    SourceWorkloadNamespace,
-    SourcePrincipal,
-    SourceApp,
-    SourceVersion,
-    SourceCluster,
-    DestinationWorkload,
-    DestinationWorkloadNamespace,
-    DestinationPrincipal,
-    DestinationApp,
-    DestinationVersion,
-    DestinationService,
-    DestinationCanonicalService,
-    DestinationCanonicalRevision,
-    DestinationServiceName,
-    DestinationServiceNamespace,
-    DestinationCluster,
-    RequestProtocol,
-    ResponseFlags,
-    ConnectionSecurityPolicy,
-];
+pub const TCP: [Label; 23] = {
+    let mut labels = [Label::Reporter; 23];
+    let (mut from, mut to) = (0, 0);
+    while from < HTTP.len() {
+        if !matches!(HTTP[from], Label::ResponseCode | Label::GrpcResponseStatus) {
+            labels[to] = HTTP[from];
+            to += 1;
+        }
+        from += 1;
+    }
+    labels
+};
 
 /// Names of [`HTTP`].
 pub const HTTP_NAMES: [&str; HTTP.len()] = names(&HTTP);
@@ -118,41 +93,6 @@ pub const HTTP_NAMES: [&str; HTTP.len()] = names(&HTTP);
 pub const TCP_NAMES: [&str; TCP.len()] = names(&TCP);
 /// Names of the labels of a process's metrics, and of the exposition that it serves itself.
 pub const PROCESS_NAMES: [&str; 4] = ["app", "instance", "pod", "namespace"];
-
-impl Label {
-    /// Returns the name as Istio spells it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Label::Reporter => "reporter",
-            SourceWorkload => "source_workload",
-            SourceCanonicalService => "source_canonical_service",
-            SourceCanonicalRevision => "source_canonical_revision",
-            SourceWorkloadNamespace => "source_workload_namespace",
-            SourcePrincipal => "source_principal",
-            SourceApp => "source_app",
-            SourceVersion => "source_version",
-            SourceCluster => "source_cluster",
-            DestinationWorkload => "destination_workload",
-            DestinationWorkloadNamespace => "destination_workload_namespace",
-            DestinationPrincipal => "destination_principal",
-            DestinationApp => "destination_app",
-            DestinationVersion => "destination_version",
-            DestinationService => "destination_service",
-            DestinationCanonicalService => "destination_canonical_service",
-            DestinationCanonicalRevision => "destination_canonical_revision",
-            DestinationServiceName => "destination_service_name",
-            DestinationServiceNamespace => "destination_service_namespace",
-            DestinationCluster => "destination_cluster",
-            RequestProtocol => "request_protocol",
-            ResponseCode => "response_code",
-            GrpcResponseStatus => "grpc_response_status",
-            ResponseFlags => "response_flags",
-            ConnectionSecurityPolicy => "connection_security_policy",
-            App => "app",
-        }
-    }
-}
 
 const fn names<const N: usize>(labels: &[Label; N]) -> [&'static str; N] {
     let mut names = [""; N];
