@@ -23,7 +23,7 @@ use self::values::{
 };
 use crate::{
     cli::args::{NodeArgs, RunArgs},
-    collect::scrape::{PageUrl, ScrapeOptions, ScrapeTarget},
+    collect::scrape::{EndpointUrl, ScrapeOptions, ScrapeTarget},
     discovery::{DiscoveryConfig, Role, SidecarRule, Workload, component::ComponentRule},
     emit::{
         EmitTarget, TargetError,
@@ -85,7 +85,7 @@ pub struct Config {
     pub sidecar_exe: Vec<ExecutableName>,
     /// Named /metrics endpoints of the control plane.
     #[serde(deserialize_with = "parsed_list")]
-    pub control_plane: Vec<PageUrl>,
+    pub control_plane: Vec<EndpointUrl>,
     /// File with the CA certificates that are trusted for those endpoints.
     #[serde(deserialize_with = "file")]
     pub control_plane_ca: Option<PathBuf>,
@@ -282,7 +282,7 @@ impl Config {
                  one queue; name it once"
             )));
         }
-        if let Some(endpoint) = repeated(&self.control_plane, PageUrl::instance) {
+        if let Some(endpoint) = repeated(&self.control_plane, EndpointUrl::instance) {
             let instance = endpoint.instance();
             return Err(ConfigError::Conflict(format!(
                 "control_plane: {instance} is there twice: its metrics would be exposed twice under the same labels; name \

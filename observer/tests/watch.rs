@@ -135,7 +135,7 @@ async fn components_are_noticed_as_they_come_and_go() {
         assert_eq!((component.process.pid, component.app.as_str()), (child.id(), part.as_str()));
         assert_eq!(component.workload.pod.as_deref(), Some("w-1"));
         assert_eq!(component.cgroup.as_deref(), Some(&*stage.cgroup));
-        assert_eq!(component.page.as_ref().unwrap_err(), "it listens on no port");
+        assert_eq!(component.endpoint.as_ref().unwrap_err(), "it listens on no port");
         child.kill().unwrap();
         child.wait().unwrap();
         let Change::ComponentGone(gone) = change(&mut watcher).await else { panic!("gone") };

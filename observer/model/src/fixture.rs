@@ -86,7 +86,7 @@ pub fn istiod(pid: u32) -> Arc<Component> {
         cgroup: None,
         container: Container::default(),
         workload: Arc::new(workload),
-        page: Ok(MetricsEndpoint {
+        endpoint: Ok(MetricsEndpoint {
             instance: address,
             address,
             inside_only: None,
@@ -312,29 +312,29 @@ pub fn snapshots_of_everything() -> [Arc<Snapshot>; 2] {
 }
 
 fn page_of_everything(value: u64) -> String {
-    let mut page = String::new();
+    let mut exposition = String::new();
     for family in catalogue::FAMILIES.iter().filter(|family| family.origin == catalogue::Origin::Istiod) {
         let name = family.prometheus_name;
         let labels: Vec<String> = family.labels.iter().map(|label| format!("{label}=\"a {label}\"")).collect();
         let labels = labels.join(",");
-        page.push_str(&format!("# TYPE {name} {}\n", family.metric_type.name()));
+        exposition.push_str(&format!("# TYPE {name} {}\n", family.metric_type.name()));
         match family.metric_type {
-            MetricType::Histogram => page.push_str(&format!(
+            MetricType::Histogram => exposition.push_str(&format!(
                 "{name}_bucket{{le=\"0.1\"}} 0\n{name}_bucket{{le=\"+Inf\"}} {value}\n{name}_sum {value}\n{name}_count {value}\n"
             )),
-            _ => page.push_str(&format!("{name}{{{labels}}} {value}\n")),
+            _ => exposition.push_str(&format!("{name}{{{labels}}} {value}\n")),
         }
     }
-    page
+    exposition
 }
 
 /// Returns a discovered instance with this exposition.
-pub fn scraped(instance: &str, page: &str) -> ScrapeReading {
-    scraped_by(None, instance, page)
+pub fn scraped(instance: &str, text: &str) -> ScrapeReading {
+    scraped_by(None, instance, text)
 }
 
 /// The same of one that is named on this node.
-pub fn scraped_by(node: Option<&str>, instance: &str, page: &str) -> ScrapeReading {
+pub fn scraped_by(node: Option<&str>, instance: &str, text: &str) -> ScrapeReading {
     ScrapeReading {
         instance: Instance {
             instance: instance.to_owned(),
@@ -343,7 +343,7 @@ pub fn scraped_by(node: Option<&str>, instance: &str, page: &str) -> ScrapeReadi
             namespace: None,
             node: node.map(str::to_owned),
         },
-        exposition: Some(Arc::new(ScrapedExposition::parse(Format::Text, page).unwrap())),
+        exposition: Some(Arc::new(ScrapedExposition::parse(Format::Text, text).unwrap())),
         tried: true,
         duration: Duration::from_millis(5),
         scrapes: [("ok", 1)].into(),

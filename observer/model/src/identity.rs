@@ -149,14 +149,14 @@ pub struct Component {
     /// Pod, namespace and the like, as far as its environment shows.
     pub workload: Arc<Workload>,
     /// Its `/metrics` endpoint, or why that is not known.
-    pub page: Result<MetricsEndpoint, String>,
+    pub endpoint: Result<MetricsEndpoint, String>,
 }
 
 impl Component {
     /// Returns why its endpoint is not known.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        self.page.as_ref().err().map(|reason| format!("its metrics page is not known: {reason}"))
+        self.endpoint.as_ref().err().map(|reason| format!("its metrics endpoint is unknown: {reason}"))
     }
 }
 

@@ -347,9 +347,9 @@ mod tests {
 
     #[test]
     fn a_page_that_a_name_leads_to_says_which_node_asked_and_is_exposed_once() {
-        let page = |started: f64| format!("{NEW}process_start_time_seconds {started}\npilot_xds 3\n");
-        let found = fixture::scraped("10.0.0.9:15014", &page(17.25));
-        let named = |started| fixture::scraped_by(Some("node-1"), "istiod:15014", &page(started));
+        let exposition = |started: f64| format!("{NEW}process_start_time_seconds {started}\npilot_xds 3\n");
+        let found = fixture::scraped("10.0.0.9:15014", &exposition(17.25));
+        let named = |started| fixture::scraped_by(Some("node-1"), "istiod:15014", &exposition(started));
         let xds = |readings: &[ScrapeReading]| samples(&ScrapedFamilies::new(readings), "pilot_xds");
         assert_eq!(xds(&[named(17.25)]), ["instance=istiod:15014 app=istiod scraper_node=node-1  3"]);
         assert_eq!(xds(&[named(17.25), found.clone()]), ["instance=10.0.0.9:15014 app=istiod  3"]);
@@ -367,15 +367,15 @@ mod tests {
 
     #[test]
     fn a_family_that_is_called_as_another_ones_line_is_left_out() {
-        let page = concat!(
+        let exposition = concat!(
             "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n# TYPE c_total counter\nc_total 1\n",
             "# TYPE a_count counter\na_count 1\n# TYPE a_bucket gauge\na_bucket 1\n",
         );
-        assert_eq!(merge(&[("a:1", page)]).conflicting, 0);
+        assert_eq!(merge(&[("a:1", exposition)]).conflicting, 0);
         for other in ["h_count", "h_bucket", "h_created", "c_created", "h_sum_total"] {
             let other = format!("# TYPE {other} gauge\n{other} 1\n");
             // Of another instance: of the same one it would be a duplicate.
-            let merged = merge(&[("a:1", page), ("b:1", &other)]);
+            let merged = merge(&[("a:1", exposition), ("b:1", &other)]);
             assert_eq!((merged.conflicting, merged.families().count()), (1, 4), "{other}");
         }
         let mesh = "# TYPE istio_request_bytes_count gauge\nistio_request_bytes_count 1\n";
@@ -387,7 +387,7 @@ mod tests {
         let writes = catalogue::PILOT_XDS_WRITE_TIMEOUT.prometheus_name;
         let push_errors = catalogue::PILOT_XDS_PUSH_CONTEXT_ERRORS.prometheus_name;
         let conflict = catalogue::PILOT_CONFLICT_OUTBOUND_LISTENER_HTTP_OVER_CURRENT_TCP.prometheus_name;
-        let at = |pages: &[(&str, &str)], name| samples(&merge(pages), name);
+        let at = |expositions: &[(&str, &str)], name| samples(&merge(expositions), name);
         assert_eq!(at(&[("a:1", OLD)], writes), ["instance=a:1 app=istiod  0"]);
         assert_eq!(at(&[("a:1", OLD), ("b:1", NEW)], conflict), ["instance=a:1 app=istiod  0"]);
         assert!(at(&[("a:1", NEW)], push_errors).is_empty(), "removed before this release");
@@ -460,10 +460,10 @@ mod tests {
     #[test]
     fn the_kernels_figure_of_a_process_counts_more_and_the_difference_is_told() {
         let resident = &catalogue::PROCESS_RESIDENT_MEMORY_BYTES;
-        let page = format!("# TYPE {0} gauge\n{0} 5000\n", resident.prometheus_name);
+        let exposition = format!("# TYPE {0} gauge\n{0} 5000\n", resident.prometheus_name);
         // The first of the fixture's sidecars, by its address.
-        let known = fixture::scraped("10.0.0.1", &page);
-        let other = fixture::scraped("elsewhere:1", &page);
+        let known = fixture::scraped("10.0.0.1", &exposition);
+        let other = fixture::scraped("elsewhere:1", &exposition);
         let text = written(&snapshot_of(vec![known, other]), Format::Text);
         let head = format!("# TYPE {} gauge\n", resident.prometheus_name);
         assert_eq!(text.matches(&head).count(), 1);
@@ -477,12 +477,12 @@ mod tests {
 
     #[test]
     fn pages_are_written_as_each_format_demands() {
-        let page = concat!(
+        let exposition = concat!(
             "# HELP c what \\\\ it is\n# TYPE c counter\nc{x=\"1\\\"\"} 1\n# TYPE d_total counter\nd_total +Inf\n",
             "# TYPE h histogram\nh_bucket{le=\"0.5\"} 1\nh_bucket{le=\"1\"} 1\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n",
             "# TYPE s summary\ns{quantile=\"0.5\"} NaN\ns_sum 1\ns_count 1\nu 1\n# TYPE u_total counter\nu_total 1\n",
         );
-        let mut one = fixture::scraped("a:1", page);
+        let mut one = fixture::scraped("a:1", exposition);
         (one.instance.pod, one.instance.namespace) = (Some("p".to_owned()), Some("n".to_owned()));
         let snapshot = snapshot_of(vec![one]);
         let of = |format| {

@@ -56,7 +56,7 @@ fn of_sidecar(sidecar: &Sidecar) -> Identity {
 
 /// Returns the identity of a component, which is unique by its `/metrics` endpoint.
 fn of_component(component: &Component) -> Identity {
-    let instance = component.page.as_ref().ok().map(|page| page.instance);
+    let instance = component.endpoint.as_ref().ok().map(|endpoint| endpoint.instance);
     identity(&component.app, instance, &component.workload, component.process)
 }
 

@@ -134,7 +134,7 @@ pub struct ProcessReading {
 /// Resource usage of a cgroup v2; absent where the controller is off or sets no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupReading {
-    /// Memory charged to it, page cache included (`memory.current`).
+    /// Memory charged to it, exposition cache included (`memory.current`).
     pub memory_bytes: Option<u64>,
     /// Memory limit (`memory.max`).
     pub max_memory_bytes: Option<u64>,

@@ -40,7 +40,7 @@ impl Scraping {
     /// Adds or replaces a control-plane process.
     pub(super) fn insert(&mut self, component: Arc<Component>) {
         self.components.retain(|other| other.process != component.process);
-        if let Ok(endpoint) = &component.page {
+        if let Ok(endpoint) = &component.endpoint {
             let (pid, reason) = (component.process.pid, &endpoint.evidence);
             tracing::info!(pid, reason, "{} at {}", component.app, endpoint.address);
         }

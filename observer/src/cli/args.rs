@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    collect::scrape::PageUrl,
+    collect::scrape::EndpointUrl,
     config::values::{
         DEFAULT_LISTEN, ExecutableName, Interval, ListenAddress, LogLevel, boolean, parse_wavefront_names,
     },
@@ -122,7 +122,7 @@ pub struct NodeArgs {
     /// may be repeated
     #[arg(long, value_name = "URL", env = "OBSERVER_CONTROL_PLANE", value_delimiter = ',', value_parser = control_plane,
         hide_env_values = true, help_heading = SCRAPING)]
-    pub control_plane: Vec<Result<PageUrl, String>>,
+    pub control_plane: Vec<Result<EndpointUrl, String>>,
     /// Executable of a control-plane process, with the port of its /metrics endpoint if its sockets are ambiguous; may be
     /// repeated
     #[arg(long, value_name = "NAME[:PORT]", env = "OBSERVER_CONTROL_PLANE_EXE", value_delimiter = ',',
@@ -195,7 +195,7 @@ pub enum SnapshotFormat {
 
 /// Parses an endpoint. An error is reported later, not by the command line's parser, which would repeat the text and with it
 /// a password.
-fn control_plane(text: &str) -> Result<Result<PageUrl, String>, Infallible> {
+fn control_plane(text: &str) -> Result<Result<EndpointUrl, String>, Infallible> {
     Ok(text.parse())
 }
 

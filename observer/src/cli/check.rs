@@ -32,7 +32,7 @@ use crate::{
 /// `observer run` could not work.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let facts = gather(&configure(args)?);
-    print(page(&facts).as_bytes())?;
+    print(report(&facts).as_bytes())?;
     if obstacles(&facts).is_empty() { Ok(()) } else { Err(Failure::printed()) }
 }
 
@@ -123,8 +123,8 @@ fn scan(config: &Config) -> Result<Node, String> {
 
 /// Returns why an endpoint that should be reachable from here is not.
 fn connect_error(component: &Component) -> Option<String> {
-    let page = component.page.as_ref().ok().filter(|page| page.inside_only.is_none())?;
-    TcpStream::connect_timeout(&page.address, CONNECT_TIMEOUT).err().map(|error| error.to_string())
+    let endpoint = component.endpoint.as_ref().ok().filter(|endpoint| endpoint.inside_only.is_none())?;
+    TcpStream::connect_timeout(&endpoint.address, CONNECT_TIMEOUT).err().map(|error| error.to_string())
 }
 
 fn security_file(name: &str) -> Option<String> {
@@ -175,39 +175,39 @@ fn obstacles(facts: &Facts) -> Vec<String> {
 }
 
 /// Formats the report.
-fn page(facts: &Facts) -> String {
-    let mut page = Page::default();
-    page.line(&format!("mesh observer {} on Linux {}", facts.version, facts.kernel));
-    page.kernel(facts);
-    page.privileges(facts);
-    page.programs(facts);
+fn report(facts: &Facts) -> String {
+    let mut report = Report::default();
+    report.line(&format!("mesh observer {} on Linux {}", facts.version, facts.kernel));
+    report.kernel(facts);
+    report.privileges(facts);
+    report.programs(facts);
     if let Some(pins) = &facts.pins {
-        page.pins(pins);
+        report.pins(pins);
     }
-    page.outputs(&facts.outputs);
+    report.outputs(&facts.outputs);
     match &facts.node {
-        Ok(node) => page.node(node, facts),
+        Ok(node) => report.node(node, facts),
         Err(problem) => {
-            page.title("Node");
-            page.item("FAIL", problem);
+            report.title("Node");
+            report.item("FAIL", problem);
         }
     }
     let obstacles = obstacles(facts);
-    page.line("");
+    report.line("");
     if obstacles.is_empty() {
-        page.line("Result: `observer run` works here.");
+        report.line("Result: `observer run` works here.");
     } else {
-        page.line(&format!("Result: `observer run` cannot work here: {}.", obstacles.join("; ")));
+        report.line(&format!("Result: `observer run` cannot work here: {}.", obstacles.join("; ")));
     }
-    page.text
+    report.text
 }
 
 #[derive(Default)]
-struct Page {
+struct Report {
     text: String,
 }
 
-impl Page {
+impl Report {
     fn line(&mut self, line: &str) {
         self.text.push_str(line);
         self.text.push('\n');
@@ -386,12 +386,12 @@ impl Page {
             let namespace = component.workload.namespace.as_deref().unwrap_or("-");
             let pod = component.workload.pod.as_deref().unwrap_or("-");
             let unreachable = node.unreachable.get(&component.process);
-            let (state, page) = match &component.page {
+            let (state, lines) = match &component.endpoint {
                 Err(reason) => ("note", vec![format!("/metrics endpoint not known: {reason}")]),
-                Ok(page) => reachability(page, unreachable, may_enter),
+                Ok(endpoint) => reachability(endpoint, unreachable, may_enter),
             };
             self.item(state, &format!("{namespace}/{pod}: {}, process {}", component.app, component.process.pid));
-            page.iter().for_each(|line| self.detail(line));
+            lines.iter().for_each(|line| self.detail(line));
             if let Some(id) = &component.container.id {
                 self.detail(&format!("container {id}"));
             }
@@ -451,12 +451,16 @@ impl Page {
 }
 
 /// Whether an endpoint can be scraped, and what is needed for it.
-fn reachability(page: &MetricsEndpoint, unreachable: Option<&String>, may_enter: bool) -> (&'static str, Vec<String>) {
-    let at = format!("metrics at {}", page.address);
-    let why_not = match (page.inside_only, unreachable) {
-        (None, None) => return ("ok", vec![format!("{at}: {}", page.evidence)]),
+fn reachability(
+    endpoint: &MetricsEndpoint,
+    unreachable: Option<&String>,
+    may_enter: bool,
+) -> (&'static str, Vec<String>) {
+    let at = format!("metrics at {}", endpoint.address);
+    let why_not = match (endpoint.inside_only, unreachable) {
+        (None, None) => return ("ok", vec![format!("{at}: {}", endpoint.evidence)]),
         (Some(reason), _) => reason.text(),
-        (None, Some(reason)) if page.inside.is_some() => reason,
+        (None, Some(reason)) if endpoint.inside.is_some() => reason,
         (None, Some(reason)) => return ("note", vec![format!("{at}: {reason}")]),
     };
     let (state, held) = if may_enter { ("ok", "held") } else { ("note", "missing") };
@@ -503,15 +507,15 @@ mod tests {
     fn component(pid: u32, inside_only: Option<InsideOnly>) -> Finding {
         let mut component = istiod(pid);
         let known = Arc::get_mut(&mut component).unwrap();
-        known.page.as_mut().unwrap().inside_only = inside_only;
+        known.endpoint.as_mut().unwrap().inside_only = inside_only;
         Finding::Component(component)
     }
 
-    /// Without a page, in a container.
+    /// Without an endpoint, in a container.
     fn closed(pid: u32) -> Finding {
         let mut component = istiod(pid);
         let known = Arc::get_mut(&mut component).unwrap();
-        known.page = Err("it listens on no port".to_owned());
+        known.endpoint = Err("it listens on no port".to_owned());
         known.container.id = Some("3f".repeat(32));
         Finding::Component(component)
     }
@@ -615,11 +619,11 @@ mod tests {
     fn reports_match_the_golden_files() {
         for (name, facts) in [("good", good()), ("bad", bad()), ("partly", partly())] {
             let path = format!("{}/golden/check-{name}.txt", env!("CARGO_MANIFEST_DIR"));
-            let page = page(&facts);
+            let text = report(&facts);
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
-                fs::write(&path, &page).unwrap();
+                fs::write(&path, &text).unwrap();
             }
-            assert_eq!(page, fs::read_to_string(&path).unwrap(), "{path}; UPDATE_GOLDEN=1 updates it");
+            assert_eq!(text, fs::read_to_string(&path).unwrap(), "{path}; UPDATE_GOLDEN=1 updates it");
         }
     }
 

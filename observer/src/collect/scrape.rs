@@ -26,14 +26,14 @@ use self::scraper::Scraper;
 pub use self::{
     fetch::{Body, ScrapeError},
     scraper::ScrapeOptions,
-    target::{NetnsRoute, PageUrl, ScrapeTarget, targets},
+    target::{EndpointUrl, NetnsRoute, ScrapeTarget, targets},
 };
 
 /// Timeout of a scrape.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Endpoints with more samples take so much memory while parsed that it is returned to the system.
-const LARGE_PAGE_SAMPLES: u64 = 2_000;
+const LARGE_EXPOSITION_SAMPLES: u64 = 2_000;
 
 /// All targets with their tasks.
 #[derive(Debug)]
@@ -120,18 +120,18 @@ async fn scrape(target: Arc<ScrapeTarget>, scraper: Scraper, interval: Duration,
     loop {
         tick.tick().await;
         let began = Instant::now();
-        let outcome = scraper.page(&target).await;
+        let outcome = scraper.scrape(&target).await;
         log_change(&target, &outcome, &mut failing);
         let mut last = lock(&last);
         (last.tried, last.duration) = (true, began.elapsed());
         *last.scrapes.entry(outcome.as_ref().map_or_else(ScrapeError::kind, |_| "ok")).or_default() += 1;
-        if let Ok(page) = &outcome {
-            for (reason, lines) in &page.skipped {
+        if let Ok(exposition) = &outcome {
+            for (reason, lines) in &exposition.skipped {
                 *last.skipped.entry(reason).or_default() += lines;
             }
         }
         last.exposition = outcome.ok();
-        let large = last.exposition.as_ref().is_some_and(|page| page.samples > LARGE_PAGE_SAMPLES);
+        let large = last.exposition.as_ref().is_some_and(|exposition| exposition.samples > LARGE_EXPOSITION_SAMPLES);
         drop(last);
         if large {
             trim_heap();
@@ -156,10 +156,10 @@ fn log_change(
 ) {
     let (instance, url) = (&target.instance.instance, &target.url);
     match outcome {
-        Ok(page) if failing.replace("") != Some("") => {
-            tracing::info!(instance, "scraping {url}: {} samples", page.samples);
-            if !page.skipped.is_empty() {
-                tracing::warn!(instance, "lines of {url} that cannot be read: {:?}", page.skipped);
+        Ok(exposition) if failing.replace("") != Some("") => {
+            tracing::info!(instance, "scraping {url}: {} samples", exposition.samples);
+            if !exposition.skipped.is_empty() {
+                tracing::warn!(instance, "lines of {url} that cannot be read: {:?}", exposition.skipped);
             }
         }
         Err(error) if failing.replace(error.kind()) != Some(error.kind()) => {

@@ -94,7 +94,7 @@ pub struct Context {
 ///
 /// # Errors
 /// The error names what is missing.
-pub fn page(context: &Context) -> Result<MetricsEndpoint, String> {
+pub fn endpoint(context: &Context) -> Result<MetricsEndpoint, String> {
     let Some(sockets) = &context.sockets else {
         return Err("its listening sockets may not be read; give the observer CAP_SYS_PTRACE".to_owned());
     };
@@ -191,8 +191,8 @@ mod tests {
     }
 
     fn found(context: &Context) -> (String, String, Option<InsideOnly>) {
-        let page = page(context).unwrap();
-        (page.instance.to_string(), page.address.to_string(), page.inside_only)
+        let endpoint = endpoint(context).unwrap();
+        (endpoint.instance.to_string(), endpoint.address.to_string(), endpoint.inside_only)
     }
 
     #[test]
@@ -203,8 +203,8 @@ mod tests {
         named.argument = Some(15010);
         assert_eq!(found(&named).1, "10.1.0.9:15010");
         named.configured = Some(15012);
-        let page = page(&named).unwrap();
-        assert_eq!((page.address.port(), page.evidence.as_str()), (15012, "listens on 15012 as configured"));
+        let endpoint = endpoint(&named).unwrap();
+        assert_eq!((endpoint.address.port(), endpoint.evidence.as_str()), (15012, "listens on 15012 as configured"));
         named.configured = Some(1);
         assert_eq!(found(&named).1, "10.1.0.9:15010", "nothing listens on port 1");
         assert_eq!(found(&context(&["0.0.0.0:9090"])).1, "10.1.0.9:9090");
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn says_why_there_is_no_page() {
-        let reason = |context: &Context| page(context).unwrap_err();
+        let reason = |context: &Context| endpoint(context).unwrap_err();
         assert!(reason(&context(&[])).contains("listens on no port"));
         let many = reason(&context(&["0.0.0.0:2380", "0.0.0.0:2379"]));
         assert!(many.contains("2379, 2380") && many.contains("NAME:PORT"), "{many}");
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn from_inside_it_is_on_loopback_if_it_listens_there() {
-        let inside = |listening: &[&str]| page(&context(listening)).unwrap().inside.unwrap().to_string();
+        let inside = |listening: &[&str]| endpoint(&context(listening)).unwrap().inside.unwrap().to_string();
         assert_eq!(inside(&["[::]:15014"]), "127.0.0.1:15014");
         assert_eq!(inside(&["10.7.7.7:15014", "[::1]:15014"]), "[::1]:15014");
         assert_eq!(inside(&["10.7.7.7:15014"]), "10.7.7.7:15014");
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(found(&refusing), expected(Some(InsideOnly::Refusing)));
         refusing.same_namespace = true;
         assert_eq!(found(&refusing), expected(None));
-        assert_eq!(page(&refusing).unwrap().inside, None, "there is no other namespace to enter");
+        assert_eq!(endpoint(&refusing).unwrap().inside, None, "there is no other namespace to enter");
         let mut local = context(&["127.0.0.1:15014"]);
         local.same_namespace = true;
         assert_eq!(found(&local).2, None, "the observer's own loopback");

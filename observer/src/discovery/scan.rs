@@ -98,14 +98,14 @@ impl Candidate {
     /// Whether the candidate needs no further examination.
     fn is_final(&self) -> bool {
         !self.is_pending()
-            && self.component().is_none_or(|component| component.page.as_ref().is_ok_and(|it| !it.is_guess))
+            && self.component().is_none_or(|component| component.endpoint.as_ref().is_ok_and(|it| !it.is_guess))
     }
 
     /// Whether the candidate must be examined again soon.
     fn is_pending(&self) -> bool {
         match self {
             Self::Observed { is_final, .. } => !is_final,
-            Self::Component { component, .. } => component.page.is_err(),
+            Self::Component { component, .. } => component.endpoint.is_err(),
             Self::Refused { .. } => true,
         }
     }
@@ -423,7 +423,7 @@ impl Scanner {
             cgroup: self.hierarchy.directory(&facts.cgroup).ok(),
             container: Container::of_cgroup(&facts.cgroup),
             workload: Arc::new(workload),
-            page: component::page(&context),
+            endpoint: component::endpoint(&context),
         };
         Ok(Candidate::Component { component: Arc::new(component), cgroup: facts.cgroup })
     }
@@ -1050,7 +1050,7 @@ mod tests {
         let mut scanner = host.scanner(&[]).unwrap();
         // It does not listen yet.
         let young = component(&scanner.examine_process(10));
-        assert!(young.page.as_ref().unwrap_err().contains("no port") && scanner.is_pending(10), "{young:?}");
+        assert!(young.endpoint.as_ref().unwrap_err().contains("no port") && scanner.is_pending(10), "{young:?}");
         assert_eq!(scanner.examine_process(10), []);
         host.listen(10, 15014, 77, true);
         let changes = scanner.scan().unwrap();
@@ -1060,8 +1060,8 @@ mod tests {
         assert_eq!(istiod.workload.pod.as_deref(), Some("istiod-1"));
         assert_eq!(istiod.workload.namespace.as_deref(), Some("istio-system"));
         assert_eq!((istiod.container.id.as_deref(), istiod.container.pod_uid.as_deref()), (Some(&*id), Some(uid)));
-        let page = istiod.page.as_ref().unwrap();
-        assert_eq!((page.address.to_string().as_str(), page.inside_only), ("10.1.0.9:15014", None));
+        let endpoint = istiod.endpoint.as_ref().unwrap();
+        assert_eq!((endpoint.address.to_string().as_str(), endpoint.inside_only), ("10.1.0.9:15014", None));
         assert!(!scanner.is_pending(10) && scanner.scan().unwrap().is_empty());
         assert!(matches!(&scanner.findings()[..], [Finding::Component(found)] if *found == istiod));
         assert_eq!(scanner.sidecars().count(), 0);
@@ -1073,7 +1073,7 @@ mod tests {
         host.start(10, 500, "/usr/local/bin/pilot-discovery", "/istiod", &[]);
         host.listen(10, 9876, 5, true);
         let mut scanner = host.scanner(&[]).unwrap();
-        let port = |component: Arc<Component>| component.page.as_ref().unwrap().address.port();
+        let port = |component: Arc<Component>| component.endpoint.as_ref().unwrap().address.port();
         assert_eq!(port(component(&scanner.examine_process(10))), 9876);
         assert!(!scanner.is_pending(10) && scanner.examine_process(10).is_empty());
         fs::remove_file(host.file(10, "fd/3")).unwrap();
@@ -1088,8 +1088,8 @@ mod tests {
         host.listen(10, 2379, 5, true);
         let mut scanner = host.scanner(&[]).unwrap();
         let first = component(&scanner.examine_process(10));
-        let page = first.page.as_ref().unwrap();
-        assert_eq!((first.app.as_str(), page.evidence.as_str()), ("etcd", "listens on 2379 as configured"));
+        let endpoint = first.endpoint.as_ref().unwrap();
+        assert_eq!((first.app.as_str(), endpoint.evidence.as_str()), ("etcd", "listens on 2379 as configured"));
         host.end(10);
         host.start(10, 900, "/usr/bin/etcd", "/etcd", &[]);
         let changes = scanner.examine_process(10);

@@ -297,7 +297,7 @@ fn log_change(change: &Change) {
         }
         Change::ComponentFound(component) | Change::ComponentUpdated(component) | Change::ComponentGone(component) => {
             let pod = component.workload.pod.as_deref().unwrap_or("-");
-            tracing::debug!(pid, pod, page = ?component.page, "{} {what}", component.app);
+            tracing::debug!(pid, pod, endpoint = ?component.endpoint, "{} {what}", component.app);
         }
     }
 }

@@ -196,7 +196,7 @@ mod tests {
     use proptest::prelude::*;
     use std::time::Duration;
 
-    fn page(snapshot: &Arc<Snapshot>, format: Format) -> String {
+    fn exposition(snapshot: &Arc<Snapshot>, format: Format) -> String {
         let pieces: Vec<Bytes> = Exposition::new(snapshot.clone(), format).collect();
         assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= CHUNK));
         String::from_utf8(pieces.concat()).unwrap()
@@ -257,15 +257,15 @@ mod tests {
     #[test]
     fn the_pages_are_the_golden_ones() {
         let [_, snapshot] = fixture::snapshots();
-        fixture::assert_golden("metrics.prom", &page(&snapshot, Format::Text));
-        fixture::assert_golden("metrics.openmetrics", &page(&snapshot, Format::OpenMetrics));
+        fixture::assert_golden("metrics.prom", &exposition(&snapshot, Format::Text));
+        fixture::assert_golden("metrics.openmetrics", &exposition(&snapshot, Format::OpenMetrics));
     }
 
     #[test]
     fn both_formats_say_the_same() {
         let [_, snapshot] = fixture::snapshots();
         let normal = |format| {
-            let mut samples = parse(&page(&snapshot, format));
+            let mut samples = parse(&exposition(&snapshot, format));
             samples.retain(|sample| !sample.name.ends_with("_created"));
             for (_, value) in samples.iter_mut().flat_map(|own| &mut own.labels).filter(|(key, _)| key == "le") {
                 *value = value.trim_end_matches(".0").to_owned();
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_histogram_is_cumulative_and_ends_in_its_count() {
         let [_, snapshot] = fixture::snapshots();
-        let samples = parse(&page(&snapshot, Format::Text));
+        let samples = parse(&exposition(&snapshot, Format::Text));
         let mut last = 0.0;
         let (mut seen, mut bounds) = (0, f64::NEG_INFINITY);
         for sample in &samples {
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn times_of_creation_are_left_out_on_request() {
         let [_, snapshot] = fixture::snapshots();
-        let page = |query: Option<(&str, &str)>| {
+        let exposition = |query: Option<(&str, &str)>| {
             let pieces = Exposition::of(
                 snapshot.clone(),
                 Format::OpenMetrics,
@@ -307,11 +307,11 @@ mod tests {
             );
             String::from_utf8(pieces.collect::<Vec<_>>().concat()).unwrap()
         };
-        let (with, without) = (page(None), page(Some(("created", "false"))));
+        let (with, without) = (exposition(None), exposition(Some(("created", "false"))));
         assert!(with.contains("_created{") && !without.contains("_created"));
         let rest: String = with.split_inclusive('\n').filter(|line| !line.contains("_created")).collect();
         assert_eq!(without, rest);
-        assert_eq!(page(Some(("created", "true"))), with);
+        assert_eq!(exposition(Some(("created", "true"))), with);
     }
 
     proptest! {
@@ -337,7 +337,7 @@ mod tests {
                 closes_interval: false,
             });
             let format = if openmetrics { Format::OpenMetrics } else { Format::Text };
-            let samples = parse(&page(&snapshot, format));
+            let samples = parse(&exposition(&snapshot, format));
             let istio: Vec<_> = samples.iter().filter(|own| own.name.starts_with("istio_")).collect();
             prop_assert!(!istio.is_empty());
             for sample in &istio {

@@ -19,7 +19,7 @@ struct Owned {
 }
 
 #[derive(Debug, Default, PartialEq)]
-struct Page {
+struct Parsed {
     samples: Vec<Owned>,
     heads: Vec<String>,
     problems: Vec<Problem>,
@@ -29,10 +29,10 @@ fn owned(labels: Labels<'_>) -> Pairs {
     labels.iter().map(|(name, value)| (name.plain().into_owned(), value.plain().into_owned())).collect()
 }
 
-fn read_in(format: Format, pieces: &[&[u8]]) -> Page {
-    let mut page = Page::default();
+fn read_in(format: Format, pieces: &[&[u8]]) -> Parsed {
+    let mut exposition = Parsed::default();
     let mut each = |event: Event<'_>| match event {
-        Event::Sample(sample) => page.samples.push(Owned {
+        Event::Sample(sample) => exposition.samples.push(Owned {
             family: sample.family.to_owned(),
             name: sample.name.to_owned(),
             metric_type: sample.metric_type,
@@ -42,43 +42,43 @@ fn read_in(format: Format, pieces: &[&[u8]]) -> Page {
             timestamp: sample.timestamp,
             exemplar: sample.exemplar.map(|own| (owned(own.labels), own.value, own.timestamp)),
         }),
-        Event::Help { family, text } => page.heads.push(format!("{family} help {}", text.plain())),
-        Event::Type { family, metric_type } => page.heads.push(format!("{family} {metric_type:?}")),
-        Event::Unit { family, unit } => page.heads.push(format!("{family} unit {unit}")),
-        Event::Problem(problem) => page.problems.push(problem),
+        Event::Help { family, text } => exposition.heads.push(format!("{family} help {}", text.plain())),
+        Event::Type { family, metric_type } => exposition.heads.push(format!("{family} {metric_type:?}")),
+        Event::Unit { family, unit } => exposition.heads.push(format!("{family} unit {unit}")),
+        Event::Problem(problem) => exposition.problems.push(problem),
     };
     let mut parser = Parser::new(format);
     pieces.iter().for_each(|piece| parser.feed(piece, &mut each));
     parser.finish(&mut each);
-    page
+    exposition
 }
 
-fn text(page: &str) -> Page {
-    read_in(Format::Text, &[page.as_bytes()])
+fn text(exposition: &str) -> Parsed {
+    read_in(Format::Text, &[exposition.as_bytes()])
 }
 
-fn open_metrics(page: &str) -> Page {
-    read_in(Format::OpenMetrics, &[page.as_bytes()])
+fn open_metrics(exposition: &str) -> Parsed {
+    read_in(Format::OpenMetrics, &[exposition.as_bytes()])
 }
 
-fn only(page: Page) -> Owned {
-    assert_eq!((page.problems.as_slice(), page.samples.len()), (&[][..], 1), "{page:?}");
-    page.samples.into_iter().next().unwrap()
+fn only(exposition: Parsed) -> Owned {
+    assert_eq!((exposition.problems.as_slice(), exposition.samples.len()), (&[][..], 1), "{exposition:?}");
+    exposition.samples.into_iter().next().unwrap()
 }
 
-fn reason(page: &Page) -> Reason {
-    assert_eq!((page.samples.len(), page.problems.len()), (0, 1), "{page:?}");
-    page.problems[0].reason
+fn reason(exposition: &Parsed) -> Reason {
+    assert_eq!((exposition.samples.len(), exposition.problems.len()), (0, 1), "{exposition:?}");
+    exposition.problems[0].reason
 }
 
 #[test]
 fn a_family_with_help_type_labels_and_escapes() {
-    let page = text(concat!(
+    let exposition = text(concat!(
         "# HELP a_total what\\\\ it\\n is\n# TYPE a_total counter\n",
         "a_total{x=\"1\\\"\\\\\\n,}\",y=\"é\"} 3 1700000000500\n",
     ));
-    assert_eq!(page.heads, ["a_total help what\\ it\n is", "a_total Counter"]);
-    let sample = only(page);
+    assert_eq!(exposition.heads, ["a_total help what\\ it\n is", "a_total Counter"]);
+    let sample = only(exposition);
     assert_eq!(
         (sample.family.as_str(), sample.metric_type, sample.part),
         ("a_total", MetricType::Counter, Part::Value)
@@ -89,43 +89,46 @@ fn a_family_with_help_type_labels_and_escapes() {
 
 #[test]
 fn parts_of_histograms_summaries_and_counters_of_both_spellings() {
-    let page = text(concat!(
+    let exposition = text(concat!(
         "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 2\nh_count 1\n",
         "# TYPE s summary\ns{quantile=\"0.5\"} 1\ns_sum 1\ns_count 1\n",
         "# TYPE c counter\nc 1\nc_total 2\nc_created 3\n# TYPE g gauge\ng 1\ng_count 1\n",
     ));
-    let parts: Vec<_> = page.samples.iter().map(|own| (own.family.as_str(), own.part)).collect();
+    let parts: Vec<_> = exposition.samples.iter().map(|own| (own.family.as_str(), own.part)).collect();
     let histogram = [("h", Part::Bucket), ("h", Part::Sum), ("h", Part::Count)];
     let summary = [("s", Part::Value), ("s", Part::Sum), ("s", Part::Count)];
     let counter = [("c", Part::Value), ("c", Part::Value), ("c", Part::Created)];
     // A gauge has no count: that is a family of its own.
     let gauge = [("g", Part::Value), ("g_count", Part::Value)];
     assert_eq!(parts, [&histogram[..], &summary, &counter, &gauge].concat());
-    assert_eq!(page.samples.last().map(|own| own.metric_type), Some(MetricType::Unknown));
+    assert_eq!(exposition.samples.last().map(|own| own.metric_type), Some(MetricType::Unknown));
 }
 
 #[test]
 fn open_metrics_units_exemplars_and_created() {
-    let page = open_metrics(concat!(
+    let exposition = open_metrics(concat!(
         "# TYPE h_seconds histogram\n# UNIT h_seconds seconds\n# HELP h_seconds a \\\"b\\\"\n",
         "h_seconds_bucket{le=\"1.0\"} 1 # {trace_id=\"a}\\\"\"} 0.5 1.5\nh_seconds_created 1.25\n",
         "# TYPE i info\ni_info{a=\"b\"} 1\n# TYPE g gaugehistogram\ng_gcount 1\ng_gsum 1\n# EOF\n",
     ));
-    assert_eq!(page.problems, []);
-    assert!(page.heads.contains(&"h_seconds unit seconds".to_owned()));
+    assert_eq!(exposition.problems, []);
+    assert!(exposition.heads.contains(&"h_seconds unit seconds".to_owned()));
     let exemplar = (vec![("trace_id".to_owned(), "a}\"".to_owned())], 0.5, Some(1.5));
-    assert_eq!(page.samples[0].exemplar, Some(exemplar));
-    let parts: Vec<_> = page.samples.iter().map(|own| own.part).collect();
+    assert_eq!(exposition.samples[0].exemplar, Some(exemplar));
+    let parts: Vec<_> = exposition.samples.iter().map(|own| own.part).collect();
     assert_eq!(parts, [Part::Bucket, Part::Created, Part::Value, Part::Count, Part::Sum]);
 }
 
 #[test]
 fn names_in_quotes_hold_any_text() {
-    let page = text("# TYPE \"my.name\" gauge\n{\"my.name\",\"a b\"=\"1\",c=\"2\"} 4\n{\"q\\\"\"} 5\n");
-    assert_eq!(page.heads, ["my.name Gauge"]);
-    assert_eq!((page.samples[0].family.as_str(), page.samples[0].metric_type), ("my.name", MetricType::Gauge));
-    assert_eq!(page.samples[0].labels[0].0, "a b");
-    assert_eq!(page.samples[1].name, "q\"");
+    let exposition = text("# TYPE \"my.name\" gauge\n{\"my.name\",\"a b\"=\"1\",c=\"2\"} 4\n{\"q\\\"\"} 5\n");
+    assert_eq!(exposition.heads, ["my.name Gauge"]);
+    assert_eq!(
+        (exposition.samples[0].family.as_str(), exposition.samples[0].metric_type),
+        ("my.name", MetricType::Gauge)
+    );
+    assert_eq!(exposition.samples[0].labels[0].0, "a b");
+    assert_eq!(exposition.samples[1].name, "q\"");
     assert_eq!(reason(&text("a{\"b\"} 1\n")), Reason::Name);
     assert_eq!(reason(&text("{x=\"1\",\"b\"} 1\n")), Reason::Label);
     assert_eq!(reason(&text("# TYPE \"a.b\" gauge\na.b 1\n")), Reason::Value);
@@ -150,9 +153,9 @@ fn numbers_blanks_and_line_ends() {
 
 #[test]
 fn a_broken_line_costs_itself_alone_and_is_named() {
-    let page = text("a 1\nb x\n# TYPE c what\n\u{e9} 1\nd{a=\"1\",a=\"2\"} 1\ne 2\n");
-    assert_eq!(page.samples.len(), 2);
-    let found: Vec<_> = page.problems.iter().map(|problem| (problem.line, problem.reason)).collect();
+    let exposition = text("a 1\nb x\n# TYPE c what\n\u{e9} 1\nd{a=\"1\",a=\"2\"} 1\ne 2\n");
+    assert_eq!(exposition.samples.len(), 2);
+    let found: Vec<_> = exposition.problems.iter().map(|problem| (problem.line, problem.reason)).collect();
     assert_eq!(found, [(2, Reason::Value), (3, Reason::Type), (4, Reason::Name), (5, Reason::LabelTwice)]);
     for (line, expected) in [
         ("a", Reason::Value),
@@ -215,9 +218,9 @@ fn series_that_come_twice_are_seen_in_any_order_of_labels() {
     let mut seen = SeriesSet::default();
     let mut new = Vec::new();
     let mut parser = Parser::new(Format::Text);
-    let page =
+    let exposition =
         "a{x=\"1\",y=\"2\"} 1\na{y=\"2\",x=\"1\"} 2\na{x=\"2\",y=\"1\"} 1\na{x=\"1\",y=\"2\",z=\"\"} 1\nb 1\na 1\n";
-    parser.feed(page.as_bytes(), &mut |event| {
+    parser.feed(exposition.as_bytes(), &mut |event| {
         if let Event::Sample(sample) = event {
             new.push(seen.insert(&sample));
         }
@@ -252,8 +255,8 @@ fn sample() -> impl Strategy<Value = (String, Owned)> {
 proptest! {
     #[test]
     fn what_is_written_is_read_however_it_is_cut(lines in proptest::collection::vec(sample(), 0..6), size in 1_usize..40) {
-        let page: String = lines.iter().map(|(line, _)| line.as_str()).collect();
-        let pieces: Vec<_> = page.as_bytes().chunks(size).collect();
+        let exposition: String = lines.iter().map(|(line, _)| line.as_str()).collect();
+        let pieces: Vec<_> = exposition.as_bytes().chunks(size).collect();
         let read = read_in(Format::Text, &pieces);
         prop_assert_eq!(&read.problems, &[]);
         let expected: Vec<_> = lines.into_iter().map(|(_, sample)| sample).collect();
@@ -261,10 +264,10 @@ proptest! {
     }
 
     #[test]
-    fn anything_ends_and_reads_the_same_in_pieces(page in "([a#{}\"\\\\=, \n0-9.]|TYPE|HELP|# EOF|counter){0,80}", size in 1_usize..9, open: bool) {
+    fn anything_ends_and_reads_the_same_in_pieces(exposition in "([a#{}\"\\\\=, \n0-9.]|TYPE|HELP|# EOF|counter){0,80}", size in 1_usize..9, open: bool) {
         let format = if open { Format::OpenMetrics } else { Format::Text };
-        let whole = read_in(format, &[page.as_bytes()]);
-        let pieces: Vec<_> = page.as_bytes().chunks(size).collect();
+        let whole = read_in(format, &[exposition.as_bytes()]);
+        let pieces: Vec<_> = exposition.as_bytes().chunks(size).collect();
         prop_assert_eq!(whole, read_in(format, &pieces));
     }
 }

@@ -69,13 +69,13 @@ pub enum ScrapeError {
     #[error("the answer's gzip is broken: {0}")]
     Gzip(String),
     /// More than [`BODY_BYTES`].
-    #[error("the page is larger than {} MiB", BODY_BYTES / 1024 / 1024)]
+    #[error("the exposition is larger than {} MiB", BODY_BYTES / 1024 / 1024)]
     TooLarge,
     /// More samples than are kept.
-    #[error("the page has more than {} samples", MAX_SAMPLES)]
+    #[error("the exposition has more than {} samples", MAX_SAMPLES)]
     TooManySamples,
     /// The response is truncated.
-    #[error("the page does not end as it should: it was cut")]
+    #[error("the exposition does not end as it should: it was cut")]
     Cut,
     /// No line could be parsed.
     #[error("the answer holds no metrics: none of its lines is a sample")]
@@ -262,15 +262,15 @@ impl Reader {
                 outcome = self.builder.record(&event);
             }
         });
-        let page = self.builder.finish();
-        if page.samples == 0 {
+        let exposition = self.builder.finish();
+        if exposition.samples == 0 {
             return Err(ScrapeError::NoMetrics);
         }
         // A truncated response would look like one with fewer metrics.
-        if [Reason::Unended, Reason::NoEnd].iter().any(|reason| page.skipped.contains_key(reason.as_str())) {
+        if [Reason::Unended, Reason::NoEnd].iter().any(|reason| exposition.skipped.contains_key(reason.as_str())) {
             return Err(ScrapeError::Cut);
         }
-        Ok(page)
+        Ok(exposition)
     }
 }
 

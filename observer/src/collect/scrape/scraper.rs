@@ -46,7 +46,7 @@ impl Scraper {
     }
 
     /// Fetches and parses the endpoint; through its network namespace only if its own address does not work.
-    pub(super) async fn page(&self, target: &ScrapeTarget) -> Result<Arc<ScrapedExposition>, ScrapeError> {
+    pub(super) async fn scrape(&self, target: &ScrapeTarget) -> Result<Arc<ScrapedExposition>, ScrapeError> {
         let asked = async {
             let Some(inside) = &target.inside else { return self.ask_here(target).await };
             let why = match inside.only {

@@ -17,7 +17,7 @@ const ENVOY_PORT: u16 = 15090;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ScrapeTarget {
     /// Its URL.
-    pub url: PageUrl,
+    pub url: EndpointUrl,
     /// Labels of its samples.
     pub instance: Instance,
     /// The route through its network namespace, if there is one.
@@ -28,7 +28,7 @@ impl ScrapeTarget {
     /// Creates a target from the configuration, which probably every node has. Its host and port are the instance;
     /// `node` is this node's name.
     #[must_use]
-    pub fn named(url: PageUrl, node: &str) -> Self {
+    pub fn named(url: EndpointUrl, node: &str) -> Self {
         let (instance, app, node) = (url.instance(), "istiod".to_owned(), Some(node.to_owned()));
         Self { url, instance: Instance { instance, app, pod: None, namespace: None, node }, inside: None }
     }
@@ -55,9 +55,9 @@ pub struct NetnsRoute {
 
 /// URL of an endpoint. It may contain credentials, which are never shown.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PageUrl(pub(super) Url);
+pub struct EndpointUrl(pub(super) Url);
 
-impl PageUrl {
+impl EndpointUrl {
     /// Returns host and port.
     #[must_use]
     pub fn instance(&self) -> String {
@@ -66,7 +66,7 @@ impl PageUrl {
     }
 }
 
-impl FromStr for PageUrl {
+impl FromStr for EndpointUrl {
     type Err = String;
 
     /// The error does not repeat the text, which may contain a password.
@@ -84,7 +84,7 @@ impl FromStr for PageUrl {
     }
 }
 
-impl fmt::Display for PageUrl {
+impl fmt::Display for EndpointUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let url = &self.0;
         write!(f, "{}://{}", url.scheme(), url.host_str().unwrap_or_default())?;
@@ -95,7 +95,7 @@ impl fmt::Display for PageUrl {
     }
 }
 
-impl fmt::Debug for PageUrl {
+impl fmt::Debug for EndpointUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -118,12 +118,12 @@ pub fn targets(components: &[Arc<Component>], sidecars: &[Arc<Sidecar>], proxies
 }
 
 fn of_component(component: &Component) -> Option<ScrapeTarget> {
-    let page = component.page.as_ref().ok()?;
-    let (process, only) = (component.process, page.inside_only);
+    let endpoint = component.endpoint.as_ref().ok()?;
+    let (process, only) = (component.process, endpoint.inside_only);
     Some(ScrapeTarget {
-        url: format!("http://{}/metrics", page.address).parse().ok()?,
-        instance: instance(component.app.clone(), page.instance, &component.workload),
-        inside: page.inside.map(|address| NetnsRoute { process, address, only }),
+        url: format!("http://{}/metrics", endpoint.address).parse().ok()?,
+        instance: instance(component.app.clone(), endpoint.instance, &component.workload),
+        inside: endpoint.inside.map(|address| NetnsRoute { process, address, only }),
     })
 }
 
@@ -160,7 +160,7 @@ mod tests {
     fn every_known_page_is_a_target() {
         let sidecars = [sidecar(1, Role::Sidecar, "fd00::1", workload("reviews", &[]))];
         let mut unknown = istiod(8);
-        Arc::get_mut(&mut unknown).unwrap().page = Err("it listens on no port".to_owned());
+        Arc::get_mut(&mut unknown).unwrap().endpoint = Err("it listens on no port".to_owned());
         let components = [istiod(9), unknown];
         let [target] = &targets(&components, &sidecars, false)[..] else { panic!("one target expected") };
         assert_eq!(target.url.to_string(), "http://10.0.0.9:15014/metrics");
@@ -179,10 +179,10 @@ mod tests {
             let mut component = istiod(pid);
             let known = Arc::get_mut(&mut component).unwrap();
             known.process.start_time = u64::from(pid);
-            let page = known.page.as_mut().unwrap();
-            page.instance = instance.parse().unwrap();
-            (page.address, page.inside_only) = ("127.0.0.1:15014".parse().unwrap(), Some(InsideOnly::Loopback));
-            page.inside = Some(page.address);
+            let endpoint = known.endpoint.as_mut().unwrap();
+            endpoint.instance = instance.parse().unwrap();
+            (endpoint.address, endpoint.inside_only) = ("127.0.0.1:15014".parse().unwrap(), Some(InsideOnly::Loopback));
+            endpoint.inside = Some(endpoint.address);
             component
         };
         let found = targets(&[at(1, "10.0.0.9:15014"), at(2, "10.0.0.9:15014"), at(3, "10.0.0.8:15014")], &[], false);

@@ -28,7 +28,7 @@ enum Act {
     Hang,
 }
 
-async fn server(act: Act) -> PageUrl {
+async fn server(act: Act) -> EndpointUrl {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -70,17 +70,17 @@ async fn scraped(act: Act) -> Result<Arc<ScrapedExposition>, ScrapeError> {
     scraped_from(&server(act).await, None).await
 }
 
-async fn scraped_from(url: &PageUrl, ca_file: Option<&Path>) -> Result<Arc<ScrapedExposition>, ScrapeError> {
+async fn scraped_from(url: &EndpointUrl, ca_file: Option<&Path>) -> Result<Arc<ScrapedExposition>, ScrapeError> {
     scraped_within(url, ca_file, LIMIT).await
 }
 
 async fn scraped_within(
-    url: &PageUrl,
+    url: &EndpointUrl,
     ca_file: Option<&Path>,
     limit: Duration,
 ) -> Result<Arc<ScrapedExposition>, ScrapeError> {
     let target = ScrapeTarget::named(url.clone(), "node-1");
-    Scraper::new(&target, &options(limit, ca_file), limit).unwrap().page(&target).await
+    Scraper::new(&target, &options(limit, ca_file), limit).unwrap().scrape(&target).await
 }
 
 fn options(interval: Duration, ca_file: Option<&Path>) -> ScrapeOptions {
@@ -91,25 +91,25 @@ async fn error(act: Act) -> &'static str {
     scraped(act).await.unwrap_err().kind()
 }
 
-fn names(page: &ScrapedExposition) -> Vec<&str> {
-    page.families().iter().map(|family| &*family.name).collect()
+fn names(exposition: &ScrapedExposition) -> Vec<&str> {
+    exposition.families().iter().map(|family| &*family.name).collect()
 }
 
 #[tokio::test]
 async fn pages_of_both_formats_plain_and_compressed() {
     let text = "# TYPE a counter\na{x=\"1\"} 1\nb 2\n";
-    let page = scraped(Act::Send(answer(
+    let exposition = scraped(Act::Send(answer(
         "content-type: text/plain; version=0.0.4; escaping=underscores\r\n",
         text.as_bytes(),
     )));
-    assert_eq!(names(&page.await.unwrap()), ["a", "b"]);
-    let page = scraped(Act::Send(answer("content-encoding: gzip\r\n", &gzip(text.as_bytes())))).await;
-    assert_eq!(names(&page.unwrap()), ["a", "b"]);
+    assert_eq!(names(&exposition.await.unwrap()), ["a", "b"]);
+    let exposition = scraped(Act::Send(answer("content-encoding: gzip\r\n", &gzip(text.as_bytes())))).await;
+    assert_eq!(names(&exposition.unwrap()), ["a", "b"]);
     // Both halves compressed by themselves, as RFC 1952 allows it and Prometheus reads it.
     let (first, second) = text.split_at(text.find("b 2").unwrap());
     let members = [gzip(first.as_bytes()), gzip(second.as_bytes())].concat();
-    let page = scraped(Act::Send(answer("content-encoding: gzip\r\n", &members))).await;
-    assert_eq!(names(&page.unwrap()), ["a", "b"]);
+    let exposition = scraped(Act::Send(answer("content-encoding: gzip\r\n", &members))).await;
+    assert_eq!(names(&exposition.unwrap()), ["a", "b"]);
     for (headers, body) in [("", text.as_bytes().to_vec()), ("content-encoding: gzip\r\n", gzip(text.as_bytes()))] {
         let headers = format!("{headers}transfer-encoding: chunked\r\n");
         let chunks: Vec<Vec<u8>> = body.chunks(7).map(chunk).chain([chunk(b"")]).collect();
@@ -149,7 +149,7 @@ async fn answers_that_break_off_or_never_come() {
     let whole = gzip("a 1\nb 2\n".repeat(1000).as_bytes());
     assert_eq!(error(Act::Send(answer("content-encoding: gzip\r\n", &whole[..whole.len() - 9]))).await, "gzip");
     assert_eq!(error(Act::Send(answer("content-encoding: gzip\r\n", b"a 1\n"))).await, "gzip");
-    let nobody: PageUrl = "http://127.0.0.1:1".parse().unwrap();
+    let nobody: EndpointUrl = "http://127.0.0.1:1".parse().unwrap();
     assert_eq!(scraped_from(&nobody, None).await.unwrap_err().kind(), "connect");
 }
 
@@ -162,7 +162,11 @@ async fn another_way_is_tried_where_the_door_is_shut_and_only_there() {
         let inside = Some(NetnsRoute { process, address: target.instance.instance.parse().unwrap(), only });
         let target = ScrapeTarget { inside, ..target };
         let scraper = Scraper::new(&target, &options(LIMIT, None), LIMIT).unwrap();
-        scraper.page(&target).await.map(|page| page.samples).map_err(|error| (error.kind(), error.to_string()))
+        scraper
+            .scrape(&target)
+            .await
+            .map(|exposition| exposition.samples)
+            .map_err(|error| (error.kind(), error.to_string()))
     };
     let good = || Act::Send(answer("", b"a 1\n"));
     let status = |status: &str| Act::Send(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").into_bytes());
@@ -183,7 +187,7 @@ async fn answers_without_end_are_left() {
     let samples: String =
         (0..=observer_model::scraped::MAX_SAMPLES).map(|number| format!("family_{number} 1\n")).collect();
     assert_eq!(error(Act::Send(answer("", samples.as_bytes()))).await, "too_many_samples");
-    // Twice as much as is read of any page, in 64 KiB: what comes behind, 10 GB or more, is never asked for.
+    // Twice as much as is read of any exposition, in 64 KiB: what comes behind, 10 GB or more, is never asked for.
     let bomb = gzip(&vec![b'\n'; 64 << 20]);
     assert_eq!(error(Act::Send(answer("content-encoding: gzip\r\n", &bomb))).await, "too_large");
 }
@@ -191,9 +195,9 @@ async fn answers_without_end_are_left() {
 #[tokio::test]
 async fn a_label_of_a_megabyte_costs_its_line() {
     let text = format!("a 1\nb{{x=\"{}\"}} 1\nc 1\nc 2\n", "x".repeat(1 << 20));
-    let page = scraped(Act::Send(answer("", text.as_bytes()))).await.unwrap();
-    assert_eq!(names(&page), ["a", "c"]);
-    assert_eq!(page.skipped, BTreeMap::from([("line_too_long", 1), ("duplicate", 1)]));
+    let exposition = scraped(Act::Send(answer("", text.as_bytes()))).await.unwrap();
+    assert_eq!(names(&exposition), ["a", "c"]);
+    assert_eq!(exposition.skipped, BTreeMap::from([("line_too_long", 1), ("duplicate", 1)]));
 }
 
 #[tokio::test]
@@ -213,7 +217,7 @@ async fn certificates_are_checked() {
         .unwrap();
     let config = Arc::new(config);
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
-    let url: PageUrl = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let url: EndpointUrl = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let connection = rustls::ServerConnection::new(config.clone()).unwrap();
@@ -266,14 +270,14 @@ async fn a_dead_target_delays_nothing_and_targets_may_change_at_any_time() {
 
 #[test]
 fn addresses_show_no_credentials() {
-    let url: PageUrl = "http://user:secret@[::1]:15014?token=secret".parse().unwrap();
+    let url: EndpointUrl = "http://user:secret@[::1]:15014?token=secret".parse().unwrap();
     assert_eq!((format!("{url}"), format!("{url:?}")), ("http://[::1]:15014/metrics".to_owned(), url.to_string()));
     let target = ScrapeTarget::named(url, "node-1");
     assert_eq!((target.instance.instance.as_str(), target.instance.app.as_str()), ("[::1]:15014", "istiod"));
     assert!(!format!("{target:?}").contains("secret"));
     for wrong in ["ftp://secret@a/", "secret", "http://secret:secret:secret@", "http://"] {
-        let error = wrong.parse::<PageUrl>().unwrap_err();
+        let error = wrong.parse::<EndpointUrl>().unwrap_err();
         assert!(!error.contains("secret") && error.contains("http://istiod.istio-system:15014/metrics"), "{error}");
     }
-    assert_eq!("https://a/b".parse::<PageUrl>().unwrap().to_string(), "https://a/b");
+    assert_eq!("https://a/b".parse::<EndpointUrl>().unwrap().to_string(), "https://a/b");
 }

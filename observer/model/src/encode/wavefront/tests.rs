@@ -410,9 +410,9 @@ fn a_label_named_tag_is_sent_as_the_charts_know_it() {
 
 #[test]
 fn what_was_scraped_is_sent_with_its_tags_and_cannot_break_a_line() {
-    let page = "# TYPE pilot_x counter\npilot_x{a=\"b \\\"c\\\" \\\\\",le=\"x\\\"\"} 3\n# TYPE \"odd name\" gauge\n{\"odd name\"} 1\n\
+    let exposition = "# TYPE pilot_x counter\npilot_x{a=\"b \\\"c\\\" \\\\\",le=\"x\\\"\"} 3\n# TYPE \"odd name\" gauge\n{\"odd name\"} 1\n\
                 # TYPE pilot_h histogram\npilot_h_bucket{le=\"1\"} 1\npilot_h_bucket{le=\"+Inf\"} 1\npilot_h_sum 1\npilot_h_count 1\n";
-    let snapshot = fixture::snapshot_of(vec![fixture::scraped("10.0.0.8:15014", page)]);
+    let snapshot = fixture::snapshot_of(vec![fixture::scraped("10.0.0.8:15014", exposition)]);
     for names in [Names::Documented, Names::Collector] {
         let sent = points(&text(&mut lines(names), &snapshot));
         let scraped: Vec<_> = sent.iter().filter(|point| point.name.starts_with("pilot.")).collect();
@@ -432,10 +432,10 @@ fn numbers_are_written_as_the_standard_library_writes_them() {
 
 #[test]
 fn each_scraped_line_has_its_own_labels_and_bound() {
-    let page = "# TYPE pilot_h histogram\npilot_h_bucket{a=\"1\",le=\"1\"} 1\npilot_h_bucket{a=\"1\",le=\"+Inf\"} 2\n\
+    let exposition = "# TYPE pilot_h histogram\npilot_h_bucket{a=\"1\",le=\"1\"} 1\npilot_h_bucket{a=\"1\",le=\"+Inf\"} 2\n\
                 pilot_h_bucket{a=\"2\",le=\"1\"} 3\npilot_h_bucket{a=\"2\",le=\"+Inf\"} 4\npilot_h_bucket{le=\"+Inf\"} 5\n\
                 pilot_h_bucket{a=\"3\",le=\"+Inf\"} 6\npilot_h_count{a=\"3\"} 6\npilot_h_sum{a=\"3\"} 7\n";
-    let snapshot = fixture::snapshot_of(vec![fixture::scraped("10.0.0.8:15014", page)]);
+    let snapshot = fixture::snapshot_of(vec![fixture::scraped("10.0.0.8:15014", exposition)]);
     let sent = points(&text(&mut lines(Names::Documented), &snapshot));
     let tag = |point: &Point, key: &str| point.tags.get(key).cloned().unwrap_or_default();
     let mut found: Vec<_> = sent

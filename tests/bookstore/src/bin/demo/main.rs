@@ -122,7 +122,7 @@ impl Demo {
             self.bookstore.mesh.name(),
             sidecars.join(", ")
         )?;
-        writeln!(out, "control plane: a real istiod's page at {}/metrics", self.control_plane.url())?;
+        writeln!(out, "control plane: a real istiod's exposition at {}/metrics", self.control_plane.url())?;
         writeln!(out, "metrics: http://{}/metrics    Ctrl-C ends and removes everything\n", self.observer.address())?;
         writeln!(out, "{flows}")?;
         Ok(out.flush()?)
