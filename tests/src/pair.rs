@@ -5,7 +5,11 @@ use std::{sync::Arc, thread::sleep, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    apps::{http, raw::Server},
+    apps::{
+        http,
+        raw::{Connection, Server},
+        tcp,
+    },
     counts::{Counts, Leg},
     envoy_access_log::{EnvoyAccessLog, Line},
     mesh::{Family, Mesh, Protocol, Service, Workload},
@@ -140,6 +144,26 @@ impl Pair {
     /// Makes traffic and compares: counts, codes and bytes must be equal, durations close. Returns a summary.
     pub fn check(&mut self, expected: Expected, traffic: impl FnOnce(&Self) -> Result<()>) -> Result<String> {
         self.check_with(expected, traffic, &|_| {})
+    }
+
+    /// Compares some of everything: codes, bytes, a request without an answer, and raw TCP.
+    pub fn http_and_tcp(&mut self) -> Result<String> {
+        let echo = tcp::echo(&self.server, self.tcp.target_port)?;
+        let summary = self.check(Expected::both(14), |pair| {
+            for family in [Family::V4, Family::V6] {
+                let codes = pair.curl(&[&pair.url(family, "/{bytes/10,status/404,chunked/3000,vanish,delay/20}")])?;
+                ensure!(codes == "200\n404\n200\n503\n200", "{codes}");
+                ensure!(pair.curl(&[&pair.sniffed.url(family, "/bytes/2")])? == "200");
+                let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
+                connection.send([5; 3000])?;
+                connection.receive(3000)?;
+                connection.finish_sending()?;
+                connection.drain()?;
+            }
+            Ok(())
+        });
+        drop(echo);
+        summary
     }
 
     /// Makes traffic and compares like [`Pair::check`], with a correction of the expected counts.

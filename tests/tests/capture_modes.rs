@@ -71,14 +71,14 @@ fn main() -> ExitCode {
 fn localhost_inbound(_: &mut ()) -> Result<String> {
     let options = Options { inbound: Inbound::Localhost, ..Options::default() };
     let mut pair = Pair::with(Options::default(), options)?;
-    http_and_tcp(&mut pair)
+    pair.http_and_tcp()
 }
 
 /// The application sees the client's own address, and the sidecar's inbound sockets have the original ones.
 fn tproxy(_: &mut ()) -> Result<String> {
     let options = Options { interception: Interception::Tproxy, ..Options::default() };
     let mut pair = Pair::with(Options::default(), options)?;
-    let summary = http_and_tcp(&mut pair)?;
+    let summary = pair.http_and_tcp()?;
     policy_with_the_handshake(&mut pair)?;
     Ok(summary)
 }
@@ -86,26 +86,7 @@ fn tproxy(_: &mut ()) -> Result<String> {
 fn one_worker(_: &mut ()) -> Result<String> {
     let options = Options { concurrency: 1, ..Options::default() };
     let mut pair = Pair::with(options.clone(), options)?;
-    http_and_tcp(&mut pair)
-}
-
-fn http_and_tcp(pair: &mut Pair) -> Result<String> {
-    let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let summary = pair.check(Expected::both(14), |pair| {
-        for family in BOTH {
-            let codes = pair.curl(&[&pair.url(family, "/{bytes/10,status/404,chunked/3000,vanish,delay/20}")])?;
-            ensure!(codes == "200\n404\n200\n503\n200", "{codes}");
-            ensure!(pair.curl(&[&pair.sniffed.url(family, "/bytes/2")])? == "200");
-            let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
-            connection.send([5; 3000])?;
-            connection.receive(3000)?;
-            connection.finish_sending()?;
-            connection.drain()?;
-        }
-        Ok(())
-    });
-    drop(echo);
-    summary
+    pair.http_and_tcp()
 }
 
 fn excluded_ports(_: &mut ()) -> Result<String> {

@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Result, ensure};
 use harness::{
-    apps::{raw::Connection, tcp},
     cases,
     mesh::Family,
     net::finish,
@@ -45,22 +44,7 @@ fn fixture() -> Result<Pair> {
 }
 
 fn requests_and_bytes_are_exact(pair: &mut Pair) -> Result<String> {
-    let echo = tcp::echo(&pair.server, pair.tcp.target_port)?;
-    let summary = pair.check(Expected::both(12), |pair| {
-        for family in BOTH {
-            let codes = pair.curl(&[&pair.url(family, "/{bytes/10,status/404,chunked/3000,vanish}")])?;
-            ensure!(codes == "200\n404\n200\n503", "{codes}");
-            ensure!(pair.curl(&[&pair.sniffed.url(family, "/bytes/2")])? == "200");
-            let mut connection = Connection::open(&pair.client, pair.tcp.address(family))?;
-            connection.send([5; 3000])?;
-            connection.receive(3000)?;
-            connection.finish_sending()?;
-            connection.drain()?;
-        }
-        Ok(())
-    });
-    drop(echo);
-    summary
+    pair.http_and_tcp()
 }
 
 /// The kubelet's probes through pilot-agent come from Envoy's cgroup, user and address, and are not requests of the

@@ -3,7 +3,11 @@
 
 mod fixture;
 
-use fixture::{Wire, exchange};
+use fixture::{
+    Wire,
+    cuts::{Cuts, cuts, deliver},
+    exchange,
+};
 use observer_common::{Direction, health::Counter};
 use observer_proto::{
     ConnLeg, ConnProtocol,
@@ -154,31 +158,6 @@ fn pair() -> impl Strategy<Value = Pair> {
             Pair { request, response, status }
         },
     )
-}
-
-/// Cuts of a stream: lengths, how far each segment reaches back, and how often it is repeated.
-type Cuts = Vec<(usize, usize, usize)>;
-
-fn cuts() -> impl Strategy<Value = Cuts> {
-    vec(
-        (prop_oneof![1..20usize, 1..400usize, Just(1)], prop_oneof![3 => Just(0usize), 1 => 1..50usize], 0..3usize),
-        1..80,
-    )
-}
-
-/// Delivers `stream[from..to]` cut as given; starts over with the cuts when they are used up.
-fn deliver(wire: &mut Wire, direction: Direction, stream: &[u8], from: usize, to: usize, cuts: &Cuts) {
-    let mut at = from;
-    for &(length, back, repeats) in cuts.iter().cycle() {
-        if at == to {
-            return;
-        }
-        let end = (at + length).min(to);
-        for _ in 0..=repeats {
-            wire.deliver(direction, stream, at.saturating_sub(back), end);
-        }
-        at = end;
-    }
 }
 
 fn check(pairs: &[Pair], depth: usize, request_cuts: &Cuts, response_cuts: &Cuts) -> Result<(), TestCaseError> {

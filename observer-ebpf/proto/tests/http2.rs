@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use fixture::{
     Wire,
+    cuts::{cuts, deliver},
     frames::{
         self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PREFACE, PRIORITY, RST_STREAM,
         SETTINGS, Shape, WINDOW_UPDATE, data, frame, goaway, headers, message, meter, promise, reset,
@@ -424,31 +425,6 @@ fn write(plans: &[Plan], order: &[(Index, bool)], leg: ConnLeg) -> (Writer, Vec<
         }
     }
     (writer, expected, steps)
-}
-
-/// Cuts of a stream: lengths, how far each segment reaches back, and how often it is repeated.
-type Cuts = Vec<(usize, usize, usize)>;
-
-fn cuts() -> impl Strategy<Value = Cuts> {
-    vec(
-        (prop_oneof![1..20usize, 1..400usize, Just(1)], prop_oneof![3 => Just(0usize), 1 => 1..50usize], 0..3usize),
-        1..80,
-    )
-}
-
-/// Delivers `stream[from..to]` cut as given; starts over with the cuts when they are used up.
-fn deliver(wire: &mut Wire, direction: Direction, stream: &[u8], from: usize, to: usize, cuts: &Cuts) {
-    let mut at = from;
-    for &(length, back, repeats) in cuts.iter().cycle() {
-        if at == to {
-            return;
-        }
-        let end = (at + length).min(to);
-        for _ in 0..=repeats {
-            wire.deliver(direction, stream, at.saturating_sub(back), end);
-        }
-        at = end;
-    }
 }
 
 proptest! {
