@@ -311,7 +311,7 @@ pub(super) fn upgrade_to_h2c_is_not_made(pair: &mut Pair) -> Result<String> {
         for family in BOTH {
             let mut connection = Connection::open(&pair.client, pair.http2.address(family))?;
             connection.send(
-                "GET /metrics HTTP/1.1\r\nhost: http2\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n\
+                "GET /page HTTP/1.1\r\nhost: http2\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n\
                  http2-settings: AAMAAABkAAQAAP__\r\n\r\n",
             )?;
             let answer = connection.receive_response()?;
