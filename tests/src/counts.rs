@@ -4,13 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     ops::RangeInclusive,
-    time::Duration,
 };
 
-use crate::difference::{Difference, Differences};
+use crate::{
+    difference::{Difference, Differences},
+    schedule::Times,
+};
 
 /// Envoy's own work for a request between its timestamp and the packet: reading further bytes, encryption,
-/// a handshake, writing. In milliseconds, on average of a case.
+/// a handshake, writing. In milliseconds, on average of a case; more if its threads ran for longer.
 const WORK_MS: f64 = 0.7;
 /// Difference of the clocks, and truncation of both to microseconds. In milliseconds per request.
 const CLOCKS_MS: f64 = 0.05;
@@ -77,8 +79,8 @@ pub struct Connections {
 /// Reasons for which Envoy's timestamps may be late.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Late {
-    /// How long its threads were ready to run and had no processor.
-    pub waited: Duration,
+    /// Times of its threads.
+    pub times: Times,
     /// Most requests that were under way at a time.
     pub under_way: u64,
 }
@@ -255,12 +257,13 @@ impl Counts {
     ///
     /// Envoy takes the time when it runs, the observer when the packet passes. A request comes before Envoy reads it,
     /// and Envoy has finished with an answer before it writes it: the observer's durations are longer at the source,
-    /// and shorter at the destination, never the other way round. By how much, is Envoy's own work and what its threads
-    /// waited for a processor meanwhile; each of that is between the two times of all the requests that are under way.
+    /// and shorter at the destination, never the other way round. Between the two times its threads run, or wait for a
+    /// processor, for all the requests that are under way: that bounds the difference, on a slow machine too.
     /// Of a request that was given up it may be either that sees the end first.
     fn tolerance(&self, leg: &Leg, truth: &Requests) -> RangeInclusive<f64> {
-        let Late { waited, under_way } = self.late.get(leg).copied().unwrap_or_default();
-        let late = as_f64(under_way.max(1)) * (WORK_MS * as_f64(truth.count) + waited.as_secs_f64() * 1000.0);
+        let Late { times: Times { ran, waited }, under_way } = self.late.get(leg).copied().unwrap_or_default();
+        let [ran, waited] = [ran, waited].map(|time| time.as_secs_f64() * 1000.0);
+        let late = as_f64(under_way.max(1)) * (ran.max(WORK_MS * as_f64(truth.count)) + waited);
         let early = if truth.given_up > 0 { late } else { CLOCKS_MS * as_f64(truth.count) };
         if leg.reporter == "source" { -early..=late } else { -late..=early }
     }
@@ -325,6 +328,8 @@ fn as_f64(count: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -407,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_millisecond_too_many_or_too_few_is_a_difference() {
-        let at_once = Late { waited: Duration::ZERO, under_way: 1 };
+        let at_once = Late { times: Times::default(), under_way: 1 };
         for (leg, sign) in [(Leg::source("a"), 1.0), (Leg::destination("a"), -1.0)] {
             for (more, taken) in [(1.0, false), (0.5, true), (0.0, true), (-0.1, false), (-1.0, false)] {
                 assert_eq!(are_taken(&leg, at_once, 0, sign * more), taken, "{leg} {more}");
@@ -417,14 +422,14 @@ mod tests {
     }
 
     #[test]
-    fn envoy_may_be_as_late_as_its_threads_waited_and_never_early() {
+    fn envoy_may_be_as_late_as_its_threads_waited_and_ran_and_never_early() {
         let (leg, waited) = (Leg::source("a"), Duration::from_millis(100));
-        for (under_way, most) in [(0, 1.7), (1, 1.7), (2, 3.4)] {
-            let late = Late { waited, under_way };
+        for (under_way, ran, most) in [(0, 0, 1.7), (1, 0, 1.7), (1, 70, 1.7), (1, 200, 3.0), (2, 0, 3.4)] {
+            let late = Late { times: Times { ran: Duration::from_millis(ran), waited }, under_way };
             assert!(are_taken(&leg, late, 0, most - 0.01) && !are_taken(&leg, late, 0, most + 0.01), "{under_way}");
             assert!(!are_taken(&leg, late, 0, -0.1));
         }
-        let however_late = Late { waited: Duration::MAX, under_way: 1 };
+        let however_late = Late { times: Times { waited: Duration::MAX, ..Times::default() }, under_way: 1 };
         assert!(are_taken(&leg, however_late, 0, 1e6) && !are_taken(&leg, however_late, 0, -0.1));
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     counts::{Counts, Leg, Messages, Outcome},
-    schedule::Waits,
+    schedule::{Schedule, Times},
     sidecar::Sidecar,
 };
 
@@ -29,9 +29,9 @@ pub struct EnvoyAccessLog {
     position: u64,
     /// cgroup of the pod: a sidecar can be given another container in it.
     pod: PathBuf,
-    waits: Waits,
-    /// How long the sidecar's threads waited for a processor between the last two settled reads.
-    waited: Duration,
+    schedule: Schedule,
+    /// Times of the sidecar's threads between the last two settled reads.
+    times: Times,
     /// TCP connections that have found their upstream and not ended.
     connected: BTreeSet<u64>,
 }
@@ -52,8 +52,8 @@ impl EnvoyAccessLog {
             path: sidecar.log(),
             position: 0,
             pod: sidecar.cgroup().parent().context("a container is in a pod")?.to_owned(),
-            waits: Waits::default(),
-            waited: Duration::ZERO,
+            schedule: Schedule::default(),
+            times: Times::default(),
             connected: BTreeSet::new(),
         };
         access_log.skip()?;
@@ -77,9 +77,9 @@ impl EnvoyAccessLog {
             }
             let ended = lines.iter().filter(|line: &&Line| line.is_end()).count();
             if ended >= count && last.elapsed() >= QUIET {
-                let waits = Waits::of(&self.pod);
-                self.waited = waits.since(&self.waits);
-                self.waits = waits;
+                let schedule = Schedule::of(&self.pod);
+                self.times = schedule.since(&self.schedule);
+                self.schedule = schedule;
                 return Ok(lines);
             }
             if ended < count && start.elapsed() > patience + QUIET {
@@ -100,7 +100,8 @@ impl EnvoyAccessLog {
             [(Leg::source(&self.workload), "outbound"), (Leg::destination(&self.workload), "inbound")]
         {
             let late = counts.late.entry(leg).or_default();
-            late.waited += self.waited;
+            late.times.ran += self.times.ran;
+            late.times.waited += self.times.waited;
             late.under_way = late.under_way.max(under_way(lines, direction));
         }
         for line in lines {

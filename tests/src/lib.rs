@@ -25,7 +25,7 @@ pub mod redirect;
 pub mod relay;
 pub mod replay;
 pub mod resource_usage;
-mod schedule;
+pub mod schedule;
 pub mod server;
 pub mod sidecar;
 pub mod sockmap;

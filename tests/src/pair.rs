@@ -277,7 +277,7 @@ pub fn with_late_window_updates(truth: &mut Counts) {
 /// Accepts any delay between Envoy's clock and the socket's: Envoy writes an answer long before its last byte leaves,
 /// or reads it long after, on a lossy or slow network, and never the other way round.
 pub fn however_late(truth: &mut Counts) {
-    truth.late.values_mut().for_each(|late| late.waited = Duration::MAX);
+    truth.late.values_mut().for_each(|late| late.times.waited = Duration::MAX);
 }
 
 /// Removes durations, where those of the log and of the sockets differ in meaning.

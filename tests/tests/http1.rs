@@ -678,7 +678,7 @@ fn percentiles_of(pair: &mut Pair, count: usize, traffic: impl FnOnce(&Pair) -> 
             .collect();
         durations.sort_by(f64::total_cmp);
         let late = truth.late[&leg];
-        let moved = (late.waited.as_secs_f64() * 1000.0 * late.under_way as f64 / BAR_MS) as usize;
+        let moved = (late.times.waited.as_secs_f64() * 1000.0 * late.under_way as f64 / BAR_MS) as usize;
         for (name, per_cent) in [("p50", 50), ("p90", 90), ("p99", 99)] {
             let found = said.statistic("istio.request.duration.milliseconds", name, &leg.reporter)?;
             let at = count * per_cent / 100 - 1;
