@@ -234,7 +234,7 @@ fn check_lists_them(fixture: &mut Fixture) -> Result<String> {
         format!("metrics at {at}: listens on {} only", at.port()),
         format!("{}/{}: {}, process {}", fixture.pod.namespace, fixture.pod.pod, etcd.executable(), etcd.pid()),
         format!("metrics at {}: it listens on loopback only", etcd.metrics_address()),
-        "To be read only from inside its network namespace, which needs CAP_SYS_ADMIN (held).".to_owned(),
+        "It can be scraped only from inside its network namespace, which needs CAP_SYS_ADMIN (held).".to_owned(),
     ] {
         ensure!(report.contains(&expected), "no {expected:?} in:\n{report}");
     }

@@ -130,7 +130,7 @@ fn without_the_capability_the_reason_is_reported(fixture: &mut Fixture) -> Resul
     let mut check = without("sys_admin")?;
     check.args(["check", "--sidecar-exe", "no-sidecar"]).args(&arguments[2..]);
     let report = finish(&mut check, "")?;
-    for said in ["CAP_SYS_ADMIN: missing, to read metrics pages", "which needs CAP_SYS_ADMIN (missing)."] {
+    for said in ["CAP_SYS_ADMIN: missing, to scrape endpoints", "which needs CAP_SYS_ADMIN (missing)."] {
         ensure!(report.contains(said), "no {said:?} in:\n{report}");
     }
     Ok("three pages, none readable".to_owned())

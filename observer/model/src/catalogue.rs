@@ -423,7 +423,7 @@ families! {
     SERIES_RETIRED = "mesh.observer.series.retired.total.value", "mesh_observer_series_retired_total",
         Counter, "series", &[], Observer, Own,
         "Label sets no longer exposed: idle, and their sidecars ended.";
-    COUNTER_RESETS = "mesh.observer.counter.resets.total.value", "mesh_observer_counter_resets_total",
+    SERIES_RESETS = "mesh.observer.series.resets.total.value", "mesh_observer_series_resets_total",
         Counter, "", &[], Observer, Own,
         "Times a kernel total decreased, so that counting continued from its new value.";
     COLLECTOR_RUNS = "mesh.observer.collector.runs.total.value", "mesh_observer_collector_runs_total",

@@ -243,7 +243,7 @@ impl Update<'_> {
         let exposed = http.exposed().count() + tcp.exposed().count();
         families.add(&catalogue::SERIES_EXPOSED).point(&[], exposed as u64);
         families.add(&catalogue::SERIES_RETIRED).point(&[], http.retired() + tcp.retired());
-        families.add(&catalogue::COUNTER_RESETS).point(&[], http.resets() + tcp.resets() + encrypted.resets());
+        families.add(&catalogue::SERIES_RESETS).point(&[], http.resets() + tcp.resets() + encrypted.resets());
         families.created = self.model.started;
         let runs = families.add(&catalogue::COLLECTOR_RUNS);
         for (name, stats) in &self.model.collectors {
