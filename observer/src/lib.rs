@@ -25,7 +25,6 @@ pub mod config;
 pub mod discovery;
 pub mod emit;
 pub mod kernel;
-
 pub mod persist;
 pub mod reporter;
 pub mod serve;

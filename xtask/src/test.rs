@@ -22,9 +22,6 @@ const FUZZ: Duration = Duration::from_secs(7);
 /// Duration of the soak.
 const SOAK: &str = "75s";
 
-/// Failed end-to-end tests that run once more; more than this many are not the machine's fault.
-const MAX_RETRIED: usize = 8;
-
 /// Packages whose tests need neither root nor the kernel object.
 const HOST: [&str; 7] =
     ["observer-common", "observer-proto", "observer-model", "observer", "xtask", "bench", "bookstore"];
@@ -129,34 +126,17 @@ impl Step {
     }
 }
 
-/// Runs the tests on the mesh. A test that fails runs once more by itself, since a machine that stands still for seconds
-/// fails tests that are not at fault. Both results are shown; the step fails if the second one is a failure too.
+/// Runs the tests on the mesh; the error has the failed ones with their messages.
 fn end_to_end(filter: Option<&str>) -> Result<()> {
-    let threads = thread::available_parallelism().map_or(1, NonZero::get).to_string();
-    let run = |filter: &[&str]| {
-        let mut command = tests(&END_TO_END);
-        command.arg("--").args(filter).args(["--test-threads", &threads]);
-        command.env("MESH_OBSERVER_BIN", target().join("release/observer"));
-        if env::var_os("MESH_OBSERVER_CACHE").is_none() {
-            command.env("MESH_OBSERVER_CACHE", cache());
-        }
-        failures::of(&mut command)
-    };
-    let failed = run(filter.as_slice())?;
-    let mut again = Vec::new();
-    for (test, _) in failed.iter().take(MAX_RETRIED) {
-        again.extend(run(&[test, "--exact"])?);
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut command = tests(&END_TO_END);
+    command.arg("--").args(filter).arg(format!("--test-threads={threads}"));
+    command.env("MESH_OBSERVER_BIN", target().join("release/observer"));
+    if env::var_os("MESH_OBSERVER_CACHE").is_none() {
+        command.env("MESH_OBSERVER_CACHE", cache());
     }
-    let text = failures::text(&failed);
-    ensure!(
-        again.is_empty() && failed.len() <= MAX_RETRIED,
-        "{} tests, {} of them twice:\n{text}",
-        failed.len(),
-        again.len()
-    );
-    if !failed.is_empty() {
-        say(format!("tests that failed, and passed when they ran once more by themselves:\n{text}"));
-    }
+    let failed = failures::of(&mut command)?;
+    ensure!(failed.is_empty(), "{} tests failed:\n{}", failed.len(), failures::text(&failed));
     Ok(())
 }
 
