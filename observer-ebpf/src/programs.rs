@@ -16,6 +16,7 @@ mod handshake;
 mod lock;
 mod maps;
 mod packet;
+mod pairing;
 mod preexisting;
 mod reassembly;
 mod record;

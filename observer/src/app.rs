@@ -2,7 +2,10 @@
 
 #![expect(unsafe_code, reason = "AsyncFd takes a descriptor")]
 
+mod declared;
 pub mod emitters;
+mod findings;
+mod naming;
 mod persistence;
 mod reload;
 mod scraping;
@@ -20,17 +23,25 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use self::{emitters::Emitters, persistence::Persistence, reload::Reload, scraping::Scraping};
+use self::{
+    declared::Declared,
+    emitters::{Cells, Emitters},
+    findings::Findings,
+    naming::Naming,
+    persistence::Persistence,
+    reload::Reload,
+    scraping::Scraping,
+};
 use crate::{
     cli::args::RunArgs,
     collect::self_usage,
     config::{Config, values::Interval},
-    discovery::{Change, proc_files::ProcFiles, registry::Registry, watch::Watcher},
+    discovery::{Change, registry::Registry, watch::Watcher},
     kernel::Kernel,
-    model::Snapshot,
+    model::{Snapshot, view::Finding},
     persist::state::PersistedState,
     reporter::{Reporter, Scope},
-    serve::{self, readiness::Readiness, snapshot_cache::Source},
+    serve::{self, Listening, Protection, readiness::Readiness, snapshot_cache::Source},
     sidecars::{Sidecars, by_role},
     system::{capabilities, seccomp, signals},
 };
@@ -45,16 +56,23 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Observes until SIGINT or SIGTERM. SIGHUP reloads the configuration that `args` name.
 ///
 /// # Errors
-/// The observer cannot start: kernel, privileges, cgroups, an address in use. Later failures are logged and counted.
-pub async fn run(config: &Config, args: &RunArgs, emitters: Emitters) -> Result<()> {
+/// The observer cannot start: kernel, privileges, cgroups. Later failures are logged and counted.
+pub async fn run(
+    config: &Config,
+    args: &RunArgs,
+    emitters: Emitters,
+    listening: Listening,
+    protection: Protection,
+) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let readiness = Readiness::new();
     let attaching = readiness.block("first scan for sidecars");
-    let listener = serve::bind(config.listen.0).await?;
-    let (node, restored) = Node::start(config, !emitters.is_empty())?;
+    let mut naming = Naming::open(config).await?;
+    let (node, restored) = Node::start(config, emitters.cells())?;
     let mut watcher = Watcher::new(config.discovery())?;
-    let server = serve::start(listener, node.clone(), readiness.pending());
+    let server = serve::start(listening, node.clone(), readiness.pending(), protection);
     drop_startup_privileges()?;
+    naming.start(&mut node.state().reporter);
     let mut shutdown = signals::shutdown(SHUTDOWN_TIMEOUT)?;
     let names = emitters.names().collect::<Vec<_>>().join(", ");
     node.state().reporter.start(emitters.start(), Box::new(server.reader()));
@@ -68,7 +86,11 @@ pub async fn run(config: &Config, args: &RunArgs, emitters: Emitters) -> Result<
         tokio::select! {
             changes = watcher.next() => node.state().apply(changes, watcher.registry()),
             due = pushes.tick() => node.state().push(Some(due.into_std())),
-            _ = housekeeping.tick() => node.state().keep_house(),
+            _ = housekeeping.tick() => {
+                node.state().keep_house();
+                node.state().findings.refresh(&watcher);
+            }
+            changes = naming.next() => node.state().reporter.apply(changes),
             _ = hangup.recv() => {
                 if let Some(peers) = reload.peers() {
                     node.state().reporter.set_peers(peers);
@@ -78,6 +100,7 @@ pub async fn run(config: &Config, args: &RunArgs, emitters: Emitters) -> Result<
         }
     }
     tracing::info!("stopping");
+    node.state().reporter.stop_waiting();
     node.state().push(None);
     let last_pushes = node.state().reporter.finish(LAST_PUSH_TIMEOUT);
     last_pushes.join_all().await;
@@ -102,20 +125,29 @@ pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>
     // Every endpoint is to be scraped in that time.
     config.scrape_interval = Interval(config.scrape_interval.0.min(length));
     let config = &config;
-    let (node, _) = Node::start(config, true)?;
+    let mut naming = Naming::open(config).await?;
+    let (node, _) = Node::start(config, Cells::OfInterval)?;
     let mut watcher = Watcher::new(config.discovery())?;
     drop_startup_privileges()?;
+    naming.start(&mut node.state().reporter);
     let changes = watcher.scan();
     node.state().apply(changes, watcher.registry());
     tracing::info!("observing for {length:?}");
+    let mut housekeeping = timer(HOUSEKEEPING_INTERVAL);
     let end = tokio::time::sleep(length);
     tokio::pin!(end);
     loop {
         tokio::select! {
             changes = watcher.next() => node.state().apply(changes, watcher.registry()),
+            changes = naming.next() => node.state().reporter.apply(changes),
+            _ = housekeeping.tick() => {
+                node.state().declare_ports();
+                node.state().read_new();
+            }
             () = &mut end => break,
         }
     }
+    node.state().reporter.stop_waiting();
     Ok(node.state().round(true))
 }
 
@@ -141,11 +173,13 @@ struct State {
     scraping: Scraping,
     reporter: Reporter,
     persistence: Persistence,
+    declared: Declared,
+    findings: Findings,
 }
 
 impl Node {
     /// Loads the programs; nothing new is attached yet. Returns the ids that an earlier observer gave out.
-    fn start(config: &Config, reads_percentiles: bool) -> Result<(Self, Registry)> {
+    fn start(config: &Config, cells: Cells) -> Result<(Self, Registry)> {
         let started = SystemTime::now();
         self_usage::raise_file_limit();
         let loaded = Persistence::load(config);
@@ -155,21 +189,25 @@ impl Node {
             (loaded, _) => loaded?,
         };
         forward_log(&mut kernel);
-        let is_nested = ProcFiles::new(config.proc_root().to_owned()).is_nested();
-        if is_nested {
+        if kernel.has_nested_pids() {
             tracing::info!(
                 "process ids are those of a nested pid namespace, which the kernel does not use: sidecars are distinguished \
                  from their agents by Envoy's worker threads"
             );
         }
-        kernel.set_nested_pids(is_nested);
         let PersistedState { registry, running, ended, moved, model, kernel: _ } = restored;
+        let mut reporter = Reporter::new(config, started, model, cells > Cells::None)?;
+        if cells == Cells::Totals {
+            reporter.want_cells();
+        }
         let state = State {
             kernel,
             sidecars: Sidecars::restore(&running, &ended, &moved),
             scraping: Scraping::new(config)?,
-            reporter: Reporter::new(config, started, model, reads_percentiles)?,
+            reporter,
             persistence,
+            declared: Declared::default(),
+            findings: Findings::default(),
         };
         Ok((Self(Arc::new(Mutex::new(state))), registry))
     }
@@ -180,8 +218,24 @@ impl Node {
 }
 
 impl Source for Node {
-    fn snapshot(&self) -> Arc<Snapshot> {
-        self.state().round(false)
+    fn snapshot(&self, with_cells: bool) -> Arc<Snapshot> {
+        let mut state = self.state();
+        if with_cells {
+            state.reporter.want_cells();
+        }
+        state.round(false)
+    }
+
+    fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+        let mut state = self.state();
+        state.reporter.watch();
+        (state.round(false), state.findings.watch())
+    }
+
+    fn stop_watching(&self) {
+        let mut state = self.state();
+        state.reporter.stop_watching();
+        state.findings.stop_watching();
     }
 }
 
@@ -230,19 +284,38 @@ impl State {
             }
         }
         self.scraping.update_targets(&self.sidecars.running());
+        self.declare_ports();
         self.persist();
+    }
+
+    /// Declares the protocols of ports to the kernel, if the cluster or the sidecars have changed.
+    fn declare_ports(&mut self) {
+        let running = self.sidecars.running();
+        self.declared.update(&mut self.kernel, self.reporter.cluster_mut(), &running);
     }
 
     /// Does what must not wait for the next push: reclaims map entries, detaches, and retries to attach.
     fn keep_house(&mut self) {
         match self.kernel.reclaim() {
             Ok(0) => {}
-            Ok(series) => tracing::debug!("{series} series of ended sidecars were reclaimed"),
-            Err(error) => tracing::error!("series of ended sidecars cannot be reclaimed: {:#}", Error::from(error)),
+            Ok(series) => tracing::debug!("{series} series of ended sidecars and idle callers were reclaimed"),
+            Err(error) => tracing::error!(
+                "series of ended sidecars and idle callers cannot be reclaimed: {:#}",
+                Error::from(error)
+            ),
         }
         self.sidecars.keep_house(&mut self.kernel);
+        self.declare_ports();
+        self.read_new();
         // Entries are reclaimed once their last values are read. With percentiles the next push reads them.
         if !self.reporter.reads_percentiles() && self.kernel.has_unread() {
+            self.round(false);
+        }
+    }
+
+    /// Reads new series as soon as names may be asked for, and those that wait for an answer.
+    fn read_new(&mut self) {
+        if self.reporter.cluster().is_on() && (self.reporter.is_waiting() || self.kernel.has_new_series()) {
             self.round(false);
         }
     }

@@ -18,8 +18,8 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 use self::values::{
-    DEFAULT_LISTEN, ExecutableName, Interval, ListenAddress, LogLevel, Parsed, bounded, directories, directory, file,
-    parsed, parsed_list, wavefront_names,
+    Callers, DEFAULT_LISTEN, ExecutableName, Interval, KubernetesMode, ListenAddress, LogLevel, Parsed, bounded,
+    directories, directory, file, parsed, parsed_list, wavefront_names,
 };
 use crate::{
     cli::args::{NodeArgs, RunArgs},
@@ -28,11 +28,13 @@ use crate::{
     emit::{
         EmitTarget, TargetError,
         disk_queue::directory_name,
+        options::{OtlpOptions, RemoteWriteOptions},
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
     kernel,
     model::workload_index::{ServiceEntry, ServicePort, StaticPeers, WorkloadEntry},
-    system::host::node_name,
+    serve::{Hosts, WebHost},
+    system::host::{host_name, node_name},
 };
 
 /// More series would take over a gigabyte of kernel memory.
@@ -50,6 +52,12 @@ pub struct Config {
     /// Address of /metrics, /healthz and /readyz.
     #[serde(deserialize_with = "parsed")]
     pub listen: ListenAddress,
+    /// Web configuration file: TLS and users of these pages.
+    #[serde(deserialize_with = "file")]
+    pub web_config_file: Option<PathBuf>,
+    /// Names under which they may be read.
+    #[serde(deserialize_with = "parsed_list")]
+    pub web_host: Vec<WebHost>,
     /// Interval of pushes and of their percentiles.
     #[serde(deserialize_with = "parsed")]
     pub interval: Interval,
@@ -78,6 +86,10 @@ pub struct Config {
     #[serde(deserialize_with = "directory")]
     pub pin: Option<PathBuf>,
     wavefront: WavefrontTable,
+    /// Options of OTLP receivers.
+    pub otlp: OtlpOptions,
+    /// Options of receivers of remote write.
+    pub remote_write: RemoteWriteOptions,
     /// How much is logged.
     pub log: LogLevel,
     /// Executable names of sidecars.
@@ -94,6 +106,10 @@ pub struct Config {
     pub control_plane_exe: Vec<ComponentRule>,
     /// Whether the endpoints of sidecars, gateways and ztunnels are scraped too.
     pub scrape_proxies: bool,
+    /// Whether callers at the destination leg are read.
+    pub callers: Callers,
+    /// Whether trace contexts of requests are read, for exemplars.
+    pub traces: bool,
     /// cgroup v2 directories that are always observed.
     #[serde(deserialize_with = "directories")]
     pub cgroup: Vec<PathBuf>,
@@ -103,6 +119,13 @@ pub struct Config {
     /// The cgroup v2 file system; found in mountinfo if absent.
     #[serde(deserialize_with = "directory")]
     pub cgroup_root: Option<PathBuf>,
+    /// Whether names come from the Kubernetes API.
+    pub kubernetes: KubernetesMode,
+    /// File with the address of the Kubernetes API and the credentials for it; the pod's service account if absent.
+    #[serde(deserialize_with = "file")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Domain of the cluster; the resolver's, or `cluster.local`, if absent.
+    pub cluster_domain: Option<String>,
     /// Maximum number of series.
     #[serde(deserialize_with = "bounded::<_, _, 1, MAX_SERIES>")]
     pub max_series: u32,
@@ -120,6 +143,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: DEFAULT_LISTEN,
+            web_config_file: None,
+            web_host: Vec::new(),
             interval: Interval(Duration::from_secs(10)),
             scrape_interval: Interval(Duration::from_secs(10)),
             emit: Vec::new(),
@@ -130,15 +155,22 @@ impl Default for Config {
             queue_bytes: 256 << 20,
             pin: None,
             wavefront: WavefrontTable::default(),
+            otlp: OtlpOptions::default(),
+            remote_write: RemoteWriteOptions::default(),
             log: LogLevel::default(),
             sidecar_exe: vec![ExecutableName("envoy".to_owned())],
             control_plane: Vec::new(),
             control_plane_ca: None,
             control_plane_exe: ComponentRule::control_plane(),
             scrape_proxies: false,
+            callers: Callers::Auto,
+            traces: false,
             cgroup: Vec::new(),
             proc_root: None,
             cgroup_root: None,
+            kubernetes: KubernetesMode::default(),
+            kubeconfig: None,
+            cluster_domain: None,
             max_series: 10_000,
             max_open_calls: 131_072,
             tcp_ports: Vec::new(),
@@ -233,11 +265,15 @@ impl Config {
     fn overridden_by(mut self, args: &RunArgs) -> Self {
         let RunArgs {
             listen,
+            web_config_file,
+            web_host,
             interval,
             emit,
             wavefront_names,
             wavefront_token_file,
             wavefront_ca_file,
+            otlp,
+            remote_write,
             queue_dir,
             pin,
             node,
@@ -249,17 +285,25 @@ impl Config {
             cgroup,
             proc_root,
             cgroup_root,
+            kubernetes,
+            kubeconfig,
             scrape_interval,
             control_plane,
             control_plane_exe,
             scrape_proxies,
+            callers,
+            traces,
         } = node;
         replace(&mut self.listen, listen);
+        replace(&mut self.web_config_file, web_config_file.map(Some));
+        replace_list(&mut self.web_host, web_host);
         replace(&mut self.interval, interval);
         replace_list(&mut self.emit, emit.into_iter().flatten().collect());
         replace(&mut self.wavefront_names, wavefront_names);
         replace(&mut self.wavefront_token_file, wavefront_token_file.map(Some));
         replace(&mut self.wavefront_ca_file, wavefront_ca_file.map(Some));
+        self.otlp = otlp.or(&self.otlp);
+        self.remote_write = remote_write.or(&self.remote_write);
         replace(&mut self.queue_dir, queue_dir.map(Some));
         replace(&mut self.pin, pin.map(Some));
         replace(&mut self.log, log);
@@ -267,10 +311,14 @@ impl Config {
         replace_list(&mut self.cgroup, cgroup);
         replace(&mut self.proc_root, proc_root.map(Some));
         replace(&mut self.cgroup_root, cgroup_root.map(Some));
+        replace(&mut self.kubernetes, kubernetes);
+        replace(&mut self.kubeconfig, kubeconfig.map(Some));
         replace(&mut self.scrape_interval, scrape_interval);
         replace_list(&mut self.control_plane, control_plane.into_iter().flatten().collect());
         replace_list(&mut self.control_plane_exe, control_plane_exe);
         replace(&mut self.scrape_proxies, scrape_proxies);
+        replace(&mut self.callers, callers);
+        replace(&mut self.traces, traces);
         self
     }
 
@@ -278,7 +326,7 @@ impl Config {
     fn consistent(self) -> Result<Self, ConfigError> {
         if let Some(target) = repeated(&self.emit, |target| directory_name(&target.to_string())) {
             return Err(ConfigError::Conflict(format!(
-                "emit: {target} is there twice (a query makes no difference): each receiver has one name in the metrics and \
+                "emit: {target} is there twice (a query or options make no difference): each receiver has one name in the metrics and \
                  one queue; name it once"
             )));
         }
@@ -297,13 +345,23 @@ impl Config {
     #[must_use]
     pub fn push_interval(&self) -> Duration {
         let Interval(interval) = self.interval;
-        if self.emit.is_empty() { interval } else { interval.max(Duration::from_secs(1)) }
+        let is_wavefront = |target: &EmitTarget| {
+            use EmitTarget::{WavefrontFile, WavefrontHttp, WavefrontHttps};
+            matches!(target, WavefrontFile(_) | WavefrontHttp(_) | WavefrontHttps(_))
+        };
+        if self.emit.iter().any(is_wavefront) { interval.max(Duration::from_secs(1)) } else { interval }
     }
 
     /// Returns the proc file system.
     #[must_use]
     pub fn proc_root(&self) -> &Path {
         self.proc_root.as_deref().unwrap_or(Path::new("/proc"))
+    }
+
+    /// Returns the names under which the pages may be read.
+    #[must_use]
+    pub fn hosts(&self) -> Hosts {
+        Hosts::new(&self.web_host, [Some(node_name()), host_name()].into_iter().flatten())
     }
 
     /// Returns the options of Wavefront encoders.
@@ -357,6 +415,9 @@ impl Config {
             http_ports: of(PortProtocol::Http).filter(|port| !tcp_ports.contains(port)).collect(),
             tcp_ports,
             excluded_ports: numbers(&self.excluded_ports),
+            callers: self.callers == Callers::Auto,
+            traces: self.traces,
+            proc_root: self.proc_root().to_owned(),
         }
     }
 
@@ -702,7 +763,9 @@ mod tests {
         let uncommented = parse(&uncommented()).unwrap();
         let with_defaults = |config: Config| {
             let Config { listen, interval, scrape_interval, max_series, max_open_calls, queue_bytes, .. } = config;
-            let Config { wavefront_names, log, sidecar_exe, control_plane_exe, scrape_proxies, .. } = config;
+            let Config {
+                wavefront_names, log, sidecar_exe, control_plane_exe, scrape_proxies, callers, traces, ..
+            } = config;
             Config {
                 listen,
                 interval,
@@ -715,6 +778,8 @@ mod tests {
                 sidecar_exe,
                 control_plane_exe,
                 scrape_proxies,
+                callers,
+                traces,
                 ..Config::default()
             }
         };
@@ -745,6 +810,8 @@ mod tests {
         for (table, unknown) in [
             ("", "x = 1"),
             ("[wavefront]", "[wavefront]\nx = 1"),
+            ("[otlp]", "[otlp]\nx = 1"),
+            ("[remote_write]", "[remote_write]\nx = 1"),
             ("[[service]]", "[[service]]\nx = 1"),
             ("ports = ", "[[service]]\nhost = \"a.b\"\naddresses = []\nports = [{ x = 1 }]"),
             ("[[workload]]", "[[workload]]\nx = 1"),
@@ -765,11 +832,18 @@ mod tests {
 
     #[test]
     fn every_option_of_run_is_a_key() {
-        let error = parse("x = 1").unwrap_err();
+        let keys = |table: &str| parse(&format!("{table}x = 1")).unwrap_err();
+        let tables = [("", keys("")), ("otlp_", keys("[otlp]\n")), ("remote_write_", keys("[remote_write]\n"))];
+        let is_key = |key: &str| {
+            let own = |(prefix, keys): &(&str, String)| {
+                key.strip_prefix(prefix).is_some_and(|key| keys.contains(&format!("`{key}`")))
+            };
+            tables.iter().any(own)
+        };
         let cli = <crate::cli::args::Cli as clap::CommandFactory>::command();
         for argument in cli.find_subcommand("run").unwrap().get_arguments() {
             let key = argument.get_id().as_str();
-            assert!(key == "config" || error.contains(&format!("`{key}`")), "{key}");
+            assert!(key == "config" || is_key(key), "{key}");
         }
     }
 
@@ -835,7 +909,10 @@ mod tests {
                 "emit = [\"wavefront+http://p:1\", \"wavefront+http://p:1/\"]",
                 "emit: wavefront+http://p:1/ is there twice",
             ),
-            ("emit = [\"wavefront+http://p:1?a=b\", \"wavefront+http://p:1?a=c\"]", "a query makes no difference"),
+            (
+                "emit = [\"wavefront+http://p:1?a=b\", \"wavefront+http://p:1?a=c\"]",
+                "a query or options make no difference",
+            ),
             ("emit = [\"wavefront+http://p:1/a_b\", \"wavefront+http://p:1/a/b\"]", "one queue"),
             ("control_plane = [\"http://u:secret@a:1/x\", \"http://a:1/y\"]", "control_plane: a:1 is there twice"),
             ("control_plane = [\"http://a\", \"http://A:80/metrics\"]", "control_plane: a:80 is there twice"),
@@ -866,10 +943,9 @@ mod tests {
 
     #[test]
     fn a_wrong_target_is_explained_without_its_password() {
-        for (text, problem) in [
-            ("otlp+http://collector:4318", "this version has no emitter"),
-            ("wavefront+http://u:secret@p", "credentials"),
-        ] {
+        for (text, problem) in
+            [("kafka://collector:9092", "this version has no emitter"), ("wavefront+http://u:secret@p", "credentials")]
+        {
             let args = RunArgs { emit: vec![text.parse()], ..RunArgs::default() };
             let error = Config::load(&args).unwrap_err().to_string();
             assert!(error.contains(problem) && error.contains("wavefront+https://INSTANCE"), "{error}");

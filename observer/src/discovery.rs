@@ -8,6 +8,7 @@ pub mod error;
 pub mod events;
 pub mod foreign_file;
 pub mod kubelet;
+pub mod kubernetes;
 pub mod pod_labels;
 pub mod proc_files;
 pub mod process;

@@ -4,9 +4,16 @@
 //! bounded size. A full queue drops its oldest snapshot; values are cumulative, so the next push still has all counts. Every
 //! drop is counted.
 
+pub mod answer;
+pub mod credentials;
 pub mod disk_queue;
+mod http;
+pub mod options;
+pub mod otlp;
 mod queue;
+pub mod remote_write;
 pub mod target;
+pub mod token;
 pub mod transport;
 pub mod wavefront;
 mod worker;
@@ -31,7 +38,7 @@ use self::{
 pub use self::{
     queue::DeliveryLimits,
     target::{EmitTarget, TargetError},
-    transport::{Failure, Sending, Transport},
+    transport::{Accepted, Failure, Sending, Transport},
 };
 use crate::model::{EmitterStats, Snapshot};
 pub use observer_model::encode::{Batch, Encoder, Form, prometheus, selection};
@@ -56,7 +63,7 @@ impl Emitter {
     ) -> Self {
         let state = QueueState {
             // Known reasons start at 0, so that the first drop shows as an increase.
-            dropped: [("gave_up", 0), ("queue_full", 0)].into(),
+            dropped: [("gave_up", 0), ("queue_full", 0), ("refused", 0)].into(),
             pushes_dropped: [("queue_full", 0), ("shutdown", 0)].into(),
             stats: EmitterStats { name, rejected: encoder.rejected(), ..EmitterStats::default() },
             ..QueueState::default()

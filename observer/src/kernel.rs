@@ -2,20 +2,27 @@
 
 pub mod attach;
 pub mod batch;
+mod callers;
 pub mod cgroup_usage;
+mod clock;
 pub mod error;
+mod exemplars;
+mod idle_peers;
+mod idle_series;
 pub mod limit_warnings;
 pub mod load;
+pub mod port_protocols;
+mod preexisting_peers;
 pub mod read;
 pub mod reclaim;
 pub mod resume;
 pub mod sys;
 
 use std::{
-    collections::{BTreeMap, HashMap as Table},
+    collections::{BTreeMap, BTreeSet, HashMap as Table},
     net::IpAddr,
     os::fd::AsFd,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -23,11 +30,14 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, ProgramArray},
 };
 use aya_log::EbpfLogger;
-use observer_common::{Cgroup, CgroupMode, IGNORED, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, SeriesKey, names};
+use observer_common::{Cgroup, CgroupMode, IGNORED, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, PortKey, SeriesKey, names};
 
-use self::{attach::Link, cgroup_usage::CgroupUsage, error::KernelError, load::Sizes};
+use self::{
+    attach::Link, callers::CallerMaps, cgroup_usage::CgroupUsage, error::KernelError, idle_peers::IdlePeers,
+    idle_series::IdleSeries, load::Sizes,
+};
 use crate::{
-    discovery::{ProcessId, Role, Sidecar, SidecarId},
+    discovery::{ProcessId, Role, Sidecar, SidecarId, proc_files::ProcFiles},
     persist::{pin_dir::PinDir, pins::MapState},
 };
 
@@ -51,11 +61,17 @@ pub struct KernelOptions {
     pub http_ports: Vec<u16>,
     /// Ports that are never counted, besides [`EXCLUDED_PORTS`].
     pub excluded_ports: Vec<u16>,
+    /// Whether callers at the destination leg are read.
+    pub callers: bool,
+    /// Whether trace contexts of requests are read.
+    pub traces: bool,
+    /// The proc file system.
+    pub proc_root: PathBuf,
 }
 
 impl KernelOptions {
     fn sizes(&self) -> Sizes {
-        Sizes { max_series: self.max_series, max_open_calls: self.max_open_calls }
+        Sizes { max_series: self.max_series, max_open_calls: self.max_open_calls, traces: self.traces }
     }
 }
 
@@ -80,20 +96,30 @@ pub struct Kernel {
     slots: Vec<(SeriesKey, Option<u32>)>,
     /// Number of keys inserted when `slots` was read; `None` before.
     inserted: Option<u32>,
+    callers: CallerMaps,
+    /// Whether there are exemplars.
+    reads_traces: bool,
+    idle: IdleSeries,
+    idle_peers: IdlePeers,
     max_series: u32,
     /// Whether process ids are those of a nested pid namespace, which the kernel does not use.
     is_nested: bool,
     /// Where links are pinned, if they outlive the process.
     pin_dir: Option<PinDir>,
     map_state: MapState,
+    /// Ports whose protocol the configuration declares.
+    configured_ports: BTreeSet<u16>,
+    /// What the map of declared protocols holds; `None` before it was read.
+    declared: Option<Table<PortKey, u32>>,
 }
 
-/// Loads each program and drops it again, to learn what this kernel and these privileges allow.
+/// Loads each program, with or without the reading of traces, and drops it again, to learn what this kernel and these
+/// privileges allow.
 ///
 /// # Errors
 /// Not even the maps can be created; the message has the remedy.
-pub fn probe() -> Result<Vec<ProgramProbe>, KernelError> {
-    let mut ebpf = load::open(Sizes { max_series: 16, max_open_calls: 16 }, None)?;
+pub fn probe(traces: bool) -> Result<Vec<ProgramProbe>, KernelError> {
+    let mut ebpf = load::open(Sizes { max_series: 16, max_open_calls: 16, traces }, None)?;
     Ok(names::PROGRAMS
         .iter()
         .map(|&name| ProgramProbe { name, result: probe_one(&mut ebpf, name).map_err(|error| error.to_string()) })
@@ -137,10 +163,16 @@ impl Kernel {
             usage: CgroupUsage::default(),
             slots: Vec::new(),
             inserted: None,
+            callers: CallerMaps::new(options.callers, &options.proc_root),
+            reads_traces: options.traces,
+            idle: IdleSeries::default(),
+            idle_peers: IdlePeers::default(),
             max_series: options.max_series,
-            is_nested: false,
+            is_nested: ProcFiles::new(options.proc_root.clone()).is_nested(),
             pin_dir: None,
             map_state: MapState::default(),
+            configured_ports: options.tcp_ports.iter().chain(&options.http_ports).copied().collect(),
+            declared: None,
         };
         kernel.write_ports(options)?;
         Ok(kernel)
@@ -164,10 +196,11 @@ impl Kernel {
         present.iter().filter(|port| !flags.contains_key(port)).try_for_each(|port| ports.remove(port)).map_err(wrong)
     }
 
-    /// Sets whether process ids are those of a nested pid namespace. The kernel's own differ, so that a sidecar is
+    /// Whether process ids are those of a nested pid namespace. The kernel's own differ, so that a sidecar is
     /// distinguished from its agent by the names of its threads.
-    pub fn set_nested_pids(&mut self, is_nested: bool) {
-        self.is_nested = is_nested;
+    #[must_use]
+    pub fn has_nested_pids(&self) -> bool {
+        self.is_nested
     }
 
     /// Returns the programs' log lines, in a build with `--kernel-log`; they go to the `log` facade.
@@ -182,11 +215,7 @@ impl Kernel {
     /// The cgroup does not exist, or another program is attached there exclusively; nothing stays attached then.
     pub fn attach(&mut self, sidecar: &Sidecar) -> Result<bool, KernelError> {
         self.usage.attached(sidecar.id, sidecar.cgroup_id, &sidecar.cgroup);
-        self.set_cgroup_owner(sidecar)?;
-        self.set_process_owner(sidecar.process, sidecar.id)?;
-        for &companion in &sidecar.coresidents {
-            self.set_process_owner(companion, IGNORED)?;
-        }
+        self.register(sidecar)?;
         let mut links = self.links.remove(&sidecar.cgroup_id).unwrap_or_default();
         let before = links.len();
         let attached = self.attach_missing(sidecar, &mut links);
@@ -195,7 +224,17 @@ impl Kernel {
         } else {
             self.links.insert(sidecar.cgroup_id, links);
         }
+        if attached.is_ok() {
+            self.read_preexisting_peers(sidecar, before < names::ATTACHED.len());
+        }
         attached.map(|()| before < names::ATTACHED.len())
+    }
+
+    /// Tells the programs the sidecar's cgroup and processes.
+    fn register(&mut self, sidecar: &Sidecar) -> Result<(), KernelError> {
+        self.set_cgroup_owner(sidecar)?;
+        self.set_process_owner(sidecar.process, sidecar.id)?;
+        sidecar.coresidents.iter().try_for_each(|&companion| self.set_process_owner(companion, IGNORED))
     }
 
     /// Attaches the missing programs: those that register sockets first, those that read packets last, so that no packet
@@ -242,7 +281,9 @@ impl Kernel {
         }
         let shared = if sidecar.is_cgroup_shared { Cgroup::SHARED } else { 0 };
         let by_thread = if self.is_nested && sidecar.process.is_process() { Cgroup::BY_THREAD } else { 0 };
-        let value = Cgroup { sidecar: sidecar.id, mode, addresses, flags: shared | by_thread, padding: 0 };
+        let without_callers = if self.callers.is_on { 0 } else { Cgroup::WITHOUT_CALLERS };
+        let flags = shared | by_thread | without_callers;
+        let value = Cgroup { sidecar: sidecar.id, mode, addresses, flags, padding: 0 };
         let mut cgroups: HashMap<_, u64, Cgroup> = self.map_mut(names::CGROUPS)?;
         cgroups.insert(sidecar.cgroup_id, value, 0).map_err(|source| KernelError::map(names::CGROUPS, source))
     }

@@ -6,11 +6,11 @@ use clap::FromArgMatches as _;
 use observer::{
     cli::{
         args::{Cli, Command},
-        catalogue, check,
+        await_daemon_set, catalogue, check,
         command::command,
         detach, documents,
         outcome::Failure,
-        run, snapshot,
+        run, snapshot, top,
     },
     system::environment,
 };
@@ -23,8 +23,10 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Catalogue(args) => catalogue::run(&args),
-        Command::Detach { pin } => detach::run(&pin),
+        Command::Detach(args) => detach::run(&args),
+        Command::AwaitDaemonSet(args) => await_daemon_set::run(&args),
         Command::Snapshot(args) => snapshot::run(args),
+        Command::Top(args) => top::run(args),
         Command::Completions { shell } => documents::completions(shell),
         Command::Man => documents::man(),
     };

@@ -2,6 +2,7 @@
 
 pub mod abi;
 pub mod btf;
+pub(crate) mod carried_entries;
 pub mod carry_over;
 pub mod field_offsets;
 pub mod inspect;

@@ -11,13 +11,17 @@ use tokio::task::JoinSet;
 
 use crate::{
     collect::{Outcome, Reading, procfs, self_usage},
-    config::Config,
-    discovery::{Component, Sidecar},
+    config::{Config, values::Callers},
+    discovery::{Component, Sidecar, kubernetes::KubernetesHandle},
     emit::Emitter,
     kernel::{Kernel, limit_warnings::LimitWarnings},
     model::{
-        EndpointStats, Model, SelfMetrics, Snapshot, aggregate, delay::DelayHistogram, persisted::PersistedModel,
-        reading::ScrapeReading, workload_index::StaticPeers,
+        EndpointStats, Model, SelfMetrics, Snapshot, aggregate,
+        delay::DelayHistogram,
+        kubernetes::{Change, Cluster},
+        persisted::PersistedModel,
+        reading::ScrapeReading,
+        workload_index::StaticPeers,
     },
 };
 
@@ -43,7 +47,12 @@ pub struct Reporter {
     emitters: Vec<Emitter>,
     serve_stats: Option<Box<dyn Fn() -> EndpointStats + Send + Sync>>,
     reads_percentiles: bool,
+    /// Whether the next round reads cells even if it closes no interval.
+    wants_cells: bool,
+    /// Whether somebody looks now: then rounds that close an interval read cells as well.
+    is_watched: bool,
     limit_warnings: LimitWarnings,
+    kubernetes: Option<KubernetesHandle>,
     proc_root: PathBuf,
     started: Instant,
 }
@@ -60,11 +69,14 @@ impl Reporter {
         reads_percentiles: bool,
     ) -> Result<Self> {
         let retention = aggregate::DEFAULT_RETENTION;
-        let model = match model {
+        let mut model = match model {
             Some(persisted) => Model::restore(started, retention, persisted)
                 .context("--pin: the persisted state is incomplete: discard it with `observer detach --pin DIR`")?,
             None => Model::new(started, retention),
         };
+        if config.callers == Callers::Off {
+            model.turn_callers_off();
+        }
         Ok(Self {
             model,
             peers: Arc::new(config.peers()),
@@ -72,7 +84,10 @@ impl Reporter {
             emitters: Vec::new(),
             serve_stats: None,
             reads_percentiles,
+            wants_cells: false,
+            is_watched: false,
             limit_warnings: LimitWarnings::default(),
+            kubernetes: None,
             proc_root: config.proc_root().to_owned(),
             started: Instant::now(),
         })
@@ -88,10 +103,66 @@ impl Reporter {
         self.peers = Arc::new(peers);
     }
 
+    /// Lets names come from the Kubernetes API from now on.
+    pub fn set_kubernetes(&mut self, kubernetes: KubernetesHandle) {
+        self.kubernetes = Some(kubernetes);
+        self.model.turn_cluster_on();
+    }
+
+    /// Applies changes of the cluster.
+    pub fn apply(&mut self, changes: Vec<Change>) {
+        let now = SystemTime::now();
+        changes.into_iter().for_each(|change| self.model.cluster_mut().apply(change, now));
+    }
+
+    /// Returns the cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        self.model.cluster()
+    }
+
+    /// Returns the cluster, to ask it.
+    pub fn cluster_mut(&mut self) -> &mut Cluster {
+        self.model.cluster_mut()
+    }
+
+    /// Returns whether series wait for names, which another round may have.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.model.is_waiting()
+    }
+
+    /// Lets no series wait for names any more: the next round is the last.
+    pub fn stop_waiting(&mut self) {
+        self.model.stop_waiting();
+    }
+
     /// Whether rounds that close an interval read percentiles.
     #[must_use]
     pub fn reads_percentiles(&self) -> bool {
         self.reads_percentiles
+    }
+
+    /// Makes the next round read cells, and from now on every one that closes an interval, so that none are lost with
+    /// their sidecar.
+    pub fn want_cells(&mut self) {
+        (self.wants_cells, self.reads_percentiles) = (true, true);
+        self.model.cumulate_cells();
+    }
+
+    /// Makes the next round read cells, for whoever looks now, and every one that closes an interval until
+    /// [`Reporter::stop_watching`].
+    pub fn watch(&mut self) {
+        (self.wants_cells, self.is_watched) = (true, true);
+        self.model.cumulate_cells();
+    }
+
+    /// Forgets cells, unless rounds read them anyway.
+    pub fn stop_watching(&mut self) {
+        self.is_watched = false;
+        if !self.reads_percentiles {
+            self.model.forget_cells();
+        }
     }
 
     /// Records how late a round begins that was due then.
@@ -103,9 +174,10 @@ impl Reporter {
     pub fn round(&mut self, kernel: &mut Kernel, scope: Scope<'_>, closes_interval: bool) -> Arc<Snapshot> {
         let at = SystemTime::now();
         let start = Instant::now();
-        let wants_cells = closes_interval && self.reads_percentiles;
+        let is_due = closes_interval && (self.reads_percentiles || self.is_watched);
+        let wants_cells = std::mem::take(&mut self.wants_cells) || is_due;
         let mut round = self.model.begin(at, scope.running, scope.ended, &self.peers, closes_interval);
-        let (reading, error) = match kernel.read(wants_cells, |series| round.series(series)) {
+        let (reading, error) = match kernel.read(wants_cells, |part| round.ingest(part)) {
             Ok(reading) => (Some(reading), None),
             Err(error) => (None, Some(format!("{:#}", Error::from(error)))),
         };
@@ -131,10 +203,15 @@ impl Reporter {
             collection_delay: self.collection_delay.clone(),
             emitters: self.emitters.iter().map(Emitter::stats).collect(),
             endpoint: self.serve_stats.as_ref().map(|stats| stats()),
+            kubernetes: self.kubernetes.as_ref().map(KubernetesHandle::stats),
         };
         let steady = self.started.elapsed();
         let reading = Reading { at, steady, kernel: reading, processes, scrapes: scope.scraped, outcomes };
-        round.finish(&reading, scope.components, &own)
+        let snapshot = round.finish(&reading, scope.components, &own);
+        if let Some(kubernetes) = &self.kubernetes {
+            kubernetes.ask(self.model.cluster_mut().take_wanted(at));
+        }
+        snapshot
     }
 
     /// Offers a snapshot to every emitter.

@@ -1,12 +1,20 @@
-//! `/metrics`, `/healthz`, `/readyz` and a small index over HTTP/1.
+//! `/metrics`, `/healthz`, `/readyz`, the page and its API over HTTP/1.
 //!
 //! A scrape gets a snapshot that is at most [`SNAPSHOT_MAX_AGE`] old; concurrent scrapes share one. Memory is bounded whatever
 //! clients do: connections, headers, snapshots in use, stalls and response times are limited, and bodies are streamed.
 
+mod api;
+mod hosts;
+mod live;
 pub mod negotiation;
+mod page;
+mod passwords;
+mod protection;
 pub mod readiness;
 pub mod snapshot_cache;
 mod stall_timeout;
+mod tls;
+pub mod web_config;
 
 use std::{
     convert::Infallible,
@@ -30,27 +38,42 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::watch,
+    sync::{mpsc, watch},
     task::{AbortHandle, JoinHandle, JoinSet},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
-pub use self::snapshot_cache::{Bounds, SNAPSHOT_MAX_AGE};
 use self::{
-    negotiation::Gzip,
+    api::Resource,
+    live::{Live, STREAM_LENGTH},
+    negotiation::{Coding, Compressed, PageFormat},
+    page::File,
+    passwords::Verdict,
     snapshot_cache::{Lease, SnapshotCache, Source},
     stall_timeout::{Deadline, Exchange, ResponseGuard, StallTimeout},
 };
-use crate::model::{
-    EndpointStats,
-    encode::{prometheus::Exposition, selection::Selection},
+pub use self::{
+    hosts::{Hosts, WebHost},
+    protection::Protection,
+    snapshot_cache::{Bounds, SNAPSHOT_MAX_AGE},
+};
+use crate::{
+    model::{
+        EndpointStats,
+        encode::{prometheus::Exposition, protobuf::ProtobufExposition, selection::Selection},
+    },
+    system::host::node_name,
 };
 
 /// Maximum size and number of request headers.
 const HEADER_BYTES: usize = 16 * 1024;
 const HEADER_COUNT: usize = 64;
+/// Kernel's buffer per connection (it reserves twice as much), enough for 100 MB/s over 2 ms.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
 
 /// ServeLimits of what clients use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,15 +173,33 @@ pub struct Listening {
 /// # Errors
 /// It cannot be listened on; the message names it and the remedy.
 pub async fn bind(address: SocketAddr) -> Result<Listening, ListenError> {
-    let failed = |error| ListenError::new(address, error);
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
+    let listener = TcpListener::bind(address).await;
+    listener.and_then(listening).map_err(|error| ListenError::new(address, error))
+}
+
+/// Listens on a socket that listens already, and does not block.
+///
+/// # Errors
+/// It is not such a socket.
+pub fn adopt(listener: std::net::TcpListener) -> io::Result<Listening> {
+    listening(TcpListener::from_std(listener)?)
+}
+
+fn listening(listener: TcpListener) -> io::Result<Listening> {
+    // Connections inherit it. A buffer that grows by itself would hold up to four megabytes for each slow reader.
+    set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES)?;
+    let address = listener.local_addr()?;
     Ok(Listening { listener, address })
 }
 
 /// Serves snapshots of `source` within the default [`ServeLimits`]. `pending` has the reasons why readiness is blocked.
-pub fn start(listening: Listening, source: impl Source, pending: watch::Receiver<Vec<String>>) -> Server {
-    start_within(listening, source, pending, ServeLimits::default())
+pub fn start(
+    listening: Listening,
+    source: impl Source,
+    pending: watch::Receiver<Vec<String>>,
+    protection: Protection,
+) -> Server {
+    start_within(listening, source, pending, protection, ServeLimits::default())
 }
 
 /// Serves as [`start`] does, within these limits.
@@ -166,14 +207,19 @@ pub fn start_within(
     listening: Listening,
     source: impl Source,
     pending: watch::Receiver<Vec<String>>,
+    protection: Protection,
     limits: ServeLimits,
 ) -> Server {
     let Listening { listener, address } = listening;
     tracing::info!("listening on {address}");
     let stats = Arc::<Stats>::default();
-    let snapshots = Mutex::new(SnapshotCache::new(source, limits.snapshots));
-    let app_state = Arc::new(AppState { snapshots, pending, limits, stats: stats.clone() });
-    let task = tokio::spawn(accept(listener, app_state));
+    let source = Arc::new(source);
+    let snapshots = Mutex::new(SnapshotCache::new(source.clone(), limits.snapshots));
+    let live = Arc::new(Live::new(source, node_name()));
+    let app_state = Arc::new(AppState { snapshots, live, pending, protection, limits, stats: stats.clone() });
+    let task = tokio::spawn(async move {
+        tokio::join!(accept(listener, app_state.clone()), app_state.protection.keep_current());
+    });
     Server { address, task, stats }
 }
 
@@ -182,6 +228,11 @@ struct Stats {
     served: AtomicU64,
     cut: AtomicU64,
     refused_method: AtomicU64,
+    unauthorized: AtomicU64,
+    busy: AtomicU64,
+    wrong_host: AtomicU64,
+    failed_handshakes: AtomicU64,
+    too_many_streams: AtomicU64,
     duration_nanoseconds: AtomicU64,
     closed_connections: AtomicU64,
 }
@@ -193,6 +244,11 @@ impl Stats {
                 ("ok", self.served.load(Relaxed)),
                 ("cut", self.cut.load(Relaxed)),
                 ("method_not_allowed", self.refused_method.load(Relaxed)),
+                ("unauthorized", self.unauthorized.load(Relaxed)),
+                ("too_many_passwords", self.busy.load(Relaxed)),
+                ("wrong_host", self.wrong_host.load(Relaxed)),
+                ("handshake_failed", self.failed_handshakes.load(Relaxed)),
+                ("too_many_streams", self.too_many_streams.load(Relaxed)),
             ],
             duration: Duration::from_nanos(self.duration_nanoseconds.load(Relaxed)),
             refused: self.closed_connections.load(Relaxed),
@@ -200,9 +256,32 @@ impl Stats {
     }
 }
 
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Metrics,
+    Health,
+    Readiness,
+    Api(Resource),
+    File(File),
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        match path {
+            "/metrics" => Some(Self::Metrics),
+            "/healthz" => Some(Self::Health),
+            "/readyz" => Some(Self::Readiness),
+            _ => Resource::of(path).map(Self::Api).or_else(|| File::of(path).map(Self::File)),
+        }
+    }
+}
+
 struct AppState<S> {
+    live: Arc<Live<S>>,
     snapshots: Mutex<SnapshotCache<S>>,
     pending: watch::Receiver<Vec<String>>,
+    protection: Protection,
     limits: ServeLimits,
     stats: Arc<Stats>,
 }
@@ -230,22 +309,8 @@ async fn accept<S: Source>(listener: TcpListener, app_state: Arc<AppState<S>>) {
         let (app_state, exchange) = (app_state.clone(), Arc::<Exchange>::default());
         let answers = exchange.clone();
         let task = connections.spawn(async move {
-            let service = service_fn(|request| {
-                let mut response = app_state.respond(&request);
-                let body = response.body_mut();
-                body.answering = Some(answers.begin(deadline(app_state.limits.response, body.revoked.take())));
-                std::future::ready(Ok::<_, Infallible>(response))
-            });
             let stream = StallTimeout::new(stream, app_state.limits.stall, answers.clone());
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(app_state.limits.headers)
-                .max_headers(HEADER_COUNT)
-                .max_buf_size(HEADER_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!("a connection to the metrics port ended: {error}");
-            }
+            app_state.serve(stream, &answers).await;
             if answers.was_cut() {
                 app_state.stats.cut.fetch_add(1, Relaxed);
             }
@@ -278,50 +343,123 @@ fn make_room(open: &mut Vec<Open>) {
 }
 
 impl<S: Source> AppState<S> {
-    fn respond(&self, request: &Request<Incoming>) -> Response<BodyStream> {
-        let (path, method) = (request.uri().path(), request.method());
-        let known = matches!(path, "/" | "/metrics" | "/healthz" | "/readyz");
-        let mut response = if !known {
-            text(StatusCode::NOT_FOUND, "not found; see /\n")
-        } else if !matches!(*method, Method::GET | Method::HEAD) {
-            if path == "/metrics" {
-                self.stats.refused_method.fetch_add(1, Relaxed);
-            }
-            with(text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"), header::ALLOW, "GET, HEAD")
-        } else if !request.body().is_end_stream() {
-            with(text(StatusCode::PAYLOAD_TOO_LARGE, "request bodies are not accepted\n"), header::CONNECTION, "close")
-        } else {
-            match path {
-                "/metrics" => self.metrics(request.headers(), negotiation::selection(request.uri().query())),
-                "/healthz" => text(StatusCode::OK, "ok\n"),
-                "/readyz" => self.ready(),
-                _ => index(),
-            }
+    /// Serves a connection until it ends, after a handshake if there is TLS.
+    async fn serve(&self, stream: StallTimeout, exchange: &Arc<Exchange>) {
+        let Some(tls) = self.protection.current().tls.clone() else { return self.serve_http(stream, exchange).await };
+        let failed = |problem: &dyn std::fmt::Display| {
+            self.stats.failed_handshakes.fetch_add(1, Relaxed);
+            tracing::debug!("a TLS handshake at the metrics port failed: {problem}");
+        };
+        match timeout(self.limits.headers, tls.acceptor.accept(stream)).await {
+            Err(_) => failed(&"it took too long"),
+            Ok(Err(error)) => failed(&error),
+            Ok(Ok(stream)) if !tls.is_allowed(stream.get_ref().1) => failed(&"no allowed name in the certificate"),
+            Ok(Ok(stream)) => self.serve_http(stream, exchange).await,
+        }
+    }
+
+    async fn serve_http(&self, stream: impl AsyncRead + AsyncWrite + Unpin, exchange: &Arc<Exchange>) {
+        let service = service_fn(async |request: Request<Incoming>| {
+            let mut response = self.respond(&request).await;
+            let body = response.body_mut();
+            let time = if body.events.is_some() { STREAM_LENGTH + self.limits.response } else { self.limits.response };
+            body.answering = Some(exchange.begin(deadline(time, body.revoked.take())));
+            Ok::<_, Infallible>(response)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.headers)
+            .max_headers(HEADER_COUNT)
+            .max_buf_size(HEADER_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = connection.await {
+            tracing::debug!("a connection to the metrics port ended: {error}");
+        }
+    }
+
+    async fn respond(&self, request: &Request<Incoming>) -> Response<BodyStream> {
+        let route = Route::of(request.uri().path());
+        let protected = self.protection.current();
+        // Probes cannot hold a secret, and these pages have no metrics.
+        let refusal = match route {
+            Some(Route::Health | Route::Readiness) => None,
+            _ if !self.protection.allows_host(request) => Some(self.wrong_host()),
+            _ => self.refusal(protected.passwords.check(request.headers().get(header::AUTHORIZATION)).await),
+        };
+        let mut response = match (refusal, route) {
+            (Some(refusal), _) => refusal,
+            (None, None) => text(StatusCode::NOT_FOUND, "not found; see /\n"),
+            (None, Some(route)) => self.route(route, request),
         };
         if *request.method() == Method::HEAD {
             *response.body_mut() = BodyStream::none();
         }
+        response.headers_mut().extend(protected.headers.iter().cloned());
         response
+    }
+
+    fn route(&self, route: Route, request: &Request<Incoming>) -> Response<BodyStream> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            if route == Route::Metrics {
+                self.stats.refused_method.fetch_add(1, Relaxed);
+            }
+            return with(text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"), header::ALLOW, "GET, HEAD");
+        }
+        if !request.body().is_end_stream() {
+            let response = text(StatusCode::PAYLOAD_TOO_LARGE, "request bodies are not accepted\n");
+            return with(response, header::CONNECTION, "close");
+        }
+        match route {
+            Route::Metrics => self.metrics(request.headers(), negotiation::selection(request.uri().query())),
+            Route::Health => text(StatusCode::OK, "ok\n"),
+            Route::Readiness => self.ready(),
+            Route::Api(resource) => self.api(resource, request.headers()),
+            Route::File(file) => file.response(request.headers()),
+        }
+    }
+
+    fn wrong_host(&self) -> Response<BodyStream> {
+        self.stats.wrong_host.fetch_add(1, Relaxed);
+        text(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this server is not read under the name in the header Host; use its address, or add the name with --web-host\n",
+        )
+    }
+
+    fn refusal(&self, verdict: Verdict) -> Option<Response<BodyStream>> {
+        match verdict {
+            Verdict::Accepted => None,
+            Verdict::Refused => {
+                self.stats.unauthorized.fetch_add(1, Relaxed);
+                let response = text(StatusCode::UNAUTHORIZED, "a user and a password are needed\n");
+                Some(with(response, header::WWW_AUTHENTICATE, "Basic realm=\"mesh observer\", charset=\"UTF-8\""))
+            }
+            Verdict::Busy => {
+                self.stats.busy.fetch_add(1, Relaxed);
+                let response = text(StatusCode::TOO_MANY_REQUESTS, "too many wrong passwords are being checked\n");
+                Some(with(response, header::RETRY_AFTER, "1"))
+            }
+        }
     }
 
     fn metrics(&self, headers: &HeaderMap, selection: Selection) -> Response<BodyStream> {
         let began = Instant::now();
-        let Lease { snapshot, revoked } = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).read();
+        let format = negotiation::format(joined(headers, &header::ACCEPT).as_deref());
+        let with_cells = format == PageFormat::Protobuf;
+        let Lease { snapshot, revoked } =
+            self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).read(with_cells);
         self.stats.served.fetch_add(1, Relaxed);
         self.stats.spent(began);
-        let format = negotiation::format(joined(headers, &header::ACCEPT).as_deref());
-        let page = Exposition::of(snapshot, format, selection);
+        let page: Pieces = match format {
+            PageFormat::Lines(format) => Box::new(Exposition::of(snapshot, format, selection)),
+            PageFormat::Protobuf => Box::new(ProtobufExposition::of(snapshot, selection)),
+        };
         let stats = self.stats.clone();
-        let pieces = |pieces| {
+        let pieces = |pieces: Pieces| {
             let (pieces, stats, revoked) = (Some(pieces), Some(stats), Some(revoked));
-            Response::new(BodyStream { pieces, stats, revoked, answering: None })
+            BodyStream { pieces, stats, revoked, ..BodyStream::none() }
         };
-        let response = if negotiation::accepts_gzip(joined(headers, &header::ACCEPT_ENCODING).as_deref()) {
-            with(pieces(Box::new(Gzip::new(page))), header::CONTENT_ENCODING, "gzip")
-        } else {
-            pieces(Box::new(page))
-        };
-        let response = with(response, header::VARY, "accept, accept-encoding");
+        let response = with(compressed(headers, page, pieces), header::VARY, "accept, accept-encoding");
         with(response, header::CONTENT_TYPE, format.content_type())
     }
 
@@ -341,20 +479,24 @@ impl Stats {
     }
 }
 
-fn index() -> Response<BodyStream> {
-    let page = concat!(
-        "<!doctype html><title>mesh observer</title><h1>mesh observer ",
-        env!("CARGO_PKG_VERSION"),
-        "</h1><ul><li><a href=\"/metrics\">metrics</a><li><a href=\"/healthz\">health</a>",
-        "<li><a href=\"/readyz\">readiness</a></ul>\n"
-    );
-    with(text(StatusCode::OK, page), header::CONTENT_TYPE, "text/html; charset=utf-8")
+/// Returns a response of these pieces in the coding that the client prefers; `body` makes its body.
+fn compressed(headers: &HeaderMap, pieces: Pieces, body: impl FnOnce(Pieces) -> BodyStream) -> Response<BodyStream> {
+    let coding = negotiation::coding(joined(headers, &header::ACCEPT_ENCODING).as_deref());
+    let pieces: Pieces = match coding {
+        Coding::Identity => pieces,
+        Coding::Gzip => Box::new(Compressed::gzip(pieces)),
+        Coding::Zstd => match Compressed::zstd(pieces) {
+            Ok(pieces) => Box::new(pieces),
+            Err(_) => return text(StatusCode::SERVICE_UNAVAILABLE, "no memory to compress\n"),
+        },
+    };
+    let response = with(Response::new(body(pieces)), header::VARY, "accept-encoding");
+    if coding == Coding::Identity { response } else { with(response, header::CONTENT_ENCODING, coding.name()) }
 }
 
 fn text(status: StatusCode, text: &str) -> Response<BodyStream> {
     let piece = Bytes::copy_from_slice(text.as_bytes());
-    let mut response =
-        Response::new(BodyStream { pieces: Some(Box::new(std::iter::once(piece))), ..BodyStream::none() });
+    let mut response = Response::new(BodyStream::of(Box::new(std::iter::once(piece))));
     *response.status_mut() = status;
     with(response, header::CONTENT_TYPE, "text/plain; charset=utf-8")
 }
@@ -370,9 +512,13 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     (!values.is_empty()).then(|| values.join(","))
 }
 
+type Pieces = Box<dyn Iterator<Item = Bytes> + Send>;
+
 /// A streamed body.
 struct BodyStream {
-    pieces: Option<Box<dyn Iterator<Item = Bytes> + Send>>,
+    pieces: Option<Pieces>,
+    /// Server-sent events, instead of pieces.
+    events: Option<mpsc::Receiver<Bytes>>,
     /// Where the time spent is counted.
     stats: Option<Arc<Stats>>,
     /// Closed when the snapshot is revoked.
@@ -383,7 +529,11 @@ struct BodyStream {
 
 impl BodyStream {
     fn none() -> Self {
-        Self { pieces: None, stats: None, revoked: None, answering: None }
+        Self { pieces: None, events: None, stats: None, revoked: None, answering: None }
+    }
+
+    fn of(pieces: Pieces) -> Self {
+        Self { pieces: Some(pieces), ..Self::none() }
     }
 }
 
@@ -393,8 +543,11 @@ impl Body for BodyStream {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(events) = &mut self.events {
+            return events.poll_recv(context).map(|event| event.map(|event| Ok(Frame::data(event))));
+        }
         let began = Instant::now();
         let piece = self.pieces.as_mut().and_then(Iterator::next);
         if let Some(stats) = &self.stats {
@@ -404,14 +557,14 @@ impl Body for BodyStream {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.is_none()
+        self.pieces.is_none() && self.events.is_none()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Snapshot, encode::prometheus::Format, fixture};
+    use crate::model::{Snapshot, encode::prometheus::Format, fixture, view::Finding};
     use std::{io::Read, sync::atomic::AtomicUsize};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -424,10 +577,16 @@ mod tests {
     }
 
     impl Source for Scripted {
-        fn snapshot(&self) -> Arc<Snapshot> {
+        fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
             self.asked.fetch_add(1, Relaxed);
             self.snapshot.clone()
         }
+
+        fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+            (self.snapshot(true), Vec::new())
+        }
+
+        fn stop_watching(&self) {}
     }
 
     struct Bench {
@@ -453,10 +612,15 @@ mod tests {
     }
 
     async fn bench_within(snapshot: Arc<Snapshot>, limits: ServeLimits) -> Bench {
+        bench_with(snapshot, Protection::load(None, Hosts::default()).unwrap(), limits).await
+    }
+
+    async fn bench_with(snapshot: Arc<Snapshot>, protection: Protection, limits: ServeLimits) -> Bench {
         let (pending, receiver) = watch::channel(Vec::new());
         let asked = Arc::<AtomicUsize>::default();
         let source = Scripted { snapshot, asked: asked.clone() };
-        let server = start_within(bind("127.0.0.1:0".parse().unwrap()).await.unwrap(), source, receiver, limits);
+        let server =
+            start_within(bind("127.0.0.1:0".parse().unwrap()).await.unwrap(), source, receiver, protection, limits);
         Bench { server, pending, asked }
     }
 
@@ -550,6 +714,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_api_answers_in_json_and_bounds_its_streams() {
+        let bench = bench_within(fixture::snapshots()[0].clone(), ServeLimits { connections: 64, ..QUICK }).await;
+        for path in ["/api/v1", "/api/v1/state", "/api/v1/history"] {
+            let (head, body) = get(&bench, path, "").await;
+            assert!(head.starts_with("http/1.0 200") && head.contains("content-type: application/json"), "{head}");
+            assert!(head.contains("cache-control: no-store") && !head.contains("access-control"), "{head}");
+            assert!(serde_json::from_slice::<serde_json::Value>(&body).unwrap().is_object());
+        }
+        assert!(get(&bench, "/api/v1/other", "").await.0.starts_with("http/1.0 404"));
+        let mut streams = Vec::new();
+        for _ in 0..live::MAX_STREAMS {
+            let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
+            stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+            let mut head = [0; 15];
+            stream.read_exact(&mut head).await.unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200 OK");
+            streams.push(stream);
+        }
+        let (head, _) = get(&bench, "/api/v1/events", "").await;
+        assert!(head.starts_with("http/1.0 503") && head.contains("retry-after"), "{head}");
+        assert_eq!(count(&bench, "too_many_streams"), 1);
+        drop(streams);
+    }
+
+    #[tokio::test]
+    async fn a_page_elsewhere_cannot_read_under_its_own_name() {
+        let bench = bench().await;
+        for (path, status) in [("/metrics", 421), ("/", 421), ("/healthz", 200)] {
+            let (head, _) = get(&bench, path, "host: evil.example.com\r\n").await;
+            assert!(head.starts_with(&format!("http/1.0 {status}")), "{path}: {head}");
+        }
+        assert_eq!(count(&bench, "wrong_host"), 2);
+        assert!(get(&bench, "/metrics", "host: localhost:1\r\n").await.0.starts_with("http/1.0 200"));
+    }
+
+    #[tokio::test]
     async fn slow_and_silent_clients_lose_their_connection_and_keep_nobody_out() {
         let bench = bench().await;
         let mut silent = Vec::new();
@@ -579,7 +779,7 @@ mod tests {
     async fn an_answer_that_is_taken_too_slowly_is_cut_and_counted() {
         let bench = bench_within(large(), ServeLimits { stall: Duration::from_secs(20), ..QUICK }).await;
         let mut stream = TcpStream::connect(bench.server.address).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
         let began = Instant::now();
         let mut taken = 0;
         // Faster than a stall, and slower than the whole answer would need.

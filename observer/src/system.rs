@@ -6,5 +6,6 @@ pub mod host;
 pub mod http_client;
 pub mod jitter;
 pub mod logging;
+mod pinned;
 pub mod seccomp;
 pub mod signals;

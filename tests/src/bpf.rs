@@ -1,9 +1,16 @@
 //! bpf(2), as far as the tests and benchmarks call it themselves. Source: kernel `include/uapi/linux/bpf.h`.
 
 use std::{
-    io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
+    path::Path,
 };
+
+use anyhow::{Context as _, Result};
 
 const PROG_LOAD: libc::c_long = 5;
 const PROG_QUERY: libc::c_long = 16;
@@ -59,4 +66,54 @@ pub fn attached(target: &impl AsRawFd, attach_type: u32) -> io::Result<Vec<u32>>
     call(PROG_QUERY, &mut query)?;
     let count = usize::try_from(query[3] & u64::from(u32::MAX)).expect("at most 64");
     Ok(ids[..count].to_vec())
+}
+
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const MAP_GET_NEXT_KEY: libc::c_long = 4;
+const OBJ_GET: libc::c_long = 7;
+
+/// A map that an observer has pinned.
+#[derive(Debug)]
+pub struct PinnedMap(OwnedFd);
+
+impl PinnedMap {
+    /// Opens a map by its name in the only directory of maps below a pin directory.
+    pub fn open(directory: &Path, name: &str) -> Result<Self> {
+        let mut found = None;
+        for entry in fs::read_dir(directory).with_context(|| format!("{}", directory.display()))? {
+            let path = entry?.path().join(name);
+            if path.exists() {
+                found = Some(path);
+            }
+        }
+        let path = found.with_context(|| format!("no map {name} below {}", directory.display()))?;
+        let path = CString::new(path.into_os_string().into_vec())?;
+        Ok(Self(create(OBJ_GET, &mut [path.as_ptr() as u64, 0])?))
+    }
+
+    /// Returns the value of a key; both have the sizes of the map.
+    pub fn value(&self, key: &[u8], size: usize) -> io::Result<Vec<u8>> {
+        let mut value = vec![0; size];
+        let mut attributes = [descriptor(&self.0), key.as_ptr() as u64, value.as_mut_ptr() as u64, 0];
+        call(MAP_LOOKUP_ELEM, &mut attributes)?;
+        Ok(value)
+    }
+
+    /// Returns all keys and values, of the map's sizes.
+    pub fn entries(&self, key_size: usize, value_size: usize) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut entries: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        loop {
+            let mut next = vec![0; key_size];
+            let key = entries.last().map_or(0, |(key, _)| key.as_ptr() as u64);
+            let mut attributes = [descriptor(&self.0), key, next.as_mut_ptr() as u64, 0];
+            match call(MAP_GET_NEXT_KEY, &mut attributes) {
+                Ok(_) => {
+                    let value = self.value(&next, value_size)?;
+                    entries.push((next, value));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }

@@ -460,6 +460,16 @@ impl Builder<'_> {
                 }},
             }),
         );
+        merge(
+            &mut log["log_format"]["json_format"],
+            json!({
+                "traceparent": "%REQ(TRACEPARENT)%",
+                "b3": "%REQ(B3)%",
+                "b3_trace": "%REQ(X-B3-TRACEID)%",
+                "b3_span": "%REQ(X-B3-SPANID)%",
+                "b3_sampled": "%REQ(X-B3-SAMPLED)%",
+            }),
+        );
         json!({"name": "envoy.access_loggers.file", "typed_config": log})
     }
 

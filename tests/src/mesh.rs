@@ -290,7 +290,8 @@ impl Mesh {
     ) -> Result<Service> {
         let same =
             self.services.iter().find(|service| service.name == name).map(|service| (service.ipv4, service.ipv6));
-        let number = u8::try_from(self.services.len() + 1).context("too many services")?;
+        // The first addresses are those of a cluster's own services.
+        let number = u8::try_from(self.services.len() + 11).context("too many services")?;
         let (ipv4, ipv6) =
             same.unwrap_or((Ipv4Addr::new(10, 96, self.index, number), ipv6(0xfd96, self.index, number)));
         let endpoint = Arc::clone(endpoint);

@@ -151,8 +151,8 @@ pub fn finish(command: &mut Command, input: &str) -> Result<String> {
     // A command that does not read its input may close it early.
     let _ = io::Write::write_all(&mut child.stdin.take().expect("piped above"), input.as_bytes());
     let output = child.wait_with_output().with_context(|| format!("{named} cannot be awaited"))?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{named} ended with {}: {}", output.status, error.trim());
+    let [error, answer] = [&output.stderr, &output.stdout].map(|text| String::from_utf8_lossy(text));
+    ensure!(output.status.success(), "{named} ended with {}: {} {}", output.status, error.trim(), answer.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{self, Child, Command, ExitStatus, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -49,6 +49,15 @@ impl Observer {
     /// Starts an observer with only `arguments` on the command line and a configuration file of this text.
     pub fn start_with(directory: &Path, configuration: &str, sidecars: usize, arguments: &[&str]) -> Result<Self> {
         Self::launch(&mut Command::new(tools::observer()?), directory, configuration, sidecars, arguments)
+    }
+
+    /// Observes no sidecar, and scrapes these pages of control planes once a second.
+    pub fn start_scraping(directory: &Path, pages: &[String], arguments: &[&str]) -> Result<Self> {
+        let nobody = format!("nobody-{}", process::id());
+        let only = ["--scrape-interval", "1s", "--sidecar-exe", &nobody];
+        let pages = pages.iter().flat_map(|url| ["--control-plane", url]);
+        let arguments: Vec<&str> = only.into_iter().chain(pages).chain(arguments.iter().copied()).collect();
+        Self::start_with(directory, "", 0, &arguments)
     }
 
     /// Starts an observer like [`Observer::start`], without one of the capabilities that root has; its name as
@@ -278,6 +287,11 @@ impl Snapshot {
 }
 
 impl Lines {
+    /// Reads the file of an emitter `wavefront+file:PATH`.
+    pub fn read(path: &Path) -> Result<Self> {
+        fs::read_to_string(path).map(Self).with_context(|| path.display().to_string())
+    }
+
     /// Returns a statistic of one reporter's only histogram of that documented name.
     pub fn statistic(&self, name: &str, statistic: &str, reporter: &str) -> Result<f64> {
         let beginning = format!("\"{name}.{statistic}.value\" ");

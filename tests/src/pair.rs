@@ -122,7 +122,12 @@ impl Pair {
 
     /// Starts an observer that sees `sidecars` of them.
     pub fn observe(&mut self, sidecars: usize) -> Result<()> {
-        self.observer = Some(Observer::start(&self.mesh, sidecars, &[])?);
+        self.observe_with(sidecars, &[])
+    }
+
+    /// Starts one with these options.
+    pub fn observe_with(&mut self, sidecars: usize, options: &[&str]) -> Result<()> {
+        self.observer = Some(Observer::start(&self.mesh, sidecars, options)?);
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! The real Prometheus, which scrapes by its configuration and answers queries.
+//! The real Prometheus, which scrapes by its configuration, receives remote write and answers queries; VictoriaMetrics
+//! answers them, too.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,17 @@ use crate::{
 /// Labels, including the name, and the value. A label without a value equals an absent one.
 pub type Series = BTreeMap<BTreeMap<String, String>, f64>;
 
+/// A program that receives remote write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receiver {
+    /// Debian's Prometheus, of version 1.0.
+    Debian,
+    /// A recent Prometheus, of version 2.0, with native histograms.
+    Recent,
+    /// VictoriaMetrics.
+    VictoriaMetrics,
+}
+
 /// A running server; killed when dropped.
 #[derive(Debug)]
 pub struct Prometheus {
@@ -32,30 +44,115 @@ pub struct Prometheus {
 impl Prometheus {
     /// Starts with this configuration and an empty store in `directory`.
     pub fn start(directory: &Path, configuration: &str) -> Result<Self> {
-        let address = free_port()?;
-        let (file, log) = (directory.join("prometheus.yml"), directory.join("prometheus.log"));
+        Self::start_with(directory, configuration, &[])
+    }
+
+    /// Starts with further command-line `arguments`.
+    pub fn start_with(directory: &Path, configuration: &str, arguments: &[&str]) -> Result<Self> {
+        Self::launch(directory, configuration, free_port()?, arguments)
+    }
+
+    /// Starts as a receiver of remote write at `address`, with the store that is in `directory`, if there is one.
+    pub fn receiver(receiver: Receiver, directory: &Path, address: SocketAddr) -> Result<Self> {
+        let remote_write = "--web.enable-remote-write-receiver";
+        match receiver {
+            Receiver::Debian => Self::launch(directory, "", address, &[remote_write]),
+            Receiver::Recent => {
+                Self::launch_program(&tools::built("prometheus")?, directory, "", address, &[remote_write])
+            }
+            Receiver::VictoriaMetrics => {
+                let log = directory.join("victoria-metrics.log");
+                let mut command = Command::new(tools::built("victoria-metrics")?);
+                command
+                    .arg(format!("-storageDataPath={}", directory.join("victoria-metrics").display()))
+                    .arg(format!("-httpListenAddr={address}"))
+                    // Answers with what is stored now, and not as of half a minute ago.
+                    .args(["-search.latencyOffset=0s", "-search.disableCache", "-search.maxStalenessInterval=1m"]);
+                Self::spawn(command, address, log)
+            }
+        }
+    }
+
+    fn launch(directory: &Path, configuration: &str, address: SocketAddr, arguments: &[&str]) -> Result<Self> {
+        Self::launch_program(&tools::server("prometheus")?, directory, configuration, address, arguments)
+    }
+
+    fn launch_program(
+        program: &Path,
+        directory: &Path,
+        configuration: &str,
+        address: SocketAddr,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let file = directory.join("prometheus.yml");
         fs::write(&file, configuration).with_context(|| file.display().to_string())?;
-        let program = tools::server("prometheus")?;
-        let process = Command::new(&program)
+        let mut command = Command::new(program);
+        command
             .arg(format!("--config.file={}", file.display()))
             .arg(format!("--storage.tsdb.path={}", directory.join("store").display()))
             .arg(format!("--web.listen-address={address}"))
+            .args(arguments);
+        Self::spawn(command, address, directory.join("prometheus.log"))
+    }
+
+    fn spawn(mut command: Command, address: SocketAddr, log: PathBuf) -> Result<Self> {
+        let process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
             .spawn()
-            .with_context(|| program.display().to_string())?;
+            .with_context(|| format!("{command:?}"))?;
         Ok(Self { process, address, log })
     }
 
     /// Evaluates an expression now; an error while the server is not ready yet.
     pub fn query(&self, expression: &str) -> Result<Series> {
-        let (status, body) = get(self.address, &format!("/api/v1/query?query={}", percent_encoded(expression)))?;
+        vector(expression, &self.ask(expression)?)
+    }
+
+    /// Returns the times, in seconds, of all samples that the only series of a range has.
+    pub fn times(&self, range: &str) -> Result<Vec<f64>> {
+        let results = self.results(range)?;
+        ensure!(results.len() == 1, "{range}: {} series", results.len());
+        let values = results[0]["values"].as_array().with_context(|| results[0].to_string())?;
+        values.iter().map(|value| value[0].as_f64().with_context(|| value.to_string())).collect()
+    }
+
+    /// Returns every sample of a range of native histograms, each as the API has it.
+    pub fn histograms(&self, range: &str) -> Result<Vec<Stored<Value>>> {
+        let mut all = Vec::new();
+        for result in self.results(range)? {
+            let labels = labels(&result).with_context(|| result.to_string())?;
+            for sample in result["histograms"].as_array().into_iter().flatten() {
+                let time = sample[0].as_f64().with_context(|| sample.to_string())?;
+                all.push((labels.clone(), time, sample[1].clone()));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Returns every sample of a range.
+    pub fn samples(&self, range: &str) -> Result<Vec<Stored<f64>>> {
+        let mut all = Vec::new();
+        for result in self.results(range)? {
+            let labels = labels(&result).with_context(|| result.to_string())?;
+            for sample in result["values"].as_array().into_iter().flatten() {
+                let number = || Some((sample[0].as_f64()?, sample[1].as_str()?.parse().ok()?));
+                let (time, value) = number().with_context(|| sample.to_string())?;
+                all.push((labels.clone(), time, value));
+            }
+        }
+        Ok(all)
+    }
+
+    fn results(&self, expression: &str) -> Result<Vec<Value>> {
+        results(expression, &self.ask(expression)?)
+    }
+
+    fn ask(&self, expression: &str) -> Result<String> {
+        let (status, body) = get(self.address, &query_path(expression))?;
         ensure!(status == 200, "{expression}: {status}: {body}");
-        let answer: Value = serde_json::from_str(&body).with_context(|| body.clone())?;
-        ensure!(answer["warnings"].is_null(), "{expression}: {}", answer["warnings"]);
-        let results = answer["data"]["result"].as_array().with_context(|| body.clone())?;
-        results.iter().map(|result| series(result).with_context(|| result.to_string())).collect()
+        Ok(body)
     }
 
     /// Scrapes its own metrics.
@@ -70,6 +167,9 @@ impl Prometheus {
         fs::read_to_string(&self.log).with_context(|| self.log.display().to_string())
     }
 }
+
+/// Labels of a sample, its time in seconds, and its value.
+pub type Stored<T> = (BTreeMap<String, String>, f64, T);
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
@@ -112,12 +212,33 @@ pub fn lint(page: &str) -> Result<Vec<String>> {
     Ok(said.lines().map(str::to_owned).collect())
 }
 
-fn series(result: &Value) -> Option<(BTreeMap<String, String>, f64)> {
-    let labels = result["metric"].as_object()?.iter();
-    let labels = labels.map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect::<Option<_>>()?;
-    Some((labels, result["value"][1].as_str()?.parse().ok()?))
+/// Returns the path at which an expression is evaluated now.
+#[must_use]
+pub fn query_path(expression: &str) -> String {
+    format!("/api/v1/query?query={}", percent_encoded(expression))
 }
 
+/// Returns the series of an answer.
+pub fn vector(expression: &str, body: &str) -> Result<Series> {
+    let results = results(expression, body)?;
+    results.iter().map(|result| series(result).with_context(|| result.to_string())).collect()
+}
+
+fn results(expression: &str, body: &str) -> Result<Vec<Value>> {
+    let answer: Value = serde_json::from_str(body).with_context(|| body.to_owned())?;
+    ensure!(answer["warnings"].is_null(), "{expression}: {}", answer["warnings"]);
+    Ok(answer["data"]["result"].as_array().with_context(|| body.to_owned())?.clone())
+}
+
+fn series(result: &Value) -> Option<(BTreeMap<String, String>, f64)> {
+    Some((labels(result)?, result["value"][1].as_str()?.parse().ok()?))
+}
+
+fn labels(result: &Value) -> Option<BTreeMap<String, String>> {
+    result["metric"].as_object()?.iter().map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// Returns text as it may stand in a URL's query.
 fn percent_encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }

@@ -4,6 +4,7 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -54,10 +55,29 @@ pub fn wavefront_decoder() -> Result<Command> {
     Ok(command)
 }
 
+/// Returns a program written in Go that few tests need; builds it, which takes minutes, unless the cache has it.
+pub fn built(program: &str) -> Result<PathBuf> {
+    // Tests that run side by side need the same one.
+    static BUILD: Mutex<()> = Mutex::new(());
+    let _build = BUILD.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut make = Command::new(require("make")?);
+    make.args(["--silent", "--no-print-directory", program, "--directory"]).arg(repository().join("tests/peers"));
+    let status = make.arg(format!("CACHE={}", cache().display())).status().context("make")?;
+    ensure!(status.success(), "{program} cannot be built; `make -C tests/peers {program}` shows why");
+    Ok(cache().join(program).join(program))
+}
+
 /// Returns a real server written in Go: as `cargo xtask setup` unpacked it, or an installed one.
 pub fn server(name: &str) -> Result<PathBuf> {
     let path = cache().join("servers/usr/bin").join(name);
     if path.is_file() { Ok(path) } else { require(name) }
+}
+
+/// Returns a program of the Kubernetes control plane, as `cargo xtask setup` builds it.
+pub fn cluster(name: &str) -> Result<PathBuf> {
+    let path = cache().join("cluster").join(name);
+    ensure!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
+    Ok(path)
 }
 
 /// Returns the release observer: `MESH_OBSERVER_BIN`, or where `cargo xtask build` puts it.

@@ -1,6 +1,7 @@
 //! Waiting for a condition instead of a fixed time.
 
 use std::{
+    any::type_name,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -11,7 +12,11 @@ use anyhow::{Context as _, Result};
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Calls `look` until it succeeds and returns its value; after `patience` its last error, with `what` as context.
+///
+/// # Panics
+/// The value is a `bool`: what is not so yet must be an error, or nothing is waited for.
 pub fn wait_until<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+    assert_ne!(type_name::<T>(), type_name::<bool>(), "{what}: use `ensure!`");
     let end = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     loop {

@@ -237,11 +237,7 @@ impl Fixture {
     fn start_at(name: &str, urls: &[String]) -> Result<Self> {
         let directory = env::temp_dir().join(format!("mesh-control-plane-{}-{name}", process::id()));
         fs::create_dir_all(&directory)?;
-        let nobody = format!("nobody-{}", process::id());
-        let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
-        let only = ["--scrape-interval", "1s", "--sidecar-exe", &nobody];
-        let arguments: Vec<&str> = only.into_iter().chain(pages).collect();
-        let observer = Observer::start_with(&directory, "", 0, &arguments)?;
+        let observer = Observer::start_scraping(&directory, urls, &[])?;
         Ok(Self { observer, directory })
     }
 

@@ -399,7 +399,7 @@ fn a_thousand_slow_clients(_: &mut ()) -> Result<String> {
     }
     let before = resident()?;
     open_files(2 * CLIENTS as u64)?;
-    let asked = ["", "GET /metrics HTTP/1.1\r\nhost: ", "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"];
+    let asked = ["", "GET /metrics HTTP/1.1\r\nhost: ", "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n"];
     let mut clients = Vec::new();
     let files = || Ok::<_, std::io::Error>(fs::read_dir(format!("/proc/{}/fd", observer.pid()))?.count());
     let files_before = files()?;

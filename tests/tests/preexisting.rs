@@ -212,7 +212,7 @@ fn policy_behind_tproxy(_: &mut ()) -> Result<String> {
 }
 
 /// A peer's connection with mutual TLS is older than the observer, a plaintext client comes later: the policy of the
-/// peer's requests is unknown.
+/// peer's requests is known by the header that its sidecar adds.
 fn policy(server: Options) -> Result<String> {
     let mut pair = Pair::unobserved(one_worker(), server)?;
     let mut peer = Connection::open(&pair.client, pair.web.address(Family::V4))?;
@@ -239,8 +239,8 @@ fn policy(server: Options) -> Result<String> {
         exposition.sum("istio_requests_total", &labels).unwrap_or(0.0)
     });
     ensure!(
-        (none, mutual_tls, unknown) == (1.0, 0.0, REQUESTS as f64),
+        (none, mutual_tls, unknown) == (1.0, REQUESTS as f64, 0.0),
         "{none} none, {mutual_tls} mTLS, {unknown} unknown"
     );
-    Ok(format!("{none} none, {unknown} unknown"))
+    Ok(format!("{none} none, {mutual_tls} with mutual TLS"))
 }

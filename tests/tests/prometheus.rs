@@ -5,19 +5,23 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
-    process,
-    thread::sleep,
+    process::{self, Command},
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::{
     exposition::Sample,
-    observer::{Observer, get},
+    mesh::Family,
+    observer::{Lines, Observer, get},
+    pair::Pair,
     prometheus::{Prometheus, Series, lint, stored},
     relay::Relay,
     replay::{Capture, Replay},
+    sidecar::Options,
     tools,
+    wait::wait_until,
 };
 
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -144,6 +148,122 @@ fn promtool_has_no_remarks_but_on_names_that_istio_documents() -> Result<()> {
     fixture.end()
 }
 
+#[test]
+fn native_histograms_answer_what_the_observer_measured() -> Result<()> {
+    // No multiple of these quantiles is whole, so that both sides mean the same request.
+    const REQUESTS: f64 = 137.0;
+    const FAMILY: &str = "istio_request_duration_milliseconds";
+    let mut pair = Pair::unobserved(Options::default(), Options::default())?;
+    let pushes = pair.mesh.directory().join("pushes");
+    let emit = format!("wavefront+file:{}", pushes.display());
+    // The only interval ends with the observer.
+    let observer = pair.observer.insert(Observer::start(&pair.mesh, 2, &["--interval", "1h", "--emit", &emit])?);
+    let configuration = format!(
+        "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\nscrape_configs:\n- job_name: native\n  honor_labels: true\n  \
+         static_configs:\n  - targets: ['{}']\n",
+        observer.address()
+    );
+    let feature = ["--enable-feature=native-histograms"];
+    let prometheus = Prometheus::start_with(pair.mesh.directory(), &configuration, &feature)?;
+    // The cells of the first ones are read before the last ones are asked.
+    pair.curl(&[&pair.url(Family::V4, "/bytes/1")])?;
+    sleep(Duration::from_secs(3));
+    pair.curl(&[&pair.url(Family::V4, "/delay/{5,20,60,1}?round=[1-34]")])?;
+    let of = |function: &str, reporter: &str| -> Result<f64> {
+        let found = prometheus.query(&format!("{function} sum({FAMILY}{{reporter=\"{reporter}\"}}))"))?;
+        found
+            .into_values()
+            .next()
+            .with_context(|| format!("{function} of {reporter}: {}", prometheus.log().unwrap_or_default()))
+    };
+    wait_until("every request is stored", SCRAPE_TIMEOUT, || {
+        for reporter in ["source", "destination"] {
+            let count = of("histogram_count(", reporter)?;
+            ensure!(equal(count, REQUESTS), "{count} of {reporter}");
+        }
+        Ok(())
+    })?;
+    let mut stored = Vec::new();
+    for (reporter, (name, quantile)) in ["source", "destination"]
+        .into_iter()
+        .flat_map(|one| [("p50", 0.5), ("p75", 0.75), ("p90", 0.9), ("p99", 0.99)].map(|own| (one, own)))
+    {
+        stored.push((reporter, name, of(&format!("histogram_quantile({quantile},"), reporter)?));
+    }
+    let bytes = prometheus.query("histogram_sum(sum(istio_request_bytes{reporter=\"source\"}))")?;
+    ensure!(bytes.into_values().next().is_some_and(|sum| sum > 0.0), "no native histogram of bytes");
+    pair.observer.take().context("the observer")?.stop()?;
+    let said = Lines::read(&pushes)?;
+    for (reporter, name, found) in stored {
+        let own = said.statistic("istio.request.duration.milliseconds", name, reporter)?;
+        ensure!((found / own - 1.0).abs() < 0.02, "{name} of {reporter}: {found} stored, {own} measured");
+        println!("{name} of {reporter}: {found:.3} stored, {own:.3} measured");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_page_that_two_nodes_name_is_two_series_that_only_grow() -> Result<()> {
+    /// Growth of the counter per second.
+    const RATE: f64 = 10.0;
+    let directory = env::temp_dir().join(format!("mesh-prometheus-{}-two", process::id()));
+    let page = |count: usize| {
+        let line = format!("# TYPE pilot_xds_pushes counter\npilot_xds_pushes{{type=\"eds\"}} {count}\n");
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{line}", line.len())
+            .into_bytes()
+    };
+    let plane = Replay::start_with(page(1_000))?;
+    let moving = plane.clone();
+    thread::spawn(move || {
+        for count in 1_001.. {
+            sleep(Duration::from_millis(100));
+            moving.answer_with(page(count));
+        }
+    });
+    let url = plane.url();
+    let nobody = format!("nobody-{}", process::id());
+    let mut observers = Vec::new();
+    for node in ["node-a", "node-b"] {
+        let directory = directory.join(node);
+        fs::create_dir_all(&directory)?;
+        let mut command = Command::new(tools::observer()?);
+        command.env("NODE_NAME", node);
+        // Each scrapes the page at times of its own.
+        let arguments = ["--scrape-interval", "2s", "--sidecar-exe", &nobody, "--control-plane", &url];
+        observers.push(Observer::launch(&mut command, &directory, "", 0, &arguments)?);
+        sleep(Duration::from_millis(700));
+    }
+    let targets: Vec<_> = observers.iter().map(|observer| format!("'{}'", observer.address())).collect();
+    let configuration = format!(
+        "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\nscrape_configs:\n- job_name: both\n  honor_labels: true\n  \
+         static_configs:\n  - targets: [{}]\n",
+        targets.join(", ")
+    );
+    let prometheus = Prometheus::start(&directory, &configuration)?;
+    wait_until("the page is stored for ten seconds", SCRAPE_TIMEOUT, || {
+        let found = prometheus.query("count_over_time(pilot_xds_pushes[20s]) >= 12")?;
+        ensure!(found.len() == 2, "{found:?}");
+        Ok(())
+    })?;
+    for (labels, rate) in prometheus.query("rate(pilot_xds_pushes[12s])")? {
+        println!("{:?}: {rate:.1}/s", labels.get("scraper_node"));
+        ensure!((0.5 * RATE..1.5 * RATE).contains(&rate), "{labels:?} seems to grow by {rate}/s");
+    }
+    let resets = prometheus.query("resets(pilot_xds_pushes[20s])")?;
+    let nodes: BTreeSet<_> =
+        resets.keys().filter_map(|labels| labels.get("scraper_node").map(String::as_str)).collect();
+    ensure!(
+        nodes == BTreeSet::from(["node-a", "node-b"]) && resets.values().all(|resets| equal(*resets, 0.0)),
+        "{resets:?}"
+    );
+    // The page counts once where one node is chosen, as the documentation says.
+    let once = prometheus.query("sum(max without (scraper_node) (rate(pilot_xds_pushes[12s])))")?;
+    ensure!(once.into_values().all(|rate| (0.5 * RATE..1.5 * RATE).contains(&rate)), "counted twice");
+    drop(prometheus);
+    observers.into_iter().try_for_each(Observer::stop)?;
+    Ok(fs::remove_dir_all(directory)?)
+}
+
 /// A target of Prometheus, and the expected response.
 struct Job {
     name: &'static str,
@@ -227,10 +347,7 @@ impl Fixture {
 /// Returns an observer that looks at these control planes only, once it has read them all.
 fn observe<'a>(directory: &Path, planes: impl Iterator<Item = &'a Replay>) -> Result<Observer> {
     let urls: Vec<String> = planes.map(Replay::url).collect();
-    let nobody = format!("nobody-{}", process::id());
-    let pages = urls.iter().flat_map(|url| ["--control-plane", url]);
-    let arguments: Vec<&str> = ["--scrape-interval", "1s", "--sidecar-exe", &nobody].into_iter().chain(pages).collect();
-    let observer = Observer::start_with(directory, "", 0, &arguments)?;
+    let observer = Observer::start_scraping(directory, &urls, &[])?;
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
     let all = urls.len() as f64;
     observer.wait(SCRAPE_TIMEOUT, |metrics| metrics.sum("mesh_observer_control_plane_up", &[]) == Some(all))?;

@@ -1,6 +1,6 @@
-//! Builds the kernel object and the observer that embeds it.
+//! Builds the kernel objects, without and with the reading of traces, and the observer that embeds both.
 //!
-//! The kernel object needs an unstable compiler with the source of `core` (`-Z build-std`), by one of two routes: a
+//! A kernel object needs an unstable compiler with the source of `core` (`-Z build-std`), by one of two routes: a
 //! rustup nightly with `rust-src`, or Debian's `rustc-web` with `RUSTC_BOOTSTRAP`. Cargo's own
 //! fingerprints decide what is stale; the object is replaced only when its bytes differ, so an unchanged one rebuilds
 //! nothing that embeds it.
@@ -21,6 +21,8 @@ use crate::{
 };
 
 const RELEASED: &str = "observer-kernel.o";
+/// Suffix of each kernel object, and its feature.
+const KINDS: [(&str, &str); 2] = [("o", ""), ("traces.o", "traces")];
 const OBJECT: &str = "bpfel-unknown-none/bpf/observer-kernel";
 
 /// Options of `cargo xtask build`.
@@ -59,44 +61,43 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Err(error).with_context(|| format!("cannot start {}", observer.display()))
 }
 
-/// Builds the kernel object; returns its path.
+/// Builds the kernel objects; returns the path of the one without traces.
 fn kernel_object(options: &Options) -> Result<PathBuf> {
     let tools = setup::for_build(options.toolchain)?;
-    say(format!("kernel object: by {}", tools.toolchain));
+    say(format!("kernel objects: by {}", tools.toolchain));
     let directory = target().join("bpf");
-    let bytes = timed("building the kernel object", || compile(&tools, root(), &directory, options.kernel_log))?;
-    let name = if options.kernel_log { "observer-kernel-log.o" } else { RELEASED };
-    let object = directory.join(name);
-    if fs::read(&object).is_ok_and(|old| old == bytes) {
-        say(format!("kernel object: unchanged, {} bytes", bytes.len()));
-    } else {
-        fs::write(&object, &bytes).with_context(|| format!("{}: cannot write", object.display()))?;
-        say(format!("kernel object: new, {} bytes in {}", bytes.len(), object.display()));
+    let (name, log) = if options.kernel_log { ("observer-kernel-log.o", "kernel-log") } else { (RELEASED, "") };
+    for (suffix, feature) in KINDS {
+        let features = format!("{feature},{log}");
+        let bytes = timed("building a kernel object", || compile(&tools, root(), &directory, &features))?;
+        let object = directory.join(name).with_extension(suffix);
+        let is_new = !fs::read(&object).is_ok_and(|old| old == bytes);
+        if is_new {
+            fs::write(&object, &bytes).with_context(|| format!("{}: cannot write", object.display()))?;
+        }
+        say(format!("{}: {}, {} bytes", object.display(), if is_new { "new" } else { "unchanged" }, bytes.len()));
     }
-    Ok(object)
+    Ok(directory.join(name))
 }
 
-/// Builds the kernel object from the sources at `root`, in the target directory `directory`.
-fn compile(tools: &setup::KernelTools, root: &Path, directory: &Path, kernel_log: bool) -> Result<Vec<u8>> {
+/// Builds a kernel object from the sources at `root`, in the target directory `directory`.
+fn compile(tools: &setup::KernelTools, root: &Path, directory: &Path, features: &str) -> Result<Vec<u8>> {
     let mut command = tools.toolchain.cargo();
     command
         .current_dir(root)
         .args(["build", "--locked", "--package", "observer-ebpf", "--bin", "observer-kernel", "--profile", "bpf"])
-        .args(["-Z", "build-std=core", "--target", KERNEL_TARGET, "--target-dir"])
+        .args(["--features", features, "-Z", "build-std=core", "--target", KERNEL_TARGET, "--target-dir"])
         .arg(directory)
         // Keeps paths of this machine out of the object.
         .args(["-Z", "trim-paths"])
         .env("CARGO_PROFILE_BPF_TRIM_PATHS", "all")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tools.linker));
-    if kernel_log {
-        command.args(["--features", "kernel-log"]);
-    }
     exec(&mut command)?;
     let built = directory.join(OBJECT);
     fs::read(&built).with_context(|| format!("{}: cannot read", built.display()))
 }
 
-/// Builds the kernel object again from a copy of the sources in another directory: every byte must be equal.
+/// Builds the kernel objects again from a copy of the sources in another directory: every byte must be equal.
 pub(crate) fn reproduce() -> Result<()> {
     let tools = setup::for_build(None)?;
     let directory = target().join("reproduced");
@@ -109,19 +110,15 @@ pub(crate) fn reproduce() -> Result<()> {
         fs::create_dir_all(to.parent().expect("below the copy"))?;
         fs::copy(&file, &to).with_context(|| format!("{}: cannot copy", file.display()))?;
     }
-    let again =
-        timed("building the kernel object elsewhere", || compile(&tools, &copy, &directory.join("target"), false))?;
-    let object = target().join("bpf").join(RELEASED);
-    let first = fs::read(&object).with_context(|| format!("{}: cannot read", object.display()))?;
-    ensure!(
-        first == again,
-        "the kernel object is not reproducible: {} and {} differ ({} and {} bytes)",
-        object.display(),
-        directory.join("target").join(OBJECT).display(),
-        first.len(),
-        again.len()
-    );
-    say(format!("kernel object: the same {} bytes, built elsewhere", again.len()));
+    for (suffix, feature) in KINDS {
+        let place = directory.join("target");
+        let again = timed("building a kernel object elsewhere", || compile(&tools, &copy, &place, feature))?;
+        let object = target().join("bpf").join(RELEASED).with_extension(suffix);
+        let first = fs::read(&object).with_context(|| format!("{}: cannot read", object.display()))?;
+        let place = place.join(OBJECT);
+        ensure!(first == again, "not reproducible: {} and {} differ", object.display(), place.display());
+        say(format!("{}: the same {} bytes, built elsewhere", object.display(), again.len()));
+    }
     Ok(())
 }
 

@@ -34,6 +34,9 @@ enum Task {
     Setup,
     /// Build target/release/observer with the kernel object embedded.
     Build(build::Options),
+    /// Build, then write the container image as an OCI archive.
+    #[command(disable_help_flag = true)]
+    Image(program::Arguments),
     /// Build the kernel object again from sources elsewhere, and compare it with that of `build` byte by byte.
     Reproduce,
     /// Build, then `observer run` with the arguments that follow.
@@ -49,6 +52,9 @@ enum Task {
     /// Measure what observing costs, against targets; samples in target/bench.
     #[command(disable_help_flag = true)]
     Bench(program::Arguments),
+    /// Test the observer in a Kubernetes cluster with Istio that is started on this machine; logs in target/cluster.
+    #[command(disable_help_flag = true)]
+    Cluster(program::Arguments),
     /// Boot Debian's kernels in emulated machines and run the observer on each; consoles in target/vm.
     Vm(vm::Options),
     /// Check the rules that the compiler does not know: where names stand, guarantees and their tests, dependencies.
@@ -60,12 +66,14 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => program::DEMO.become_it(&arguments),
         Task::Setup => setup::everything(),
         Task::Build(options) => build::build(&options).map(drop),
+        Task::Image(arguments) => program::IMAGE.become_it(&arguments),
         Task::Reproduce => build::reproduce(),
         Task::Run(arguments) => build::run(&arguments.arguments),
         Task::Test(options) => test::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Soak(arguments) => program::SOAK.become_it(&arguments),
         Task::Bench(arguments) => program::BENCH.become_it(&arguments),
+        Task::Cluster(arguments) => program::CLUSTER.become_it(&arguments),
         Task::Vm(options) => vm::run(&options),
         Task::Tidy => tidy::run(),
     };

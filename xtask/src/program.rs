@@ -1,5 +1,4 @@
-//! Programs on the test mesh that are packages of their own below `tests/`: demo, soak, benchmarks, first process of a
-//! machine.
+//! Programs that are packages of their own: demo, soak, benchmarks, first process of a machine, maker of the image.
 
 use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
@@ -11,15 +10,22 @@ use crate::{
     setup,
 };
 
-pub(crate) const DEMO: Program = Program { package: "bookstore", name: "demo" };
-pub(crate) const SOAK: Program = Program { package: "bookstore", name: "soak" };
-pub(crate) const BENCH: Program = Program { package: "bench", name: "bench" };
-pub(crate) const VM_GUEST: Program = Program { package: "vm-guest", name: "vm-guest" };
+pub(crate) const DEMO: Program = Program { package: "bookstore", name: "demo", set_up: setup::everything };
+pub(crate) const SOAK: Program = Program { package: "bookstore", name: "soak", set_up: setup::everything };
+pub(crate) const BENCH: Program = Program { package: "bench", name: "bench", set_up: setup::everything };
+pub(crate) const IMAGE: Program = Program { package: "image", name: "image", set_up: || Ok(()) };
+pub(crate) const CLUSTER: Program = Program { package: "cluster", name: "cluster", set_up: setup::for_cluster };
+pub(crate) const VM_GUEST: Program = Program { package: "vm-guest", name: "vm-guest", set_up: setup::for_machines };
+
+/// Arguments with which a program needs nothing but itself.
+const LIGHT: [&str; 5] = ["-h", "--help", "down", "enter", "kubectl"];
 
 /// A binary of a package of this workspace.
 pub(crate) struct Program {
     package: &'static str,
     name: &'static str,
+    /// Installs what it needs beside the observer.
+    set_up: fn() -> Result<()>,
 }
 
 /// Arguments that a program receives unchanged.
@@ -34,13 +40,12 @@ impl Program {
     /// signals itself.
     pub(crate) fn become_it(&self, arguments: &Arguments) -> Result<()> {
         let arguments = &arguments.arguments;
-        let asks_for_help = arguments.iter().any(|argument| ["-h", "--help"].contains(&argument.as_str()));
-        if !asks_for_help {
-            setup::everything()?;
-        }
-        let observer = if asks_for_help { PathBuf::new() } else { build::observer()? };
         let mut command = self.command()?;
-        let error = command.args(arguments).env("MESH_OBSERVER_BIN", observer).exec();
+        if !arguments.iter().any(|argument| LIGHT.contains(&argument.as_str())) {
+            (self.set_up)()?;
+            command.env("MESH_OBSERVER_BIN", build::observer()?);
+        }
+        let error = command.args(arguments).exec();
         Err(error).with_context(|| format!("cannot start {}", command.get_program().display()))
     }
 

@@ -30,11 +30,10 @@ const LINKER_LIBRARIES: [(&str, &str); 5] = [
     ("/usr/include/zstd.h", "libzstd-dev"),
     ("g++", "g++"),
 ];
-/// The mesh of the demo and the tests, and third-party clients.
-const MESH: [(&str, &str); 11] = [
+/// The mesh of the demo and the tests, third-party clients, a browser and a terminal.
+const MESH: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("iptables-legacy", "iptables"),
-    ("ip6tables-legacy", "iptables"),
     ("python3", "python3"),
     ("ethtool", "ethtool"),
     ("curl", "curl"),
@@ -43,14 +42,15 @@ const MESH: [(&str, &str); 11] = [
     ("nghttpd", "nghttp2-server"),
     ("nc", "netcat-openbsd"),
     ("openssl", "openssl"),
+    ("chromium", "chromium"),
+    ("tmux", "tmux"),
 ];
 /// Builds `tests/peers`. Any Go from 1.19 on builds grpc-go.
 const PEERS: [(&str, &str); 4] =
     [("make", "make"), ("go", "golang-go"), ("javac", "default-jdk-headless"), ("mvn", "maven")];
 /// Real servers written in Go with metrics of their own; Prometheus and its tool also check the observer's.
 const SERVERS: [(&str, &str); 3] = [("prometheus", "prometheus"), ("promtool", "prometheus"), ("etcd", "etcd-server")];
-/// Emulates the machines of the kernel matrix, fetches their kernels, lists the libraries of a program, redirects
-/// connections.
+/// Emulates the machines of the kernel matrix, fetches kernels, lists a program's libraries, redirects connections.
 const MACHINES: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("apt-get", "apt"),
@@ -58,6 +58,13 @@ const MACHINES: [(&str, &str); 6] = [
     ("xz", "xz-utils"),
     ("ldd", "libc-bin"),
     ("iptables-legacy", "iptables"),
+];
+/// What a Kubernetes cluster is made of besides the Go programs that it builds itself.
+const CLUSTER: [(&str, &str); 4] = [
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("nft", "nftables"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
 ];
 
 /// Installs everything that any task needs.
@@ -80,6 +87,12 @@ pub(crate) fn for_machines() -> Result<()> {
         bail!("the kernel matrix needs a machine with x86_64, as its kernels are for it");
     }
     install(&MACHINES)
+}
+
+/// Installs what a Kubernetes cluster is made of, and every tool besides.
+pub(crate) fn for_cluster() -> Result<()> {
+    everything()?;
+    install(&CLUSTER)
 }
 
 /// Compiler and linker of the kernel object.

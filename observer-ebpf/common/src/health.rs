@@ -116,6 +116,22 @@ counters! {
     LossHeaders = "headers" in Uncounted,
     /// Inbound port table full: `connection_security_policy` of some requests is unknown.
     LossInbound = "inbound_full" in Uncounted,
+    /// Request whose `x-forwarded-client-cert` is longer than a caller's text or broken: its caller is unknown.
+    CallerUnreadable = "caller_unreadable" in Uncounted,
+    /// Request or TCP connection for whose caller there was no room: its caller is unknown.
+    CallersFull = "callers_full" in Uncounted,
+    /// Request that refers to headers sent before the programs were attached: its caller is unknown.
+    CallerMissed = "caller_missed" in Uncounted,
+    /// TCP connection to an application that may belong to one of several peers: its caller is unknown.
+    CallerAmbiguous = "caller_ambiguous" in Uncounted,
+    /// Sampled request for whose trace context there was no room, or that was forgotten for newer ones before it ended: it is
+    /// no exemplar.
+    TracesFull = "traces_full" in Uncounted,
+    /// Request that refers to headers sent before the programs were attached, or to a value that is no longer kept: its trace
+    /// context is unknown.
+    TraceMissed = "trace_missed" in Uncounted,
+    /// Table of inbound peers full: the connection is none of a known peer's.
+    LossPeers = "peers_full" in Uncounted,
     /// TCP bytes or connections of a process that was not known as a sidecar.
     LossUnattributed = "unattributed" in Uncounted,
     /// Connections from the same pod that were accepted in a cgroup which a sidecar shares with others, without evidence

@@ -6,17 +6,21 @@
 #![no_std]
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod caller;
 mod direction;
 pub mod health;
 pub mod histogram;
 pub mod names;
 mod series;
+mod trace;
 
+pub use caller::{Caller, CallerId, CallerKind, InboundPeer, InboundPeerKey, MAX_CALLER_TEXT};
 pub use direction::Direction;
 pub use series::{
     BucketPage, DURATION, Endpoint, GRPC_NONE, GRPC_UNKNOWN, Histogram, Leg, OVERFLOW_SLOT, Protocol, REQUEST_BYTES,
     RESPONSE_BYTES, STATUS_UNKNOWN, Security, Series, SeriesKey,
 };
+pub use trace::{Exemplar, ExemplarKey, TraceKey};
 
 /// Version of the meanings in the maps. Raise it when a value changes its meaning in place, e.g. a flag or a protocol
 /// number: a build takes over only maps of the same version.
@@ -41,6 +45,13 @@ pub const ALLOCATED_INBOUND_PORTS: u32 = 2;
 pub const INSERTED_KEYS: u32 = 3;
 /// Index into the `ALLOCATED` map: connections ever counted as open under port 0 of the `INBOUND` map.
 pub const COUNTED_WITHOUT_PORT: u32 = 4;
+/// Index into the `ALLOCATED` map: caller ids ever allocated.
+pub const ALLOCATED_CALLERS: u32 = 5;
+/// Index into the `ALLOCATED` map: keys ever inserted into `INBOUND_PEERS`.
+pub const INSERTED_PEERS: u32 = 6;
+/// Index into the `ALLOCATED` map: raised by userspace once it has removed keys of series, whose slots connections may
+/// hold until then.
+pub const RECLAIM_EPOCH: u32 = 7;
 
 /// How traffic reaches the proxy of a cgroup.
 #[repr(transparent)]
@@ -66,7 +77,7 @@ pub struct Cgroup {
     pub mode: CgroupMode,
     /// The pod's own addresses (IPv4 mapped, IPv6), zero where there is none.
     pub addresses: [[u8; 16]; 2],
-    /// [`Cgroup::SHARED`] and [`Cgroup::BY_THREAD`].
+    /// [`Cgroup::SHARED`], [`Cgroup::BY_THREAD`] and [`Cgroup::WITHOUT_CALLERS`].
     pub flags: u32,
     /// Zero.
     pub padding: u32,
@@ -77,6 +88,8 @@ impl Cgroup {
     pub const SHARED: u32 = 1;
     /// Flag: process ids of the initial pid namespace are not known, so that Envoy is identified by its thread names.
     pub const BY_THREAD: u32 = 1 << 1;
+    /// Flag: callers are not read.
+    pub const WITHOUT_CALLERS: u32 = 1 << 2;
 }
 
 /// Key of the `INBOUND` map: one application port of one sidecar.
@@ -87,6 +100,18 @@ pub struct InboundKey {
     pub sidecar: u32,
     /// Original destination port, host byte order; 0 for connections whose port is not known.
     pub port: u32,
+}
+
+/// Key of the `PORT_PROTOCOLS` map: which connections the value, [`PORT_TCP`], [`PORT_HTTP`] or 0 for neither, is for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey {
+    /// Sidecar id, for its connections to its application; 0 for connections that any sidecar's application opens.
+    pub sidecar: u32,
+    /// Destination port, host byte order; 0 for every port.
+    pub port: u32,
+    /// Original destination; zero for every address.
+    pub address: [u8; 16],
 }
 
 /// Open connections to the inbound listener for one application port: an element of the `INBOUND_PORTS` map.
@@ -108,6 +133,7 @@ pub struct InboundPort {
 }
 
 const _: () = assert!(size_of::<Cgroup>() == 48);
+const _: () = assert!(size_of::<PortKey>() == 24);
 const _: () = assert!(size_of::<InboundPort>() == 48);
 
 #[cfg(feature = "aya")]
@@ -124,5 +150,17 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::InboundKey {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::PortKey {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::InboundPort {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Caller {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::InboundPeerKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::InboundPeer {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ExemplarKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Exemplar {}
 }

@@ -8,6 +8,8 @@ pub const PROCESSES: &str = "PROCESSES";
 pub const CGROUPS: &str = "CGROUPS";
 /// Port to the flags [`crate::PORT_TCP`], [`crate::PORT_HTTP`] and [`crate::PORT_EXCLUDED`].
 pub const PORTS: &str = "PORTS";
+/// [`crate::PortKey`] to its flags: what the Kubernetes API declares of ports.
+pub const PORT_PROTOCOLS: &str = "PORT_PROTOCOLS";
 /// [`crate::SeriesKey`] to slot number.
 pub const SLOTS: &str = "SLOTS";
 /// Slot number to [`crate::Series`].
@@ -28,6 +30,23 @@ pub const HEALTH: &str = "HEALTH";
 pub const INBOUND: &str = "INBOUND";
 /// Number to [`crate::InboundPort`].
 pub const INBOUND_PORTS: &str = "INBOUND_PORTS";
+/// Hash of a caller's kind and text to [`crate::Caller`].
+pub const CALLERS: &str = "CALLERS";
+/// Socket storage: the `observer_proto::caller::CallerText` of a connection whose requests name their callers.
+pub const CALLER_TEXTS: &str = "CALLER_TEXTS";
+/// `observer_proto::pairing::AcceptedKey` to `observer_proto::pairing::Accepted`: peers' connections that a thread has
+/// accepted, and for which it has not connected to the application.
+pub const ACCEPTED: &str = "ACCEPTED";
+/// [`crate::InboundPeerKey`] to [`crate::InboundPeer`].
+pub const INBOUND_PEERS: &str = "INBOUND_PEERS";
+/// Socket storage: the `observer_proto::trace::TraceText` of a connection whose requests have trace contexts.
+pub const TRACE_TEXTS: &str = "TRACE_TEXTS";
+/// Socket storage: the `observer_proto::trace::TraceTable` of a connection of HTTP/2 whose requests have trace contexts.
+pub const TRACE_TABLES: &str = "TRACE_TABLES";
+/// [`crate::TraceKey`] to the [`crate::Exemplar`] of a sampled request that is open.
+pub const TRACES: &str = "TRACES";
+/// [`crate::ExemplarKey`] to the last [`crate::Exemplar`] of a series' bucket.
+pub const EXEMPLARS: &str = "EXEMPLARS";
 /// Socket storage: one `observer_proto::http2::Http2` per connection that speaks HTTP/2.
 pub const HTTP2: &str = "HTTP2";
 /// Socket storage: larger HPACK tables, by direction, for connections that announced them.
@@ -48,11 +67,12 @@ pub const TAIL_CALLS_SKB: &str = "TAIL_CALLS_SKB";
 pub const TAIL_CALLS_OPS: &str = "TAIL_CALLS_OPS";
 
 /// All maps.
-pub const MAPS: [&str; 23] = [
+pub const MAPS: [&str; 32] = [
     CONNECTIONS,
     PROCESSES,
     CGROUPS,
     PORTS,
+    PORT_PROTOCOLS,
     SLOTS,
     SERIES,
     BUCKET_PAGES,
@@ -63,6 +83,14 @@ pub const MAPS: [&str; 23] = [
     HEALTH,
     INBOUND,
     INBOUND_PORTS,
+    CALLERS,
+    CALLER_TEXTS,
+    ACCEPTED,
+    INBOUND_PEERS,
+    TRACE_TEXTS,
+    TRACE_TABLES,
+    TRACES,
+    EXEMPLARS,
     HTTP2,
     LARGE_TABLES,
     UNOBSERVED,

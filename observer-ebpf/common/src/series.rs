@@ -1,6 +1,9 @@
 //! Series: their keys in the `SLOTS` map, their values in the `SERIES` map.
 
-use crate::histogram::{BUCKET_PAGES, BUCKETS, SUB_BUCKETS};
+use crate::{
+    caller::CallerId,
+    histogram::{BUCKET_PAGES, BUCKETS, SUB_BUCKETS},
+};
 
 /// Slot that counts whatever the full series map refuses; its labels are lost, its totals are not.
 pub const OVERFLOW_SLOT: u32 = 0;
@@ -86,7 +89,9 @@ pub struct SeriesKey {
     /// Security of the client's connection.
     pub security: Security,
     /// Zero.
-    pub padding: [u8; 3],
+    pub padding: u8,
+    /// Who called, at the destination leg.
+    pub caller: CallerId,
 }
 
 /// One histogram of a series.

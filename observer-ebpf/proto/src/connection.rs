@@ -4,7 +4,7 @@
 //! share only the fields marked atomic, accessed through [`crate::atomic`], and whichever finishes an exchange last
 //! counts it.
 
-use observer_common::{Direction, Endpoint, Leg, Protocol, Security};
+use observer_common::{Direction, Endpoint, InboundPeerKey, Leg};
 
 use crate::{
     atomic,
@@ -87,6 +87,14 @@ pub mod flags {
     pub(crate) const CLOSING: u32 = 1 << 9;
     /// The client's first line is not a request line, or not the first. A sidecar that speaks HTTP there refuses it.
     pub(crate) const UNLIKELY_HTTP: u32 = 1 << 10;
+    /// The callers of its requests are not read, nor is its peer.
+    pub const WITHOUT_CALLERS: u32 = 1 << 11;
+    /// Counted in the table of inbound peers.
+    pub const COUNTED_PEER: u32 = 1 << 12;
+    /// The address of the peer behind a connection to the application is known.
+    pub const HAS_PEER: u32 = 1 << 13;
+    /// The peer behind a connection to the application may be one of several.
+    pub const AMBIGUOUS_PEER: u32 = 1 << 14;
     /// The FIN of the request direction was seen and nothing in front of it is missing; that of the other is the next bit.
     pub const FIN_SEEN: u32 = 1 << 16;
 }
@@ -95,7 +103,7 @@ pub mod flags {
 pub mod exchange_state {
     /// The request is complete.
     pub const REQUEST_DONE: u32 = 1;
-    /// The response is complete, and in [`super::Connection::finished`] until the request is.
+    /// The response is complete, and in [`Flow::finished`] until the request is.
     pub(crate) const ANSWERED: u32 = 1 << 1;
     /// Counted.
     pub const FINISHED: u32 = 1 << 2;
@@ -107,8 +115,12 @@ pub mod exchange_state {
     pub(crate) const IS_UPGRADE: u32 = 1 << 5;
     /// gRPC, by the request's content type.
     pub(crate) const IS_GRPC: u32 = 1 << 6;
+    /// Sampled: its trace context is kept.
+    pub(crate) const HAS_TRACE: u32 = 1 << 7;
     /// Position of the security.
     pub(crate) const SECURITY_SHIFT: u32 = 8;
+    /// Position of the caller.
+    pub(crate) const CALLER_SHIFT: u32 = 16;
 }
 
 /// A request and its response.
@@ -126,51 +138,75 @@ pub struct Exchange {
 }
 
 /// One observed connection: the value of its socket's storage.
+///
+/// What a packet costs is mostly the cache lines that it touches. The kernel puts a word in front of the value, so that the
+/// first line ends after 56 bytes: it has what every packet needs and few change. The second has what both directions
+/// change; each direction has its own from there on.
+/// Source: kernel `include/linux/bpf_local_storage.h`, `struct bpf_local_storage_data`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
-    /// Both directions.
-    pub flows: [Flow; 2],
-    /// Open exchanges; a ring.
-    pub exchanges: [Exchange; MAX_EXCHANGES],
-    /// First FIN or RST, nanoseconds of `CLOCK_MONOTONIC`.
-    pub ended_ns: u64,
-    /// End of the last response, nanoseconds of `CLOCK_MONOTONIC`; written by the response direction.
-    pub answered_ns: u64,
-    /// Number of the oldest unanswered exchange; written by the response direction, atomic.
-    pub head: u32,
-    /// Number of the next exchange; written by the request direction, atomic.
-    pub tail: u32,
-    /// Bits of [`flags`]; atomic.
-    pub flags: u32,
-    /// Count of desyncs and resyncs of HTTP/1: odd while desynchronised; atomic.
-    pub epoch: u32,
-    /// Sender of the last payload; atomic.
-    pub last_sender: Peer,
-    /// Sender of the first FIN or RST; atomic.
-    pub first_end: Peer,
     /// Role.
     pub leg: ConnLeg,
+    /// Bits of [`flags`]; atomic.
+    pub flags: u32,
     /// Protocol; atomic.
     pub protocol: ConnProtocol,
     /// Sidecar id, or 0 while unknown.
     pub sidecar: u32,
-    /// Process (thread-group id) that opened or accepted it, or 0.
-    pub process: u32,
-    /// [`Security`] of the peer, none while its ClientHello is not read. Inbound leg only.
-    pub peer_security: OptionU32,
-    /// Inbound port that counts the clients of this leg's application.
-    pub inbound_port: OptionU32,
     /// The last series: labels and slot in one word, so that the next request of the same labels needs no lookup; 0 is none.
     pub cached_series: u64,
-    /// Requests being counted: one by the direction that completed it, at the close under the request direction.
-    pub finished: [FinishedRequest; 2],
+    /// `RECLAIM_EPOCH` for which `cached_series` holds.
+    pub cached_epoch: u32,
+    /// Inbound port that counts the clients of this leg's application.
+    pub inbound_port: OptionU32,
     /// Original destination (source leg), application (destination leg), original destination (inbound leg).
     pub destination: Endpoint,
+    /// Count of desyncs and resyncs of HTTP/1: odd while desynchronised; atomic.
+    pub epoch: u32,
+
+    /// Number of the oldest unanswered exchange; written by the response direction, atomic.
+    pub head: u32,
+    /// Number of the next exchange; written by the request direction, atomic.
+    pub tail: u32,
+    /// End of the last response, nanoseconds of `CLOCK_MONOTONIC`; written by the response direction.
+    pub answered_ns: u64,
+    /// Sender of the last payload; atomic.
+    pub last_sender: Peer,
+    /// Sender of the first FIN or RST; atomic.
+    pub first_end: Peer,
+    /// First FIN or RST, nanoseconds of `CLOCK_MONOTONIC`.
+    pub ended_ns: u64,
+    /// Process (thread-group id) that opened or accepted it, or 0.
+    pub process: u32,
+    /// [`observer_common::Security`] of the peer, none while its ClientHello is not read. Inbound leg only.
+    pub peer_security: OptionU32,
+    /// Caller of a TCP connection, once it is known, or 0; atomic.
+    pub tcp_caller: u32,
+    /// The thread that accepted it and has waited to connect, or 0. Inbound leg only.
+    pub thread: u32,
+    /// Since when, see [`crate::pairing`].
+    pub accepted_ns: u64,
+    /// 1 if the last answered exchange waits for its request's end; written by the response direction.
+    pub is_awaited: u32,
     /// Zero.
-    pub padding_end: u32,
+    pub padding: u32,
+
+    /// Both directions.
+    pub flows: [Flow; 2],
+    /// Open exchanges; a ring.
+    pub exchanges: [Exchange; MAX_EXCHANGES],
+    /// The peer: on the inbound leg as it is counted; on the destination leg of TCP only its address, if that is known.
+    pub peer: InboundPeerKey,
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Bytes in front of the value in its first line.
+const IN_FRONT: usize = 8;
+const _: () = assert!(core::mem::offset_of!(Connection, head) == LINE - IN_FRONT);
+const _: () = assert!(core::mem::offset_of!(Connection, flows) == 2 * LINE - IN_FRONT);
+const _: () = assert!(size_of::<Flow>().is_multiple_of(LINE));
 const _: () = assert!(size_of::<Connection>() <= 2240);
 const _: () = assert!(size_of::<Connection>().is_multiple_of(8));
 
@@ -216,49 +252,5 @@ impl Connection {
     pub(crate) fn exchange(&mut self, number: u32) -> &mut Exchange {
         // SAFETY: the ring's length is a power of two.
         unsafe { self.exchanges.get_unchecked_mut(number as usize & (MAX_EXCHANGES - 1)) }
-    }
-}
-
-/// A request to count.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FinishedRequest {
-    /// First request byte to last response byte, nanoseconds.
-    pub duration_ns: u64,
-    /// Wire bytes by direction.
-    pub bytes: [u64; 2],
-    /// gRPC messages by direction.
-    pub messages: [u32; 2],
-    /// gRPC status of 32 bits, [`observer_common::GRPC_NONE`] or [`observer_common::GRPC_UNKNOWN`].
-    pub grpc_status: u64,
-    /// HTTP status, 0, or [`observer_common::STATUS_UNKNOWN`].
-    pub status: u16,
-    /// [`Protocol::HTTP`], [`Protocol::GRPC`] or [`Protocol::UNKNOWN`].
-    pub protocol: Protocol,
-    /// Security of the client's connection.
-    pub security: Security,
-    /// [`observer_common::health::Counter`] of requests with this outcome.
-    pub outcome: u16,
-}
-
-impl FinishedRequest {
-    /// Writes the request to storage, from where it is counted: values loaded from storage are unknown to the verifier,
-    /// which need not track them.
-    #[inline(always)]
-    pub fn write(self, storage: &mut Self) {
-        use Direction::{Request, Response};
-        // SAFETY: references are valid; volatile, so that the compiler does not forward the values.
-        unsafe {
-            core::ptr::write_volatile(&mut storage.duration_ns, self.duration_ns);
-            core::ptr::write_volatile(&mut storage.bytes[Request], self.bytes[Request]);
-            core::ptr::write_volatile(&mut storage.bytes[Response], self.bytes[Response]);
-            core::ptr::write_volatile(&mut storage.messages[Request], self.messages[Request]);
-            core::ptr::write_volatile(&mut storage.messages[Response], self.messages[Response]);
-            core::ptr::write_volatile(&mut storage.status, self.status);
-            core::ptr::write_volatile(&mut storage.grpc_status, self.grpc_status);
-            core::ptr::write_volatile(&mut storage.protocol, self.protocol);
-            core::ptr::write_volatile(&mut storage.security, self.security);
-            core::ptr::write_volatile(&mut storage.outcome, self.outcome);
-        }
     }
 }

@@ -1,10 +1,14 @@
 //! Environment of the protocol engine: implemented by the eBPF programs, and by the tests.
 
-use observer_common::{Direction, Security, health::Counter};
+use observer_common::{Caller, CallerId, Direction, Exemplar, Security, health::Counter};
 
 use crate::{
-    connection::{Connection, FinishedRequest},
+    caller::CallerText,
+    connection::Connection,
+    finished::FinishedRequest,
     flow::{BufferHandle, Flow},
+    http1,
+    trace::{TraceTable, TraceText},
 };
 
 /// Progress of a state machine.
@@ -25,7 +29,7 @@ pub trait Recorder {
     fn count(&mut self, counter: Counter, by: u64);
     /// Adds to a health counter, by its number.
     fn count_by_number(&mut self, counter: u32, by: u32);
-    /// Counts the request in [`Connection::finished`] of a direction.
+    /// Counts the request in a direction's [`Flow::finished`].
     fn record_request(&mut self, c: &mut Connection, direction: Direction);
     /// Counts `times` requests that differ only in their durations, whose sum is given.
     fn record_batch(&mut self, c: &mut Connection, request: &FinishedRequest, times: u32, microseconds: u64);
@@ -53,8 +57,40 @@ pub trait Runtime {
     fn repeat(&mut self, max: u32, step: impl FnMut(&mut Self, u32) -> Step) -> bool;
 }
 
+/// Callers known so far.
+pub trait CallerStore {
+    /// Returns the connection's [`CallerText`], created if there is none; null if there is no room. Valid as long as the
+    /// program runs.
+    fn caller_text(&mut self) -> *mut CallerText;
+    /// Returns the id of a caller by the hash of its kind and text, allocated if it has none;
+    /// [`CallerId::UNREADABLE`] if another text has that hash.
+    fn intern(&mut self, caller: &mut Caller, hash: u64) -> CallerId;
+}
+
+/// Trace contexts of open requests.
+pub trait TraceStore {
+    /// Returns the connection's [`TraceText`], created if there is none; null if there is no room. Valid as long as the
+    /// program runs.
+    fn trace_text(&mut self) -> *mut TraceText;
+    /// Returns the connection's [`TraceTable`], likewise.
+    fn trace_table(&mut self) -> *mut TraceTable;
+    /// Keeps the context of a request by its number in the connection; returns whether there was room.
+    fn keep_trace(&mut self, number: u32, context: &Exemplar) -> bool;
+}
+
 /// Source of a segment's bytes.
-pub trait ByteSource: Recorder + Pool + Runtime {
+pub trait ByteSource: Recorder + Pool + Runtime + CallerStore + TraceStore + Sized {
+    /// Takes one step through a packet of HTTP/1. The programs put a function in between that the verifier checks on its
+    /// own.
+    #[inline(always)]
+    fn step_http1(&mut self, c: &mut Connection, direction: Direction) -> Step {
+        http1::step(c, self, direction)
+    }
+    /// Takes steps until one is the last, at most `max`; returns whether one was.
+    #[inline(always)]
+    fn take_steps(&mut self, max: u32, mut step: impl FnMut(&mut Self) -> Step) -> bool {
+        self.repeat(max, |env, _| step(env))
+    }
     /// Allocates a reassembly buffer; none if all are in use.
     fn alloc(&mut self) -> BufferHandle;
     /// Copies bytes `[offset, offset + length)` of the packet to byte `at` of the flow's buffer; returns whether it could.

@@ -4,7 +4,7 @@
 //! state lives in the socket's storage and none on the stack: the verifier tracks every scalar on the stack through all
 //! steps, whereas a value loaded from a map is unknown to it and its states converge.
 
-use crate::{atomic, option::OptionU32};
+use crate::{atomic, finished::FinishedRequest, option::OptionU32};
 
 /// Bytes loaded at a time.
 pub const FILL: u32 = 256;
@@ -61,7 +61,8 @@ impl BufferHandle {
     }
 }
 
-/// One direction of a connection.
+/// One direction of a connection, by cache lines: what every packet changes, then what reading it changes, then what only some
+/// packets need.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
@@ -75,64 +76,68 @@ pub struct Flow {
     pub phase: Phase,
     /// Payload bytes seen, by sequence number.
     pub seen_bytes: u64,
-    /// Those of them that are in the TCP counters; atomic.
-    pub counted_bytes: u64,
     /// Bytes to skip unread.
     pub skip: u64,
     /// Wire bytes of the message so far.
     pub message_bytes: u64,
-    /// Body length announced by the message's header.
-    pub body_length: u64,
-    /// The number read last.
-    pub number: u64,
     /// Properties of the message: bits of [`crate::http1::flags`].
     pub flags: u32,
     /// Status of the response being read.
     pub status: u32,
-    /// gRPC status of the response being read; `u32::MAX - 1` for one that is not a number.
-    pub grpc_status: OptionU32,
-    /// Result of a scan of the window, kept here so that the verifier does not track it.
-    pub scratch: u32,
     /// The exchange to be counted.
     pub due: OptionU32,
-    /// Window index of the line being read.
-    pub line_at: u32,
-    /// Length of that line, without its end.
-    pub line_length: u32,
-    /// Zero.
-    pub padding: u32,
     /// The connection's epoch that `phase` belongs to.
     pub epoch: u32,
+    /// Number of used `ranges`.
+    pub ranges_used: u32,
+    /// Reassembly buffer.
+    pub buffer: BufferHandle,
+
     /// Offset of the next byte to load.
     pub offset: u32,
     /// Offset behind the last payload byte.
     pub end: u32,
+    /// Source of `offset` and `end`.
+    pub source: Source,
+    /// Sequence number of the buffer's first byte.
+    pub buffer_seq: u32,
     /// Valid bytes in the window.
     pub filled: u32,
     /// Window index where the current line begins.
     pub line: u32,
     /// Window index up to which newlines are marked.
     pub scanned: u32,
-    /// Newlines not yet consumed, one bit per byte of the 64 from `newlines_at` on.
-    pub newlines: u64,
     /// Window index of the first bit of `newlines`.
     pub newlines_at: u32,
-    /// Number of used `ranges`.
-    pub ranges_used: u32,
-    /// Bytes missing before the packet being read.
-    pub gap: u32,
-    /// Source of `offset` and `end`.
-    pub source: Source,
-    /// Reassembly buffer.
-    pub buffer: BufferHandle,
-    /// Sequence number of the buffer's first byte.
-    pub buffer_seq: u32,
+    /// Newlines not yet consumed, one bit per byte of the 64 from `newlines_at` on.
+    pub newlines: u64,
+    /// The number read last.
+    pub number: u64,
+    /// Window index of the line being read.
+    pub line_at: u32,
+    /// Length of that line, without its end.
+    pub line_length: u32,
+    /// Bytes missing before the packet, or the result of a scan of the window: kept here so that the verifier does not track
+    /// them.
+    pub scratch: u32,
+    /// [`observer_common::CallerId`] of the request being read.
+    pub caller: u32,
+
+    /// Body length announced by the message's header.
+    pub body_length: u64,
+    /// Bytes of `seen_bytes` that are in the TCP counters; atomic.
+    pub counted_bytes: u64,
+    /// gRPC status of the response being read; `u32::MAX - 1` for one that is not a number.
+    pub grpc_status: OptionU32,
     /// Sequence number of a FIN that arrived before the bytes in front of it.
     pub fin_seq: u32,
     /// Out-of-order bytes, as sequence numbers of begin and end; equal where unused.
     pub ranges: [(u32, u32); MAX_RANGES],
+
     /// The bytes, first byte lowest.
     pub window: [u64; WORDS],
+    /// The request being counted: one that this direction completed; at the close under the request direction.
+    pub finished: FinishedRequest,
 }
 
 /// Outcome of a request for more bytes in the window.
@@ -184,7 +189,7 @@ impl Flow {
         u64::from(self.pending()) + u64::from(self.unloaded())
     }
 
-    /// Locates payload `[seq, seq + length)`, which lies at packet offset `offset`: sets `gap` to the number of bytes
+    /// Locates payload `[seq, seq + length)`, which lies at packet offset `offset`: sets [`Flow::gap`] to the number of bytes
     /// missing before it, and `offset` and `end` to its new bytes. Returns false if it has none (a retransmission, a
     /// keep-alive or zero-window probe).
     ///
@@ -200,7 +205,7 @@ impl Flow {
             return false;
         }
         let (gap, known) = if ahead < 0 { (ahead.unsigned_abs(), 0) } else { (0, ahead as u32) };
-        atomic::store(&mut self.gap, gap);
+        atomic::store(&mut self.scratch, gap);
         atomic::store(&mut self.offset, offset.wrapping_add(known));
         atomic::store(&mut self.end, offset.wrapping_add(length));
         atomic::store(&mut self.source.0, Source::PACKET.0);
@@ -210,7 +215,7 @@ impl Flow {
     /// Returns the number of bytes that [`Flow::locate`] found missing.
     #[inline(always)]
     pub fn gap(&self) -> u32 {
-        atomic::load(&self.gap)
+        atomic::load(&self.scratch)
     }
 
     /// Marks everything up to `end` as seen.
@@ -230,6 +235,12 @@ impl Flow {
     #[inline(always)]
     pub fn has_seen(&self, end: u32) -> bool {
         self.seq_state != 0 && atomic::load(&self.next).wrapping_sub(end) as i32 >= 0
+    }
+
+    /// Returns whether TCP has accepted bytes up to `accepted` that are not seen.
+    #[inline(always)]
+    pub fn is_behind(&self, accepted: u32) -> bool {
+        self.seq_state != 0 && accepted.wrapping_sub(self.next) as i32 > 0
     }
 
     /// Records a FIN behind the bytes up to `end`; returns whether no byte is missing in front of it.

@@ -10,9 +10,14 @@
 //!
 //! Strings are compared as they are sent: a Huffman code (Appendix B) identifies its text.
 
-use observer_common::{GRPC_NONE, GRPC_UNKNOWN};
+use observer_common::{CallerId, GRPC_NONE, GRPC_UNKNOWN};
 
-use crate::{atomic, flow::Flow};
+use crate::{
+    atomic,
+    flow::Flow,
+    option::OptionU32,
+    trace::{self, kind},
+};
 
 /// Insertions that the ring holds: all of a table of 4,096 bytes.
 pub const RING: usize = 128;
@@ -37,6 +42,16 @@ const LARGE: u32 = 5;
 const METHOD: u32 = 6;
 /// A field that no message of HTTP/2 may have (section 8.2 of RFC 9113); its value does not matter.
 const FORBIDDEN: u32 = 7;
+/// `x-forwarded-client-cert`. Its entry is [`CALLER_ENTRY`], the id is kept apart.
+const CALLER: u32 = 8;
+/// Entry of a field that names the caller: [`FORBIDDEN`] with a value of its own.
+const CALLER_ENTRY: u32 = FORBIDDEN << NAME_SHIFT | 1;
+/// Name of a field of a trace context, less its [`kind`].
+const TRACE: u32 = 16;
+/// Entry of a field of a trace context, less its [`kind`]: [`FORBIDDEN`] with a value of its own. The field is kept apart.
+const TRACE_ENTRY: u32 = CALLER_ENTRY;
+/// Position of the caller's id in an entry that has left the ring.
+const ID_SHIFT: u32 = 16;
 /// Position of the name in an entry of the ring; the value is below it.
 const NAME_SHIFT: u32 = 13;
 /// Value of an entry that could not be read.
@@ -44,7 +59,7 @@ pub const UNREADABLE: u32 = (1 << NAME_SHIFT) - 1;
 
 /// Position in a field.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FieldState(u32);
 
 impl FieldState {
@@ -62,6 +77,16 @@ impl FieldState {
     const VALUE: Self = Self(5);
     /// At an index beyond the ring; [`resolve_far`] goes on.
     pub const FAR: Self = Self(6);
+    /// In the value of a field that names the caller; [`end_caller`] goes on.
+    pub(crate) const CALLER: Self = Self(7);
+    /// In the value of a field of a trace context; [`end_trace`] goes on.
+    pub(crate) const TRACE: Self = Self(8);
+
+    /// Returns whether it is in a value that is kept apart.
+    #[inline(always)]
+    pub(crate) fn is_kept_apart(self) -> bool {
+        self >= Self::CALLER
+    }
 }
 
 /// Representation of a field.
@@ -100,6 +125,9 @@ impl TableSize {
 const MAX_INDEXED: u32 = 8;
 /// Most bytes of a string that are read.
 const MAX_TEXT: u32 = 32;
+/// Lengths of the names that matter, Huffman coded: `b3`, most of them, and `x-forwarded-client-cert`.
+const HUFFMAN_NAMES: u32 = 1 << 2 | 0xff << 5 | 1 << MAX_HUFFMAN_NAME;
+const MAX_HUFFMAN_NAME: u32 = 17;
 /// Most digits of a number, leading zeros and a sign included.
 const MAX_DIGITS: u32 = 16;
 /// Bit beside the number of digits: the number has a sign.
@@ -117,6 +145,10 @@ pub const EXTENDED_CONNECT: u32 = 2;
 pub const NOT_POST: u32 = 4;
 /// Flag of a block: it has a field that it may not have.
 pub const REFUSED: u32 = 8;
+/// Flag of a block: it has a field of a trace context.
+pub(crate) const TRACED: u32 = 16;
+/// Flag of a block: it refers to a field of a trace context that is no longer kept.
+pub(crate) const TRACE_MISSED: u32 = 32;
 /// In place of a value that is not in the block.
 pub const NONE: u32 = u32::MAX;
 
@@ -124,8 +156,8 @@ pub const NONE: u32 = u32::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct LargeTable {
-    /// By the insertion's number modulo [`LARGE_TABLE`].
-    pub entries: [u16; LARGE_TABLE],
+    /// By the insertion's number modulo [`LARGE_TABLE`]; those that name a caller with its id in the upper half.
+    pub entries: [u32; LARGE_TABLE],
 }
 
 /// Decoder of one direction's header blocks.
@@ -184,6 +216,18 @@ pub struct HpackDecoder {
     pub large: [u32; MAX_LARGE],
     /// How many of them are in use.
     pub large_count: u32,
+    /// 1 if callers are read.
+    pub reads_callers: u32,
+    /// Id of the block's caller, or 0.
+    pub caller: u32,
+    /// Insertion to which the block refers for its caller, if its id is yet to be looked up.
+    pub caller_insertion: OptionU32,
+    /// 1 if trace contexts are read.
+    pub reads_traces: u32,
+    /// Insertion to which the block has just referred for a field of its trace context.
+    pub trace_insertion: OptionU32,
+    /// Zero.
+    pub padding: u32,
     /// By the insertion's number modulo [`RING`].
     pub ring: [u16; RING],
 }
@@ -204,6 +248,11 @@ pub(crate) fn begin(decoder: &mut HpackDecoder) {
     decoder.flags = 0;
     decoder.fields = 0;
     decoder.size_updates = 0;
+    decoder.caller = 0;
+    decoder.caller_insertion = OptionU32::NONE;
+    if trace::is_on() {
+        decoder.trace_insertion = OptionU32::NONE;
+    }
 }
 
 /// Begins a table that may hold entries whose insertion was not seen.
@@ -218,6 +267,22 @@ pub fn reset(decoder: &mut HpackDecoder) {
 #[inline(always)]
 pub fn is_complete(decoder: &HpackDecoder) -> bool {
     decoder.state == FieldState::FIRST && decoder.shift == 0 && decoder.rest == 0
+}
+
+/// Reads the next fields in the window that are an index of one byte, and takes one step beyond them. Returns 0, or 1 if
+/// the block is not HPACK.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
+#[inline(never)]
+pub(crate) extern "C" fn read_fields(decoder: *mut HpackDecoder, flow: *mut Flow, left: *mut u32) -> u32 {
+    // SAFETY: null or valid: they are parts of a connection's storage.
+    let (Some(decoder), Some(flow), Some(left)) = (unsafe { (decoder.as_mut(), flow.as_mut(), left.as_mut()) }) else {
+        return 1;
+    };
+    read_indexed(decoder, flow, left);
+    if trace::is_on() && decoder.trace_insertion.is_some() {
+        return 0;
+    }
+    u32::from(*left != 0 && flow.pending() != 0 && step(decoder, flow, left).is_err())
 }
 
 /// Reads the next fields in the window that are an index of one byte, as most are once the table is filled.
@@ -245,6 +310,9 @@ pub fn read_indexed(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32)
         decoder.size_updates = MAX_SIZE_UPDATES;
         atomic::store(&mut flow.line, line.wrapping_add(1));
         atomic::store(left, left_now.wrapping_sub(1));
+        if trace::is_on() && decoder.trace_insertion.is_some() {
+            return;
+        }
         i += 1;
     }
 }
@@ -262,6 +330,9 @@ pub fn step(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) -> Resu
     let state = decoder.state;
     if state == FieldState::NAME || state == FieldState::VALUE {
         text(decoder, flow, left);
+        return Ok(());
+    }
+    if state.is_kept_apart() {
         return Ok(());
     }
     let byte = u32::from(flow.byte(flow.line));
@@ -333,12 +404,18 @@ fn number(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) -> Result
             return Ok(());
         }
         // All names that matter have these lengths, and plain ones are checked for bytes that no name may have.
-        let candidate = if decoder.huffman == 0 { number <= MAX_TEXT } else { (5..=12).contains(&number) };
+        let is_short = number <= MAX_HUFFMAN_NAME && HUFFMAN_NAMES >> number & 1 != 0;
+        let candidate = if decoder.huffman == 0 { number <= MAX_TEXT } else { is_short };
         if candidate {
             decoder.state = FieldState::NAME;
         } else {
             skip(decoder, flow, left, number);
         }
+        return Ok(());
+    }
+    if decoder.name >= CALLER {
+        let is_trace = trace::is_on() && decoder.name != CALLER;
+        decoder.state = if is_trace { FieldState::TRACE } else { FieldState::CALLER };
         return Ok(());
     }
     if decoder.name != OTHER && decoder.name != FORBIDDEN && number != 0 {
@@ -397,12 +474,21 @@ fn resolve(decoder: &mut HpackDecoder) {
         on_field(decoder);
     } else {
         let entry = atomic::load(&decoder.entry);
-        let name = entry >> NAME_SHIFT;
+        let name = (entry & 0xffff) >> NAME_SHIFT;
         if name == OTHER && entry != 0 {
             // An entry whose own name could not be resolved.
             decoder.flags |= UNRESOLVED;
         }
-        decoder.name = if name == LARGE { GRPC_STATUS } else { name };
+        decoder.name = if name == LARGE {
+            GRPC_STATUS
+        } else if entry & 0xffff < CALLER_ENTRY {
+            name
+        } else if trace::is_on() && is_trace(entry) {
+            decoder.trace_insertion = OptionU32::NONE;
+            TRACE + (entry & 0xffff) - TRACE_ENTRY
+        } else {
+            CALLER
+        };
         decoder.state = FieldState::VALUE_LENGTH;
     }
 }
@@ -436,8 +522,23 @@ fn look_up(decoder: &mut HpackDecoder, index: u32) -> bool {
     }
     let number = inserted.wrapping_sub(1).wrapping_sub(back) as usize;
     // SAFETY: the ring's length is a power of two.
-    decoder.entry = u32::from(unsafe { *decoder.ring.get_unchecked(number & (RING - 1)) });
+    let entry = u32::from(unsafe { *decoder.ring.get_unchecked(number & (RING - 1)) });
+    decoder.entry = entry;
+    if entry >= CALLER_ENTRY {
+        let insertion = OptionU32::some(number as u32);
+        if trace::is_on() && is_trace(entry) {
+            decoder.trace_insertion = insertion;
+        } else {
+            decoder.caller_insertion = insertion;
+        }
+    }
     true
+}
+
+/// Returns whether an entry is of a field of a trace context; no other one is above [`CALLER_ENTRY`].
+#[inline(always)]
+fn is_trace(entry: u32) -> bool {
+    entry & 0xffff > TRACE_ENTRY
 }
 
 /// Goes on behind an index that is not in the ring, with the large table's entry, if there is one.
@@ -448,7 +549,10 @@ pub fn resolve_far(decoder: &mut HpackDecoder, table: Option<&LargeTable>) {
     match table {
         Some(table) if back < LARGE_TABLE as u32 && back < decoder.inserted && number as u32 >= decoder.large_from => {
             // SAFETY: the ring's length is a power of two.
-            decoder.entry = u32::from(unsafe { *table.entries.get_unchecked(number & (LARGE_TABLE - 1)) });
+            decoder.entry = unsafe { *table.entries.get_unchecked(number & (LARGE_TABLE - 1)) };
+            if trace::is_on() && decoder.form == Form::INDEXED && is_trace(decoder.entry) {
+                decoder.flags |= TRACE_MISSED;
+            }
         }
         _ => {
             decoder.flags |= UNRESOLVED;
@@ -469,7 +573,53 @@ pub fn begin_large_table(decoder: &mut HpackDecoder) {
 pub fn store_in_large_table(decoder: &HpackDecoder, table: &mut LargeTable) {
     let number = decoder.inserted.wrapping_sub(1 + RING as u32) as usize;
     // SAFETY: the ring's length is a power of two.
-    unsafe { *table.entries.get_unchecked_mut(number & (LARGE_TABLE - 1)) = decoder.replaced as u16 };
+    unsafe { *table.entries.get_unchecked_mut(number & (LARGE_TABLE - 1)) = decoder.replaced };
+}
+
+/// Returns whether the entry that the last insertion replaced names a caller, whose id is not with it yet.
+#[inline(always)]
+pub(crate) fn replaces_caller(decoder: &HpackDecoder) -> bool {
+    decoder.replaced == CALLER_ENTRY
+}
+
+/// Adds the caller's id to the entry that the last insertion replaced.
+#[inline(always)]
+pub(crate) fn set_replaced_id(decoder: &mut HpackDecoder, id: CallerId) {
+    decoder.replaced = CALLER_ENTRY | u32::from(id.0) << ID_SHIFT;
+}
+
+/// Returns whether the value of a field that is kept apart is read to its end.
+#[inline(always)]
+pub(crate) fn is_at_value_end(decoder: &HpackDecoder) -> bool {
+    decoder.state.is_kept_apart() && decoder.number == 0
+}
+
+/// Ends a literal field that names the caller; returns the number of its insertion, if it is to be inserted.
+#[inline(always)]
+pub(crate) fn end_caller(decoder: &mut HpackDecoder, id: CallerId) -> OptionU32 {
+    let number = decoder.inserted;
+    decoder.state = FieldState::FIRST;
+    decoder.name = FORBIDDEN;
+    on_literal(decoder, 1);
+    decoder.caller = u32::from(id.0);
+    decoder.caller_insertion = OptionU32::NONE;
+    if decoder.form == Form::INSERTED { OptionU32::some(number) } else { OptionU32::NONE }
+}
+
+/// Returns the [`kind`] of the field of a trace context that is read.
+#[inline(always)]
+pub(crate) fn trace_kind(decoder: &HpackDecoder) -> u32 {
+    decoder.name.wrapping_sub(TRACE)
+}
+
+/// Ends a literal field of a trace context; returns the number of its insertion, if it is to be inserted.
+#[inline(always)]
+pub(crate) fn end_trace(decoder: &mut HpackDecoder) -> OptionU32 {
+    let (number, kind) = (decoder.inserted, trace_kind(decoder));
+    decoder.state = FieldState::FIRST;
+    decoder.name = FORBIDDEN;
+    on_literal(decoder, (TRACE_ENTRY & UNREADABLE) + kind);
+    if decoder.form == Form::INSERTED { OptionU32::some(number) } else { OptionU32::NONE }
 }
 
 /// Handles a whole field, [`HpackDecoder::entry`].
@@ -478,13 +628,15 @@ fn on_field(decoder: &mut HpackDecoder) {
     let entry = atomic::load(&decoder.entry);
     let value = entry & UNREADABLE;
     decoder.fields = decoder.fields.wrapping_add(1);
-    match entry >> NAME_SHIFT {
+    match (entry & 0xffff) >> NAME_SHIFT {
         STATUS => {
             // The only field with a colon in a response, and so the first (section 8.3 of RFC 9113).
             decoder.flags |= if decoder.fields == 1 { 0 } else { REFUSED };
             decoder.status = value;
         }
-        FORBIDDEN => decoder.flags |= REFUSED,
+        FORBIDDEN if value == 0 => decoder.flags |= REFUSED,
+        FORBIDDEN if trace::is_on() && is_trace(entry) => {}
+        FORBIDDEN => decoder.caller = entry >> ID_SHIFT,
         GRPC_STATUS => decoder.grpc_status = if value == UNREADABLE { GRPC_UNKNOWN } else { u64::from(value) },
         LARGE => {
             // SAFETY: the length is a power of two.
@@ -526,7 +678,13 @@ fn text(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) {
         return;
     }
     if decoder.state == FieldState::NAME {
-        decoder.name = name_of_text(decoder);
+        let name = name_of_text(decoder);
+        decoder.name = name;
+        if name >= CALLER {
+            let is_trace = trace::is_on() && name != CALLER;
+            let reads = if is_trace { decoder.reads_traces } else { decoder.reads_callers };
+            decoder.name = if reads == 0 { OTHER } else { name };
+        }
         decoder.state = FieldState::VALUE_LENGTH;
         return;
     }
@@ -565,7 +723,7 @@ fn collect(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) -> bool 
 
 /// Skips bytes of a string, those in later frames too.
 #[inline(always)]
-fn skip(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32, length: u32) {
+pub(crate) fn skip(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32, length: u32) {
     let here = if length < *left { length } else { *left };
     if here <= flow.pending() {
         flow.line = flow.line.wrapping_add(here);
@@ -630,6 +788,26 @@ fn name_of_text(decoder: &HpackDecoder) -> u32 {
         (first ^ word(head)) & ones(head_bytes) == 0 && (second ^ word(tail)) & ones(tail_bytes) == 0
     };
     const NO: &[u8; 8] = &[0; 8];
+    if trace::is_on() {
+        let kind = match (huffman, length) {
+            (0, 2) if is(b"b3\0\0\0\0\0\0", 2, NO, 0) => kind::B3,
+            (0, 10) if is(b"x-b3-fla", 8, b"gs\0\0\0\0\0\0", 2) => kind::B3_FLAGS,
+            (0, 11) if is(b"tracepar", 8, b"ent\0\0\0\0\0", 3) => kind::TRACEPARENT,
+            (0, 11) if is(b"x-b3-spa", 8, b"nid\0\0\0\0\0", 3) => kind::B3_SPAN_ID,
+            (0, 12) if is(b"x-b3-tra", 8, b"ceid\0\0\0\0", 4) => kind::B3_TRACE_ID,
+            (0, 12) if is(b"x-b3-sam", 8, b"pled\0\0\0\0", 4) => kind::B3_SAMPLED,
+            (1, 2) if is(b"\x8d\x9f\0\0\0\0\0\0", 2, NO, 0) => kind::B3,
+            (1, 8) if is(b"\xf2\xb4\x6c\xad\x2d\x03\x99\x1f", 8, NO, 0) => kind::B3_FLAGS,
+            (1, 8) if is(b"\x4d\x83\x21\x6b\x1d\x85\xa9\x3f", 8, NO, 0) => kind::TRACEPARENT,
+            (1, 8) if is(b"\xf2\xb4\x6c\xac\x8a\xc7\x51\xa4", 8, NO, 0) => kind::B3_SPAN_ID,
+            (1, 9) if is(b"\xf2\xb4\x6c\xac\x9b\x06\x42\x9a", 8, b"\x4f\0\0\0\0\0\0\0", 1) => kind::B3_TRACE_ID,
+            (1, 9) if is(b"\xf2\xb4\x6c\xac\x81\xd3\x5d\x05", 8, b"\x93\0\0\0\0\0\0\0", 1) => kind::B3_SAMPLED,
+            _ => 0,
+        };
+        if kind != 0 {
+            return TRACE + kind;
+        }
+    }
     if huffman == 0 {
         return match length {
             7 if is(b":status\0", 7, NO, 0) => STATUS,
@@ -642,6 +820,7 @@ fn name_of_text(decoder: &HpackDecoder) -> u32 {
             10 if is(b"keep-ali", 8, b"ve\0\0\0\0\0\0", 2) => FORBIDDEN,
             16 if is(b"proxy-co", 8, b"nnection", 8) => FORBIDDEN,
             17 if is(b"transfer", 8, b"-encodin", 8) => FORBIDDEN,
+            23 if is(b"x-forwar", 8, b"ded-clie", 8) && (third ^ word(b"nt-cert\0")) & ones(7) == 0 => CALLER,
             _ => {
                 let rest = |before: u32| ones(length.saturating_sub(before));
                 let bad = not_in_names(first) & rest(0)
@@ -665,6 +844,12 @@ fn name_of_text(decoder: &HpackDecoder) -> u32 {
         8 if is(b"\xea\x52\xd6\xb0\xe8\x37\x72\xff", 8, NO, 0) => FORBIDDEN,
         12 if is(b"\x4d\x83\xa9\x12\x96\xc5\x8b\x51", 8, b"\x0f\x21\xaa\x9b\0\0\0\0", 4) => FORBIDDEN,
         12 if is(b"\xae\xc3\xf9\xf4\xb1\x0f\x55\x45", 8, b"\x22\x4c\x7a\xbf\0\0\0\0", 4) => FORBIDDEN,
+        MAX_HUFFMAN_NAME
+            if is(b"\xf2\xb4\xa7\xb3\xc0\xec\x90\xb2", 8, b"\x2c\x4a\x0c\x5a\x92\xb1\x0b\x62", 8)
+                && third as u8 == 0x7f =>
+        {
+            CALLER
+        }
         _ => OTHER,
     }
 }

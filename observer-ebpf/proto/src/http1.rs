@@ -8,37 +8,43 @@ mod resync;
 mod sniff;
 mod state;
 mod syntax;
-mod text;
+pub(crate) mod text;
 
 use observer_common::{
+    CallerId,
     Direction::{self, Request, Response},
     health::Counter,
 };
 
 use crate::{
-    atomic,
+    atomic, caller,
     classify::{classify_encrypted, classify_http1, classify_http2, classify_tcp, count_bytes},
     connection::{
         ConnLeg, ConnProtocol, Connection,
-        exchange_state::{ANSWERED, IS_CONNECT, IS_GRPC, IS_HEAD, IS_UPGRADE, REQUEST_DONE},
+        exchange_state::{ANSWERED, CALLER_SHIFT, HAS_TRACE, IS_CONNECT, IS_GRPC, IS_HEAD, IS_UPGRADE, REQUEST_DONE},
         flags::{CLOSING, DECLARED_HTTP, DECLARED_TCP, GATEWAY, PREEXISTING, UNLIKELY_HTTP},
     },
-    env::{ByteSource, Pool, Recorder, Step},
+    env::{ByteSource, Pool, Recorder, Step, TraceStore},
     flow::{CARRY, Flow, Refill},
     option::{OptionU32, Peer},
     reassembly::{buffer_segment, free_if_drained},
     segment::Segment,
+    trace,
 };
 
 use self::{
     exchange::{Author, BAD_GATEWAY, answer, finish_answered, open},
-    flags::{BEGUN, CHUNKED, CLOSE, CONNECT, CONNECTION_UPGRADE, GRPC, HEAD, LENGTH_READ, LONG_LINE, UPGRADE},
+    flags::{
+        BEGUN, CHUNKED, CLOSE, CONNECT, CONNECTION_UPGRADE, GRPC, HEAD, IN_CALLER, IN_CODING, IN_LENGTH, LENGTH_READ,
+        LONG_LINE, TRACED, UPGRADE,
+    },
     resync::{desync, ensure_sync, stop},
     sniff::{Sniffed, detect_proxy_header, sniff, sniff_server},
     syntax::{
-        Malformed, begin_chunk, chunk_line, header_line, is_last, is_malformed, request_line, skip_lines, status_line,
-        trim_cr,
+        CALLER_NAME, Malformed, begin_chunk, chunk_line, header_line, is_last, is_malformed, names_caller,
+        request_line, skip_lines, status_line, trim_cr,
     },
+    text::{LOWER, blank_run},
 };
 
 pub(crate) use exchange::{close_exchanges, count_due};
@@ -46,6 +52,8 @@ pub use state::{flags, phase};
 
 /// Most steps per packet: one of 64 KiB of one-byte chunks needs 33,000; BIG TCP has larger ones.
 pub const MAX_STEPS: u32 = 1 << 17;
+/// Most blocks of 64 bytes per step that are looked through for a line that matters.
+const MAX_BLOCKS: u32 = 4;
 
 /// Handles payload `[seq, seq + length)` that lies at packet offset `offset`. If the connection turns out to speak HTTP/2,
 /// the payload counts as not handled, and is to be given to [`crate::http2::on_payload`].
@@ -63,7 +71,12 @@ pub fn on_payload<E: ByteSource>(
     receive(c, env, direction, seq, offset, length);
     if c.protocol() == ConnProtocol::HTTP2 {
         let flow = &mut c.flows[direction];
+        let (end, read) = (seq.wrapping_add(length), flow.next);
         (flow.next, flow.seen_bytes) = before;
+        if (read.wrapping_sub(end) as i32) > 0 {
+            // The segments behind it were taken out of their ranges, and are yet to be read.
+            flow.insert_range(end, read);
+        }
         flow.clear();
         flow.skip = 0;
     }
@@ -131,8 +144,8 @@ fn receive<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Direction,
 #[inline(always)]
 fn run<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Direction) -> bool {
     match direction {
-        Request => env.repeat(MAX_STEPS, |env, _| step(c, env, Request)),
-        Response => env.repeat(MAX_STEPS, |env, _| step(c, env, Response)),
+        Request => env.take_steps(MAX_STEPS, |env| env.step_http1(c, Request)),
+        Response => env.take_steps(MAX_STEPS, |env| env.step_http1(c, Response)),
     }
 }
 
@@ -147,7 +160,7 @@ fn count_packet<E: Recorder>(c: &mut Connection, env: &mut E, direction: Directi
 
 /// Takes one step through the packet, and then through the segments that were buffered behind it.
 #[inline(always)]
-fn step<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Direction) -> Step {
+pub fn step<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Direction) -> Step {
     count_due(c, env, direction);
     match read_step(c, env, direction) {
         Step::Done if c.flows[direction].ranges_used != 0 => resume_buffered(c, env, direction),
@@ -189,7 +202,7 @@ fn find_line<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Directio
                 c.flows[direction].loaded(length);
             }
             Refill::LongLine(at, length) => {
-                if flow.flags & LONG_LINE != 0 {
+                if flow.flags & (LONG_LINE | IN_CALLER) == LONG_LINE {
                     return Some(Step::More);
                 }
                 flow.flags |= LONG_LINE;
@@ -203,10 +216,15 @@ fn find_line<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Directio
         }
     }
     let flow = &mut c.flows[direction];
-    if flow.newlines == 0 {
+    let mut block = 0;
+    while block < MAX_BLOCKS {
+        skip_lines(flow, direction);
+        if flow.newlines != 0 || flow.scanned >= flow.filled {
+            break;
+        }
         flow.mark_newlines();
+        block += 1;
     }
-    skip_lines(flow);
     if flow.newlines == 0 {
         return Some(Step::More);
     }
@@ -214,10 +232,12 @@ fn find_line<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Directio
     flow.message_bytes += u64::from(length) + 1;
     if flow.flags & LONG_LINE != 0 {
         flow.flags &= !LONG_LINE;
-        if flow.phase == phase::CHUNK {
-            begin_chunk(flow);
+        if flow.flags & IN_CALLER == 0 {
+            if flow.phase == phase::CHUNK {
+                begin_chunk(flow);
+            }
+            return Some(Step::More);
         }
-        return Some(Step::More);
     }
     let length = trim_cr(flow, at, length);
     flow.set_line(at, length);
@@ -305,13 +325,18 @@ fn is_parsed(c: &Connection) -> bool {
 
 /// Goes on at `accepted`, the sequence number up to which TCP has accepted everything, seen or not. Only this can cost the
 /// position: a segment's own numbers may be forged.
-#[inline(never)]
+#[inline(always)]
 pub fn catch_up<E: Recorder>(c: &mut Connection, env: &mut E, direction: Direction, accepted: u32) {
+    if c.flows[direction].is_behind(accepted) {
+        pass_over(c, env, direction, accepted);
+    }
+}
+
+/// Goes on behind bytes that TCP has accepted.
+#[inline(never)]
+fn pass_over<E: Recorder>(c: &mut Connection, env: &mut E, direction: Direction, accepted: u32) {
     let flow = &mut c.flows[direction];
     let missing = accepted.wrapping_sub(flow.next);
-    if flow.seq_state == 0 || (missing as i32) <= 0 {
-        return;
-    }
     flow.find_unseen(accepted);
     let unseen = flow.gap();
     if unseen != 0 {
@@ -366,12 +391,26 @@ fn resume_buffered<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Di
 }
 
 /// Reads a line, or the beginning of a long one.
-#[inline(never)]
-fn read_line<E: Recorder>(c: &mut Connection, env: &mut E, direction: Direction) -> Step {
+#[inline(always)]
+fn read_line<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Direction) -> Step {
+    let is_caller_read = direction == Request && caller::is_read(c);
     let flow = &mut c.flows[direction];
     let (at, length) = (atomic::load(&flow.line_at), atomic::load(&flow.line_length));
     let is_whole = flow.flags & LONG_LINE == 0;
     let phase = flow.phase;
+    if is_caller_read
+        && (flow.flags & IN_CALLER != 0 || phase == phase::HEADERS && length >= CALLER_NAME && names_caller(flow, at))
+    {
+        return read_caller_line(c, env, at, length, is_whole);
+    }
+    if trace::is_on()
+        && direction == Request
+        && phase == phase::HEADERS
+        && is_whole
+        && trace::may_name(flow.word(at) | LOWER)
+    {
+        return read_trace_line(c, env, at, length);
+    }
     let result = if phase == phase::START {
         if length == 0 && (direction == Request || c.leg == ConnLeg::SOURCE) {
             return if direction == Request { skip_empty_line(c, env) } else { Step::More };
@@ -412,6 +451,52 @@ fn read_line<E: Recorder>(c: &mut Connection, env: &mut E, direction: Direction)
         Err(Malformed)
     };
     if result.is_err() { reject(c, env, direction) } else { Step::More }
+}
+
+/// Reads a line, or a part of a long one, that names the request's caller; of several the last one counts.
+#[inline(never)]
+fn read_caller_line<E: ByteSource>(c: &mut Connection, env: &mut E, at: u32, length: u32, is_end: bool) -> Step {
+    let flow = &mut c.flows[Request];
+    let is_begun = flow.flags & IN_CALLER != 0;
+    flow.flags = (flow.flags | IN_CALLER) & !(IN_LENGTH | IN_CODING);
+    let mut id = caller::NO_ROOM;
+    // SAFETY: null or valid, see `CallerStore`.
+    if let Some(text) = unsafe { env.caller_text().as_mut() } {
+        let name = if is_begun { 0 } else { CALLER_NAME };
+        if !is_begun {
+            caller::begin(text, false);
+        }
+        let blanks = if is_begun { 0 } else { blank_run(flow, at.wrapping_add(name)) };
+        let skipped = name.wrapping_add(blanks);
+        let skipped = if skipped < length { skipped } else { length };
+        caller::feed(text, env, flow, at.wrapping_add(skipped), length.wrapping_sub(skipped));
+        if is_end {
+            id = caller::end(text, env, flow);
+        }
+    }
+    if is_end {
+        flow.flags &= !IN_CALLER;
+        flow.caller = u32::from(id.0);
+    }
+    Step::More
+}
+
+/// Reads a line of the request's trace context.
+#[inline(never)]
+fn read_trace_line<E: ByteSource>(c: &mut Connection, env: &mut E, at: u32, length: u32) -> Step {
+    let flow = &mut c.flows[Request];
+    flow.flags &= !(IN_LENGTH | IN_CODING);
+    // SAFETY: null or valid, see `TraceStore`.
+    let Some(text) = (unsafe { env.trace_text().as_mut() }) else {
+        env.count(Counter::TracesFull, 1);
+        return Step::More;
+    };
+    if flow.flags & TRACED == 0 {
+        flow.flags |= TRACED;
+        trace::begin(text);
+    }
+    trace::line(text, flow, at, length);
+    Step::More
 }
 
 /// Skips an empty line before a request (RFC 9112 section 2.2), whose bytes the proxy counts with the request; but a
@@ -502,7 +587,7 @@ fn give_up<E: Recorder>(c: &mut Connection, env: &mut E, reason: Counter) -> Ste
 }
 
 /// Reads a status line.
-#[inline(never)]
+#[inline(always)]
 fn begin_response<E: Recorder>(c: &mut Connection, env: &mut E, at: u32, length: u32) -> Step {
     let flow = &mut c.flows[Response];
     let is_valid = status_line(flow, at, length).is_ok();
@@ -531,7 +616,7 @@ fn begin_response<E: Recorder>(c: &mut Connection, env: &mut E, at: u32, length:
 }
 
 /// Reads a request line.
-#[inline(never)]
+#[inline(always)]
 fn begin_request<E: Recorder>(c: &mut Connection, env: &mut E, at: u32, length: u32, is_whole: bool) -> Step {
     let flow = &mut c.flows[Request];
     let flags = flow.flags;
@@ -547,6 +632,7 @@ fn begin_request<E: Recorder>(c: &mut Connection, env: &mut E, at: u32, length: 
     }
     let flow = &mut c.flows[Request];
     flow.flags |= read;
+    flow.caller = u32::from(CallerId::NONE.0);
     flow.phase = phase::HEADERS;
     Step::More
 }
@@ -610,14 +696,15 @@ fn on_packet_end<E: Recorder>(c: &mut Connection, env: &mut E, direction: Direct
 }
 
 /// Handles the end of the request's header.
-#[inline(never)]
-fn end_request_header<E: Recorder>(c: &mut Connection, env: &mut E) -> Step {
+#[inline(always)]
+fn end_request_header<E: Recorder + TraceStore>(c: &mut Connection, env: &mut E) -> Step {
     let tail = c.tail;
+    let caller = caller::record(env, CallerId(c.flows[Request].caller as u16));
     let flow = &mut c.flows[Request];
     let flags = flow.flags;
     let is_malformed = is_malformed(flow);
     let is_upgrade = flags & (UPGRADE | CONNECTION_UPGRADE) == UPGRADE | CONNECTION_UPGRADE;
-    let mut state = 0;
+    let mut state = u32::from(caller.0) << CALLER_SHIFT;
     if flags & HEAD != 0 {
         state |= IS_HEAD;
     }
@@ -629,6 +716,9 @@ fn end_request_header<E: Recorder>(c: &mut Connection, env: &mut E) -> Step {
     }
     if flags & GRPC != 0 {
         state |= IS_GRPC;
+    }
+    if trace::is_on() && flags & TRACED != 0 && trace::keep(env, tail.wrapping_sub(1)) {
+        state |= HAS_TRACE;
     }
     atomic::fetch_or(&mut c.exchange(tail.wrapping_sub(1)).state, state);
     let flow = &mut c.flows[Request];
@@ -650,7 +740,7 @@ fn end_request_header<E: Recorder>(c: &mut Connection, env: &mut E) -> Step {
 }
 
 /// Handles the end of the response's header, and determines the length of the body (RFC 9112 section 6.3).
-#[inline(never)]
+#[inline(always)]
 fn end_response_header<E: Recorder>(c: &mut Connection, env: &mut E) -> Step {
     let head = c.head;
     let state = atomic::load(&c.exchange(head).state);

@@ -14,25 +14,28 @@ mod stream;
 mod table;
 
 use observer_common::{
+    CallerId,
     Direction::{self, Request, Response},
     health::Counter,
 };
 
 use crate::{
-    atomic,
+    atomic, caller,
     connection::{Connection, flags::PREEXISTING},
-    env::{ByteSource, Step},
+    env::{ByteSource, Recorder, Step},
     flow::{Flow, Refill},
     hpack::{self, FieldState, HpackDecoder, TableSize},
     option::{OptionU32, Peer},
     reassembly::{buffer_segment, free_if_drained},
+    trace,
 };
 
 use self::{
     frame::{END_HEADERS, END_STREAM, FrameHeader, FrameKind, HAS_PRIORITY, HEADER_BYTES, MAX_PLAUSIBLE_FRAME, PADDED},
     resync::{desync, is_desynced, resync_step},
     stream::state::{
-        FINISHED, HAS_TOO_MANY_FIELDS, IS_BLIND, MAY_BE_ANSWERED, REQUEST_DONE, RESPONSE_DONE, SECURITY_SHIFT,
+        FINISHED, HAS_TOO_MANY_FIELDS, HAS_TRACE, IS_BLIND, MAY_BE_ANSWERED, REQUEST_DONE, RESPONSE_DONE,
+        SECURITY_SHIFT,
     },
 };
 
@@ -110,15 +113,27 @@ pub fn on_payload<E: StreamSource>(
 #[inline(always)]
 fn run<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: Direction) -> bool {
     match direction {
-        Request => env.repeat(MAX_STEPS, |env, _| step(c, h, env, Request)),
-        Response => env.repeat(MAX_STEPS, |env, _| step(c, h, env, Response)),
+        Request => env.take_steps(MAX_STEPS, |env| env.step(c, h, Request)),
+        Response => env.take_steps(MAX_STEPS, |env| env.step(c, h, Response)),
     }
 }
 
 /// Goes on at `accepted`, the sequence number up to which TCP has accepted everything, seen or not. Returns true if that
 /// costs the position: the open streams are then to be closed before anything else is read, and the segment to be skipped.
-#[inline(never)]
+#[inline(always)]
 pub fn catch_up<E: ByteSource>(
+    c: &mut Connection,
+    h: &mut Http2,
+    env: &mut E,
+    direction: Direction,
+    accepted: u32,
+) -> bool {
+    c.flows[direction].is_behind(accepted) && pass_over(c, h, env, direction, accepted)
+}
+
+/// Goes on behind bytes that TCP has accepted; returns as [`catch_up`].
+#[inline(never)]
+fn pass_over<E: ByteSource>(
     c: &mut Connection,
     h: &mut Http2,
     env: &mut E,
@@ -127,9 +142,6 @@ pub fn catch_up<E: ByteSource>(
 ) -> bool {
     let flow = &mut c.flows[direction];
     let missing = accepted.wrapping_sub(flow.next);
-    if flow.seq_state == 0 || (missing as i32) <= 0 {
-        return false;
-    }
     flow.find_unseen(accepted);
     let unseen = flow.gap();
     if unseen != 0 {
@@ -164,11 +176,14 @@ fn start(c: &mut Connection, h: &mut Http2, direction: Direction) {
         return;
     }
     frames.is_started = 1;
+    frames.decoder.reads_callers = u32::from(direction == Request && caller::is_read(c));
     if c.flags & PREEXISTING != 0 {
         frames.state = FrameState::DESYNCED;
         hpack::reset(&mut frames.decoder);
     } else if direction == Request {
-        c.flows[Request].skip = PREFACE.wrapping_sub(c.flows[Request].seen_bytes);
+        // What a gateway's PROXY protocol header has is counted already, and lies in front of the preface.
+        let flow = &mut c.flows[Request];
+        flow.skip = flow.counted_bytes.wrapping_add(PREFACE).wrapping_sub(flow.seen_bytes);
     }
 }
 
@@ -202,7 +217,7 @@ fn fail(frames: &mut Frames, reason: Counter) -> Step {
 
 /// Takes one step through the packet, then through the segments that were buffered behind it, then counts the batch.
 #[inline(always)]
-fn step<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: Direction) -> Step {
+pub fn step<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: Direction) -> Step {
     if atomic::load(&h.batches[direction].due) != 0 {
         h.batches[direction].flush(c, env);
         return Step::More;
@@ -442,6 +457,9 @@ fn begin_payload(h: &mut Http2, direction: Direction) {
     frames.block_stream = frames.stream_id;
     frames.state = FrameState::HEADER_BLOCK;
     hpack::begin(&mut frames.decoder);
+    if trace::is_on() {
+        frames.decoder.reads_traces = u32::from(direction == Request);
+    }
 }
 
 /// Begins data: skipped unless it is gRPC's.
@@ -512,19 +530,34 @@ fn read_messages<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E
 #[inline(never)]
 fn read_header_block<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: Direction) -> Step {
     let frames = &mut h.frames[direction];
-    if frames.left == 0 {
+    if frames.left == 0 && !hpack::is_at_value_end(&frames.decoder) {
         end_fragment(frames, &mut c.flows[direction]);
         return Step::More;
     }
-    if c.flows[direction].pending() == 0 {
+    if c.flows[direction].pending() == 0 && !hpack::is_at_value_end(&frames.decoder) {
         return refill(c, h, env, direction);
     }
     let flow = &mut c.flows[direction];
     let decoder = &mut frames.decoder;
+    if decoder.state.is_kept_apart() {
+        if trace::is_on() && decoder.state == FieldState::TRACE {
+            return read_trace(c, h, env, direction);
+        }
+        return read_caller(c, h, env, direction);
+    }
     let inserted = decoder.inserted;
-    hpack::read_indexed(decoder, flow, &mut frames.left);
-    if frames.left != 0 && flow.pending() != 0 && hpack::step(decoder, flow, &mut frames.left).is_err() {
+    if hpack::read_fields(decoder, flow, &raw mut frames.left) != 0 {
         return fail(frames, Counter::DesyncMalformed);
+    }
+    let decoder = &mut frames.decoder;
+    if decoder.caller_insertion.is_some() {
+        look_up_caller(decoder, env);
+    }
+    if trace::is_on() && decoder.trace_insertion.is_some() {
+        look_up_trace(decoder, env);
+    }
+    if decoder.inserted != inserted && hpack::replaces_caller(decoder) {
+        set_replaced_id(decoder, env);
     }
     let table_size = decoder.table_size;
     if decoder.state == FieldState::FAR
@@ -534,10 +567,139 @@ fn read_header_block<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &m
         use_large_table(decoder, env, direction);
     }
     let frames = &mut h.frames[direction];
-    if frames.left == 0 {
+    if frames.left == 0 && !hpack::is_at_value_end(&frames.decoder) {
         end_fragment(frames, &mut c.flows[direction]);
     }
     Step::More
+}
+
+/// Reads on in the value of a field that names the caller.
+#[inline(never)]
+fn read_caller<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: Direction) -> Step {
+    let (flow, frames) = (&mut c.flows[direction], &mut h.frames[direction]);
+    let decoder = &mut frames.decoder;
+    let (pending, left, number) = (flow.pending(), frames.left, decoder.number);
+    let here = if pending < left { pending } else { left };
+    let length = if here < number { here } else { number };
+    // SAFETY: null or valid, see `CallerStore`.
+    let text = unsafe { env.caller_text().as_mut() };
+    let mut id = caller::NO_ROOM;
+    if let Some(text) = text {
+        if decoder.text_length == 0 {
+            caller::begin(text, decoder.huffman != 0);
+        }
+        caller::feed(text, env, flow, flow.line, length);
+        if length == number {
+            id = caller::end(text, env, flow);
+        }
+    }
+    decoder.text_length = 1;
+    decoder.number = number.wrapping_sub(length);
+    frames.left = left.wrapping_sub(length);
+    flow.line = flow.line.wrapping_add(length);
+    let inserted = decoder.inserted;
+    if length == number {
+        end_caller(decoder, env, id);
+    }
+    end_value(frames, flow, env, direction, inserted)
+}
+
+/// Goes on behind what was read of a value that is kept apart; before that, `inserted` insertions had been made.
+#[inline(always)]
+fn end_value<E: StreamSource>(
+    frames: &mut Frames,
+    flow: &mut Flow,
+    env: &mut E,
+    direction: Direction,
+    inserted: u32,
+) -> Step {
+    let decoder = &mut frames.decoder;
+    if decoder.table_size == TableSize::LARGE && decoder.inserted != inserted {
+        use_large_table(decoder, env, direction);
+    }
+    if frames.left == 0 {
+        end_fragment(frames, flow);
+    }
+    Step::More
+}
+
+/// Ends a field that names the caller, and keeps its id with its insertion.
+#[inline(never)]
+fn end_caller<E: StreamSource>(decoder: &mut HpackDecoder, env: &mut E, id: CallerId) {
+    let Some(insertion) = hpack::end_caller(decoder, id).get() else { return };
+    // SAFETY: null or valid, see `CallerStore`.
+    let Some(text) = (unsafe { env.caller_text().as_mut() }) else { return };
+    let kept = text.id(insertion);
+    if hpack::replaces_caller(decoder) {
+        hpack::set_replaced_id(decoder, CallerId(*kept));
+    }
+    *kept = id.0;
+}
+
+/// Looks up the caller of an insertion to which the block has referred.
+#[inline(never)]
+fn look_up_caller<E: StreamSource>(decoder: &mut HpackDecoder, env: &mut E) {
+    let insertion = decoder.caller_insertion.get().unwrap_or(0);
+    decoder.caller_insertion = OptionU32::NONE;
+    // SAFETY: null or valid, see `CallerStore`.
+    let text = unsafe { env.caller_text().as_mut() };
+    decoder.caller = u32::from(text.map_or(caller::NO_ROOM.0, |text| *text.id(insertion)));
+}
+
+/// Reads on in the value of a field of a trace context.
+#[inline(never)]
+fn read_trace<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, direction: Direction) -> Step {
+    let (flow, frames) = (&mut c.flows[direction], &mut h.frames[direction]);
+    let inserted = frames.decoder.inserted;
+    let (number, kind) = (frames.decoder.number, hpack::trace_kind(&frames.decoder));
+    // SAFETY: null or valid, see `TraceStore`.
+    if let Some(text) = unsafe { env.trace_text().as_mut() } {
+        if frames.decoder.flags & hpack::TRACED == 0 {
+            frames.decoder.flags |= hpack::TRACED;
+            trace::begin(text);
+        }
+        if !trace::value(text, &mut frames.decoder, flow, &raw mut frames.left, kind) {
+            if frames.left == 0 {
+                end_fragment(frames, flow);
+            }
+            return Step::More;
+        }
+        let insertion = hpack::end_trace(&mut frames.decoder);
+        if let Some(insertion) = insertion.get() {
+            // SAFETY: as above.
+            if let Some(table) = unsafe { env.trace_table().as_mut() } {
+                *table.field(insertion) = text.field;
+            }
+        }
+    } else {
+        env.count(Counter::TracesFull, 1);
+        hpack::skip(&mut frames.decoder, flow, &mut frames.left, number);
+        hpack::end_trace(&mut frames.decoder);
+    }
+    let decoder = &mut frames.decoder;
+    if decoder.inserted != inserted && hpack::replaces_caller(decoder) {
+        set_replaced_id(decoder, env);
+    }
+    end_value(frames, flow, env, direction, inserted)
+}
+
+/// Adds the field of an insertion to which the block has referred to the request's trace context.
+#[inline(never)]
+fn look_up_trace<E: StreamSource>(decoder: &mut HpackDecoder, env: &mut E) {
+    let insertion = decoder.trace_insertion.get().unwrap_or(0);
+    decoder.trace_insertion = OptionU32::NONE;
+    // SAFETY: null or valid, see `TraceStore`.
+    let (text, table) = unsafe { (env.trace_text().as_mut(), env.trace_table().as_mut()) };
+    let (Some(text), Some(table)) = (text, table) else {
+        decoder.flags |= hpack::TRACE_MISSED;
+        return;
+    };
+    if decoder.flags & hpack::TRACED == 0 {
+        decoder.flags |= hpack::TRACED;
+        trace::begin(text);
+    }
+    text.field = *table.field(insertion);
+    trace::apply(text);
 }
 
 /// Ends this frame's fragment of a header block, of which some bytes may still be to be skipped.
@@ -566,6 +728,15 @@ fn use_large_table<E: StreamSource>(decoder: &mut HpackDecoder, env: &mut E, dir
     } else if let Some(table) = table {
         hpack::store_in_large_table(decoder, table);
     }
+}
+
+/// Adds the caller's id to the entry that an insertion of another name has replaced.
+#[inline(never)]
+fn set_replaced_id<E: StreamSource>(decoder: &mut HpackDecoder, env: &mut E) {
+    // SAFETY: null or valid, see `CallerStore`.
+    let text = unsafe { env.caller_text().as_mut() };
+    let id = text.map_or(caller::NO_ROOM.0, |text| *text.id(decoder.inserted.wrapping_sub(1)));
+    hpack::set_replaced_id(decoder, CallerId(id));
 }
 
 /// Handles a whole frame.
@@ -608,7 +779,13 @@ fn end_frame<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, di
     stream.bytes[direction] += wire_bytes;
     if ends_block {
         if direction == Request {
-            stream.record_request_header(decoder);
+            if !stream.has_request_header() {
+                let caller = caller_of(decoder, env);
+                if trace::is_on() && keep_trace(decoder, env, stream_id) {
+                    atomic::fetch_or(&mut stream.state, HAS_TRACE);
+                }
+                stream.record_request_header(decoder, caller);
+            }
         } else {
             stream.record_response_header(decoder);
         }
@@ -632,6 +809,27 @@ fn end_frame<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, di
         }
     }
     Step::More
+}
+
+/// Returns the caller that a request's header block names.
+#[inline(always)]
+fn caller_of<E: Recorder>(decoder: &HpackDecoder, env: &mut E) -> CallerId {
+    let is_missed = decoder.caller == 0 && decoder.flags & hpack::UNRESOLVED != 0 && decoder.reads_callers != 0;
+    caller::record(env, if is_missed { CallerId::MISSED } else { CallerId(decoder.caller as u16) })
+}
+
+/// Keeps the trace context of a request's header block if it is sampled; returns whether it did.
+#[inline(always)]
+fn keep_trace<E: StreamSource>(decoder: &HpackDecoder, env: &mut E, stream_id: u32) -> bool {
+    let flags = decoder.flags;
+    if flags & hpack::TRACED != 0 && trace::keep(env, stream_id) {
+        return true;
+    }
+    let is_unknown = flags & (hpack::TRACED | hpack::UNRESOLVED) == hpack::UNRESOLVED && decoder.reads_traces != 0;
+    if is_unknown || flags & hpack::TRACE_MISSED != 0 {
+        env.count(Counter::TraceMissed, 1);
+    }
+    false
 }
 
 /// Removes the stream that the frame has ended, unless the other direction has done so; the next step adds it to the batch.

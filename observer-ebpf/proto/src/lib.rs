@@ -12,21 +12,27 @@
 
 pub mod address;
 pub mod atomic;
+pub mod caller;
 mod classify;
 pub mod close;
 pub mod connection;
 pub mod env;
+mod finished;
 pub mod flow;
 pub mod hpack;
 pub mod http1;
 pub mod http2;
+mod huffman;
 mod option;
+pub mod pairing;
 pub mod reassembly;
 pub mod segment;
 pub mod tls;
+pub mod trace;
 
 pub use classify::{on_destination, on_established};
-pub use connection::{ConnLeg, ConnProtocol, Connection, FinishedRequest};
+pub use connection::{ConnLeg, ConnProtocol, Connection};
+pub use finished::FinishedRequest;
 pub use option::{OptionU32, Peer};
 
 #[cfg(feature = "aya")]
@@ -35,4 +41,8 @@ mod pod {
     unsafe impl aya::Pod for super::http2::StreamKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::http2::H2Stream {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::pairing::AcceptedKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::pairing::Accepted {}
 }

@@ -25,6 +25,12 @@ impl OptionU32 {
         if self.0 == 0 { None } else { Some(self.0 - 1) }
     }
 
+    /// Returns the number as it is stored: 0 for none.
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
     /// Returns whether there is no number.
     #[inline(always)]
     pub const fn is_none(self) -> bool {

@@ -218,7 +218,7 @@ impl Flow {
         0
     }
 
-    /// Sets `gap` to the number of bytes between `next` and `end` that are in no range.
+    /// Sets [`Flow::gap`] to the number of bytes between `next` and `end` that are in no range.
     #[inline(never)]
     pub fn find_unseen(&mut self, end: u32) {
         let mut unseen = end.wrapping_sub(self.next);
@@ -232,7 +232,7 @@ impl Flow {
             }
             i += 1;
         }
-        atomic::store(&mut self.gap, unseen);
+        atomic::store(&mut self.scratch, unseen);
     }
 
     /// Removes the ranges that have nothing behind `next`.

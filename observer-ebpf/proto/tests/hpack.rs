@@ -6,6 +6,7 @@ mod fixture;
 use fixture::{
     Wire,
     frames::{END_STREAM, PREFACE, SETTINGS, Shape, frame, headers},
+    xfcc::{self, NAME, Named, named},
 };
 use httlib_hpack::Encoder;
 use observer_common::{Direction, GRPC_NONE, GRPC_UNKNOWN, health::Counter};
@@ -32,6 +33,8 @@ struct Judge {
     number: u32,
     /// What the last block judged had: [`EXTENDED_CONNECT`] and [`NOT_POST`].
     flags: u32,
+    /// Its caller.
+    caller: Named,
 }
 
 /// What the decoder is to find: status, gRPC status, and whether the content type is gRPC's.
@@ -51,7 +54,7 @@ impl Judge {
         let mut decoder = loona_hpack::Decoder::new();
         decoder.set_max_allowed_table_size(LARGEST as usize);
         let sent = stream.len();
-        Self { wire, decoder, direction, stream, sent, number: 0, flags: 0 }
+        Self { wire, decoder, direction, stream, sent, number: 0, flags: 0, caller: Named::Nobody }
     }
 
     /// Decodes a block and returns what was found.
@@ -74,11 +77,13 @@ impl Judge {
     fn judge(&mut self, block: &[u8]) -> Found {
         let mut found = (NONE, GRPC_NONE, NONE);
         self.flags = 0;
+        self.caller = Named::Nobody;
         for (name, value) in self.decoder.decode(block).expect("a valid block") {
             match &name[..] {
                 b":status" => found.0 = status_of(&value),
                 b":protocol" => self.flags |= EXTENDED_CONNECT,
                 b":method" if &value[..] != b"POST" => self.flags |= NOT_POST,
+                b"x-forwarded-client-cert" => self.caller = named(&value),
                 b"grpc-status" => found.1 = grpc_status_of(&value),
                 b"content-type" => {
                     found.2 = u32::from(&value[..] == b"application/grpc" || value.starts_with(b"application/grpc+"));
@@ -87,6 +92,18 @@ impl Judge {
             }
         }
         found
+    }
+
+    /// The caller that was found; only of requests it is read.
+    fn caller(&self) -> Named {
+        match self.wire.h.frames[self.direction].decoder.caller as u16 {
+            0 => Named::Nobody,
+            u16::MAX => Named::Unreadable,
+            id => {
+                let caller = &self.wire.env.callers[usize::from(id) - 1];
+                Named::Caller(caller.text[..caller.length as usize].to_vec())
+            }
+        }
     }
 
     fn losses(&self) -> u64 {
@@ -207,6 +224,7 @@ fn pair() -> impl Strategy<Value = (String, String)> {
         3 => status().prop_map(|value| (":status".to_owned(), value)),
         3 => status().prop_map(|value| ("grpc-status".to_owned(), value)),
         3 => content_type().prop_map(|value| ("content-type".to_owned(), value)),
+        3 => xfcc::value().prop_map(|value| (NAME.to_owned(), value)),
         2 => (near, value()).prop_map(|(name, value)| (name.to_owned(), value)),
         3 => ("[a-z-]{0,14}", value()),
     ]
@@ -251,6 +269,8 @@ fn agree(direction: Direction, blocks: &[(Vec<Field>, Shape)], cuts: &[usize]) -
         let expected = if forgotten { (expected.0, GRPC_UNKNOWN, expected.2) } else { expected };
         prop_assert_eq!(found, expected, "block {} {:?}", number, judge.wire.env.counts);
         prop_assert_eq!(decoder.flags & !REFUSED, judge.flags);
+        let caller = if direction == Direction::Request { judge.caller.clone() } else { Named::Nobody };
+        prop_assert_eq!(judge.caller(), caller);
         prop_assert_eq!(judge.losses(), 0);
     }
     Ok(judge)

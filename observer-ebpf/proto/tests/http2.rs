@@ -17,6 +17,7 @@ use httlib_hpack::Encoder;
 use observer_common::{Direction, GRPC_NONE, GRPC_UNKNOWN, Protocol, STATUS_UNKNOWN, health::Counter};
 use observer_proto::{
     ConnLeg, FinishedRequest, OptionU32,
+    connection::flags::GATEWAY,
     http2::{self, MAX_MAPPED, MORE_STREAMS, OWN_STREAMS},
 };
 use proptest::{
@@ -599,6 +600,49 @@ fn the_preface_may_come_in_pieces() {
         talk.writer.answer(1, END_STREAM, "418");
         talk.flush();
         assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)], "{first} bytes first");
+    }
+}
+
+/// The preface is known by its first four bytes, and those may come last, with everything behind them buffered.
+#[test]
+fn the_beginning_of_the_preface_may_come_last() {
+    for late in 1..8 {
+        for ahead in 1..4 {
+            let mut talk = Talk::new(ConnLeg::SOURCE);
+            talk.writer.ask(1, END_STREAM);
+            let stream = talk.writer.streams[Direction::Request].clone();
+            let cuts: Vec<usize> = (0..=ahead).map(|cut| late + cut * (stream.len() - late) / ahead).collect();
+            for cut in cuts.windows(2) {
+                talk.wire.deliver(Direction::Request, &stream, cut[0], cut[1]);
+            }
+            for from in 0..late {
+                talk.wire.deliver(Direction::Request, &stream, from, from + 1);
+            }
+            talk.sent[Direction::Request] = stream.len();
+            talk.writer.answer(1, END_STREAM, "418");
+            talk.flush();
+            assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)], "{late} late, {ahead} ahead");
+            assert!(talk.wire.env.buffers.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_proxy_protocol_header_may_precede_the_preface() {
+    let binary = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", &[7; 12][..]].concat();
+    for header in [&b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 80\r\n"[..], &binary] {
+        for cut in 1..header.len() + PREFACE.len() + 10 {
+            let mut talk = Talk::new(ConnLeg::SOURCE);
+            talk.wire.c.flags |= GATEWAY;
+            talk.writer.ask(1, END_STREAM);
+            let stream = [header, &talk.writer.streams[Direction::Request]].concat();
+            talk.wire.deliver(Direction::Request, &stream, 0, cut);
+            talk.wire.deliver(Direction::Request, &stream, cut, stream.len());
+            talk.sent[Direction::Request] = talk.writer.streams[Direction::Request].len();
+            talk.writer.answer(1, END_STREAM, "418");
+            talk.flush();
+            assert_eq!(talk.finished(), [(418, GRPC_NONE, Counter::RequestOk)], "cut at {cut} of {header:?}");
+        }
     }
 }
 

@@ -10,10 +10,10 @@ use aya_ebpf::{
         generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
     },
 };
-use observer_common::{Cgroup, CgroupMode, IGNORED, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, health::Counter};
+use observer_common::{Cgroup, CgroupMode, IGNORED, PORT_EXCLUDED, PORT_HTTP, PORT_TCP, PortKey, health::Counter};
 use observer_proto::{
     ConnLeg, Connection, address, atomic,
-    connection::flags::{DECLARED_HTTP, DECLARED_TCP, GATEWAY, PREEXISTING, SEQ_KNOWN, TENTATIVE},
+    connection::flags::{DECLARED_HTTP, DECLARED_TCP, GATEWAY, PREEXISTING, SEQ_KNOWN, TENTATIVE, WITHOUT_CALLERS},
 };
 
 use super::{
@@ -73,6 +73,7 @@ pub(super) fn attribute(c: &mut Connection, cgroup: u64, sk: *mut bpf_sock) {
     if c.process == 0 {
         c.sidecar = cgroup.sidecar;
     }
+    record_switch(c, Some(cgroup));
     if c.leg != ConnLeg::UNDECIDED {
         return;
     }
@@ -88,6 +89,14 @@ pub(super) fn attribute(c: &mut Connection, cgroup: u64, sk: *mut bpf_sock) {
         c.destination = local;
     } else if c.leg == ConnLeg::SOURCE && cgroup.flags & Cgroup::SHARED != 0 {
         c.set_flags(TENTATIVE);
+    }
+}
+
+/// Records whether callers are read.
+#[inline(always)]
+pub(super) fn record_switch(c: &mut Connection, cgroup: Option<&Cgroup>) {
+    if cgroup.is_some_and(|cgroup| cgroup.flags & Cgroup::WITHOUT_CALLERS != 0) {
+        c.set_flags(WITHOUT_CALLERS);
     }
 }
 
@@ -118,15 +127,42 @@ pub(super) fn is_excluded(port: u16) -> bool {
     maps::port_flags(port) & PORT_EXCLUDED != 0
 }
 
-/// Records the configured protocol of the connection's destination port.
-#[inline(always)]
-pub(super) fn record_declared_protocol(c: &mut Connection, port: u16) {
-    let port = maps::port_flags(port);
-    if port & PORT_TCP != 0 {
+/// Records the declared protocol of the connection's destination.
+#[inline(never)]
+pub(super) fn record_declared_protocol(c: &mut Connection) {
+    let flags = declared_protocol(c);
+    if flags & PORT_TCP != 0 {
         c.set_flags(DECLARED_TCP);
-    } else if port & PORT_HTTP != 0 {
+    } else if flags & PORT_HTTP != 0 {
         c.set_flags(DECLARED_HTTP);
     }
+}
+
+/// Returns the flags of the sidecar's listener for the destination: that for its address and port, else for its port, else
+/// the configured one; what an application opens without a listener has the default.
+#[inline(always)]
+fn declared_protocol(c: &Connection) -> u32 {
+    let is_source = c.leg == ConnLeg::SOURCE;
+    let port = u32::from(c.destination.port);
+    let mut key = PortKey { sidecar: 0, port, address: c.destination.address };
+    if is_source && let Some(flags) = maps::declared_protocol(&key) {
+        return flags;
+    }
+    key.address = [0; 16];
+    if !is_source {
+        key.sidecar = c.sidecar;
+    }
+    if (is_source || key.sidecar != 0)
+        && let Some(flags) = maps::declared_protocol(&key)
+    {
+        return flags;
+    }
+    let configured = maps::port_flags(c.destination.port) & (PORT_TCP | PORT_HTTP);
+    if configured != 0 || !is_source || c.flags & GATEWAY != 0 {
+        return configured;
+    }
+    key.port = 0;
+    maps::declared_protocol(&key).unwrap_or(0)
 }
 
 /// Marks a connection as preexisting whose establishment was not seen, and counts it once.

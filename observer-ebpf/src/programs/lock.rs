@@ -10,11 +10,13 @@ use super::bpf_loop::repeat;
 pub(super) const MAX_TRIES: u32 = 1 << 20;
 
 /// Locks a direction for this CPU; returns whether it could.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn lock(flow: &mut Flow) -> bool {
-    if atomic::compare_exchange(&mut flow.locked, 0, 1) {
-        return true;
-    }
+    atomic::compare_exchange(&mut flow.locked, 0, 1) || wait(flow)
+}
+
+#[inline(never)]
+fn wait(flow: &mut Flow) -> bool {
     repeat(MAX_TRIES, |_| if atomic::compare_exchange(&mut flow.locked, 0, 1) { Step::Done } else { Step::More })
 }
 

@@ -2,21 +2,26 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, SkStorage, Stack},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, SkStorage, Stack},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
     programs::{SkBuffContext, SockOpsContext},
 };
 use core::ffi::c_void;
 use observer_common::{
-    ALLOCATED_INBOUND_PORTS, ALLOCATED_PAGES, ALLOCATED_SLOTS, BucketPage, COUNTED_WITHOUT_PORT, Cgroup, Direction,
-    INSERTED_KEYS, InboundKey, InboundPort, OVERFLOW_SLOT, Series, SeriesKey, health::Counter,
+    ALLOCATED_CALLERS, ALLOCATED_INBOUND_PORTS, ALLOCATED_PAGES, ALLOCATED_SLOTS, BucketPage, COUNTED_WITHOUT_PORT,
+    Caller, CallerId, Cgroup, Direction, Exemplar, ExemplarKey, INSERTED_KEYS, INSERTED_PEERS, InboundKey, InboundPeer,
+    InboundPeerKey, InboundPort, MAX_CALLER_TEXT, OVERFLOW_SLOT, PortKey, RECLAIM_EPOCH, Series, SeriesKey, TraceKey,
+    health::Counter,
 };
 use observer_proto::{
     Connection, OptionU32, atomic,
+    caller::{self, CallerText},
     hpack::LargeTable,
     http2::{H2Stream, Http2, MoreStreams, StreamKey},
+    pairing::{Accepted, AcceptedKey},
     reassembly::{BUFFERS, Buffer, HandshakeData},
+    trace::{TraceTable, TraceText},
 };
 
 /// Programs only. Freed with the socket.
@@ -59,6 +64,9 @@ static CGROUPS: HashMap<u64, Cgroup, 4096, { BPF_F_NO_PREALLOC as usize }> = Has
 /// Written by userspace before the programs are attached.
 #[btf_map]
 static PORTS: HashMap<u32, u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// Written by userspace.
+#[btf_map]
+static PORT_PROTOCOLS: HashMap<PortKey, u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 /// Programs insert, userspace reads. Size: userspace.
 #[btf_map]
 static SLOTS: HashMap<SeriesKey, u32, 10240, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -70,7 +78,7 @@ static SERIES: Array<Series, 10240> = Array::new();
 static BUCKET_PAGES: Array<BucketPage, 65536> = Array::new();
 /// Programs add, userspace reads. Slot 0 is the overflow series.
 #[btf_map]
-static ALLOCATED: Array<u32, 5> = Array::new();
+static ALLOCATED: Array<u32, 8> = Array::new();
 /// Userspace pushes, programs pop. Size: userspace, as that of `SERIES`.
 #[btf_map]
 static FREE_SLOTS: Stack<u32, 10240> = Stack::new();
@@ -89,6 +97,31 @@ static INBOUND: HashMap<InboundKey, OptionU32, 8192, { BPF_F_NO_PREALLOC as usiz
 /// Programs only; userspace clears what it frees.
 #[btf_map]
 static INBOUND_PORTS: Array<InboundPort, 8192> = Array::new();
+
+/// Programs only. Freed with the socket; only connections whose requests name their callers have one.
+#[btf_map]
+static CALLER_TEXTS: SkStorage<CallerText> = SkStorage::new();
+/// Programs insert and remove; userspace removes those that outlived their sidecar.
+#[btf_map]
+static ACCEPTED: HashMap<AcceptedKey, Accepted, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// Programs insert, userspace reads and removes. The key is a hash of kind and text.
+#[btf_map]
+static CALLERS: HashMap<u64, Caller, 4096, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// Programs insert and add, userspace reads and removes.
+#[btf_map]
+static INBOUND_PEERS: HashMap<InboundPeerKey, InboundPeer, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// Programs only. Freed with the socket; only connections whose requests have trace contexts have one.
+#[btf_map]
+static TRACE_TEXTS: SkStorage<TraceText> = SkStorage::new();
+/// Programs only. Freed with the socket; only connections of HTTP/2 whose requests have trace contexts have one.
+#[btf_map]
+static TRACE_TABLES: SkStorage<TraceTable> = SkStorage::new();
+/// Programs only: sampled requests that are open. What has no room is forgotten, the oldest first. Size: userspace.
+#[btf_map]
+static TRACES: LruHashMap<TraceKey, Exemplar, 16384> = LruHashMap::new();
+/// Programs insert, userspace reads and removes. The bucket that was counted in longest ago yields to another. Size: userspace.
+#[btf_map]
+static EXEMPLARS: LruHashMap<ExemplarKey, Exemplar, 40960> = LruHashMap::new();
 
 /// Returns the connection of a socket, if it has one.
 #[inline(always)]
@@ -120,6 +153,53 @@ pub(super) fn is_unobserved(sk: *mut bpf_sock) -> bool {
 #[inline(always)]
 pub(super) fn mark_unobserved(sk: *mut bpf_sock) {
     storage(&raw const UNOBSERVED, sk, CREATE);
+}
+
+/// Returns the caller text of a socket, created if it has none; null if there is no room.
+#[inline(always)]
+pub(super) fn caller_text(sk: *mut bpf_sock) -> *mut CallerText {
+    storage(&raw const CALLER_TEXTS, sk, CREATE).cast()
+}
+
+/// Returns the trace text of a socket, created if it has none; null if there is no room.
+#[inline(always)]
+pub(super) fn trace_text(sk: *mut bpf_sock) -> *mut TraceText {
+    storage(&raw const TRACE_TEXTS, sk, CREATE).cast()
+}
+
+/// Returns the trace table of a socket, created if it has none; null if there is no room.
+#[inline(always)]
+pub(super) fn trace_table(sk: *mut bpf_sock) -> *mut TraceTable {
+    storage(&raw const TRACE_TABLES, sk, CREATE).cast()
+}
+
+/// Keeps the context of an open request; returns whether there was room.
+#[inline(always)]
+pub(super) fn keep_trace(key: &TraceKey, context: &Exemplar) -> bool {
+    TRACES.insert(key, context, 0).is_ok()
+}
+
+/// Returns the context of an open request, if it is kept. Valid until [`forget_trace`].
+#[inline(always)]
+pub(super) fn trace(key: &TraceKey) -> Option<&'static mut Exemplar> {
+    // SAFETY: the memory stays the map's. Whoever ends the request has it alone, unless the map gives it to a new request at
+    // this very moment: then that one, sampled too, is the exemplar.
+    TRACES.get_ptr_mut(key).map(|trace| unsafe { &mut *trace })
+}
+
+/// Forgets the context of a request that has ended.
+#[inline(always)]
+pub(super) fn forget_trace(key: &TraceKey) {
+    // It may be forgotten already.
+    let _ = TRACES.remove(key);
+}
+
+/// Makes a request the exemplar of its series' bucket.
+#[inline(always)]
+pub(super) fn set_exemplar(key: &ExemplarKey, exemplar: &Exemplar) {
+    if EXEMPLARS.insert(key, exemplar, 0).is_err() {
+        count(Counter::TracesFull as u32, 1);
+    }
 }
 
 /// Returns the HTTP/2 state of a socket, if it has one.
@@ -239,6 +319,13 @@ pub(super) fn port_flags(port: u16) -> u32 {
     unsafe { PORTS.get(&u32::from(port)) }.copied().unwrap_or(0)
 }
 
+/// Returns the declared protocol of a port, if one is declared.
+#[inline(always)]
+pub(super) fn declared_protocol(key: &PortKey) -> Option<u32> {
+    // SAFETY: as above.
+    unsafe { PORT_PROTOCOLS.get(key) }.copied()
+}
+
 /// Adds to a health counter, by its number.
 #[inline(always)]
 pub(super) fn count(counter: u32, by: u64) {
@@ -303,30 +390,117 @@ pub(super) fn series(slot: u32) -> Option<&'static mut Series> {
 }
 
 /// Returns the bucket page in `slot`, as its number plus one, allocated if there is none.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn bucket_page(slot: &mut u32) -> Option<&'static mut BucketPage> {
-    let mut page = atomic::load(slot);
-    if page == 0 {
-        let allocated = match FREE_PAGES.pop() {
-            Ok(Some(number)) => number,
-            _ => match allocate(ALLOCATED_PAGES, |next| BUCKET_PAGES.get_ptr(next).is_some()) {
-                Some(number) => number,
-                None => {
-                    count(Counter::LossPages as u32, 1);
-                    return None;
-                }
-            },
-        };
-        if atomic::compare_exchange(slot, 0, allocated.wrapping_add(1)) {
-            page = allocated.wrapping_add(1);
-        } else {
-            // Another CPU was first. The stack has room for every page.
-            let _ = FREE_PAGES.push(allocated, 0);
-            page = atomic::load(slot);
-        }
-    }
+    let page = atomic::load(slot);
+    let page = if page != 0 { page } else { new_bucket_page(slot) };
     // SAFETY: array elements never move.
     BUCKET_PAGES.get_ptr_mut(page.wrapping_sub(1)).map(|page| unsafe { &mut *page })
+}
+
+/// Allocates a bucket page for `slot`; returns its number plus one, 0 if there is no room.
+#[inline(never)]
+fn new_bucket_page(slot: &mut u32) -> u32 {
+    let allocated = match FREE_PAGES.pop() {
+        Ok(Some(number)) => number,
+        _ => match allocate(ALLOCATED_PAGES, |next| BUCKET_PAGES.get_ptr(next).is_some()) {
+            Some(number) => number,
+            None => {
+                count(Counter::LossPages as u32, 1);
+                return 0;
+            }
+        },
+    };
+    if atomic::compare_exchange(slot, 0, allocated.wrapping_add(1)) {
+        return allocated.wrapping_add(1);
+    }
+    // Another CPU was first. The stack has room for every page.
+    let _ = FREE_PAGES.push(allocated, 0);
+    atomic::load(slot)
+}
+
+/// Returns the id of a caller, allocated if it has none; [`caller::NO_ROOM`] if there is no room. Not global: Linux 6.1
+/// lets a map have no value that a global function was given.
+#[inline(never)]
+pub(super) fn intern(caller: &mut Caller, hash: u64) -> CallerId {
+    if let Some(known) = CALLERS.get_ptr(&hash) {
+        // SAFETY: values are written once, when they are inserted.
+        return id_if_same(unsafe { &*known }, caller);
+    }
+    let Some(number) = allocate(ALLOCATED_CALLERS, |next| next < caller::MAX_CALLER_ID) else {
+        return caller::NO_ROOM;
+    };
+    caller.id = CallerId(number.wrapping_add(1) as u16);
+    if CALLERS.insert(&hash, &*caller, BPF_NOEXIST as u64).is_ok() {
+        return caller.id;
+    }
+    // Another CPU was first, or the map is full: the id is unused.
+    if let Some(next) = ALLOCATED.get_ptr_mut(ALLOCATED_CALLERS) {
+        // SAFETY: array elements never move.
+        atomic::compare_exchange(unsafe { &mut *next }, number.wrapping_add(1), number);
+    }
+    match CALLERS.get_ptr(&hash) {
+        // SAFETY: as above.
+        Some(known) => id_if_same(unsafe { &*known }, caller),
+        None => caller::NO_ROOM,
+    }
+}
+
+/// Returns the id of a known caller if this is the same, and not one whose hash is the same.
+#[inline(always)]
+fn id_if_same(known: &Caller, caller: &Caller) -> CallerId {
+    let words = |caller: &Caller| caller.text.as_ptr().cast::<u64>();
+    let (a, b) = (words(known), words(caller));
+    let mut differences = u64::from(known.length ^ caller.length) | u64::from(known.kind.0 ^ caller.kind.0);
+    let mut i = 0;
+    while i < MAX_CALLER_TEXT / 8 {
+        // SAFETY: within the text, which is 8 bytes behind the start of a map's value or of a storage, both aligned.
+        differences |= unsafe { *a.add(i) ^ *b.add(i) };
+        i += 1;
+    }
+    if differences == 0 { known.id } else { CallerId::UNREADABLE }
+}
+
+/// Returns the peer of an inbound port, inserted if it is not there and there is room.
+#[inline(always)]
+pub(super) fn new_peer(key: &InboundPeerKey) -> Option<&'static mut InboundPeer> {
+    if let Some(known) = peer(key) {
+        return Some(known);
+    }
+    if INBOUND_PEERS.insert(key, &InboundPeer::default(), BPF_NOEXIST as u64).is_ok()
+        && let Some(inserted) = ALLOCATED.get_ptr_mut(INSERTED_PEERS)
+    {
+        // SAFETY: array elements never move. After the insertion, as in `slot_of`.
+        atomic::fetch_add(unsafe { &mut *inserted }, 1);
+    }
+    peer(key)
+}
+
+/// Returns the peer of an inbound port.
+#[inline(always)]
+pub(super) fn peer(key: &InboundPeerKey) -> Option<&'static mut InboundPeer> {
+    // SAFETY: elements are only added to, through `atomic`, until userspace removes them, which lets the program end first.
+    INBOUND_PEERS.get_ptr_mut(key).map(|peer| unsafe { &mut *peer })
+}
+
+/// Returns what a thread has accepted for a port.
+#[inline(always)]
+pub(super) fn accepted(key: &AcceptedKey) -> Option<&'static mut Accepted> {
+    // SAFETY: only the word is changed, through `atomic`; a removed element stays until the program ends.
+    ACCEPTED.get_ptr_mut(key).map(|accepted| unsafe { &mut *accepted })
+}
+
+/// Inserts or replaces what a thread has accepted for a port; returns false if there is no room.
+#[inline(always)]
+pub(super) fn insert_accepted(key: &AcceptedKey, accepted: &Accepted) -> bool {
+    ACCEPTED.insert(key, accepted, 0).is_ok()
+}
+
+/// Returns the epoch for which connections may hold slots of series.
+#[inline(always)]
+pub(super) fn reclaim_epoch() -> u32 {
+    // SAFETY: array elements never move.
+    ALLOCATED.get_ptr(RECLAIM_EPOCH).map_or(0, |value| atomic::load(unsafe { &*value }))
 }
 
 /// Returns the number of an inbound port.

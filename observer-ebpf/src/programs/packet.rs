@@ -106,6 +106,34 @@ pub(super) fn segment(skb: *mut __sk_buff) -> Option<Segment> {
     }
 }
 
+/// Keeps a segment for the program that a tail call continues in, in the words of the packet's context that the kernel
+/// keeps for the programs of a hook and restores behind them.
+/// Source: kernel `include/linux/filter.h`, `__bpf_prog_run_save_cb`.
+#[inline(always)]
+pub(super) fn keep_segment(skb: *mut __sk_buff, segment: &Segment) {
+    let words = [segment.seq, segment.ack, segment.length, segment.offset | u32::from(segment.flags) << FLAGS_SHIFT];
+    for (i, word) in words.into_iter().enumerate() {
+        // SAFETY: the context is valid; volatile, since each word is to be written on its own.
+        unsafe { core::ptr::write_volatile(&raw mut (*skb).cb[i], word) };
+    }
+}
+
+/// Returns the segment that was kept.
+#[inline(always)]
+pub(super) fn kept_segment(skb: *mut __sk_buff) -> Segment {
+    let last = read!(skb, cb[3]);
+    Segment {
+        seq: read!(skb, cb[0]),
+        ack: read!(skb, cb[1]),
+        length: read!(skb, cb[2]),
+        offset: last & ((1 << FLAGS_SHIFT) - 1),
+        flags: (last >> FLAGS_SHIFT) as u8,
+    }
+}
+
+/// Position of the flags beside the offset, which is far below.
+const FLAGS_SHIFT: u32 = 24;
+
 #[inline(always)]
 fn unexpected_headers() -> Option<Segment> {
     maps::count(Counter::LossHeaders as u32, 1);

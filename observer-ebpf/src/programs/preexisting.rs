@@ -18,6 +18,7 @@ use observer_proto::{
 use super::{
     attribution::{
         INBOUND_PORT, OUTBOUND_PORT, TUNNEL_PORT, accepted_leg, is_application, is_excluded, is_own_address,
+        record_switch,
     },
     bpf_loop::repeat,
     context::{is_inbound_passthrough, local_endpoint, local_of, read, remote_of},
@@ -54,12 +55,13 @@ pub(super) fn connection(skb: *mut __sk_buff, sk: *mut bpf_sock, is_egress: bool
         }
     }
     // SAFETY: the context is valid.
-    let role = role_of(skb, sk, unsafe { bpf_skb_cgroup_id(skb) })?;
+    let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
+    let role = role_of(skb, sk, cgroup)?;
     if role.leg == ConnLeg::IGNORED {
         maps::mark_unobserved(sk);
         return None;
     }
-    observe(sk, &role)
+    observe(sk, &role, cgroup)
 }
 
 /// Role of a preexisting connection.
@@ -155,8 +157,9 @@ fn is_listened_on(skb: *mut __sk_buff, sk: *mut bpf_sock, port: u16) -> bool {
 
 /// Creates the connection of a preexisting socket.
 #[inline(always)]
-fn observe(sk: *mut bpf_sock, role: &Role) -> Option<&'static mut Connection> {
+fn observe(sk: *mut bpf_sock, role: &Role, cgroup: u64) -> Option<&'static mut Connection> {
     let c = maps::new_connection(sk)?;
+    record_switch(c, maps::cgroup(cgroup));
     let leg = role.leg;
     c.leg = leg;
     if leg == ConnLeg::DESTINATION {

@@ -3,16 +3,16 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_common::{
-    DURATION,
+    CallerId, DURATION,
     Direction::{self, Request, Response},
-    GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, InboundPort, Protocol, REQUEST_BYTES, RESPONSE_BYTES,
-    Security, Series, SeriesKey,
+    ExemplarKey, GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, InboundPort, Protocol, REQUEST_BYTES,
+    RESPONSE_BYTES, Security, SeriesKey, TraceKey,
     health::Counter,
     histogram,
 };
 use observer_proto::{
     ConnLeg, ConnProtocol, Connection, FinishedRequest, OptionU32, atomic,
-    connection::flags::{COUNTED_OPEN, PREEXISTING},
+    connection::flags::{COUNTED_OPEN, COUNTED_PEER, ENDED, PREEXISTING, WITHOUT_CALLERS},
 };
 
 use super::{context::opaque, maps};
@@ -27,25 +27,40 @@ pub(super) fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Counts the finished request that the connection holds for a direction.
+/// Counts the finished request that the connection holds for a direction; returns as [`requests`].
 #[inline(always)]
-pub(super) fn request(c: &mut Connection, direction: Direction) {
-    let request = &raw const c.finished[direction];
+pub(super) fn request(c: &mut Connection, direction: Direction) -> u32 {
+    let request = &raw const c.flows[direction].finished;
     // SAFETY: it is in the connection, which outlives the program.
     let microseconds = unsafe { (*request).duration_ns } / 1_000;
-    requests(c, request, 1, microseconds);
+    requests(c, request, 1, microseconds)
 }
 
-/// Counts a request `times` times; `microseconds` is the sum of the durations.
+/// Counts a request `times` times; `microseconds` is the sum of the durations. Returns the slot of its series plus one, or 0 if
+/// it belongs to none.
+#[inline(always)]
+pub(super) fn requests(c: &mut Connection, request: *const FinishedRequest, times: u32, microseconds: u64) -> u32 {
+    record_requests(c, request, times, microseconds)
+}
+
+/// Does so. Global, so that the verifier checks it on its own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) fn requests(c: &mut Connection, request: *const FinishedRequest, times: u32, microseconds: u64) {
-    // SAFETY: it is in a socket's storage, which outlives the program.
-    let request = unsafe { &*request };
-    let &FinishedRequest { ref bytes, ref messages, status, grpc_status, protocol, security, .. } = request;
+extern "C" fn record_requests(
+    c: *mut Connection,
+    request: *const FinishedRequest,
+    times: u32,
+    microseconds: u64,
+) -> u32 {
+    // SAFETY: null or in a socket's storage, which outlives the program.
+    let (Some(c), Some(request)) = (unsafe { (c.as_mut(), request.as_ref()) }) else { return 0 };
+    let &FinishedRequest { ref bytes, ref messages, status, grpc_status, protocol, security, caller, .. } = request;
     let by = u64::from(times);
-    let Some(series) = series(c, &Labels { protocol, security, status, grpc_status }) else {
+    let labels = Labels { protocol, security, status, grpc_status, caller };
+    let slot = series_slot(c, &labels);
+    let Some(series) = maps::series(slot.wrapping_sub(1)) else {
         maps::count(Counter::RequestUnattributed as u32, by);
-        return;
+        return 0;
     };
     let one = request.duration_ns / 1_000;
     observe(&mut series.histograms[DURATION], one, one / 1_000, times, microseconds);
@@ -58,27 +73,71 @@ pub(super) fn requests(c: &mut Connection, request: *const FinishedRequest, time
         atomic::add64(&mut series.messages[Response], u64::from(messages[Response]) * by);
     }
     maps::count(u32::from(request.outcome), by);
+    slot
 }
 
-/// Adds to a connection's TCP counters.
+/// Makes a sampled request that was counted in a series the exemplar of its bucket.
+#[inline(always)]
+pub(super) fn exemplar(cookie: u64, request: *const FinishedRequest, slot: u32) {
+    record_exemplar(cookie, request, slot);
+}
+
+/// Does so. Global, so that the verifier checks it on its own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) fn tcp(c: &mut Connection, opened: u64, closed: u64, direction: Direction, bytes: u64) {
+extern "C" fn record_exemplar(cookie: u64, request: *const FinishedRequest, slot: u32) -> u32 {
+    // SAFETY: null or in a socket's storage, which outlives the program.
+    let Some(request) = (unsafe { request.as_ref() }) else { return 0 };
+    let key = TraceKey { cookie, number: request.trace.get().unwrap_or(0), padding: 0 };
+    let Some(trace) = maps::trace(&key) else {
+        maps::count(Counter::TracesFull as u32, 1);
+        return 0;
+    };
+    if slot != 0 {
+        trace.microseconds = request.duration_ns / 1_000;
+        trace.at_ns = now();
+        let bucket = histogram::bucket(trace.microseconds / 1_000);
+        maps::set_exemplar(&ExemplarKey { slot: slot.wrapping_sub(1), bucket }, trace);
+    }
+    maps::forget_trace(&key);
+    0
+}
+
+/// Counter of [`tcp`]: connections opened. Those of bytes are a [`Direction`].
+pub(super) const OPENED: u32 = 2;
+/// Counter of [`tcp`]: connections closed.
+pub(super) const CLOSED: u32 = 3;
+
+/// Adds to one of a connection's TCP counters.
+#[inline(always)]
+pub(super) fn tcp(c: &mut Connection, caller: CallerId, counter: u32, by: u64) {
+    record_tcp(c, u32::from(caller.0), counter, by);
+}
+
+/// Does so. Global, so that the verifier checks it on its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn record_tcp(c: *mut Connection, caller: u32, counter: u32, by: u64) -> u32 {
+    // SAFETY: null or a socket's storage.
+    let Some(c) = (unsafe { c.as_mut() }) else { return 0 };
     let protocol = if c.protocol() == ConnProtocol::ENCRYPTED { Protocol::ENCRYPTED } else { Protocol::TCP };
     let security = client_security(c);
-    let Some(series) = series(c, &Labels { protocol, security, status: 0, grpc_status: GRPC_NONE }) else {
+    let labels = Labels { protocol, security, status: 0, grpc_status: GRPC_NONE, caller: CallerId(caller as u16) };
+    let Some(series) = maps::series(series_slot(c, &labels).wrapping_sub(1)) else {
         maps::count(Counter::LossUnattributed as u32, 1);
-        return;
+        return 0;
     };
-    if opened != 0 {
-        atomic::add64(&mut series.opened, opened);
-    }
-    if closed != 0 {
-        atomic::add64(&mut series.closed, closed);
-    }
-    if bytes != 0 {
-        atomic::add64(if direction == Request { &mut series.received } else { &mut series.sent }, bytes);
-    }
+    let counter = match counter {
+        OPENED => &mut series.opened,
+        CLOSED => &mut series.closed,
+        RECEIVED => &mut series.received,
+        _ => &mut series.sent,
+    };
+    atomic::add64(counter, by);
+    0
 }
+
+const RECEIVED: u32 = Request as u32;
 
 /// Returns the security of the clients that are connected to the application behind a destination leg.
 ///
@@ -149,6 +208,27 @@ pub(super) fn count_open(c: &mut Connection) {
     c.inbound_port = maps::new_inbound_number(&InboundKey { sidecar: c.sidecar, port });
     add_open(c, 1);
     touch(c);
+    if c.flags & (PREEXISTING | WITHOUT_CALLERS) == 0 {
+        count_peer(c, port as u16);
+    }
+    // It may end on another CPU meanwhile.
+    if atomic::load(&c.flags) & ENDED != 0 {
+        count_closed(c);
+    }
+}
+
+/// Counts the connection as one of its peer's.
+#[inline(always)]
+fn count_peer(c: &mut Connection, port: u16) {
+    let security = Security(c.peer_security.get().unwrap_or(0) as u8);
+    (c.peer.sidecar, c.peer.port, c.peer.security) = (c.sidecar, port, security);
+    match maps::new_peer(&c.peer) {
+        Some(peer) => {
+            atomic::add64(&mut peer.opened, 1);
+            c.set_flags(COUNTED_PEER);
+        }
+        None => maps::count(Counter::LossPeers as u32, 1),
+    }
 }
 
 /// Counts an inbound connection as closed, if it is counted as open.
@@ -156,6 +236,13 @@ pub(super) fn count_open(c: &mut Connection) {
 pub(super) fn count_closed(c: &mut Connection) {
     if atomic::fetch_and(&mut c.flags, !COUNTED_OPEN) & COUNTED_OPEN != 0 {
         add_open(c, u64::MAX);
+    }
+    if atomic::fetch_and(&mut c.flags, !COUNTED_PEER) & COUNTED_PEER != 0
+        && let Some(peer) = maps::peer(&c.peer)
+    {
+        // SAFETY: a reference is valid; volatile, since other CPUs write it, and userspace reads it.
+        unsafe { core::ptr::write_volatile(&raw mut peer.closed_ns, now()) };
+        atomic::add64(&mut peer.closed, 1);
     }
 }
 
@@ -189,42 +276,57 @@ fn add_open(c: &mut Connection, by: u64) {
 const WITH_TLS: OptionU32 = OptionU32::some(Security::MUTUAL_TLS.0 as u32);
 const WITHOUT_TLS: OptionU32 = OptionU32::some(Security::NONE.0 as u32);
 
+/// Bits of a slot in the connection's cache; a larger one is not kept.
+const CACHED_SLOT_BITS: u32 = 20;
+const CACHED_SLOTS: u32 = (1 << CACHED_SLOT_BITS) - 1;
+
 /// Labels that distinguish the series of one connection.
 struct Labels {
     protocol: Protocol,
     security: Security,
     status: u16,
     grpc_status: u64,
+    caller: CallerId,
 }
 
 impl Labels {
-    /// Packs the labels into a key for the connection's cache, never 0; 0 if they do not fit.
+    /// Packs the labels, and the end of the epoch, into what the connection's cache has above the slot, never 0; 0 if they
+    /// do not fit.
     #[inline(always)]
-    fn cache_key(&self) -> u32 {
-        let status = if self.status > 999 { 1_000 } else { u32::from(self.status) };
-        // None is 0xffff, unknown 0xfffe.
-        let grpc_status = self.grpc_status as u32 & 0xffff;
-        let fits = self.grpc_status < 0xfffe || self.grpc_status >= GRPC_UNKNOWN;
-        let key = u32::from(self.protocol.0) << 28 | u32::from(self.security.0) << 26 | status << 16 | grpc_status;
-        if fits { key } else { 0 }
+    fn cache_key(&self, epoch: u32) -> u64 {
+        let status = if self.status > 999 { 1_000 } else { u64::from(self.status) };
+        // None is 31, unknown 30.
+        let grpc_status = self.grpc_status & 31;
+        let fits = self.grpc_status < 30 || self.grpc_status >= GRPC_UNKNOWN;
+        let labels = u64::from(self.protocol.0) << 17 | u64::from(self.security.0) << 15 | status << 5 | grpc_status;
+        let key = labels << 24 | u64::from(self.caller.0) << 8 | u64::from(epoch & 0xff);
+        if fits { key << CACHED_SLOT_BITS } else { 0 }
     }
 }
 
-/// Returns the series of a connection; none if it belongs to no known sidecar.
-#[inline(never)]
-fn series(c: &mut Connection, labels: &Labels) -> Option<&'static mut Series> {
+/// Returns the slot of a connection's series plus one; 0 if it belongs to no known sidecar.
+#[inline(always)]
+fn series_slot(c: &mut Connection, labels: &Labels) -> u32 {
     if c.sidecar == 0 && c.process != 0 {
         c.sidecar = maps::sidecar_of(c.process);
     }
     if c.sidecar == 0 || c.sidecar == IGNORED {
-        return None;
+        return 0;
     }
-    let cache_key = u64::from(labels.cache_key()) << 32;
+    let epoch = maps::reclaim_epoch();
+    let cache_key = labels.cache_key(epoch);
     // SAFETY: a reference is valid; volatile, since the other direction may be writing.
     let cached = unsafe { core::ptr::read_volatile(&c.cached_series) };
-    if cached >> 32 << 32 == cache_key && cache_key != 0 {
-        return maps::series(cached as u32);
-    }
+    // Both the whole epoch and its end beside the slot: the other direction may write a slot of the previous one.
+    let holds = atomic::load(&c.cached_epoch) == epoch;
+    let is_cached = holds && cached >> CACHED_SLOT_BITS << CACHED_SLOT_BITS == cache_key && cache_key != 0;
+    let slot = if is_cached { cached as u32 & CACHED_SLOTS } else { find_slot(c, labels, epoch, cache_key) };
+    slot.wrapping_add(1)
+}
+
+/// Returns the slot of a series, and keeps it in the connection.
+#[inline(never)]
+fn find_slot(c: &mut Connection, labels: &Labels, epoch: u32, cache_key: u64) -> u32 {
     let key = SeriesKey {
         sidecar: c.sidecar,
         destination: c.destination,
@@ -233,12 +335,15 @@ fn series(c: &mut Connection, labels: &Labels) -> Option<&'static mut Series> {
         leg: c.leg.of_series(),
         protocol: labels.protocol,
         security: labels.security,
-        padding: [0; 3],
+        padding: 0,
+        caller: labels.caller,
     };
     let slot = maps::slot_of(&key);
+    let cached = if slot <= CACHED_SLOTS { cache_key | u64::from(slot) } else { 0 };
     // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(&mut c.cached_series, cache_key | u64::from(slot)) };
-    maps::series(slot)
+    unsafe { core::ptr::write_volatile(&mut c.cached_series, cached) };
+    atomic::store(&mut c.cached_epoch, epoch);
+    slot
 }
 
 /// Adds `value` (microseconds or bytes) to a histogram `times` times; `exposed` is the same in whole milliseconds or bytes,

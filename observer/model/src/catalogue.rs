@@ -426,6 +426,9 @@ families! {
     SERIES_RESETS = "mesh.observer.series.resets.total.value", "mesh_observer_series_resets_total",
         Counter, "", &[], Observer, Own,
         "Times a kernel total decreased, so that counting continued from its new value.";
+    UNRESOLVED_CALLERS = "mesh.observer.unresolved.callers.total.value", "mesh_observer_unresolved_callers_total",
+        Counter, "", &["reason"], Observer, Own,
+        "Requests and TCP connections at the destination whose source_workload is unknown, by reason.";
     COLLECTOR_RUNS = "mesh.observer.collector.runs.total.value", "mesh_observer_collector_runs_total",
         Counter, "runs", &["collector", "outcome"], Observer, Own,
         "Runs of each collector by outcome.";
@@ -498,6 +501,26 @@ families! {
         "mesh_observer_control_plane_families_conflicting",
         Gauge, "families", &[], Observer, Own,
         "Scraped families that are not exposed: of another type at another instance, or counted by the observer.";
+    KUBERNETES_REQUESTS = "mesh.observer.kubernetes.requests.total.value", "mesh_observer_kubernetes_requests_total",
+        Counter, "requests", &["resource", "outcome"], Observer, Own,
+        "Requests to the Kubernetes API: ok, or why they failed.";
+    KUBERNETES_WATCHES = "mesh.observer.kubernetes.watch.open.value", "mesh_observer_kubernetes_watch_open",
+        Gauge, "", &["resource"], Observer, Own,
+        "Whether a watch of the resource is open at the Kubernetes API.";
+    KUBERNETES_STALENESS = "mesh.observer.kubernetes.staleness.seconds.value",
+        "mesh_observer_kubernetes_staleness_seconds",
+        Gauge, "seconds", &["resource"], Observer, Own,
+        "Time since a watch of the resource was open last: changes since then are not known.";
+    KUBERNETES_OBJECTS = "mesh.observer.kubernetes.objects.value", "mesh_observer_kubernetes_objects",
+        Gauge, "objects", &["kind"], Observer, Own,
+        "Objects of the Kubernetes API that are kept.";
+    KUBERNETES_REJECTED = "mesh.observer.kubernetes.objects.rejected.total.value",
+        "mesh_observer_kubernetes_objects_rejected_total",
+        Counter, "objects", &["resource", "reason"], Observer, Own,
+        "Objects of the Kubernetes API that are not kept, each time that they were read.";
+    DESTINATIONS_UNRESOLVED = "mesh.observer.destinations.unresolved.value", "mesh_observer_destinations_unresolved",
+        Gauge, "destinations", &["reason"], Observer, Own,
+        "Addresses and ports that this node calls and whose workload the Kubernetes API does not show.";
     PROCESS_DRIFT = "mesh.observer.process.metric.drift.value", "mesh_observer_process_metric_drift",
         Gauge, "", &["instance", "metric"], Observer, Own,
         "Value that a control plane exposes of its own process, less the value in procfs, which is exposed instead.";

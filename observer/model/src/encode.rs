@@ -12,10 +12,17 @@
     )
 )]
 
+mod delta;
 pub mod json;
+pub mod native_histogram;
+pub mod otlp;
 pub mod prometheus;
+pub mod protobuf;
+pub mod remote_write;
 pub mod selection;
 pub mod wavefront;
+mod wire;
+mod words;
 
 use std::sync::Arc;
 
@@ -26,37 +33,52 @@ use crate::Snapshot;
 /// Part of a push, sent in one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Lines, each terminated by a line feed.
-    pub text: Bytes,
-    /// Number of points, one per line.
+    /// The encoded points, without compression.
+    pub body: Bytes,
+    /// Number of points.
     pub points: u64,
-    /// Content of the lines.
+    /// Encoding and content of the body.
     pub form: Form,
 }
 
-/// Content of lines; some receivers have an endpoint for each.
+/// Encoding and content of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// One value per line.
+    /// Wavefront lines of one value.
     Points,
-    /// Many values per line.
+    /// Wavefront lines of many values, for which some receivers have an endpoint of their own.
     Distributions,
+    /// An OTLP `ExportMetricsServiceRequest`.
+    Otlp,
+    /// A `Request` of Prometheus remote write 2.0.
+    RemoteWrite,
+}
+
+impl Form {
+    /// All forms.
+    pub const ALL: [Self; 4] = [Self::Points, Self::Distributions, Self::Otlp, Self::RemoteWrite];
+
+    /// Returns the word for it in file names.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Points => "points",
+            Self::Distributions => "distributions",
+            Self::Otlp => "otlp",
+            Self::RemoteWrite => "remote-write",
+        }
+    }
 }
 
 impl Batch {
-    /// Splits the batch in half between lines; `None` if it has only one.
+    /// Splits the batch in about half; `None` if it has only one point, or cannot be read.
     #[must_use]
     pub fn split(&self) -> Option<(Self, Self)> {
-        let middle = self.text.len() / 2;
-        let (one, other) = self.text.split_at(middle);
-        let before = one.iter().rposition(|byte| *byte == b'\n');
-        let after = || other.iter().position(|byte| *byte == b'\n').map(|at| middle + at);
-        let cut = before.or_else(after)? + 1;
-        let half = |text: Bytes| {
-            let points = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-            Self { text, points, form: self.form }
-        };
-        (cut < self.text.len()).then(|| (half(self.text.slice(..cut)), half(self.text.slice(cut..))))
+        match self.form {
+            Form::Points | Form::Distributions => wavefront::split(self),
+            Form::Otlp => otlp::split(self),
+            Form::RemoteWrite => remote_write::split(self),
+        }
     }
 }
 
@@ -64,6 +86,11 @@ impl Batch {
 pub trait Encoder: Send + 'static {
     /// Returns the batches of one push, rendered on demand.
     fn encode(&mut self, snapshot: Arc<Snapshot>) -> Box<dyn Iterator<Item = Batch> + Send + '_>;
+
+    /// Returns the batches that end what was sent: none for most receivers.
+    fn end(&mut self) -> Box<dyn Iterator<Item = Batch> + Send + '_> {
+        Box::new(std::iter::empty())
+    }
 
     /// Returns how many points broke the format's rules so far, by reason.
     fn rejected(&self) -> Vec<(&'static str, u64)>;

@@ -157,6 +157,7 @@ impl<'a> Recorded<'a> {
             Points::Histograms(series, histogram) => {
                 let series = series.get(index)?;
                 let view = HistogramView::new(&series.totals, series.recent.as_deref(), histogram);
+                let view = view.with_cells(series.cells.as_deref()).with_exemplars(series.exemplars.as_deref());
                 Point::new(http(&series.labels), Value::Histogram(view), series.created)
             }
             Points::Messages(series, direction) => {

@@ -15,13 +15,14 @@ use observer_common::{
 };
 
 use crate::{
-    EmitterStats, EndpointStats, Inputs, Model, SelfMetrics, Snapshot, catalogue,
+    EmitterStats, EndpointStats, Inputs, KubernetesStats, Model, SelfMetrics, Snapshot, catalogue,
     delay::DelayHistogram,
+    exemplar::Exemplar,
     exposition::{Format, MetricType},
     identity::{Component, Instance, MetricsEndpoint, ProcessId, Role, Sidecar, Workload, container::Container},
     reading::{
-        CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading, Reading,
-        ScrapeReading, SeriesReading,
+        CallersReading, CgroupReading, HistogramReading, KernelReading, Outcome, ProcessReading, ProgramReading,
+        Reading, ScrapeReading, SeriesReading,
     },
     scraped::ScrapedExposition,
     workload_index::{ServiceEntry, ServicePort, StaticPeers, WorkloadEntry},
@@ -216,6 +217,8 @@ pub fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             health: COUNTERS.into_iter().zip(1..).collect(),
             programs: vec![program("mesh_ingress", 1_000), program("mesh_egress", 0)],
             series_capacity: 16_384,
+            callers: CallersReading::default(),
+            exemplars: Vec::new(),
         }),
         processes: vec![process(1, 250 * seconds), process(4, 0), process(9, 1)],
         scrapes: Vec::new(),
@@ -253,6 +256,18 @@ pub fn every_kind(round: u64) -> Vec<SeriesReading> {
     ]
 }
 
+/// Exemplars of the first series of [`every_kind`]: a request of 3 ms, and one of 70 ms.
+pub fn exemplars(round: u64) -> (SeriesKey, Vec<Exemplar>) {
+    let exemplar = |bucket, milliseconds: u64| Exemplar {
+        bucket,
+        trace_id: 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736,
+        span_id: 0x00f0_67aa_0ba9_0000 + 1_000 * round + milliseconds,
+        microseconds: milliseconds * 1_000 + 250,
+        at: at(round * 10) - Duration::from_millis(milliseconds),
+    };
+    (key(1, Leg::SOURCE, "10.96.0.1:80", Protocol::HTTP, 200), vec![exemplar(2, 3), exemplar(6, 70)])
+}
+
 /// Returns the observer's own stats.
 pub fn own() -> SelfMetrics {
     let mut delay = DelayHistogram::default();
@@ -273,6 +288,10 @@ pub fn own() -> SelfMetrics {
             ..EmitterStats::default()
         }],
         endpoint: Some(EndpointStats { scrapes: vec![("ok", 3)], duration: Duration::from_millis(20), refused: 0 }),
+        kubernetes: Some(KubernetesStats {
+            requests: vec![("services", "ok", 2)],
+            watches: vec![("services", true, Duration::ZERO)],
+        }),
     }
 }
 
@@ -281,8 +300,10 @@ pub fn snapshots() -> [Arc<Snapshot>; 2] {
     let mut model = Model::new(at(0), Duration::from_mins(15));
     let (sidecars, components, peers, own) = (sidecars(), [istiod(9)], peers(), own());
     [1, 2].map(|round| {
+        let mut reading = reading(round * 10, every_kind(round));
+        reading.kernel.as_mut().expect("a reading").exemplars = vec![exemplars(round)];
         model.update(Inputs {
-            reading: &reading(round * 10, every_kind(round)),
+            reading: &reading,
             running: &sidecars,
             ended: &[],
             components: &components,
@@ -290,6 +311,21 @@ pub fn snapshots() -> [Arc<Snapshot>; 2] {
             own: &own,
             closes_interval: true,
         })
+    })
+}
+
+/// The second of them, with cells.
+pub fn cumulated() -> Arc<Snapshot> {
+    let mut model = Model::new(at(0), Duration::from_mins(15));
+    model.cumulate_cells();
+    model.update(Inputs {
+        reading: &reading(20, every_kind(2)),
+        running: &sidecars(),
+        ended: &[],
+        components: &[],
+        peers: &peers(),
+        own: &own(),
+        closes_interval: false,
     })
 }
 

@@ -128,6 +128,10 @@ impl Totals for HttpTotals {
         self.counts.is_empty()
     }
 
+    fn events(&self) -> u64 {
+        self.requests()
+    }
+
     fn difference(&self, newer: &Self) -> Option<Self> {
         let (older_buckets, mut buckets, mut sums) = (self.dense(), newer.dense(), newer.sums);
         let mut messages = newer.messages;
@@ -141,6 +145,26 @@ impl Totals for HttpTotals {
             }
         }
         Some(Self::from_dense(messages, sums, &buckets))
+    }
+
+    fn room(&self, cells: &PackedCells) -> [u64; 3] {
+        let counted = cells.counts();
+        std::array::from_fn(|histogram| {
+            let all: u64 = self.buckets(histogram).iter().sum();
+            all.saturating_sub(counted[histogram])
+        })
+    }
+
+    fn filled(&self, cells: &PackedCells) -> Option<PackedCells> {
+        let room = self.room(cells);
+        (room != [0; 3]).then(|| {
+            let missing: [Vec<(u16, u64)>; 3] =
+                std::array::from_fn(|histogram| missing(self.buckets(histogram), cells, histogram, room[histogram]));
+            let missing = (0..3).zip(&missing).flat_map(|(histogram, cells)| {
+                cells.iter().map(move |(index, count)| (histogram * HISTOGRAM_CELLS + index, *count))
+            });
+            cells.plus(&PackedCells::pack(missing))
+        })
     }
 
     fn add(&mut self, other: &Self) {
@@ -185,29 +209,88 @@ impl PackedCells {
     /// Returns the cells of one histogram, ascending.
     #[must_use]
     pub fn of(&self, histogram: usize) -> Vec<Cell> {
+        self.totals(histogram).map(|(index, count)| (index, u32::try_from(count).unwrap_or(u32::MAX))).collect()
+    }
+
+    /// Returns the cells of one histogram as [`PackedCells::of`] does, with counts that do not wrap.
+    pub fn totals(&self, histogram: usize) -> impl Iterator<Item = (u16, u64)> {
         let first = HISTOGRAM_CELLS * histogram as u16;
-        let cells = self.iter().filter(|(index, _)| index / HISTOGRAM_CELLS == histogram as u16);
-        cells.map(|(index, count)| (index - first, count)).collect()
+        let cells = self.iter().filter(move |(index, _)| index / HISTOGRAM_CELLS == histogram as u16);
+        cells.map(move |(index, count)| (index - first, count))
+    }
+
+    /// Returns the number of values of each histogram.
+    #[must_use]
+    pub fn counts(&self) -> [u64; 3] {
+        let mut counts = [0_u64; 3];
+        for (index, count) in self.iter() {
+            let histogram = &mut counts[usize::from(index / HISTOGRAM_CELLS)];
+            *histogram = histogram.saturating_add(count);
+        }
+        counts
+    }
+
+    /// Returns the cells of durations alone.
+    #[must_use]
+    pub fn only_durations(&self) -> Self {
+        Self::pack(self.totals(DURATION))
+    }
+
+    /// Returns durations with so many cells joined into one.
+    #[must_use]
+    pub fn coarser(&self, cells: u16) -> Self {
+        let mut joined: Vec<(u16, u64)> = Vec::new();
+        for (index, count) in self.totals(DURATION) {
+            match joined.last_mut() {
+                Some((last, total)) if *last == index / cells => *total += count,
+                _ => joined.push((index / cells, count)),
+            }
+        }
+        Self::pack(joined.into_iter())
+    }
+
+    /// Returns the size of the allocation.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns at most this many values of each histogram, the smallest ones.
+    #[must_use]
+    pub fn limited_to(&self, mut room: [u64; 3]) -> Self {
+        let cells = self.iter().map(|(index, count)| {
+            let room = &mut room[usize::from(index / HISTOGRAM_CELLS)];
+            let taken = count.min(*room);
+            *room -= taken;
+            (index, taken)
+        });
+        Self::pack(cells.filter(|(_, count)| *count != 0))
+    }
+
+    /// Returns the last reading's cells after `self`, with these values more. Cells wrap at 2^32.
+    #[must_use]
+    pub fn advanced_by(&self, values: &Self) -> Self {
+        Self::pack(merge(self.iter(), values.iter(), |older, more| (older + more) & u64::from(u32::MAX)))
     }
 
     /// Returns `newer` minus `self`. Cells wrap at 2^32, and so does the difference.
     #[must_use]
     pub fn difference(&self, newer: &Self) -> Self {
-        Self::pack(merge(newer.iter(), self.iter(), u32::wrapping_sub))
+        Self::pack(merge(newer.iter(), self.iter(), |newer, older| newer.wrapping_sub(older) & u64::from(u32::MAX)))
     }
 
-    /// Returns the sum of two series' values of one interval.
+    /// Returns the sum of two series' values.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
-        Self::pack(merge(self.iter(), other.iter(), u32::saturating_add))
+        Self::pack(merge(self.iter(), other.iter(), u64::saturating_add))
     }
 
     /// Encodes every cell as the step from the previous one and its count, both as varints (last byte marked).
-    fn pack(cells: impl Iterator<Item = Cell>) -> Self {
+    fn pack(cells: impl Iterator<Item = (u16, u64)>) -> Self {
         let mut packed = Vec::new();
         let mut previous = 0;
         for (index, count) in cells {
-            for mut number in [u32::from(index - previous), count] {
+            for mut number in [u64::from(index - previous), count] {
                 while number >= 0x80 {
                     packed.push(number as u8 & 0x7f);
                     number >>= 7;
@@ -219,13 +302,13 @@ impl PackedCells {
         Self(packed.into())
     }
 
-    fn iter(&self) -> impl Iterator<Item = Cell> {
+    fn iter(&self) -> impl Iterator<Item = (u16, u64)> {
         let mut bytes = self.0.iter();
         let mut number = move || {
-            let mut number = 0;
+            let mut number = 0_u64;
             for shift in (0..).step_by(7) {
                 let byte = bytes.next()?;
-                number |= u32::from(byte & 0x7f) << shift;
+                number |= u64::from(byte & 0x7f) << shift;
                 if byte & 0x80 != 0 {
                     break;
                 }
@@ -240,13 +323,35 @@ impl PackedCells {
     }
 }
 
+/// Returns values that the exact buckets have and `cells` lack, each in the middle of its bucket.
+fn missing(buckets: [u64; BUCKETS], cells: &PackedCells, histogram: usize, mut room: u64) -> Vec<(u16, u64)> {
+    let scale = if histogram == DURATION { 1_000 } else { 1 };
+    let mut lacking = buckets;
+    for (index, count) in cells.totals(histogram) {
+        let lacks = &mut lacking[histogram::bucket(midpoint(index) / scale) as usize];
+        *lacks = lacks.saturating_sub(count);
+    }
+    let mut missing = Vec::new();
+    for (bucket, lacks) in lacking.into_iter().enumerate() {
+        let low = bucket.checked_sub(1).map_or(0, |below| histogram::BOUNDS[below] + 1);
+        let high = histogram::BOUNDS.get(bucket).map_or(low, |bound| *bound);
+        let (page, cell) = histogram::sub_bucket((low + (high - low) / 2) * scale);
+        let count = lacks.min(room);
+        room -= count;
+        if count > 0 {
+            missing.push(((page * SUB_BUCKETS as u32 + cell) as u16, count));
+        }
+    }
+    missing
+}
+
 /// Cells a histogram can have.
 const HISTOGRAM_CELLS: u16 = (BUCKET_PAGES * SUB_BUCKETS) as u16;
 
 /// Returns the cells of three histograms as one ascending list.
-fn joined(histograms: [&[Cell]; 3]) -> impl Iterator<Item = Cell> {
+fn joined(histograms: [&[Cell]; 3]) -> impl Iterator<Item = (u16, u64)> {
     (0..3).zip(histograms).flat_map(|(histogram, cells)| {
-        cells.iter().map(move |(index, count)| (histogram * HISTOGRAM_CELLS + index, *count))
+        cells.iter().map(move |(index, count)| (histogram * HISTOGRAM_CELLS + index, u64::from(*count)))
     })
 }
 
@@ -269,10 +374,10 @@ pub fn quantiles(cells: &[Cell]) -> Option<[u64; QUANTILES.len()]> {
 
 /// Joins two ascending lists, with missing cells as 0; cells that become 0 are dropped.
 fn merge(
-    left: impl Iterator<Item = Cell>,
-    right: impl Iterator<Item = Cell>,
-    join: fn(u32, u32) -> u32,
-) -> impl Iterator<Item = Cell> {
+    left: impl Iterator<Item = (u16, u64)>,
+    right: impl Iterator<Item = (u16, u64)>,
+    join: fn(u64, u64) -> u64,
+) -> impl Iterator<Item = (u16, u64)> {
     let (mut left, mut right) = (left.peekable(), right.peekable());
     let joined = std::iter::from_fn(move || {
         let index = match (left.peek(), right.peek()) {
@@ -375,7 +480,7 @@ mod tests {
         #[test]
         fn what_fell_between_two_readings_is_found_even_across_the_wrap(older in cells(), fell in cells()) {
             let (older, fell) = (PackedCells::new(older.each_ref().map(Vec::as_slice)), PackedCells::new(fell.each_ref().map(Vec::as_slice)));
-            let newer = PackedCells::pack(merge(older.iter(), fell.iter(), u32::wrapping_add));
+            let newer = older.advanced_by(&fell);
             prop_assert_eq!(older.difference(&newer), fell);
         }
 

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use memchr::{memchr, memchr2};
+
 use crate::exposition::unescape;
 
 /// Appends `name="value"` to labels that begin at `start`.
@@ -42,17 +44,20 @@ fn escape(text: &mut String, value: &str, escapes_quotes: bool) {
 /// Returns names and values of labels written by [`push_label`].
 pub(crate) fn labels(mut text: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
     std::iter::from_fn(move || {
-        let (name, rest) = text.split_once("=\"")?;
-        let mut end = 0;
-        while let Some(at) = rest[end..].find(['"', '\\']) {
+        // No name has an equals sign.
+        let name_end = memchr(b'=', text.as_bytes())?;
+        let (name, rest) = (&text[..name_end], text.get(name_end + 2..)?);
+        let (mut end, mut has_escapes) = (0, false);
+        while let Some(at) = memchr2(b'"', b'\\', &rest.as_bytes()[end..]) {
             end += at;
             if rest.as_bytes()[end] == b'"' {
                 break;
             }
+            has_escapes = true;
             end += 2;
         }
         let value = &rest[..end];
         text = rest[end + 1..].trim_start_matches(',');
-        Some((name, unescape(value)))
+        Some((name, if has_escapes { unescape(value) } else { Cow::Borrowed(value) }))
     })
 }

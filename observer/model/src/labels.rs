@@ -1,9 +1,8 @@
 //! Labels of Istio's standard metrics.
 //!
 //! Names, order and the values for what is not known follow Istio's own stats filter; where Istio would report
-//! `unknown` although the observer knows the value, the known value is reported. Three things sockets do not show are
-//! never guessed: `response_flags` is always `-`, the client at the destination leg is unknown, and so is the route of
-//! a gateway.
+//! `unknown` although the observer knows the value, the known value is reported. Two things sockets do not show are
+//! never guessed: `response_flags` is always `-`, and the route of a gateway is unknown.
 
 use std::{
     hash::{Hash, Hasher},
@@ -105,7 +104,7 @@ const fn names<const N: usize>(labels: &[Label; N]) -> [&'static str; N] {
 }
 
 /// Labels of one end of a connection.
-#[derive(Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Peer {
     pub(crate) workload: Box<str>,
     pub(crate) canonical_service: Box<str>,
@@ -115,6 +114,28 @@ pub struct Peer {
     pub(crate) app: Box<str>,
     pub(crate) version: Box<str>,
     pub(crate) cluster: Box<str>,
+}
+
+impl Peer {
+    /// Makes `unknown` the labels in which the two differ.
+    pub(crate) fn keep_common(&mut self, other: &Self) {
+        let Self { workload, canonical_service, canonical_revision, namespace, principal, app, version, cluster } =
+            self;
+        for (own, other) in [
+            (workload, &other.workload),
+            (canonical_service, &other.canonical_service),
+            (canonical_revision, &other.canonical_revision),
+            (namespace, &other.namespace),
+            (principal, &other.principal),
+            (app, &other.app),
+            (version, &other.version),
+            (cluster, &other.cluster),
+        ] {
+            if own != other {
+                *own = UNKNOWN.into();
+            }
+        }
+    }
 }
 
 /// Labels of the destination's service.
@@ -350,6 +371,7 @@ pub struct GatewayLabels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubernetes::Cluster;
     use crate::{
         fixture::{self, key},
         workload_index::WorkloadIndex,
@@ -357,14 +379,20 @@ mod tests {
     use observer_common::Leg;
 
     fn index() -> WorkloadIndex {
-        WorkloadIndex::new(fixture::sidecars().iter(), &fixture::peers())
+        WorkloadIndex::new(fixture::sidecars().iter(), &fixture::peers(), &mut Cluster::default())
     }
 
     #[test]
     fn a_subset_is_equal_if_its_labels_are() {
         let (two, other) = (
-            Arc::new(index().resolve(&key(1, Leg::SOURCE, "10.96.0.1:80", observer_common::Protocol::HTTP, 200))),
-            Arc::new(index().resolve(&key(1, Leg::SOURCE, "10.96.0.1:80", observer_common::Protocol::HTTP, 500))),
+            Arc::new(index().resolve(
+                &mut Cluster::default(),
+                &key(1, Leg::SOURCE, "10.96.0.1:80", observer_common::Protocol::HTTP, 200),
+            )),
+            Arc::new(index().resolve(
+                &mut Cluster::default(),
+                &key(1, Leg::SOURCE, "10.96.0.1:80", observer_common::Protocol::HTTP, 500),
+            )),
         );
         let subset = |labels: &Arc<MeshLabels>, kept: [Label; 3]| LabelSubset::new(labels.clone(), kept.into());
         assert!(

@@ -37,15 +37,18 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
+pub mod callers;
 pub mod catalogue;
 pub mod delay;
 pub mod encode;
+pub mod exemplar;
 pub mod exposition;
 mod family;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
 pub mod histogram;
 pub mod identity;
+pub mod kubernetes;
 mod label_text;
 pub mod labels;
 pub mod live_catalogue;
@@ -60,6 +63,8 @@ pub mod scraped;
 mod self_metrics;
 mod snapshot;
 pub mod totals;
+pub mod view;
+mod waiting;
 pub mod workload_index;
 
 pub use self::{
@@ -67,6 +72,6 @@ pub use self::{
     family::{Cursor, Family},
     model::{Inputs, Model, Update},
     point::{HistogramView, Labels, Point, Value},
-    self_metrics::{EmitterStats, EndpointStats, SelfMetrics},
+    self_metrics::{EmitterStats, EndpointStats, KubernetesStats, SelfMetrics},
     snapshot::{MESH_FAMILIES, Snapshot},
 };

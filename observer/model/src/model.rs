@@ -7,23 +7,29 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer_common::{Direction, Protocol, SeriesKey};
+use observer_common::{Direction, Leg, Protocol, Security, SeriesKey};
 
 use crate::{
     aggregate::{Aggregator, Round, Series},
+    callers::{Callers, Source},
     catalogue,
     histogram::HttpTotals,
     identity::{Component, Sidecar, SidecarId},
-    labels::{GatewayLabels, MeshLabels},
+    kubernetes::{Cluster, Unresolved},
+    labels::{self, GatewayLabels, MeshLabels, Peer},
     merge::ScrapedFamilies,
     process_metrics,
-    reading::{Reading, SeriesReading},
+    reading::{KernelPart, Reading, SeriesReading},
     recorded::RecordedFamilies,
     self_metrics::{self, SelfMetrics},
     snapshot::Snapshot,
     totals::{TcpTotals, Totals},
+    waiting::Waiting,
     workload_index::{StaticPeers, WorkloadIndex},
 };
+
+/// Interval at which pods that no series names any more are dropped.
+const SWEEP_INTERVAL: Duration = Duration::from_mins(5);
 
 /// Input of one round.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +62,16 @@ pub struct Model {
     known: Vec<Arc<Sidecar>>,
     peers: Arc<StaticPeers>,
     index: WorkloadIndex,
+    callers: Callers,
+    cluster: Cluster,
+    /// Generation of the cluster that the index was built from.
+    generation: u64,
+    pub(crate) waiting: Waiting,
+    /// When unused pods were dropped last.
+    swept: SystemTime,
+    /// Whether there may be series of which an earlier process has exposed more than its state has: the next rebuild keeps
+    /// their labels, and the one after it may change them.
+    pub(crate) has_inherited: bool,
     pub(crate) http: Aggregator<SeriesKey, MeshLabels, HttpTotals>,
     pub(crate) tcp: Aggregator<SeriesKey, MeshLabels, TcpTotals>,
     pub(crate) encrypted: Aggregator<SeriesKey, GatewayLabels, TcpTotals>,
@@ -75,6 +91,7 @@ impl Model {
     #[must_use]
     pub fn new(started: SystemTime, retention: Duration) -> Self {
         let peers = Arc::new(StaticPeers::default());
+        let mut cluster = Cluster::default();
         Self {
             started,
             counting_since: started,
@@ -82,13 +99,53 @@ impl Model {
             closed: Duration::ZERO,
             retention,
             known: Vec::new(),
-            index: WorkloadIndex::new([].iter(), &peers),
+            index: WorkloadIndex::new([].iter(), &peers, &mut cluster),
             peers,
+            callers: Callers::new(started),
+            cluster,
+            generation: 0,
+            waiting: Waiting::new(started),
+            swept: started,
+            has_inherited: false,
             http: Aggregator::default(),
             tcp: Aggregator::default(),
             encrypted: Aggregator::default(),
             collectors: BTreeMap::new(),
         }
+    }
+
+    /// Lets names come from the cluster from now on.
+    pub fn turn_cluster_on(&mut self) {
+        self.cluster.turn_on();
+        self.waiting.start();
+    }
+
+    /// Returns the cluster, to apply changes to.
+    pub fn cluster_mut(&mut self) -> &mut Cluster {
+        &mut self.cluster
+    }
+
+    /// Returns the cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Returns how many destinations of this node's traffic are not resolved by the cluster, by reason.
+    #[must_use]
+    pub fn unresolved(&self) -> BTreeMap<Unresolved, u64> {
+        self.index.unresolved()
+    }
+
+    /// Returns whether a series waits for the names of its ends, which another round may have.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.is_any_waiting()
+    }
+
+    /// Lets no series wait for names any more: the next round is the last.
+    pub fn stop_waiting(&mut self) {
+        self.waiting.stop();
     }
 
     /// Returns whether the persisted state must be rewritten before the next snapshot is published, and resets that.
@@ -97,17 +154,44 @@ impl Model {
         http.take_changed() | tcp.take_changed() | encrypted.take_changed()
     }
 
+    /// Leaves callers at the destination leg unknown.
+    pub fn turn_callers_off(&mut self) {
+        self.callers.turn_off();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn callers_unresolved(&self) -> Vec<(crate::callers::Reason, u64)> {
+        self.callers.unresolved().collect()
+    }
+
     /// Ingests one round. Without a kernel reading the totals of the last one stay.
     pub fn update(&mut self, inputs: Inputs<'_>) -> Arc<Snapshot> {
         let Inputs { reading, running, ended, components, peers, own, closes_interval } = inputs;
         let mut update = self.begin(reading.at, running, ended, peers, closes_interval);
+        if let Some(kernel) = &reading.kernel {
+            update.ingest(KernelPart::Callers(&kernel.callers));
+        }
         for series in reading.kernel.iter().flat_map(|kernel| &kernel.series) {
-            update.series(series);
+            update.ingest(KernelPart::Series(series));
+        }
+        for (key, exemplars) in reading.kernel.iter().flat_map(|kernel| &kernel.exemplars) {
+            update.ingest(KernelPart::Exemplars(key, exemplars));
         }
         update.finish(reading, components, own)
     }
 
-    /// Begins a round whose series are passed one by one, so that they need not be in memory together.
+    /// Cumulates cells for native histograms from now on, if it does not yet. A snapshot of readings with cells then has
+    /// them.
+    pub fn cumulate_cells(&mut self) {
+        self.http.cumulate_cells();
+    }
+
+    /// Cumulates cells no more, and forgets those of the past.
+    pub fn forget_cells(&mut self) {
+        self.http.forget_cells();
+    }
+
+    /// Begins a round whose series are passed to [`Update::ingest`] one by one, so that they need not be in memory together.
     /// The arguments are those of [`Inputs`].
     pub fn begin<'a>(
         &'a mut self,
@@ -118,7 +202,9 @@ impl Model {
         closes_interval: bool,
     ) -> Update<'a> {
         let round = Round { now: at, previous: self.previous };
+        self.waiting.begin(at, round.previous);
         self.rebuild_index(running, ended, peers, round);
+        self.callers.begin(at, round.previous);
         self.http.begin(closes_interval);
         self.tcp.begin(false);
         self.encrypted.begin(false);
@@ -135,20 +221,48 @@ impl Model {
         round: Round,
     ) {
         let sidecars = running.iter().chain(ended);
+        self.cluster.prepare(round.now);
+        let age = round.now.duration_since(self.swept).unwrap_or_default();
+        let is_sweep_due = self.cluster.is_on() && age >= SWEEP_INTERVAL;
         let is_same = self.known.len() == running.len() + ended.len()
+            && self.generation == self.cluster.generation()
+            && self.waiting.is_empty()
+            && !self.has_inherited
+            && !is_sweep_due
             && self.known.iter().zip(sidecars.clone()).all(|(old, new)| Arc::ptr_eq(old, new))
             && Arc::ptr_eq(&self.peers, peers);
         if is_same {
             return;
         }
-        self.index = WorkloadIndex::new(sidecars.clone(), peers);
+        self.generation = self.cluster.generation();
+        self.index = WorkloadIndex::new(sidecars.clone(), peers, &mut self.cluster);
         self.known = sidecars.cloned().collect();
         self.peers = peers.clone();
+        self.callers.set_pods(running, ended, peers);
+        let Self { index, cluster, callers, waiting, .. } = self;
+        let is_synced = cluster.is_synced();
+        // While an answer is awaited, a series keeps its labels: until then it waits, or nothing contradicts them.
+        let mut labels = |key: &SeriesKey, old: &MeshLabels| {
+            let waits = !is_synced || !waiting.is_over(key);
+            if !index.contains(key.sidecar) || waits && index.is_pending(cluster, key) {
+                return None;
+            }
+            if !callers.is_on() || key.leg != Leg::DESTINATION {
+                return Some(index.resolve(cluster, key));
+            }
+            // The source of a destination leg is that of what it counted last, until it counts again.
+            let has_certificate = old.security == labels::Security::MutualTls;
+            Some(called_labels(index, cluster, key, (&old.source, old.source_authenticated), has_certificate))
+        };
+        self.has_inherited = self.http.relabel(round, &mut labels) | self.tcp.relabel(round, labels);
+        // All that is used was resolved just now.
+        if is_sweep_due {
+            self.cluster.sweep();
+            self.swept = round.now;
+        }
         let index = &self.index;
-        let is_known = |key: &SeriesKey| index.contains(key.sidecar);
-        self.http.relabel(round, |key| is_known(key).then(|| index.resolve(key)));
-        self.tcp.relabel(round, |key| is_known(key).then(|| index.resolve(key)));
-        self.encrypted.relabel(round, |key| is_known(key).then(|| index.gateway(key)));
+        self.has_inherited |=
+            self.encrypted.relabel(round, |key, _| index.contains(key.sidecar).then(|| index.gateway(key)));
     }
 }
 
@@ -164,25 +278,55 @@ pub struct Update<'a> {
 }
 
 impl Update<'_> {
+    /// Ingests a part of what was read from the kernel.
+    pub fn ingest(&mut self, part: KernelPart<'_>) {
+        match part {
+            KernelPart::Callers(reading) if self.model.callers.is_on() => {
+                let Model { callers, index, cluster, http, tcp, .. } = &mut *self.model;
+                callers.ingest(reading, index, cluster);
+                for key in &reading.freed {
+                    http.forget(key);
+                    tcp.forget(key);
+                }
+            }
+            KernelPart::Callers(_) => {}
+            KernelPart::Series(series) => self.series(series),
+            KernelPart::Exemplars(key, exemplars) => self.model.http.record_exemplars(key, exemplars),
+        }
+    }
+
     /// Ingests one series; each at most once per round.
-    pub fn series(&mut self, reading: &SeriesReading) {
-        let Model { index, http, tcp, encrypted, .. } = &mut *self.model;
+    fn series(&mut self, reading: &SeriesReading) {
         let (key, round) = (&reading.key, self.round);
         // The overflow series has no sidecar that could end, and counts both HTTP and TCP.
         let is_overflow = key.sidecar == 0;
         let is_alive = is_overflow || self.alive.contains(&key.sidecar);
         self.series += u64::from(!is_overflow);
-        if key.protocol == Protocol::ENCRYPTED && !is_overflow {
-            ingest(encrypted, reading, is_alive, round, || index.gateway(key));
+        let Model { index, cluster, callers, waiting, http, tcp, encrypted, has_inherited, .. } = &mut *self.model;
+        // What an earlier observer has exposed stands at once, and under its labels.
+        let is_inherited = *has_inherited && (http.is_inherited(key) || tcp.is_inherited(key));
+        // The kernel keeps what it counted while the sidecar runs, so that waiting loses nothing.
+        let may_wait = is_alive && key.protocol != Protocol::ENCRYPTED && !is_inherited;
+        if may_wait && index.is_pending(cluster, key) && waiting.waits(key) {
+            http.mark_seen(key, is_alive);
+            tcp.mark_seen(key, is_alive);
             return;
         }
-        if key.protocol == Protocol::TCP || is_overflow {
-            ingest(tcp, reading, is_alive, round, || index.resolve(key));
-        }
-        if key.protocol != Protocol::TCP || is_overflow {
-            ingest(http, reading, is_alive, round, || index.resolve(key));
-            if self.closes_interval {
-                http.record_interval(key, reading.histograms.each_ref().map(|histogram| histogram.cells.as_slice()));
+        if key.protocol == Protocol::ENCRYPTED && !is_overflow {
+            ingest(encrypted, reading, is_alive, round, || index.gateway(key));
+        } else if key.leg == Leg::DESTINATION && callers.is_on() && !is_inherited {
+            if key.protocol == Protocol::TCP {
+                ingest_called(tcp, callers, reading, is_alive, round, (index, cluster), waiting);
+            } else if ingest_called(http, callers, reading, is_alive, round, (index, cluster), waiting) {
+                record_cells(http, reading, self.closes_interval);
+            }
+        } else {
+            if key.protocol == Protocol::TCP || is_overflow {
+                ingest(tcp, reading, is_alive, round, || index.resolve(cluster, key));
+            }
+            if key.protocol != Protocol::TCP || is_overflow {
+                ingest(http, reading, is_alive, round, || index.resolve(cluster, key));
+                record_cells(http, reading, self.closes_interval);
             }
         }
     }
@@ -196,6 +340,8 @@ impl Update<'_> {
             model.http.end(now, model.retention);
             model.tcp.end(now, model.retention);
             model.encrypted.end(now, model.retention);
+            model.callers.end();
+            model.waiting.end();
             model.previous = now;
         }
         for outcome in &reading.outcomes {
@@ -245,6 +391,8 @@ impl Update<'_> {
         families.add(&catalogue::SERIES_RETIRED).point(&[], http.retired() + tcp.retired());
         families.add(&catalogue::SERIES_RESETS).point(&[], http.resets() + tcp.resets() + encrypted.resets());
         families.created = self.model.started;
+        let unresolved = families.add(&catalogue::UNRESOLVED_CALLERS);
+        self.model.callers.unresolved().for_each(|(reason, count)| unresolved.point(&[reason.label()], count));
         let runs = families.add(&catalogue::COLLECTOR_RUNS);
         for (name, stats) in &self.model.collectors {
             runs.point(&[name, "ok"], stats.succeeded);
@@ -258,6 +406,8 @@ impl Update<'_> {
             families.add(&catalogue::COLLECTION_DELAY).point(&[], own.collection_delay.clone());
         }
         self_metrics::record_outputs(own, &mut families);
+        let (cluster, unresolved) = (&self.model.cluster, self.model.unresolved());
+        self_metrics::record_kubernetes(own, cluster, &unresolved, &mut families);
         process_metrics::record(&reading.processes, self.running, components, &mut families);
         self_metrics::record_scrapes(&reading.scrapes, scraped.conflicting, &mut families);
         families.override_scraped(scraped);
@@ -283,12 +433,74 @@ fn ingest<L: Eq + Hash, T: Totals>(
     labels: impl FnOnce() -> L,
 ) {
     if aggregator.is_unchanged(&reading.key, |totals| totals.equals(reading)) {
-        aggregator.mark_seen(&reading.key, is_alive);
+        aggregator.mark_unchanged(&reading.key, is_alive);
         return;
     }
     let totals = T::of(reading);
     if !totals.is_zero() {
         aggregator.ingest(reading.key, Arc::new(totals), is_alive, round, labels);
+    }
+}
+
+/// Ingests one series of a destination leg under the labels of whoever called since the last round. Returns false if it
+/// waits for the next round.
+fn ingest_called<T: Totals>(
+    aggregator: &mut Aggregator<SeriesKey, MeshLabels, T>,
+    callers: &mut Callers,
+    reading: &SeriesReading,
+    is_alive: bool,
+    round: Round,
+    (index, cluster): (&mut WorkloadIndex, &mut Cluster),
+    waiting: &mut Waiting,
+) -> bool {
+    let key = &reading.key;
+    if aggregator.is_unchanged(key, |totals| totals.equals(reading)) {
+        aggregator.mark_seen(key, is_alive);
+        return true;
+    }
+    let totals = T::of(reading);
+    if totals.is_zero() {
+        return true;
+    }
+    let source = callers.source(key, waiting.rounds(key));
+    // The kernel forgets the series of a sidecar that has ended.
+    if source.is_pending && is_alive && waiting.waits(key) {
+        aggregator.mark_seen(key, is_alive);
+        return false;
+    }
+    if let Some(reason) = source.unresolved {
+        let before = aggregator.totals(key).and_then(|before| before.difference(&totals));
+        callers.count_unresolved(reason, before.as_ref().unwrap_or(&totals).events());
+    }
+    let Source { labels, is_authenticated, has_certificate, .. } = source;
+    let labels = called_labels(index, cluster, key, (&labels, is_authenticated), has_certificate);
+    aggregator.relabel_source(key, labels.clone(), round);
+    aggregator.ingest(*key, Arc::new(totals), is_alive, round, || labels);
+    true
+}
+
+/// Returns the labels of a destination leg whose caller is known. A certificate was verified in a connection with mutual
+/// TLS.
+fn called_labels(
+    index: &mut WorkloadIndex,
+    cluster: &mut Cluster,
+    key: &SeriesKey,
+    (source, source_authenticated): (&Arc<Peer>, bool),
+    has_certificate: bool,
+) -> MeshLabels {
+    let security = if has_certificate { Security::MUTUAL_TLS } else { key.security };
+    let own = index.resolve(cluster, &SeriesKey { security, ..*key });
+    MeshLabels { source: source.clone(), source_authenticated, ..own }
+}
+
+fn record_cells(
+    http: &mut Aggregator<SeriesKey, MeshLabels, HttpTotals>,
+    reading: &SeriesReading,
+    closes_interval: bool,
+) {
+    let cells = reading.histograms.each_ref().map(|histogram| histogram.cells.as_slice());
+    if closes_interval || cells.iter().any(|cells| !cells.is_empty()) {
+        http.record_cells(&reading.key, cells, closes_interval);
     }
 }
 
@@ -299,6 +511,8 @@ fn exposed<T: Totals>(aggregator: &Aggregator<SeriesKey, MeshLabels, T>) -> Vec<
             labels: series.labels.clone(),
             totals: series.total.clone(),
             recent: series.recent.clone(),
+            cells: series.cells.clone(),
+            exemplars: series.exemplars.clone(),
             created: series.created,
         })
         .collect()
@@ -311,7 +525,6 @@ mod tests {
         Value,
         fixture::{at, http, key, peers, reading, sidecar, sidecars, snapshots},
         identity::Role,
-        labels,
     };
     use observer_common::Leg;
 

@@ -38,7 +38,8 @@ impl Model {
         let mut table = LabelTable::default();
         PersistedModel {
             counting_since: self.counting_since,
-            previous: self.previous,
+            // What waits is new to the next observer, too: it was 0 before the wait, and its callers were connected then.
+            previous: self.waiting.earliest().unwrap_or(self.previous),
             http: self.http.persist(|key| (*key).into(), |labels| table.insert(labels)),
             tcp: self.tcp.persist(|key| (*key).into(), |labels| table.insert(labels)),
             encrypted: self.encrypted.persist(|key| (*key).into(), GatewayLabels::clone),
@@ -51,7 +52,7 @@ impl Model {
     pub fn restore(started: SystemTime, retention: Duration, persisted: PersistedModel) -> Option<Self> {
         let PersistedModel { counting_since, previous, table, http, tcp, encrypted } = persisted;
         let mut model = Self::new(started, retention);
-        (model.counting_since, model.previous) = (counting_since, previous);
+        (model.counting_since, model.previous, model.has_inherited) = (counting_since, previous, true);
         model.http = restore(http, |labels| table.get(labels))?;
         model.tcp = restore(tcp, |labels| table.get(labels))?;
         model.encrypted = restore(encrypted, |labels| Some(labels.clone()))?;

@@ -6,7 +6,9 @@ use observer_common::{DURATION, histogram::BUCKETS};
 
 use crate::{
     delay::DelayHistogram,
-    histogram::{self, HttpTotals, LE, PackedCells, QUANTILES},
+    encode::native_histogram::{CellUnit, NativeHistogram},
+    exemplar::{Exemplar, Exemplars},
+    histogram::{self, Cell, HttpTotals, LE, PackedCells, QUANTILES},
     label_text::{self, push_label},
     labels::{Label, MeshLabels},
     scraped::Suffix,
@@ -88,6 +90,23 @@ impl<'a> Labels<'a> {
         }
     }
 
+    /// Returns the labels of Istio's metrics, if these are such.
+    pub(crate) const fn of_mesh(&self) -> Option<&'a MeshLabels> {
+        match self.0 {
+            LabelSource::Mesh(labels, _) => Some(labels),
+            _ => None,
+        }
+    }
+
+    /// Returns where the labels of an instance are in memory, if the point has no others: within a snapshot, points with the
+    /// same place have the same labels.
+    pub(crate) fn instance_place(&self) -> Option<usize> {
+        match self.0 {
+            LabelSource::Scraped(instance, "") => Some(instance.as_ptr().addr()),
+            _ => None,
+        }
+    }
+
     /// Returns whether both are the same labels in memory: equal labels that are stored twice are not.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
@@ -127,7 +146,13 @@ pub struct HistogramView<'a>(HistogramSource<'a>);
 
 #[derive(Clone, Copy, Debug)]
 enum HistogramSource<'a> {
-    Series { totals: &'a HttpTotals, recent: Option<&'a PackedCells>, index: usize },
+    Series {
+        totals: &'a HttpTotals,
+        recent: Option<&'a PackedCells>,
+        cells: Option<&'a PackedCells>,
+        exemplars: Option<&'a Exemplars>,
+        index: usize,
+    },
     Delay(&'a DelayHistogram),
 }
 
@@ -135,7 +160,48 @@ impl<'a> HistogramView<'a> {
     /// Returns histogram `index` (`observer_common::{DURATION, REQUEST_BYTES, RESPONSE_BYTES}`) of `totals`.
     #[must_use]
     pub fn new(totals: &'a HttpTotals, recent: Option<&'a PackedCells>, index: usize) -> Self {
-        Self(HistogramSource::Series { totals, recent, index })
+        Self(HistogramSource::Series { totals, recent, cells: None, exemplars: None, index })
+    }
+
+    /// Returns it with the values of the totals by cell.
+    #[must_use]
+    pub fn with_cells(mut self, known: Option<&'a PackedCells>) -> Self {
+        if let HistogramSource::Series { cells, .. } = &mut self.0 {
+            *cells = known;
+        }
+        self
+    }
+
+    /// Returns it with exemplars, if it is one of durations.
+    #[must_use]
+    pub(crate) fn with_exemplars(mut self, known: Option<&'a Exemplars>) -> Self {
+        if let HistogramSource::Series { exemplars, index: DURATION, .. } = &mut self.0 {
+            *exemplars = known;
+        }
+        self
+    }
+
+    /// Returns its exemplars.
+    pub fn exemplars(&self) -> impl Iterator<Item = &'a Exemplar> + use<'a> {
+        let exemplars = match self.0 {
+            HistogramSource::Series { exemplars, .. } => exemplars,
+            HistogramSource::Delay(_) => None,
+        };
+        exemplars.into_iter().flat_map(Exemplars::iter)
+    }
+
+    /// Returns the exemplar of a bucket, by its place in [`HistogramView::buckets`].
+    #[must_use]
+    pub fn exemplar(&self, bucket: usize) -> Option<&'a Exemplar> {
+        self.exemplars().find(|exemplar| exemplar.bucket as usize == bucket)
+    }
+
+    /// Returns the native histogram; `None` if the cells are not known, or are of another round than the totals.
+    #[must_use]
+    pub fn native(&self) -> Option<NativeHistogram> {
+        let HistogramSource::Series { cells, index, .. } = self.0 else { return None };
+        let unit = if index == DURATION { CellUnit::Milliseconds } else { CellUnit::Bytes };
+        Some(NativeHistogram::new(cells?.totals(index), unit)).filter(|histogram| histogram.count == self.count())
     }
 
     pub(crate) fn delay(delay: &'a DelayHistogram) -> Self {
@@ -177,6 +243,18 @@ impl<'a> HistogramView<'a> {
         let HistogramSource::Series { recent, index, .. } = self.0 else { return None };
         let quantiles = histogram::quantiles(&recent?.of(index))?;
         Some(quantiles.map(|value| exposed(index, value)))
+    }
+
+    /// Returns whether the kernel has cells of it.
+    pub(crate) const fn has_cells(&self) -> bool {
+        matches!(self.0, HistogramSource::Series { .. })
+    }
+
+    /// Returns which histogram of a series it is, and its cells of the last reporting interval, ascending; `None` if the
+    /// kernel has none.
+    pub(crate) fn recent_cells(&self) -> Option<(usize, Vec<Cell>)> {
+        let HistogramSource::Series { recent, index, .. } = self.0 else { return None };
+        Some((index, recent.map(|recent| recent.of(index)).unwrap_or_default()))
     }
 
     /// Returns the values of the last reporting interval, ascending, milliseconds or bytes, each with its count. A

@@ -6,10 +6,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use observer_common::{SeriesKey, health::Counter, histogram::BUCKETS};
+use observer_common::{CallerId, CallerKind, InboundPeerKey, SeriesKey, health::Counter, histogram::BUCKETS};
 
 use crate::{
-    identity::{Instance, ProcessId},
+    exemplar::Exemplar,
+    identity::{Instance, ProcessId, SidecarId},
     scraped::ScrapedExposition,
 };
 
@@ -52,6 +53,61 @@ pub struct KernelReading {
     pub programs: Vec<ProgramReading>,
     /// Capacity of the series map.
     pub series_capacity: u64,
+    /// Callers and inbound connections, read after the series.
+    pub callers: CallersReading,
+    /// Exemplars of the durations of series, read before the series.
+    pub exemplars: Vec<(SeriesKey, Vec<Exemplar>)>,
+}
+
+/// The callers in the keys of series, and who is connected to the inbound listeners of sidecars.
+#[derive(Clone, Debug, Default)]
+pub struct CallersReading {
+    /// Every caller of which the kernel has the text; empty if that is as it was.
+    pub callers: Vec<CallerReading>,
+    /// Every peer.
+    pub peers: Vec<InboundPeerReading>,
+    /// Peers that were removed from the kernel since the last reading, before they were read again.
+    pub removed: Vec<InboundPeerKey>,
+    /// Series of idle callers that were freed since the last reading: if they are there again, they count from 0.
+    pub freed: Vec<SeriesKey>,
+    /// Sidecars of which peers may be missing: connections older than the programs that could not be read, or for which
+    /// the map had no room.
+    pub incomplete: Vec<SidecarId>,
+}
+
+/// A part of the kernel maps.
+#[derive(Clone, Copy, Debug)]
+pub enum KernelPart<'a> {
+    /// Callers and connections, read after the values of all series that follow up to the next such part.
+    Callers(&'a CallersReading),
+    /// One series.
+    Series(&'a SeriesReading),
+    /// Exemplars of the durations of the series before.
+    Exemplars(&'a SeriesKey, &'a [Exemplar]),
+}
+
+/// A caller, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallerReading {
+    /// Id in the keys of series.
+    pub id: CallerId,
+    /// Where the text is from.
+    pub kind: CallerKind,
+    /// The text.
+    pub text: Box<[u8]>,
+}
+
+/// The connections of one address to one port of one sidecar, cumulative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InboundPeerReading {
+    /// Sidecar, port, security and address.
+    pub key: InboundPeerKey,
+    /// Connections that were opened.
+    pub opened: u64,
+    /// Connections that were closed.
+    pub closed: u64,
+    /// Time since one was closed last; zero if that is not known.
+    pub closed_for: Duration,
 }
 
 /// One series, cumulative.

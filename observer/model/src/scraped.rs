@@ -69,6 +69,9 @@ pub enum Suffix {
 }
 
 impl Suffix {
+    /// All suffixes.
+    pub const ALL: [Self; 4] = [Self::None, Self::Bucket, Self::Sum, Self::Count];
+
     /// Returns the suffix as written.
     #[must_use]
     pub const fn text(self) -> &'static str {

@@ -1,6 +1,6 @@
 //! The observer's own metrics.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use observer_common::health::{Counter, Group};
 
@@ -8,6 +8,7 @@ use crate::{
     catalogue,
     delay::DelayHistogram,
     identity::{Instance, Role, Sidecar},
+    kubernetes::{Cluster, Unresolved},
     reading::{KernelReading, ProgramReading, ScrapeReading},
     recorded::RecordedFamilies,
 };
@@ -27,6 +28,17 @@ pub struct SelfMetrics {
     pub emitters: Vec<EmitterStats>,
     /// Stats of the `/metrics` endpoint, if it is served.
     pub endpoint: Option<EndpointStats>,
+    /// Stats of the Kubernetes API, if it is used.
+    pub kubernetes: Option<KubernetesStats>,
+}
+
+/// What was asked of the Kubernetes API, cumulative, and how old its answers are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubernetesStats {
+    /// Requests by resource and outcome.
+    pub requests: Vec<(&'static str, &'static str, u64)>,
+    /// Resources, whether a watch is open now, and since when nothing was heard otherwise; none before the first watch.
+    pub watches: Vec<(&'static str, bool, Duration)>,
 }
 
 /// Stats of one emitter, cumulative.
@@ -118,6 +130,30 @@ pub(crate) fn record_kernel(kernel: &KernelReading, families: &mut RecordedFamil
             Counter::LossSeries => families.add(&catalogue::SERIES_OVERFLOWED).point(&[], *value),
             _ => {}
         }
+    }
+}
+
+/// Records the Kubernetes API and what is known by it.
+pub(crate) fn record_kubernetes(
+    own: &SelfMetrics,
+    cluster: &Cluster,
+    unresolved: &BTreeMap<Unresolved, u64>,
+    families: &mut RecordedFamilies,
+) {
+    let Some(KubernetesStats { requests, watches }) = &own.kubernetes else { return };
+    let family = families.add(&catalogue::KUBERNETES_REQUESTS);
+    requests.iter().for_each(|(resource, outcome, count)| family.point(&[resource, outcome], *count));
+    let family = families.add(&catalogue::KUBERNETES_WATCHES);
+    watches.iter().for_each(|(resource, is_open, _)| family.point(&[resource], u64::from(*is_open)));
+    let family = families.add(&catalogue::KUBERNETES_STALENESS);
+    watches.iter().for_each(|(resource, _, age)| family.point(&[resource], *age));
+    let family = families.add(&catalogue::KUBERNETES_OBJECTS);
+    cluster.sizes().iter().for_each(|(kind, size)| family.point(&[kind], *size));
+    let family = families.add(&catalogue::KUBERNETES_REJECTED);
+    cluster.rejected().for_each(|(resource, reason, count)| family.point(&[resource, reason], count));
+    let family = families.add(&catalogue::DESTINATIONS_UNRESOLVED);
+    for reason in Unresolved::ALL {
+        family.point(&[reason.reason()], unresolved.get(&reason).copied().unwrap_or(0));
     }
 }
 

@@ -102,3 +102,8 @@ impl Snapshot {
         Some(Family { recorded: Some(Recorded { descriptor, points }), scraped: None })
     }
 }
+
+/// Returns a time as documents have it.
+pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

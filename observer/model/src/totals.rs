@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::reading::SeriesReading;
+use crate::{histogram::PackedCells, reading::SeriesReading};
 
 /// Cumulative totals of one series.
 pub trait Totals: Clone + Default + PartialEq {
@@ -17,11 +17,24 @@ pub trait Totals: Clone + Default + PartialEq {
     /// Returns whether nothing has been counted.
     fn is_zero(&self) -> bool;
 
+    /// Returns the number of requests, or of connections opened.
+    fn events(&self) -> u64;
+
     /// Returns `newer` minus `self`; `None` if any total decreased.
     fn difference(&self, newer: &Self) -> Option<Self>;
 
     /// Adds `other` to `self`.
     fn add(&mut self, other: &Self);
+
+    /// Returns how many values of each histogram `cells` lack.
+    fn room(&self, _cells: &PackedCells) -> [u64; 3] {
+        [0; 3]
+    }
+
+    /// Returns `cells` with the values that they lack, as far as the exposed buckets place them; `None` if they lack none.
+    fn filled(&self, _cells: &PackedCells) -> Option<PackedCells> {
+        None
+    }
 }
 
 /// Totals of a TCP series.
@@ -53,6 +66,10 @@ impl Totals for TcpTotals {
 
     fn is_zero(&self) -> bool {
         *self == Self::default()
+    }
+
+    fn events(&self) -> u64 {
+        self.opened
     }
 
     fn difference(&self, newer: &Self) -> Option<Self> {

@@ -5,6 +5,8 @@
 //! destination: Istio uses mutual TLS to service ports whose pods have a sidecar, and passes traffic to a pod's own
 //! address or another port on in plaintext (`PassthroughCluster`).
 
+mod cluster_routes;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, Ipv6Addr},
@@ -13,17 +15,17 @@ use std::{
 
 use observer_common::{GRPC_NONE, Leg, SeriesKey};
 
+use self::cluster_routes::{ClusterRoutes, enriched};
 use crate::{
     identity::{Role, Sidecar, SidecarId, Workload},
+    kubernetes::{Cluster, TLS_MODE, Unresolved},
     labels::{GatewayLabels, MeshLabels, Peer, Protocol, Reporter, Security, Service, UNKNOWN},
 };
 
 /// Trust domain of a mesh that sets none.
-const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+pub(crate) const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Cluster name of a mesh that sets none.
 const DEFAULT_CLUSTER: &str = "Kubernetes";
-/// Pod label, written by the injector, for sidecars that accept Istio's mutual TLS.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// Service name of an inbound port that no service of a known workload maps to.
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 
@@ -79,10 +81,13 @@ pub struct WorkloadIndex {
     services: Vec<KnownService>,
     by_service_address: HashMap<IpAddr, Vec<usize>>,
     unknown: UnknownPeer,
+    routes: ClusterRoutes,
+    pool: Pool,
 }
 
 #[derive(Debug)]
 struct LocalWorkload {
+    sidecar: Arc<Sidecar>,
     gateway: bool,
     peer: Arc<Peer>,
     authenticated: bool,
@@ -95,11 +100,11 @@ struct LocalWorkload {
 }
 
 /// Peer and service at the original destination of a source leg.
-struct Outbound<'a> {
-    peer: Option<&'a RemoteWorkload>,
+struct Outbound {
+    peer: Option<Arc<Peer>>,
     service: Option<Arc<Service>>,
-    /// Whether a service has that address and port, so that the sidecar has a cluster for it.
-    is_by_service: bool,
+    /// Whether the sidecar has a cluster for that address and port, and reaches the peer by mutual TLS.
+    is_authenticated: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -128,10 +133,20 @@ struct UnknownPeer {
 }
 
 impl WorkloadIndex {
-    /// Builds the index from this node's sidecars, running ones before ended ones (addresses are reused), and the
-    /// peers.
+    /// Builds the index from this node's sidecars, running ones before ended ones (addresses are reused), the
+    /// configured peers, and the cluster as far as it completes the sidecars.
     #[must_use]
-    pub fn new<'a>(sidecars: impl Iterator<Item = &'a Arc<Sidecar>> + Clone, peers: &StaticPeers) -> Self {
+    pub fn new<'a>(
+        sidecars: impl Iterator<Item = &'a Arc<Sidecar>>,
+        peers: &StaticPeers,
+        cluster: &mut Cluster,
+    ) -> Self {
+        let complete = |sidecar: &Arc<Sidecar>| match enriched(sidecar, cluster) {
+            None => sidecar.clone(),
+            Some(workload) => Arc::new(Sidecar { workload, ..Sidecar::clone(sidecar) }),
+        };
+        let sidecars: Vec<_> = sidecars.map(complete).collect();
+        let sidecars = sidecars.iter();
         let mut pool = Pool::default();
         let unknown =
             UnknownPeer { peer: pool.peer(Peer::unknown()), service: pool.service(UNKNOWN, UNKNOWN, UNKNOWN) };
@@ -172,17 +187,21 @@ impl WorkloadIndex {
             services.push(KnownService { ports: entry.ports.clone(), labels, peer });
         }
 
+        let routes = ClusterRoutes::new(sidecars.clone());
         let mut own = HashMap::new();
         for sidecar in sidecars {
             own.entry(sidecar.id).or_insert_with(|| LocalWorkload::new(sidecar, peers, &mut pool));
         }
-        Self { own, by_address, services, by_service_address, unknown }
+        Self { own, by_address, services, by_service_address, unknown, routes, pool }
     }
 
     /// Returns the label set of a series of the `istio_` families: `unknown` for unknown sidecars and the overflow
     /// series.
     #[must_use]
-    pub fn resolve(&self, key: &SeriesKey) -> MeshLabels {
+    pub fn resolve(&mut self, cluster: &mut Cluster, key: &SeriesKey) -> MeshLabels {
+        if key.leg == Leg::SOURCE {
+            self.resolve_by_cluster(cluster, key);
+        }
         let Some(own) = self.own.get(&key.sidecar) else { return Self::unattributed(key) };
         let mut labels = MeshLabels {
             source: own.peer.clone(),
@@ -203,7 +222,7 @@ impl WorkloadIndex {
             labels.reporter = Reporter::Destination;
             labels.source = self.unknown.peer.clone();
             labels.destination = own.peer.clone();
-            labels.service = own.inbound(key.destination.port);
+            labels.service = own.inbound(cluster, key.destination.port);
             labels.security = match key.security {
                 observer_common::Security::MUTUAL_TLS => Security::MutualTls,
                 observer_common::Security::NONE => Security::None,
@@ -211,11 +230,11 @@ impl WorkloadIndex {
             };
             labels.destination_authenticated = labels.security == Security::MutualTls && own.authenticated;
         } else if !own.gateway {
-            let Outbound { peer, service, is_by_service } = self.outbound(key);
+            let Outbound { peer, service, is_authenticated } = self.outbound(key);
             if let Some(peer) = peer {
-                labels.destination = peer.peer.clone();
-                labels.destination_authenticated = peer.authenticated && is_by_service;
-                labels.source_authenticated = labels.destination_authenticated && own.authenticated;
+                labels.destination = peer;
+                labels.destination_authenticated = is_authenticated;
+                labels.source_authenticated = is_authenticated && own.authenticated;
             }
             if let Some(service) = service {
                 labels.service = service;
@@ -259,29 +278,83 @@ impl WorkloadIndex {
         labels
     }
 
-    /// Returns the peer and service at the original destination of a source leg.
-    fn outbound(&self, key: &SeriesKey) -> Outbound<'_> {
-        let address = Ipv6Addr::from(key.destination.address).to_canonical();
-        let port = key.destination.port;
+    /// Returns whether the labels of a series await an answer of the Kubernetes API.
+    pub fn is_pending(&mut self, cluster: &mut Cluster, key: &SeriesKey) -> bool {
+        if !cluster.is_on() || !self.contains(key.sidecar) {
+            return false;
+        }
+        if key.leg != Leg::SOURCE || self.own.get(&key.sidecar).is_some_and(|own| own.gateway) {
+            return !cluster.is_synced();
+        }
+        let (address, port) = destination(key);
+        let is_configured = self.configured(address, port).is_some();
+        let resolved = self.routes.resolve(cluster, &mut self.pool, address, port);
+        !is_configured && resolved.is_some_and(|resolved| resolved.unresolved == Some(Unresolved::Pending))
+    }
+
+    /// Returns the workload of one of the cluster's pods with what the API does not have.
+    #[must_use]
+    pub fn complete(&self, workload: &Workload) -> Workload {
+        self.routes.complete(workload)
+    }
+
+    /// Returns how many destinations the cluster does not resolve, by reason.
+    #[must_use]
+    pub fn unresolved(&self) -> BTreeMap<Unresolved, u64> {
+        self.routes.unresolved()
+    }
+
+    /// Resolves the destination of a source leg by the cluster, unless the configuration names it.
+    fn resolve_by_cluster(&mut self, cluster: &mut Cluster, key: &SeriesKey) {
+        let (address, port) = destination(key);
+        let is_gateway = self.own.get(&key.sidecar).is_none_or(|own| own.gateway);
+        if !is_gateway && self.configured(address, port).is_none() {
+            self.routes.resolve(cluster, &mut self.pool, address, port);
+        }
+    }
+
+    /// Returns the configured service that has an address and port.
+    fn configured(&self, address: IpAddr, port: u16) -> Option<&KnownService> {
         let at_address = self.by_service_address.get(&address).map_or(&[][..], Vec::as_slice);
+        let mut services = at_address.iter().map(|index| &self.services[*index]);
+        services.find(|service| service.ports.is_empty() || service.ports.iter().any(|known| known.port == port))
+    }
+
+    /// Returns the peer and service at the original destination of a source leg: the configuration's, else the
+    /// cluster's, else the service of the workload at that address.
+    fn outbound(&self, key: &SeriesKey) -> Outbound {
+        let (address, port) = destination(key);
         let direct = self.by_address.get(&address);
-        let service = at_address
-            .iter()
-            .map(|index| &self.services[*index])
-            .find(|service| service.ports.is_empty() || service.ports.iter().any(|known| known.port == port));
-        if let Some(service) = service {
+        if let Some(service) = self.configured(address, port) {
             let peer = direct.or(service.peer.as_ref());
-            return Outbound { peer, service: Some(service.labels.clone()), is_by_service: true };
+            return Outbound {
+                is_authenticated: peer.is_some_and(|peer| peer.authenticated),
+                peer: peer.map(|peer| peer.peer.clone()),
+                service: Some(service.labels.clone()),
+            };
+        }
+        if let Some(resolved) = self.routes.get(address, port) {
+            let direct = direct.filter(|_| resolved.is_passthrough).map(|direct| direct.peer.clone());
+            return Outbound {
+                peer: direct.or_else(|| resolved.peer.clone()),
+                service: resolved.service.clone(),
+                is_authenticated: resolved.is_authenticated,
+            };
         }
         let service = direct.map(|peer| {
             peer.service.map_or_else(|| peer.no_service.clone(), |index| self.services[index].labels.clone())
         });
-        Outbound { peer: direct, service, is_by_service: false }
+        Outbound { peer: direct.map(|peer| peer.peer.clone()), service, is_authenticated: false }
     }
 }
 
+/// Returns the original destination of a source leg.
+fn destination(key: &SeriesKey) -> (IpAddr, u16) {
+    (Ipv6Addr::from(key.destination.address).to_canonical(), key.destination.port)
+}
+
 impl LocalWorkload {
-    fn new(sidecar: &Sidecar, peers: &StaticPeers, pool: &mut Pool) -> Self {
+    fn new(sidecar: &Arc<Sidecar>, peers: &StaticPeers, pool: &mut Pool) -> Self {
         let workload = &sidecar.workload;
         let peer = pool.peer(Peer::local(workload));
         // Istio names the local pod's namespace here, not the service's.
@@ -292,6 +365,7 @@ impl LocalWorkload {
             .map(|entry| (entry.ports.clone(), pool.service(&entry.host, &entry.name, &peer.namespace)))
             .collect();
         Self {
+            sidecar: sidecar.clone(),
             gateway: sidecar.role == Role::Gateway,
             authenticated: workload.service_account.is_some(),
             canonical: pool.service(&peer.canonical_service, &peer.canonical_service, &peer.namespace),
@@ -301,12 +375,15 @@ impl LocalWorkload {
         }
     }
 
-    fn inbound(&self, port: u16) -> Arc<Service> {
+    fn inbound(&self, cluster: &Cluster, port: u16) -> Arc<Service> {
         let fits = |ports: &[ServicePort]| ports.is_empty() || ports.iter().any(|known| known.target == port);
-        match self.services.iter().find(|(ports, _)| fits(ports)) {
-            Some((_, service)) => service.clone(),
-            None if self.services.is_empty() => self.canonical.clone(),
-            None => self.unmatched.clone(),
+        if let Some((_, service)) = self.services.iter().find(|(ports, _)| fits(ports)) {
+            return service.clone();
+        }
+        match cluster.inbound(&self.sidecar, port) {
+            Ok(service) => service,
+            Err(has_others) if has_others || !self.services.is_empty() => self.unmatched.clone(),
+            Err(_) => self.canonical.clone(),
         }
     }
 }
@@ -338,7 +415,7 @@ impl Peer {
     }
 
     /// Returns the labels of the other end, as far as known.
-    fn remote(workload: &Workload) -> Self {
+    pub(crate) fn remote(workload: &Workload) -> Self {
         let label = |names: &[&str]| first(&workload.labels, names);
         let text = |value: Option<&str>| Box::from(value.unwrap_or(UNKNOWN));
         // The injector writes the canonical labels by this rule; older ones did not write them.
@@ -358,13 +435,13 @@ impl Peer {
     }
 
     /// Returns the labels of an unknown end.
-    fn unknown() -> Self {
+    pub(crate) fn unknown() -> Self {
         Self::remote(&Workload::default())
     }
 }
 
 /// Interns labels: two pods of one workload share them.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Pool {
     peers: HashSet<Arc<Peer>>,
     services: HashSet<Arc<Service>>,
@@ -381,11 +458,13 @@ impl Pool {
     }
 
     fn service(&mut self, host: &str, name: &str, namespace: &str) -> Arc<Service> {
-        let service = Service { host: host.into(), name: name.into(), namespace: namespace.into() };
+        self.intern_service(Arc::new(Service { host: host.into(), name: name.into(), namespace: namespace.into() }))
+    }
+
+    fn intern_service(&mut self, service: Arc<Service>) -> Arc<Service> {
         if let Some(known) = self.services.get(&service) {
             return known.clone();
         }
-        let service = Arc::new(service);
         self.services.insert(service.clone());
         service
     }
@@ -433,12 +512,12 @@ mod tests {
     use observer_common::STATUS_UNKNOWN;
 
     fn index() -> WorkloadIndex {
-        WorkloadIndex::new(fixture::sidecars().iter(), &fixture::peers())
+        WorkloadIndex::new(fixture::sidecars().iter(), &fixture::peers(), &mut Cluster::default())
     }
 
     fn labels_of(key: &SeriesKey) -> HashMap<&'static str, String> {
         let mut labels = HashMap::new();
-        index().resolve(key).each(&HTTP, |name, value| {
+        index().resolve(&mut Cluster::default(), key).each(&HTTP, |name, value| {
             labels.insert(name, value.to_owned());
         });
         labels
@@ -493,8 +572,8 @@ mod tests {
 
     #[test]
     fn principals_are_of_connections_with_mutual_tls() {
-        let principals = |index: &WorkloadIndex, address: &str, protocol| {
-            let labels = index.resolve(&key(1, Leg::SOURCE, address, protocol, 200));
+        let principals = |index: &mut WorkloadIndex, address: &str, protocol| {
+            let labels = index.resolve(&mut Cluster::default(), &key(1, Leg::SOURCE, address, protocol, 200));
             let mut found = Vec::new();
             labels.each(&crate::labels::TCP, |name, value| {
                 if name.ends_with("_principal") {
@@ -516,23 +595,23 @@ mod tests {
                 ("10.0.9.9:1234", false),
                 ("203.0.113.1:443", false),
             ] {
-                assert_eq!(principals(&index(), address, protocol), [is_secured; 2], "{address}");
+                assert_eq!(principals(&mut index(), address, protocol), [is_secured; 2], "{address}");
             }
         }
         // A headless service's ports are at its pods' addresses.
         let mut peers = StaticPeers::clone(&fixture::peers());
         peers.services[0].addresses.push("10.0.0.3".parse().unwrap());
-        let headless = WorkloadIndex::new(fixture::sidecars().iter(), &peers);
-        assert_eq!(principals(&headless, "10.0.0.3:80", observer_common::Protocol::HTTP), [true; 2]);
-        assert_eq!(principals(&headless, "10.0.0.3:9080", observer_common::Protocol::HTTP), [false; 2]);
+        let mut headless = WorkloadIndex::new(fixture::sidecars().iter(), &peers, &mut Cluster::default());
+        assert_eq!(principals(&mut headless, "10.0.0.3:80", observer_common::Protocol::HTTP), [true; 2]);
+        assert_eq!(principals(&mut headless, "10.0.0.3:9080", observer_common::Protocol::HTTP), [false; 2]);
         // A pod whose sidecar does not accept mutual TLS.
         let mut sidecars = fixture::sidecars();
         for sidecar in &mut sidecars {
             let workload = Arc::make_mut(&mut Arc::make_mut(sidecar).workload);
             workload.labels.insert(TLS_MODE.to_owned(), "disabled".to_owned());
         }
-        let disabled = WorkloadIndex::new(sidecars.iter(), &fixture::peers());
-        assert_eq!(principals(&disabled, "10.96.0.1:80", observer_common::Protocol::HTTP), [false; 2]);
+        let mut disabled = WorkloadIndex::new(sidecars.iter(), &fixture::peers(), &mut Cluster::default());
+        assert_eq!(principals(&mut disabled, "10.96.0.1:80", observer_common::Protocol::HTTP), [false; 2]);
     }
 
     #[test]
@@ -621,9 +700,10 @@ mod tests {
         let mut peers = StaticPeers::clone(&fixture::peers());
         peers.services[0].addresses.push("2001:db8::7".parse().unwrap());
         peers.services[1].addresses.push("::ffff:10.96.0.77".parse().unwrap());
-        let index = WorkloadIndex::new(fixture::sidecars().iter(), &peers);
+        let mut index = WorkloadIndex::new(fixture::sidecars().iter(), &peers, &mut Cluster::default());
         for (address, name) in [("2001:db8::7:80", "reviews"), ("10.96.0.77:80", "ratings")] {
-            let labels = index.resolve(&key(1, Leg::SOURCE, address, observer_common::Protocol::HTTP, 200));
+            let key = key(1, Leg::SOURCE, address, observer_common::Protocol::HTTP, 200);
+            let labels = index.resolve(&mut Cluster::default(), &key);
             assert_eq!(&*labels.service.name, name);
         }
     }

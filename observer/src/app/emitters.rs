@@ -2,15 +2,22 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
 use crate::system::host::node_name;
 use crate::{
     config::Config,
     emit::{
-        DeliveryLimits, EmitTarget, Emitter, Transport,
+        DeliveryLimits, EmitTarget, Emitter, Encoder, Transport,
         disk_queue::{self, DiskQueue, directory_name},
-        wavefront::{WavefrontEncoder, file::FileSink, http::HttpSink, token::TokenFile},
+        otlp::{grpc::OtlpGrpc, http::OtlpHttp},
+        remote_write::RemoteWrite,
+        token::TokenFile,
+        wavefront::{WavefrontEncoder, file::FileSink, http::HttpSink},
+    },
+    model::encode::{
+        otlp::{self, OtlpEncoder},
+        remote_write::{self, RemoteWriteEncoder},
     },
 };
 
@@ -22,9 +29,21 @@ pub struct Emitters(Vec<Prepared>);
 
 struct Prepared {
     name: String,
-    encoder: WavefrontEncoder,
+    encoder: Box<dyn Encoder>,
     transport: Box<dyn Transport>,
     disk_queue: Option<DiskQueue>,
+    cells: Cells,
+}
+
+/// What of the kernel's log-linear cells an emitter sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cells {
+    /// Nothing.
+    None,
+    /// The values of the last interval.
+    OfInterval,
+    /// The totals as well, which cost memory.
+    Totals,
 }
 
 impl Emitters {
@@ -51,40 +70,84 @@ impl Emitters {
         self.0.is_empty()
     }
 
+    /// Returns the most that one of them sends of the kernel's cells.
+    #[must_use]
+    pub fn cells(&self) -> Cells {
+        self.0.iter().map(|emitter| emitter.cells).max().unwrap_or(Cells::None)
+    }
+
     /// Returns the emitters' names, without secrets.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|emitter| emitter.name.as_str())
     }
 
     /// Starts the emitters, each in a task of its own.
-    pub(super) fn start(self) -> Vec<Emitter> {
-        let start = |Prepared { name, encoder, transport, disk_queue }: Prepared| {
-            Emitter::start(name, Box::new(encoder), transport, disk_queue, DeliveryLimits::default())
+    #[must_use]
+    pub fn start(self) -> Vec<Emitter> {
+        let start = |Prepared { name, encoder, transport, disk_queue, .. }: Prepared| {
+            Emitter::start(name, encoder, transport, disk_queue, DeliveryLimits::default())
         };
         self.0.into_iter().map(start).collect()
     }
 }
 
 fn prepare(config: &Config, target: &EmitTarget) -> Result<Prepared> {
-    let encoder = WavefrontEncoder::new(config.wavefront(), &node_name())?;
-    let (name, transport) = (target.to_string(), transport(config, target)?);
+    let name = target.to_string();
+    let (encoder, transport) = ends(config, target)?;
     // A file accepts everything at once, or never.
     let directory = config.queue_dir.as_ref().filter(|_| !matches!(target, EmitTarget::WavefrontFile(_)));
     let disk_queue =
         directory.map(|directory| DiskQueue::new(directory.join(directory_name(&name)), config.queue_bytes));
-    Ok(Prepared { name, encoder, transport, disk_queue })
+    Ok(Prepared { name, encoder, transport, disk_queue, cells: cells(config, target) })
 }
 
-fn transport(config: &Config, target: &EmitTarget) -> Result<Box<dyn Transport>> {
+/// Returns what renders and what sends for this target.
+fn ends(config: &Config, target: &EmitTarget) -> Result<(Box<dyn Encoder>, Box<dyn Transport>)> {
+    let lines = || WavefrontEncoder::new(config.wavefront(), &node_name());
     Ok(match target {
-        EmitTarget::WavefrontFile(path) => Box::new(FileSink::new(path)),
-        EmitTarget::WavefrontHttp(url) => Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?),
+        EmitTarget::WavefrontFile(path) => (Box::new(lines()?), Box::new(FileSink::new(path))),
+        EmitTarget::WavefrontHttp(url) => (Box::new(lines()?), Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?)),
         EmitTarget::WavefrontHttps(url) => {
             let token = config.wavefront_token_file.clone();
             let token =
                 token.context("it needs an API token: put one in a file and name it with --wavefront-token-file")?;
+            let token = TokenFile::new(token, "wavefront-token-file");
             let ca_file = config.wavefront_ca_file.as_deref();
-            Box::new(HttpSink::service(url.clone(), TokenFile::new(token), ca_file, PUSH_TIMEOUT)?)
+            (Box::new(lines()?), Box::new(HttpSink::service(url.clone(), token, ca_file, PUSH_TIMEOUT)?))
+        }
+        EmitTarget::OtlpHttp(url, options) | EmitTarget::OtlpGrpc(url, options) => {
+            let options = options.or(&config.otlp);
+            let access = options.access().map_err(Error::msg)?;
+            let compression = options.compression.unwrap_or_default();
+            let transport: Box<dyn Transport> = match target {
+                EmitTarget::OtlpGrpc(..) => Box::new(OtlpGrpc::new(url.clone(), access, compression, PUSH_TIMEOUT)?),
+                _ => Box::new(OtlpHttp::new(url.clone(), access, compression, PUSH_TIMEOUT)?),
+            };
+            (Box::new(OtlpEncoder::new(options.encoder(), &node_name())), transport)
+        }
+        EmitTarget::RemoteWrite(url, options) => {
+            let options = options.or(&config.remote_write);
+            let transport = RemoteWrite::new(url.clone(), options.access().map_err(Error::msg)?, PUSH_TIMEOUT)?;
+            let encoder = RemoteWriteEncoder::new(&node_name(), options.histograms.unwrap_or_default());
+            (Box::new(encoder), Box::new(transport))
         }
     })
+}
+
+fn cells(config: &Config, target: &EmitTarget) -> Cells {
+    match target {
+        EmitTarget::WavefrontFile(_) | EmitTarget::WavefrontHttp(_) | EmitTarget::WavefrontHttps(_) => {
+            Cells::OfInterval
+        }
+        EmitTarget::OtlpHttp(_, options) | EmitTarget::OtlpGrpc(_, options) => {
+            match options.or(&config.otlp).encoder().histograms {
+                otlp::Histograms::Explicit => Cells::None,
+                otlp::Histograms::Exponential => Cells::OfInterval,
+            }
+        }
+        EmitTarget::RemoteWrite(_, options) => match options.or(&config.remote_write).histograms.unwrap_or_default() {
+            remote_write::Histograms::Classic => Cells::None,
+            remote_write::Histograms::Native => Cells::Totals,
+        },
+    }
 }

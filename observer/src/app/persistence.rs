@@ -27,8 +27,8 @@ impl Persistence {
         let (pins, text) = Pins::open(pin_dir)?;
         let state = text.map_or(Ok(PersistedState::default()), |text| PersistedState::decode(&text));
         let mut state = state.map_err(|error| pins.unreadable(error))?;
-        let map_state = std::mem::take(&mut state.kernel);
-        let (kernel, state_map) = Kernel::resume(&options, pins, map_state, |state_map, map_state| {
+        let (map_state, running) = (std::mem::take(&mut state.kernel), state.running.clone());
+        let (kernel, state_map) = Kernel::resume(&options, pins, map_state, &running, |state_map, map_state| {
             state.kernel = map_state.clone();
             state_map.write(|into| state.write(into)).map_err(|error| KernelError::state(pin_dir, error))
         })?;

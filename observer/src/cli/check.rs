@@ -1,5 +1,6 @@
 //! `observer check`: reports what this kernel, these privileges, this node and this configuration allow.
 
+mod kubernetes;
 mod outputs;
 
 use std::{
@@ -12,10 +13,14 @@ use std::{
 
 use rustix::thread::CapabilitySet;
 
-use self::outputs::{CONNECT_TIMEOUT, Listening, Outputs};
+use self::{
+    kubernetes::KubernetesFacts,
+    outputs::{CONNECT_TIMEOUT, Listening, Outputs},
+};
 use super::{
-    args::RunArgs,
+    args::CheckArgs,
     outcome::{Failure, configure, print},
+    own_pages::{OwnPages, ReaderArgs},
 };
 use crate::{
     config::Config,
@@ -30,8 +35,8 @@ use crate::{
 ///
 /// # Errors
 /// `observer run` could not work.
-pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let facts = gather(&configure(args)?);
+pub fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let facts = gather(&configure(&args.run)?, &args.reader);
     print(report(&facts).as_bytes())?;
     if obstacles(&facts).is_empty() { Ok(()) } else { Err(Failure::printed()) }
 }
@@ -56,6 +61,7 @@ struct Facts {
     /// Whether the kernel announces new processes, or why not.
     exec_events: Result<(), String>,
     outputs: Outputs,
+    kubernetes: KubernetesFacts,
     node: Result<Node, String>,
 }
 
@@ -81,12 +87,15 @@ struct Node {
     unreachable: BTreeMap<ProcessId, String>,
 }
 
-fn gather(config: &Config) -> Facts {
+fn gather(config: &Config, reader: &ReaderArgs) -> Facts {
     let uname = rustix::system::uname();
     let capabilities = capabilities::held().ok();
     // Continue with the capabilities that `run` keeps, so that root does not succeed where `run` would fail.
     let _ = capabilities::drop_unneeded();
-    let programs = kernel::probe().map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+    let pages = OwnPages::new(config.listen.0, config.web_config_file.as_deref(), reader, CONNECT_TIMEOUT)
+        .map_err(|error| error.to_string());
+    let outputs = outputs::inspect(config, &pages);
+    let programs = kernel::probe(config.traces).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
     Facts {
         version: env!("CARGO_PKG_VERSION"),
         kernel: format!("{} {}", uname.release().to_string_lossy(), uname.machine().to_string_lossy()),
@@ -101,7 +110,8 @@ fn gather(config: &Config) -> Facts {
             abi_hash: kernel::abi_hash(&config.kernel()).ok(),
         }),
         exec_events: ExecEvents::subscribe().map(drop),
-        outputs: outputs::inspect(config),
+        kubernetes: kubernetes::inspect(config, &pages, &outputs.listening),
+        outputs,
         node: scan(config),
     }
 }
@@ -155,7 +165,7 @@ fn obstacles(facts: &Facts) -> Vec<String> {
     if facts.pins.as_ref().is_some_and(|pins| pins.contents.is_err()) {
         obstacles.push("the pin directory cannot be used".to_owned());
     }
-    let Outputs { listening, emitters, queues, control_plane_ca, .. } = &facts.outputs;
+    let Outputs { listening, emitters, queues, control_plane_ca, web_config, .. } = &facts.outputs;
     if matches!(listening, Listening::Refused(_)) {
         obstacles.push("the address for /metrics cannot be listened on".to_owned());
     }
@@ -167,6 +177,12 @@ fn obstacles(facts: &Facts) -> Vec<String> {
     }
     if matches!(control_plane_ca, Some(Err(_))) {
         obstacles.push("the control plane's CA file cannot be used".to_owned());
+    }
+    if matches!(web_config, Some(Err(_))) {
+        obstacles.push("the web configuration file cannot be used".to_owned());
+    }
+    if matches!(facts.kubernetes, KubernetesFacts::Unusable(_)) {
+        obstacles.push("the credentials for the Kubernetes API cannot be used".to_owned());
     }
     if facts.node.is_err() {
         obstacles.push("the node cannot be scanned for sidecars".to_owned());
@@ -185,6 +201,7 @@ fn report(facts: &Facts) -> String {
         report.pins(pins);
     }
     report.outputs(&facts.outputs);
+    report.kubernetes(&facts.kubernetes);
     match &facts.node {
         Ok(node) => report.node(node, facts),
         Err(problem) => {
@@ -308,7 +325,7 @@ impl Report {
 
     fn outputs(&mut self, outputs: &Outputs) {
         self.title("Outputs");
-        let Outputs { address, listening, emitters, queues, control_plane_ca } = outputs;
+        let Outputs { address, listening, emitters, queues, control_plane_ca, web_config } = outputs;
         match listening {
             Listening::Free => self.item("ok", &format!("/metrics can be served at {address}")),
             Listening::Observer => self.item("note", &format!("an observer listens on {address} now")),
@@ -329,6 +346,11 @@ impl Report {
         match control_plane_ca {
             None => {}
             Some(Ok(path)) => self.item("ok", &format!("CA file {}", path.display())),
+            Some(Err(problem)) => self.item("FAIL", problem),
+        }
+        match web_config {
+            None => {}
+            Some(Ok(path)) => self.item("ok", &format!("web configuration file {}", path.display())),
             Some(Err(problem)) => self.item("FAIL", problem),
         }
     }
@@ -472,7 +494,11 @@ fn reachability(
 mod tests {
     use super::*;
     use crate::{
-        discovery::{ProcessId, Workload, component::InsideOnly},
+        discovery::{
+            ProcessId, Workload,
+            component::InsideOnly,
+            kubernetes::{ApiError, Permission},
+        },
         model::fixture::istiod,
     };
 
@@ -528,6 +554,15 @@ mod tests {
         Pins { path: "/sys/fs/bpf/mesh-observer".into(), contents, abi_hash: Some("0123456789abcdef".to_owned()) }
     }
 
+    fn asked(granted: fn(usize) -> Result<bool, ApiError>, age: f64) -> KubernetesFacts {
+        let permissions = Permission::ALL.into_iter().enumerate().map(|(at, it)| (it, granted(at)));
+        KubernetesFacts::Asked {
+            source: "the pod's service account".to_owned(),
+            permissions: permissions.collect(),
+            staleness: Ok(vec![("services".to_owned(), age)]),
+        }
+    }
+
     fn good() -> Facts {
         let probe = |name, instructions| ProgramProbe { name, result: Ok(instructions) };
         Facts {
@@ -546,7 +581,9 @@ mod tests {
                 emitters: Ok(vec!["wavefront+http://proxy:2878/".to_owned()]),
                 queues: vec![("/queue/wavefront_http___proxy_2878_".into(), Ok(false))],
                 control_plane_ca: Some(Ok("/etc/ca.pem".into())),
+                web_config: Some(Ok("/etc/web.yml".into())),
             },
+            kubernetes: asked(|_| Ok(true), 0.0),
             node: Ok(Node {
                 cgroup_mount: "/sys/fs/cgroup".into(),
                 hidepid: None,
@@ -589,7 +626,9 @@ mod tests {
                     Err("queue directory /queue/x: /queue is not a directory".to_owned()),
                 )],
                 control_plane_ca: Some(Err("CA file /ca cannot be read".to_owned())),
+                web_config: Some(Err("web configuration file /web.yml: it protects nothing".to_owned())),
             },
+            kubernetes: KubernetesFacts::Unusable("kubeconfig /k cannot be used".to_owned()),
             node: Err("no cgroup v2 file system is mounted".to_owned()),
             ..good()
         }
@@ -604,6 +643,7 @@ mod tests {
         }]);
         facts.outputs.listening = Listening::Observer;
         facts.outputs.queues[0].1 = Ok(true);
+        facts.kubernetes = asked(|at| if at < 3 { Ok(at == 0) } else { Err(ApiError::Timeout) }, 75.0);
         facts.pins = Some(pins(Ok(Some(Contents { lock_owner: None, ..contents("fedcba9876543210") }))));
         facts.node = Ok(Node {
             cgroup_mount: "/sys/fs/cgroup/unified".into(),
@@ -630,7 +670,7 @@ mod tests {
     #[test]
     fn obstacles_are_found() {
         assert!(obstacles(&good()).is_empty());
-        assert_eq!(obstacles(&bad()).len(), 8);
+        assert_eq!(obstacles(&bad()).len(), 10);
         assert_eq!(obstacles(&partly()), ["the kernel rejects 1 of 1 programs"]);
         assert_eq!(selected("none [integrity] confidentiality"), "integrity");
     }

@@ -9,7 +9,7 @@ use crate::{config::Config, emit::wavefront::Names};
 #[must_use]
 pub fn command() -> Command {
     let defaults = defaults();
-    ["run", "check", "snapshot"].into_iter().fold(Cli::command(), |command, name| {
+    ["run", "check", "snapshot", "top"].into_iter().fold(Cli::command(), |command, name| {
         command.mut_subcommand(name, |subcommand| {
             subcommand.mut_args(|arg| match defaults.iter().find(|(id, _)| arg.get_id() == id) {
                 Some((_, default)) => with_default(arg, default),

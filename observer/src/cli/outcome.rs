@@ -78,7 +78,7 @@ pub fn drop_privileges() -> Result<(), Failure> {
 ///
 /// # Errors
 /// The runtime cannot start, or the future failed.
-pub fn block_on(work: impl Future<Output = Result<()>>) -> Result<(), Failure> {
+pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("asynchronous runtime").map_err(Failure::could_not_run)?;
     let outcome = runtime.block_on(work);

@@ -52,7 +52,7 @@ fn print(
         SnapshotFormat::Wavefront => {
             let mut lines = lines;
             for batch in lines.iter_mut().flat_map(|lines| lines.encode(snapshot.clone())) {
-                output.write_all(&batch.text)?;
+                output.write_all(&batch.body)?;
             }
         }
         SnapshotFormat::Json => {

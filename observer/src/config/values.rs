@@ -18,6 +18,17 @@ use crate::emit::wavefront::Names;
 pub const DEFAULT_LISTEN: ListenAddress = ListenAddress(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9469));
 const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 
+/// Whether callers at the destination leg are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Callers {
+    /// Where the kernel programs can.
+    #[default]
+    Auto,
+    /// Never: their labels are unknown.
+    Off,
+}
+
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -47,6 +58,17 @@ impl LogLevel {
             Self::Trace => "trace",
         }
     }
+}
+
+/// Whether names come from the Kubernetes API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KubernetesMode {
+    /// If there are credentials.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// A value that its text does not stand for; the message has an example.

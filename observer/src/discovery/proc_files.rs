@@ -5,13 +5,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use procfs::{FromRead, process::Stat};
+use procfs::{
+    FromBufReadSI, FromRead, current_system_info,
+    net::{TcpNetEntries, TcpNetEntry, TcpState},
+    process::Stat,
+};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::{addresses, error::DiscoveryError};
@@ -21,6 +25,10 @@ const MAX_BYTES: u64 = 1 << 20;
 /// Maximum bytes of a name: the longest in Kubernetes is a DNS subdomain.
 pub const MAX_NAME_BYTES: usize = 253;
 
+/// Maximum bytes read of the list of a network namespace's sockets: 100,000 of them.
+const MAX_SOCKETS_BYTES: u64 = 16 << 20;
+/// Number of sockets that are parsed at a time.
+const SOCKETS_AT_ONCE: usize = 512;
 /// Maximum bytes read of a command line if only the first arguments matter.
 const MAX_ARGUMENT_BYTES: u64 = 4 << 10;
 /// Inode of the initial pid namespace [linux `include/linux/proc_ns.h`, `PROC_PID_INIT_INO`].
@@ -199,6 +207,58 @@ impl ProcFiles {
             found.retain(|listener| own.contains(&listener.inode));
         }
         Ok(Sockets { listeners: found, own: own.is_some() })
+    }
+
+    /// Returns the remote ends of the TCP connections of the process's network namespace to one of its listening ports that
+    /// `is_wanted`: those that are open, and those that have ended less than a minute ago. Connections within the namespace
+    /// are left out.
+    ///
+    /// # Errors
+    /// The process has ended (`NotFound`), may not be read, or has too many sockets.
+    pub fn inbound_connections(
+        &self,
+        pid: u32,
+        is_wanted: impl Fn(u16) -> bool,
+    ) -> io::Result<[BTreeSet<SocketAddr>; 2]> {
+        let (mut ports, [mut open, mut ended]) = (BTreeSet::new(), [BTreeSet::new(), BTreeSet::new()]);
+        // The kernel lists listening sockets before all others.
+        self.each_socket(pid, |socket| {
+            let port = socket.local_address.port();
+            let address = socket.remote_address.ip().to_canonical();
+            if matches!(socket.state, TcpState::Listen) {
+                if is_wanted(port) {
+                    ports.insert(port);
+                }
+            } else if ports.contains(&port) && !address.is_loopback() {
+                let is_ended = matches!(socket.state, TcpState::TimeWait | TcpState::Close);
+                let connections = if is_ended { &mut ended } else { &mut open };
+                connections.insert(SocketAddr::new(address, socket.remote_address.port()));
+            }
+        })?;
+        Ok([open, ended])
+    }
+
+    /// Passes the TCP sockets of the process's network namespace to `each`, some at a time: there may be many.
+    fn each_socket(&self, pid: u32, mut each: impl FnMut(&TcpNetEntry)) -> io::Result<()> {
+        for file in ["net/tcp", "net/tcp6"] {
+            let file = match File::open(self.path(pid, file)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && file == "net/tcp6" => continue,
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(io::ErrorKind::NotFound.into()),
+                file => file?,
+            };
+            let mut lines = BufReader::new(file.take(MAX_SOCKETS_BYTES)).lines();
+            let Some(header) = lines.next().transpose()? else { continue };
+            loop {
+                let some = lines.by_ref().take(SOCKETS_AT_ONCE).collect::<io::Result<Vec<_>>>()?;
+                if some.is_empty() {
+                    break;
+                }
+                let text = format!("{header}\n{}", some.join("\n"));
+                let sockets = TcpNetEntries::from_buf_read(text.as_bytes(), current_system_info());
+                sockets.map_err(io::Error::other)?.0.iter().for_each(&mut each);
+            }
+        }
+        Ok(())
     }
 
     /// Returns the inodes of the process's open sockets; `None` if the descriptors cannot be listed or followed.
@@ -501,6 +561,45 @@ mod tests {
    2: 0100007F:3A99 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 4244 1 0000000000000000 100 0 0 10 0
    3: 00000000:3A9E 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4245 1 0000000000000000 100 0 0 10 0
 ";
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn finds_who_is_connected_to_a_listening_port() {
+        let line = |local: &str, remote: &str, state: &str| {
+            format!(
+                "   0: {local} {remote} {state} 00000000:00000000 00:00000000 00000000  1337        0 4242 1 0 100 0 0 10 0\n"
+            )
+        };
+        let header =
+            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+        let tcp = [
+            header.to_owned(),
+            line("00000000:3A9E", "00000000:0000", "0A"),
+            line("00000000:1F90", "00000000:0000", "0A"),
+            // From 10.0.0.7 and 10.0.0.8, one of them ended; from the pod itself; to another port; to a server.
+            line("0100000A:3A9E", "0700000A:C350", "01"),
+            line("0100000A:3A9E", "0800000A:C351", "06"),
+            line("0100007F:3A9E", "0600007F:C352", "01"),
+            line("0100000A:1F90", "0900000A:C353", "01"),
+            line("0100000A:C354", "0A00000A:3A9E", "01"),
+        ]
+        .concat();
+        let tcp6 = header.to_owned()
+            + &line("0000000000000000FFFF00000100000A:3A9E", "0000000000000000FFFF00000B00000A:C355", "01");
+        let root = tempfile::tempdir().unwrap();
+        let net = root.path().join("7/net");
+        std::fs::create_dir_all(&net).unwrap();
+        std::fs::write(net.join("tcp"), &tcp).unwrap();
+        let files = ProcFiles::new(root.path().to_owned());
+        let text = |all: BTreeSet<SocketAddr>| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let found = |files: &ProcFiles| files.inbound_connections(7, |port| port == 15006).unwrap().map(text);
+        assert_eq!(found(&files), [vec!["10.0.0.7:50000"], vec!["10.0.0.8:50001"]]);
+        std::fs::write(net.join("tcp6"), tcp6).unwrap();
+        assert_eq!(found(&files), [vec!["10.0.0.7:50000", "10.0.0.11:50005"], vec!["10.0.0.8:50001"]]);
+        assert_eq!(files.inbound_connections(8, |_| true).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::write(net.join("tcp"), &tcp[..tcp.len() - 70]).unwrap();
+        assert!(files.inbound_connections(7, |_| true).is_err(), "cut off");
+    }
 
     #[test]
     fn reads_listeners_up_to_the_first_connection() {

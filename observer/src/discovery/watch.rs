@@ -151,6 +151,16 @@ impl Watcher {
         self.scanner.findings()
     }
 
+    /// Returns warnings and what is not observed, as they were logged.
+    pub fn problems(&self) -> impl Iterator<Item = String> {
+        self.logged.iter().cloned()
+    }
+
+    /// Returns why new processes are found by scans, if the kernel does not announce them.
+    pub fn why_scanning(&self) -> Option<&str> {
+        self.events.as_ref().err().map(String::as_str)
+    }
+
     /// Waits for one event and returns its changes. Nothing is kept across an await.
     async fn step(&mut self) -> Vec<Change> {
         let due =

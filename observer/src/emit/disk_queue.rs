@@ -20,11 +20,12 @@ use crate::model::encode::{Batch, Form};
 
 /// End of a batch's file name, after its number, its points and the word for its form.
 const EXTENSION: &str = "gz";
-const FORMS: [(Form, &str); 2] = [(Form::Points, "points"), (Form::Distributions, "distributions")];
 /// Maximum size of a batch, decompressed: far more than any that is written here.
 const MAX_BATCH_BYTES: u64 = 8 << 20;
 /// Upper bound of points and numbers in file names: sums of them do not overflow.
 const MAX_NUMBER: u64 = u64::MAX >> 20;
+/// Number of the first batch: parts of the oldest one take lower numbers.
+const FIRST_NUMBER: u64 = 1 << 20;
 /// The file being written.
 const TEMPORARY: &str = "unfinished";
 /// Locked by the observer that uses the directory.
@@ -48,6 +49,7 @@ struct Opened {
 
 #[derive(Debug)]
 struct Entry {
+    number: u64,
     name: String,
     points: u64,
     form: Form,
@@ -113,28 +115,50 @@ impl DiskQueue {
     /// # Errors
     /// It cannot be written; nothing was dropped.
     pub fn push(&mut self, batch: &Batch) -> Result<u64, DiskQueueError> {
-        let packed = gzip(batch);
-        let bytes = packed.len() as u64;
-        if bytes > self.limit_bytes {
+        let packed = gzip(&batch.body);
+        if packed.len() as u64 > self.limit_bytes {
             return Ok(batch.points);
         }
         let number = self.open()?.next_number;
-        let name = file_name(number, batch);
-        let (unfinished, finished) = (self.directory.join(TEMPORARY), self.directory.join(&name));
-        let written = fs::write(&unfinished, &packed).and_then(|()| fs::rename(&unfinished, finished));
-        if let Err(error) = written {
-            // On a full disk the partial file would take space from smaller batches.
-            let _ = fs::remove_file(unfinished);
-            return Err(self.error(&error));
-        }
+        let entry = self.write(number, batch, &packed)?;
         let opened = self.open()?;
         opened.next_number += 1;
-        opened.waiting.push_back(Entry { name, points: batch.points, form: batch.form, bytes });
+        opened.waiting.push_back(entry);
         let mut dropped = 0;
         while self.waiting()?.bytes > self.limit_bytes {
             dropped += self.remove_oldest();
         }
         Ok(dropped)
+    }
+
+    /// Puts parts of the oldest batch in its place, the last of them first: behind newer ones, their receiver would refuse
+    /// them as out of order.
+    ///
+    /// # Errors
+    /// They cannot be written; the oldest batch stays.
+    pub fn replace_oldest(&mut self, parts: &[Batch]) -> Result<(), DiskQueueError> {
+        let oldest = self.open()?.waiting.front().map_or(FIRST_NUMBER, |entry| entry.number);
+        let mut entries = Vec::new();
+        for (below, part) in (1..).zip(parts) {
+            let number = oldest.checked_sub(below).ok_or_else(|| self.error(&"no number is free"))?;
+            entries.push(self.write(number, part, &gzip(&part.body))?);
+        }
+        self.remove_oldest();
+        let waiting = &mut self.open()?.waiting;
+        entries.into_iter().for_each(|entry| waiting.push_front(entry));
+        Ok(())
+    }
+
+    fn write(&self, number: u64, batch: &Batch, packed: &[u8]) -> Result<Entry, DiskQueueError> {
+        let name = file_name(number, batch);
+        let (unfinished, finished) = (self.directory.join(TEMPORARY), self.directory.join(&name));
+        let written = fs::write(&unfinished, packed).and_then(|()| fs::rename(&unfinished, finished));
+        if let Err(error) = written {
+            // On a full disk the partial file would take space from smaller batches.
+            let _ = fs::remove_file(unfinished);
+            return Err(self.error(&error));
+        }
+        Ok(Entry { number, name, points: batch.points, form: batch.form, bytes: packed.len() as u64 })
     }
 
     /// Reads the oldest batch; it stays.
@@ -144,11 +168,11 @@ impl DiskQueue {
     pub fn oldest(&mut self) -> Result<Oldest, DiskQueueError> {
         let Some(entry) = self.open()?.waiting.front() else { return Ok(Oldest::None) };
         let (name, points, form) = (entry.name.clone(), entry.points, entry.form);
-        let mut text = Vec::new();
+        let mut body = Vec::new();
         let read = File::open(self.directory.join(name))
-            .and_then(|file| GzDecoder::new(file).take(MAX_BATCH_BYTES + 1).read_to_end(&mut text));
+            .and_then(|file| GzDecoder::new(file).take(MAX_BATCH_BYTES + 1).read_to_end(&mut body));
         Ok(match read {
-            Ok(_) if text.len() as u64 <= MAX_BATCH_BYTES => Oldest::Batch(Batch { text: text.into(), points, form }),
+            Ok(_) if body.len() as u64 <= MAX_BATCH_BYTES => Oldest::Batch(Batch { body: body.into(), points, form }),
             _ => Oldest::Unreadable(points),
         })
     }
@@ -188,23 +212,22 @@ impl Opened {
         lock.try_lock().map_err(|_| io::Error::other("another observer uses it"))?;
         lock.set_len(0)?;
         writeln!(lock, "{}", std::process::id())?;
-        let mut numbered = Vec::new();
+        let mut waiting = Vec::new();
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some((number, points, form)) = parse(&name) {
-                numbered.push((number, Entry { name, points, form, bytes: entry.metadata()?.len() }));
+                waiting.push(Entry { number, name, points, form, bytes: entry.metadata()?.len() });
             }
         }
-        numbered.sort_unstable_by_key(|(number, _)| *number);
-        let next_number = numbered.last().map_or(0, |(number, _)| number + 1);
-        Ok(Self { _lock: lock, waiting: numbered.into_iter().map(|(_, entry)| entry).collect(), next_number })
+        waiting.sort_unstable_by_key(|entry| entry.number);
+        let next_number = waiting.last().map_or(FIRST_NUMBER, |entry| entry.number + 1);
+        Ok(Self { _lock: lock, waiting: waiting.into(), next_number })
     }
 }
 
 fn file_name(number: u64, batch: &Batch) -> String {
-    let form = FORMS.iter().find(|(form, _)| *form == batch.form).map_or("", |(_, word)| word);
-    format!("{number:020}.{}.{form}.{EXTENSION}", batch.points)
+    format!("{number:020}.{}.{}.{EXTENSION}", batch.points, batch.form.word())
 }
 
 /// Parses number, points and form from a file name.
@@ -212,9 +235,9 @@ fn parse(name: &str) -> Option<(u64, u64, Form)> {
     let mut parts = name.split('.');
     let mut number = || parts.next()?.parse().ok().filter(|number| *number <= MAX_NUMBER);
     let (number, points) = (number()?, number()?);
-    let form = parts.next()?;
-    let (form, _) = FORMS.iter().find(|(_, word)| *word == form)?;
-    (parts.next() == Some(EXTENSION) && parts.next().is_none()).then_some((number, points, *form))
+    let word = parts.next()?;
+    let form = Form::ALL.into_iter().find(|form| form.word() == word)?;
+    (parts.next() == Some(EXTENSION) && parts.next().is_none()).then_some((number, points, form))
 }
 
 /// Whether another observer uses the directory now. Nothing is created or changed.
@@ -263,7 +286,7 @@ mod tests {
     use super::*;
 
     fn batch(text: &str) -> Batch {
-        Batch { text: text.to_owned().into(), points: text.lines().count() as u64, form: Form::Points }
+        Batch { body: text.to_owned().into(), points: text.lines().count() as u64, form: Form::Points }
     }
 
     #[test]
@@ -296,7 +319,7 @@ mod tests {
     fn the_oldest_go_when_there_is_no_room() {
         let directory = tempfile::tempdir().unwrap();
         let one = batch("a\nb\n");
-        let size = gzip(&one).len() as u64;
+        let size = gzip(&one.body).len() as u64;
         let mut queue = DiskQueue::new(directory.path().to_owned(), 2 * size);
         assert_eq!([1, 2, 3].map(|_| queue.push(&one).unwrap()), [0, 0, 2]);
         assert_eq!(queue.waiting().unwrap(), Waiting { points: 4, bytes: 2 * size });
@@ -313,7 +336,7 @@ mod tests {
         fs::write(directory.path().join(&queue.opened.as_ref().unwrap().waiting[0].name), "garbage").unwrap();
         assert_eq!(queue.oldest().unwrap(), Oldest::Unreadable(2));
         // A megabyte may hold a thousand.
-        let bomb = gzip(&batch(&"x".repeat(MAX_BATCH_BYTES as usize + 1)));
+        let bomb = gzip("x".repeat(MAX_BATCH_BYTES as usize + 1).as_bytes());
         assert!(bomb.len() < 100_000);
         fs::write(directory.path().join(&queue.opened.as_ref().unwrap().waiting[0].name), bomb).unwrap();
         assert_eq!(queue.oldest().unwrap(), Oldest::Unreadable(2));
@@ -329,6 +352,26 @@ mod tests {
         queue.push(&batch("a\n")).unwrap();
         assert_eq!(queue.waiting().unwrap().points, 1);
         assert_eq!(queue.oldest().unwrap(), Oldest::Batch(batch("a\n")));
+    }
+
+    #[test]
+    fn parts_take_the_place_of_the_oldest_also_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut queue = DiskQueue::new(directory.path().to_owned(), 1 << 20);
+        for text in ["a\nb\nc\n", "d\n"] {
+            queue.push(&batch(text)).unwrap();
+        }
+        // Alike in all but their content.
+        queue.replace_oldest(&[batch("c\n"), batch("b\n")]).unwrap();
+        assert_eq!(queue.waiting().unwrap().points, 3);
+        assert_eq!(queue.oldest().unwrap(), Oldest::Batch(batch("b\n")));
+        drop(queue);
+        let mut queue = DiskQueue::new(directory.path().to_owned(), 1 << 20);
+        for text in ["b\n", "c\n", "d\n"] {
+            assert_eq!(queue.oldest().unwrap(), Oldest::Batch(batch(text)));
+            queue.remove_oldest();
+        }
+        assert_eq!(queue.oldest().unwrap(), Oldest::None);
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl DeliveryLimits {
         match failure {
             Failure::PushBack { after } => {
                 let asked = after.unwrap_or(self.push_back).min(self.max_push_back).max(self.first_pause);
-                asked.mul_f64(1.0 + jitter / 4.0)
+                asked.mul_f64(1.0 + jitter / 4.0).min(self.max_push_back)
             }
             _ => {
                 let grown = self.first_pause.saturating_mul(1 << attempt.min(16)).min(self.max_pause);

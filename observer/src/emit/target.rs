@@ -4,8 +4,14 @@ use std::{fmt, str::FromStr};
 
 use reqwest::Url;
 
-/// Path of the service's endpoint for points.
+use super::options::{OtlpOptions, ReceiverOptions, RemoteWriteOptions};
+
+/// Path of the Wavefront service's endpoint for points.
 const REPORT: &str = "/report";
+/// Path of OTLP metrics over HTTP.
+const METRICS: &str = "/v1/metrics";
+/// Path of remote write in Prometheus.
+const WRITE: &str = "/api/v1/write";
 
 /// A push target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,12 +23,19 @@ pub enum EmitTarget {
     /// `wavefront+https://INSTANCE[/PATH]`: lines posted to the service, with an API token. Without a path it is
     /// `/report`.
     WavefrontHttps(Url),
+    /// `otlp+http://HOST:4318[/PATH][#OPTIONS]` or `otlp+https://…`: OTLP over HTTP. Without a path it is `/v1/metrics`.
+    OtlpHttp(Url, OtlpOptions),
+    /// `otlp+grpc://HOST:4317[#OPTIONS]` or `otlp+grpcs://…`: OTLP to a gRPC server, in plain text or over TLS.
+    OtlpGrpc(Url, OtlpOptions),
+    /// `remote-write+http://HOST:PORT[/PATH][#OPTIONS]` or `remote-write+https://…`. Without a path it is
+    /// `/api/v1/write`.
+    RemoteWrite(Url, RemoteWriteOptions),
 }
 
 /// A target that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "cannot emit to {target:?}: {problem}; use wavefront+file:PATH (- for standard output), wavefront+http://HOST:PORT or wavefront+https://INSTANCE"
+    "cannot emit to {target:?}: {problem}; use otlp+http://HOST:4318, otlp+https://HOST, otlp+grpc://HOST:4317, otlp+grpcs://HOST, remote-write+http://HOST:9090, remote-write+https://HOST, wavefront+file:PATH (- for standard output), wavefront+http://HOST:PORT or wavefront+https://INSTANCE"
 )]
 pub struct TargetError {
     target: String,
@@ -33,33 +46,57 @@ impl FromStr for EmitTarget {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
-        let error = |problem: String| TargetError { target: without_credentials(text), problem };
-        if let Some(path) = text.strip_prefix("wavefront+file:") {
-            return match path {
-                "" => Err(error("the path is missing".to_owned())),
-                _ => Ok(Self::WavefrontFile(path.to_owned())),
-            };
-        }
-        let url = |url: &str| {
-            let url = Url::parse(url).map_err(|cause| error(cause.to_string()))?;
-            if !url.username().is_empty() || url.password().is_some() {
-                return Err(error("credentials do not belong on a command line".to_owned()));
-            }
-            Ok(url)
-        };
-        if let Some(rest) = text.strip_prefix("wavefront+http://") {
-            return Ok(Self::WavefrontHttp(url(&format!("http://{rest}"))?));
-        }
-        if let Some(rest) = text.strip_prefix("wavefront+https://") {
-            let mut url = url(&format!("https://{rest}"))?;
-            if url.path() == "/" {
-                url.set_path(REPORT);
-            }
-            return Ok(Self::WavefrontHttps(url));
-        }
-        let scheme = text.split_once(':').map_or(text, |(scheme, _)| scheme);
-        Err(error(format!("this version has no emitter {scheme:?}")))
+        parse(text).map_err(|problem| TargetError { target: without_credentials(text), problem })
     }
+}
+
+fn parse(text: &str) -> Result<EmitTarget, String> {
+    let Some((scheme, rest)) = text.split_once(':') else {
+        return Err(format!("this version has no emitter {text:?}"));
+    };
+    Ok(match scheme {
+        "wavefront+file" if rest.is_empty() => return Err("the path is missing".to_owned()),
+        "wavefront+file" => EmitTarget::WavefrontFile(rest.to_owned()),
+        "wavefront+http" => EmitTarget::WavefrontHttp(url("http", rest, "/")?),
+        "wavefront+https" => EmitTarget::WavefrontHttps(url("https", rest, REPORT)?),
+        "otlp+http" => with_options(url("http", rest, METRICS)?, EmitTarget::OtlpHttp)?,
+        "otlp+https" => with_options(url("https", rest, METRICS)?, EmitTarget::OtlpHttp)?,
+        "otlp+grpc" => with_options(without_path(url("http", rest, "/")?)?, EmitTarget::OtlpGrpc)?,
+        "otlp+grpcs" => with_options(without_path(url("https", rest, "/")?)?, EmitTarget::OtlpGrpc)?,
+        "remote-write+http" => with_options(url("http", rest, WRITE)?, EmitTarget::RemoteWrite)?,
+        "remote-write+https" => with_options(url("https", rest, WRITE)?, EmitTarget::RemoteWrite)?,
+        _ => return Err(format!("this version has no emitter {scheme:?}")),
+    })
+}
+
+/// Parses a URL, to which `path` is added if it has none.
+fn url(scheme: &str, rest: &str, path: &str) -> Result<Url, String> {
+    if !rest.starts_with("//") {
+        return Err("its host is missing: write // before it".to_owned());
+    }
+    let mut url = Url::parse(&format!("{scheme}:{rest}")).map_err(|cause| cause.to_string())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("credentials do not belong on a command line".to_owned());
+    }
+    if url.path() == "/" {
+        url.set_path(path);
+    }
+    Ok(url)
+}
+
+fn without_path(url: Url) -> Result<Url, String> {
+    if url.path() == "/" && url.query().is_none() { Ok(url) } else { Err("gRPC has no path: leave it out".to_owned()) }
+}
+
+/// Takes the options off a URL.
+fn with_options<T: ReceiverOptions + Default>(
+    mut url: Url,
+    target: fn(Url, T) -> EmitTarget,
+) -> Result<EmitTarget, String> {
+    let mut options = T::default();
+    options.set_all(url.fragment().unwrap_or_default())?;
+    url.set_fragment(None);
+    Ok(target(url, options))
 }
 
 /// Formats the emitter's name in metrics and log lines, without the query, which may contain a token.
@@ -68,6 +105,9 @@ impl fmt::Display for EmitTarget {
         match self {
             Self::WavefrontFile(path) => write!(formatter, "wavefront+file:{path}"),
             Self::WavefrontHttp(url) | Self::WavefrontHttps(url) => write!(formatter, "wavefront+{}", shown(url)),
+            Self::OtlpHttp(url, _) => write!(formatter, "otlp+{}", shown(url)),
+            Self::OtlpGrpc(url, _) => write!(formatter, "otlp+{}", shown(url).as_str().replacen("http", "grpc", 1)),
+            Self::RemoteWrite(url, _) => write!(formatter, "remote-write+{}", shown(url)),
         }
     }
 }
@@ -90,9 +130,12 @@ fn without_credentials(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Result<EmitTarget, TargetError> {
+        text.parse()
+    }
+
     #[test]
     fn targets_are_read_and_wrong_ones_explained() {
-        let read = |text: &str| text.parse::<EmitTarget>();
         assert_eq!(read("wavefront+file:-"), Ok(EmitTarget::WavefrontFile("-".to_owned())));
         assert_eq!(read("wavefront+file:/tmp/x y"), Ok(EmitTarget::WavefrontFile("/tmp/x y".to_owned())));
         let url = "http://proxy:2878/report".parse().unwrap();
@@ -108,19 +151,49 @@ mod tests {
             ("", "no emitter"),
             ("wavefront+file:", "path is missing"),
             ("wavefront+http://", "empty host"),
+            ("otlp+http:collector:4318", "write // before it"),
             ("wavefront+http://user:secret@proxy", "credentials"),
             ("wavefront+https://secret@proxy", "credentials"),
+            ("remote-write+https://secret:x@proxy", "credentials"),
+            ("otlp+grpc://collector:4317/path", "gRPC has no path"),
+            ("otlp+http://collector#names=old", "expected istio or semconv"),
+            ("otlp+http://collector#names", "has no value"),
+            ("otlp+http://collector#token-file=x", "there are names, temporality"),
+            ("remote-write+http://p#names=istio", "there are histograms, headers-file"),
             ("statsd://x", "no emitter \"statsd\""),
         ] {
             let error = read(wrong).unwrap_err().to_string();
-            assert!(error.contains(problem) && error.contains("use wavefront+file:"), "{error}");
+            assert!(error.contains(problem) && error.contains("wavefront+file:"), "{error}");
             assert!(!error.contains("secret"), "{error}");
         }
     }
 
     #[test]
-    fn a_name_has_no_query() {
-        let target: EmitTarget = "wavefront+http://proxy:2878/?token=secret#x".parse().unwrap();
-        assert_eq!(target.to_string(), "wavefront+http://proxy:2878/");
+    fn a_name_has_neither_query_nor_options() {
+        for (text, name) in [
+            ("wavefront+http://proxy:2878/?token=secret#x", "wavefront+http://proxy:2878/"),
+            ("otlp+http://collector:4318?a=b#names=semconv", "otlp+http://collector:4318/v1/metrics"),
+            ("otlp+https://collector/x", "otlp+https://collector/x"),
+            ("otlp+grpc://collector:4317#temporality=delta", "otlp+grpc://collector:4317/"),
+            ("otlp+grpcs://collector", "otlp+grpcs://collector/"),
+            ("remote-write+http://p:9090", "remote-write+http://p:9090/api/v1/write"),
+        ] {
+            assert_eq!(read(text).unwrap().to_string(), name);
+        }
+    }
+
+    #[test]
+    fn options_behind_the_hash_are_this_receivers() {
+        let text = "otlp+http://c?x=y#names=semconv&temporality=delta&histograms=exponential&compression=none&\
+                    resource=k8s.cluster.name=c1&headers-file=/h&ca-file=/ca&cert-file=/c&key-file=/k";
+        let Ok(EmitTarget::OtlpHttp(url, options)) = read(text) else { panic!("{text}") };
+        assert_eq!(url.as_str(), "http://c/v1/metrics?x=y");
+        let general = OtlpOptions { headers_file: Some("/other".into()), ..OtlpOptions::default() };
+        assert_eq!(options.or(&general), options);
+        assert_eq!(OtlpOptions::default().or(&options), options);
+        assert_eq!(options.encoder().resource, [("k8s.cluster.name".to_owned(), "c1".to_owned())]);
+        assert!(options.access().unwrap().identity.is_some());
+        let half = OtlpOptions { key_file: None, ..options };
+        assert!(half.access().unwrap_err().contains("--otlp-key-file"));
     }
 }

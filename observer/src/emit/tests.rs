@@ -1,7 +1,9 @@
 //! The emitter against a receiver that follows a script.
 
+mod hour;
 mod outage;
 mod receiver;
+mod receivers;
 
 use super::{
     wavefront::{Options, WavefrontEncoder, file::FileSink, http::HttpSink},
@@ -53,7 +55,7 @@ async fn report(script: Vec<Act>, limits: DeliveryLimits) -> (String, EmitterSta
 fn expected() -> String {
     let mut lines = WavefrontEncoder::new(Options::default(), "node-1").unwrap();
     let batches: Vec<Batch> = lines.encode(fixture::snapshots()[0].clone()).collect();
-    batches.iter().map(|batch| std::str::from_utf8(&batch.text).unwrap()).collect()
+    batches.iter().map(|batch| std::str::from_utf8(&batch.body).unwrap()).collect()
 }
 
 #[tokio::test]
@@ -193,12 +195,12 @@ async fn a_file_that_cannot_be_written_costs_its_points_only() {
 #[test]
 fn halves_are_cut_between_lines_and_lose_nothing() {
     let batch =
-        |text: &'static str| Batch { points: text.lines().count() as u64, text: text.into(), form: Form::Points };
+        |text: &'static str| Batch { points: text.lines().count() as u64, body: text.into(), form: Form::Points };
     assert_eq!(batch("one\n").split(), None);
     for text in ["a\nb\n", "long long long\nb\n", "a\nlong long long\n", "a\nb\nc\n"] {
         let (first, second) = batch(text).split().unwrap();
-        assert!(first.text.ends_with(b"\n") && first.points > 0 && second.points > 0);
-        assert_eq!([&first.text[..], &second.text[..]].concat(), text.as_bytes());
+        assert!(first.body.ends_with(b"\n") && first.points > 0 && second.points > 0);
+        assert_eq!([&first.body[..], &second.body[..]].concat(), text.as_bytes());
         assert_eq!(first.points + second.points, text.lines().count() as u64);
     }
 }

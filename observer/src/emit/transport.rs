@@ -7,11 +7,20 @@ use flate2::{Compression, write::GzEncoder};
 use observer_model::encode::Batch;
 
 /// A send in progress.
-pub type Sending<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
+pub type Sending<'a> = Pin<Box<dyn Future<Output = Result<Accepted, Failure>> + Send + 'a>>;
+
+/// A batch that the receiver has dealt with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Points of it that it refused for good.
+    pub refused: u64,
+    /// Its reason, bounded in length and free of control characters.
+    pub reason: String,
+}
 
 /// Sends batches.
 pub trait Transport: Send + 'static {
-    /// Sends a batch; the receiver has it when this returns `Ok`.
+    /// Sends a batch; the receiver has it, or has refused points of it for good, when this returns `Ok`.
     fn send<'a>(&'a mut self, batch: &'a Batch) -> Sending<'a>;
 }
 
@@ -53,10 +62,10 @@ impl Failure {
     }
 }
 
-/// Compresses the text of a batch.
-pub(super) fn gzip(batch: &Batch) -> Bytes {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(batch.text.len() / 16), Compression::fast());
+/// Compresses a body.
+pub(super) fn gzip(body: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 16), Compression::fast());
     // Writing to memory does not fail.
-    let _ = encoder.write_all(&batch.text);
+    let _ = encoder.write_all(body);
     encoder.finish().unwrap_or_default().into()
 }

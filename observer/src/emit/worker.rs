@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{
     disk_queue::{DiskQueue, DiskQueueError, Oldest, Waiting},
     queue::Shared,
-    transport::{Failure, Transport},
+    transport::{Accepted, Failure, Transport},
 };
 use crate::{
     model::{
@@ -55,7 +55,7 @@ impl Worker {
                 biased;
                 next = shared.next() => match next {
                     Some(snapshot) => self.push(snapshot).await,
-                    None => break,
+                    None => break self.end().await,
                 },
                 () = tokio::time::sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => {
                     self.delivery.try_oldest().await;
@@ -73,6 +73,13 @@ impl Worker {
         let mut state = self.delivery.shared.state();
         state.stats.rejected = rejected;
         state.stats.filtered = self.encoder.filtered();
+    }
+
+    /// Sends what ends the series that were sent.
+    async fn end(&mut self) {
+        for batch in self.encoder.end() {
+            self.delivery.deliver(batch).await;
+        }
     }
 
     /// Logs each reason once: the receiver never sees these points.
@@ -166,10 +173,13 @@ impl Delivery {
         let pause = self.pause(&failure);
         let left: u64 = waiting.iter().map(|batch| batch.points).sum();
         if left < points {
-            // A part was accepted: the rest replaces the batch.
-            self.forget_oldest().await;
-            if !self.keep(&mut waiting).await {
-                waiting.iter().for_each(|batch| self.shared.drop_points("queue_dir", batch.points));
+            // A part was accepted: the rest replaces the batch, or else waits behind the others.
+            let rest = waiting.clone();
+            if self.on_disk(move |queue| queue.replace_oldest(&rest)).await.is_err() {
+                self.forget_oldest().await;
+                if !self.keep(&mut waiting).await {
+                    waiting.iter().for_each(|batch| self.shared.drop_points("queue_dir", batch.points));
+                }
             }
         }
         self.wait(pause);
@@ -179,13 +189,12 @@ impl Delivery {
     /// the rest stays.
     async fn send(&mut self, waiting: &mut Vec<Batch>) -> Result<(), Failure> {
         while let Some(batch) = waiting.pop() {
-            let Err(failure) = self.send_once(&batch).await else {
-                self.shared.state().stats.sent += batch.points;
-                self.attempt = 0;
-                if std::mem::take(&mut self.failing) {
-                    tracing::info!(emitter = self.shared.name(), "sending again");
+            let failure = match self.send_once(&batch).await {
+                Ok(accepted) => {
+                    self.accepted(&batch, &accepted);
+                    continue;
                 }
-                continue;
+                Err(failure) => failure,
             };
             let (kind, message) = failure.describe();
             self.failed(kind, &message);
@@ -204,8 +213,24 @@ impl Delivery {
         Ok(())
     }
 
+    /// Counts a batch that the receiver has, but for points of it that it may have refused.
+    fn accepted(&mut self, batch: &Batch, Accepted { refused, reason }: &Accepted) {
+        let refused = (*refused).min(batch.points);
+        self.shared.state().stats.sent += batch.points - refused;
+        self.attempt = 0;
+        if refused > 0 {
+            self.shared.drop_points("refused", refused);
+            self.failed(
+                "partly_refused",
+                &format!("the receiver refused {refused} of {} points: {reason}", batch.points),
+            );
+        } else if std::mem::take(&mut self.failing) {
+            tracing::info!(emitter = self.shared.name(), "sending again");
+        }
+    }
+
     /// Sends a batch; with a disk queue, shutdown does not wait for it.
-    async fn send_once(&mut self, batch: &Batch) -> Result<(), Failure> {
+    async fn send_once(&mut self, batch: &Batch) -> Result<Accepted, Failure> {
         let stopping = || Failure::Transient { kind: "shutdown", message: "stopping".to_owned() };
         tokio::select! {
             biased;

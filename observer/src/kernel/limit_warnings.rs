@@ -49,6 +49,18 @@ fn remedy(counter: Counter) -> Option<&'static str> {
             "the table of inbound ports is full: connection_security_policy of some requests is unknown; the node has more than \
              8192 pairs of sidecar and port"
         }
+        Counter::CallersFull => {
+            "the table of callers is full: the callers of some requests are unknown; the sidecars of the node have more than 4096 \
+             callers that were active in the last quarter of an hour"
+        }
+        Counter::LossPeers => {
+            "the table of inbound peers is full: the workloads of some callers are unknown; the node has more than 16384 pairs of \
+             inbound port and peer"
+        }
+        Counter::TracesFull => {
+            "the table of sampled requests is full, or the kernel had no room for a connection's trace contexts: some sampled \
+             requests are no exemplars; sample fewer, or raise the sysctl net.core.optmem_max (131072 is enough)"
+        }
         Counter::RequestNoRoom => {
             "more calls are open than there is room for, and the rest are not counted: raise max_open_calls in the configuration \
              file"

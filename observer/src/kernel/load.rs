@@ -14,18 +14,27 @@ use observer_common::names;
 use super::{error::KernelError, sys};
 use crate::persist::abi::Abi;
 
-/// The kernel object; empty in a build without one.
+/// The kernel objects, without and with the reading of traces; empty in a build without them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kernel.o"));
+static TRACES_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kernel.traces.o"));
 
 /// Maximum numbers of map entries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     pub(super) max_series: u32,
     pub(super) max_open_calls: u32,
+    /// Whether trace contexts are read.
+    pub(super) traces: bool,
 }
 
 impl Sizes {
-    fn by_map(self) -> [(&'static str, u32); 6] {
+    /// Returns the object with maps of these sizes.
+    fn object(self) -> Result<&'static [u8], KernelError> {
+        let object = if self.traces { TRACES_OBJECT } else { OBJECT };
+        if object.is_empty() { Err(KernelError::NoObject) } else { Ok(object) }
+    }
+
+    fn by_map(self) -> [(&'static str, u32); 8] {
         let slots = self.max_series.saturating_add(1);
         let blocks = slots.saturating_mul(BLOCKS_PER_SERIES);
         [
@@ -35,6 +44,9 @@ impl Sizes {
             (names::FREE_SLOTS, slots),
             (names::BUCKET_PAGES, blocks),
             (names::FREE_PAGES, blocks),
+            // A map cannot be empty.
+            (names::TRACES, if self.traces { MAX_TRACES } else { 1 }),
+            (names::EXEMPLARS, if self.traces { slots.saturating_mul(EXEMPLARS_PER_SERIES) } else { 1 }),
         ]
     }
 }
@@ -42,11 +54,14 @@ impl Sizes {
 /// Octaves that a series' three histograms touch between them; measured: 4 to 9.
 const BLOCKS_PER_SERIES: u32 = 12;
 
+/// Sampled requests that are open at a time; beyond them the oldest are forgotten.
+const MAX_TRACES: u32 = 16_384;
+/// Buckets of a series that have exemplars at a time, on average; beyond them the oldest are forgotten.
+const EXEMPLARS_PER_SERIES: u32 = 4;
+
 /// Opens the object and creates its maps, or reuses those pinned in `pins`.
 pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, KernelError> {
-    if OBJECT.is_empty() {
-        return Err(KernelError::NoObject);
-    }
+    let object = sizes.object()?;
     let missing = missing_features();
     if !missing.is_empty() {
         return Err(KernelError::Unsupported { features: missing.join(" and ") });
@@ -68,7 +83,7 @@ pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, KernelErro
             loader.map_pin_path(name, pins.join(name));
         }
     }
-    loader.load(OBJECT).map_err(KernelError::open)
+    loader.load(object).map_err(KernelError::open)
 }
 
 /// Returns the required features that a probe did not find. The probes load programs of a type that needs the same privileges
@@ -86,10 +101,7 @@ fn missing_features() -> Vec<&'static str> {
 
 /// Returns the ABI hash of the maps that [`open`] creates.
 pub(super) fn abi_hash(sizes: Sizes) -> Result<String, KernelError> {
-    if OBJECT.is_empty() {
-        return Err(KernelError::NoObject);
-    }
-    let object = Object::parse(OBJECT).map_err(|error| KernelError::open(error.into()))?;
+    let object = Object::parse(sizes.object()?).map_err(|error| KernelError::open(error.into()))?;
     let abi = Abi::of(&object, &sizes.by_map()).ok_or(KernelError::Missing { name: ".BTF" })?;
     Ok(abi.hash())
 }

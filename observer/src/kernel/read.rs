@@ -4,8 +4,8 @@ use std::{collections::HashSet, os::fd::AsFd, time::Duration};
 
 use aya::maps::{Array, HashMap};
 use observer_common::{
-    BucketPage, Histogram, INSERTED_KEYS, OVERFLOW_SLOT, Series, SeriesKey, health::Counter, histogram::SUB_BUCKETS,
-    names,
+    BucketPage, Histogram, INSERTED_KEYS, Leg, OVERFLOW_SLOT, Series, SeriesKey, health::Counter,
+    histogram::SUB_BUCKETS, names,
 };
 
 use super::{
@@ -14,38 +14,59 @@ use super::{
     error::KernelError,
     sys,
 };
-use crate::collect::{HistogramReading, KernelReading, ProgramReading, SeriesReading};
+use crate::collect::{HistogramReading, KernelPart, KernelReading, ProgramReading, SeriesReading};
 
 /// Series read at a time, some half a megabyte.
 const BATCH_SERIES: usize = 512;
 
 impl Kernel {
-    /// Reads every counter, and passes the series to `each` one by one, so that they are never all in memory.
-    /// `cells` selects the log-linear cells too.
+    /// Reads every counter, and passes the series to `each` one by one, so that they are never all in memory; callers and
+    /// connections are passed before, and read after, the series of a destination leg. `cells` selects the log-linear
+    /// cells too.
     ///
     /// # Errors
     /// A map cannot be read.
-    pub fn read(&mut self, cells: bool, mut each: impl FnMut(&SeriesReading)) -> Result<KernelReading, KernelError> {
+    pub fn read(&mut self, cells: bool, mut each: impl FnMut(KernelPart<'_>)) -> Result<KernelReading, KernelError> {
         self.refresh_slots()?;
-        let mut series = self.elements::<Series>(names::SERIES)?;
-        let mut blocks = self.elements::<BucketPage>(names::BUCKET_PAGES)?;
-        let health: Array<_, u64> = self.map(names::HEALTH)?;
         let mut reading = KernelReading { series_capacity: u64::from(self.max_series), ..KernelReading::default() };
-        for chunk in self.slots.chunks(BATCH_SERIES) {
+        let mut has_callers = false;
+        // Before the counts, in which every exemplar then is.
+        let exemplars = self.read_exemplars()?;
+        for start in (0..self.slots.len()).step_by(BATCH_SERIES) {
+            let chunk: Vec<_> = self.slots.iter().skip(start).take(BATCH_SERIES).copied().collect();
             let slots: Vec<u32> = chunk.iter().filter_map(|&(_, slot)| slot).collect();
-            let values = series.read(&slots)?;
+            let values = self.elements::<Series>(names::SERIES)?.read(&slots)?;
+            let mut blocks = self.elements::<BucketPage>(names::BUCKET_PAGES)?;
             let cells = if cells { batch::blocks(&mut blocks, &values)? } else { Blocks::new() };
+            if chunk.iter().any(|(key, _)| key.leg == Leg::DESTINATION) {
+                each(KernelPart::Callers(&self.read_callers()?));
+                has_callers = true;
+            }
             let mut values = values.iter();
-            for &(key, slot) in chunk {
+            for (key, slot) in chunk {
                 let counted = slot.and_then(|_| values.next());
                 let mut reading =
                     counted.map_or_else(|| SeriesReading::empty(key), |own| series_reading(key, own, &cells));
                 self.map_state.carried_over.add_to(&mut reading);
+                if let Some(former) = self.idle.former_slot(&key) {
+                    let values = self.elements::<Series>(names::SERIES)?.read(&[former])?;
+                    values.iter().for_each(|values| add(&mut reading, values));
+                }
+                self.idle.record(&reading);
                 if slot != Some(OVERFLOW_SLOT) || !is_unused(&reading) {
-                    each(&reading);
+                    each(KernelPart::Series(&reading));
+                }
+                if let Some(exemplars) = slot.and_then(|slot| exemplars.get(&slot)) {
+                    each(KernelPart::Exemplars(&key, exemplars));
                 }
             }
         }
+        if !has_callers {
+            // Peers are known before their first requests have ended.
+            each(KernelPart::Callers(&self.read_callers()?));
+        }
+        self.idle.end_reading();
+        let health: Array<_, u64> = self.map(names::HEALTH)?;
         for &counter in Counter::ALL {
             let value = health.get(&(counter as u32), 0).map_err(|source| KernelError::map(names::HEALTH, source))?;
             reading.health.push((counter, self.map_state.carried_over.health(counter).saturating_add(value)));
@@ -54,6 +75,14 @@ impl Kernel {
             reading.programs.push(self.read_program(name)?);
         }
         Ok(reading)
+    }
+
+    /// Returns whether series were inserted since the last reading.
+    #[must_use]
+    pub fn has_new_series(&self) -> bool {
+        let next: Result<Array<_, u32>, _> = self.map(names::ALLOCATED);
+        let inserted = next.ok().and_then(|next| next.get(&INSERTED_KEYS, 0).ok());
+        inserted.is_some() && inserted != self.inserted
     }
 
     /// Reads the list of slots again if keys were inserted since.
@@ -67,6 +96,7 @@ impl Kernel {
         let slots: HashMap<_, SeriesKey, u32> = self.map(names::SLOTS)?;
         let read: Result<Vec<_>, _> = slots.iter().collect();
         let mut read = read.map_err(|source| KernelError::map(names::SLOTS, source))?;
+        self.idle.add_leaving(&mut read);
         read.sort_unstable_by_key(|&(_, slot)| slot);
         self.inserted = Some(inserted);
         let overflow = (SeriesKey::default(), OVERFLOW_SLOT);
@@ -99,6 +129,19 @@ fn series_reading(key: SeriesKey, values: &Series, blocks: &Blocks) -> SeriesRea
     });
     let &Series { opened, closed, received, sent, messages, .. } = values;
     SeriesReading { key, histograms, opened, closed, received, sent, messages }
+}
+
+/// Adds values to a reading, without log-linear cells.
+fn add(reading: &mut SeriesReading, values: &Series) {
+    for (own, more) in reading.histograms.iter_mut().zip(&values.histograms) {
+        own.buckets.iter_mut().zip(more.buckets).for_each(|(own, more)| *own += more);
+        own.sum += more.sum;
+    }
+    reading.opened += values.opened;
+    reading.closed += values.closed;
+    reading.received += values.received;
+    reading.sent += values.sent;
+    reading.messages.iter_mut().zip(values.messages).for_each(|(own, more)| *own += more);
 }
 
 fn is_unused(series: &SeriesReading) -> bool {

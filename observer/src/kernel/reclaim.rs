@@ -1,4 +1,4 @@
-//! Reclaims the map entries of sidecars that can no longer be counted ([`CgroupUsage`](super::cgroup_usage::CgroupUsage)).
+//! Reclaims map entries: those of idle callers, and those of sidecars that can no longer be counted ([`CgroupUsage`](super::cgroup_usage::CgroupUsage)).
 //!
 //! A socket keeps the number of its slot. No program runs again for the sockets of a removed cgroup after its programs were
 //! detached, and a cgroup's id is never reused: no program finds its slot to be another sidecar's.
@@ -11,9 +11,12 @@ use observer_common::{
     histogram::{BUCKET_PAGES, BUCKETS, SUB_BUCKETS},
     names,
 };
-use observer_proto::http2::{H2Stream, StreamKey};
+use observer_proto::{
+    http2::{H2Stream, StreamKey},
+    pairing::{Accepted, AcceptedKey},
+};
 
-use super::{Kernel, error::KernelError};
+use super::{Kernel, error::KernelError, idle_series::is_gone};
 use crate::discovery::SidecarId;
 
 const ZERO: Series = Series {
@@ -26,14 +29,16 @@ const ZERO: Series = Series {
 };
 
 impl Kernel {
-    /// Reclaims the entries of sidecars that can no longer be counted. Returns the number of their series.
+    /// Reclaims the entries of idle callers and of sidecars that can no longer be counted. Returns the number of their series.
     ///
     /// # Errors
     /// A map cannot be read or written; entries that are not reclaimed then stay until the observer is restarted.
     pub fn reclaim(&mut self) -> Result<usize, KernelError> {
+        let idle = self.reclaim_idle()?;
+        self.reclaim_peers()?;
         let sidecars = self.usage.take_reclaimable();
         if sidecars.is_empty() {
-            return Ok(0);
+            return Ok(idle);
         }
         self.refresh_slots()?;
         let (gone, kept): (Vec<_>, _) = self.slots.drain(..).partition(|(key, _)| sidecars.contains(&key.sidecar));
@@ -42,15 +47,26 @@ impl Kernel {
         for (key, slot) in &gone {
             slot.map_or(Ok(()), |slot| self.free_series(key, slot))?;
         }
+        self.idle.forget(&sidecars).into_iter().try_for_each(|slot| self.zero_series(slot))?;
+        self.remove_callers(gone.iter().map(|(key, _)| key.caller).collect())?;
+        self.callers.forget_sidecars(&sidecars);
+        self.free_peers(&sidecars)?;
         self.free_inbound_ports(&sidecars)?;
         self.free_streams(&sidecars)?;
-        Ok(gone.len())
+        self.free_accepted(&sidecars)?;
+        Ok(gone.len() + idle)
     }
 
     /// Frees in an order in which free entries are always zero, and entries that can be looked up are never free.
     fn free_series(&mut self, key: &SeriesKey, slot: u32) -> Result<(), KernelError> {
         let mut slots: HashMap<_, SeriesKey, u32> = self.map_mut(names::SLOTS)?;
-        slots.remove(key).map_err(|source| KernelError::map(names::SLOTS, source))?;
+        is_gone(slots.remove(key)).map_err(|source| KernelError::map(names::SLOTS, source))?;
+        self.zero_series(slot)
+    }
+
+    /// Frees a slot that no key leads to.
+    pub(super) fn zero_series(&mut self, slot: u32) -> Result<(), KernelError> {
+        self.remove_exemplars(slot)?;
         let mut series: Array<_, Series> = self.map_mut(names::SERIES)?;
         let values = series.get(&slot, 0).map_err(|source| KernelError::map(names::SERIES, source))?;
         series.set(slot, ZERO, 0).map_err(|source| KernelError::map(names::SERIES, source))?;
@@ -86,6 +102,15 @@ impl Kernel {
         let all: Vec<StreamKey> = calls.keys().collect::<Result<_, _>>().map_err(error)?;
         let gone = all.iter().filter(|key| sidecars.contains(&key.sidecar));
         gone.into_iter().try_for_each(|key| calls.remove(key)).map_err(error)
+    }
+
+    /// Removes connections that were accepted and never passed on.
+    fn free_accepted(&mut self, sidecars: &BTreeSet<SidecarId>) -> Result<(), KernelError> {
+        let error = |source| KernelError::map(names::ACCEPTED, source);
+        let mut accepted: HashMap<_, AcceptedKey, Accepted> = self.map_mut(names::ACCEPTED)?;
+        let all: Vec<AcceptedKey> = accepted.keys().collect::<Result<_, _>>().map_err(error)?;
+        let mut gone = all.iter().filter(|key| sidecars.contains(&key.sidecar));
+        gone.try_for_each(|key| is_gone(accepted.remove(key))).map_err(error)
     }
 
     fn free(&mut self, stack: &'static str, number: u32) -> Result<(), KernelError> {

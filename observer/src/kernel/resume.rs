@@ -1,7 +1,7 @@
 //! Continues from pinned state: reuses maps of the same layout, replaces attached programs, and carries over the values of
 //! maps of other layouts.
 
-use std::{collections::BTreeSet, os::fd::AsFd};
+use std::{collections::BTreeSet, os::fd::AsFd, sync::Arc};
 
 use aya::maps::HashMap;
 use observer_common::{Cgroup, names};
@@ -10,6 +10,7 @@ use super::{Kernel, KernelOptions, attach::Link, error::KernelError, load, sys};
 use crate::{
     discovery::Sidecar,
     persist::{
+        carried_entries::CarriedEntries,
         pin_dir::PinDir,
         pins::{MapState, Pins},
         state_map::StateMap,
@@ -17,8 +18,8 @@ use crate::{
 };
 
 impl Kernel {
-    /// Loads the programs as [`Kernel::load`] does, with the pinned maps, and replaces the attached programs. `save` persists
-    /// its argument; it is called before anything depends on it.
+    /// Loads the programs as [`Kernel::load`] does, with the pinned maps, and replaces the attached programs, which know
+    /// the `running` sidecars from then on. `save` persists its argument; it is called before anything depends on it.
     ///
     /// # Errors
     /// As [`Kernel::load`], or the pinned state cannot be used.
@@ -26,6 +27,7 @@ impl Kernel {
         options: &KernelOptions,
         pins: Pins,
         mut map_state: MapState,
+        running: &[Arc<Sidecar>],
         mut save: impl FnMut(&mut StateMap, &MapState) -> Result<(), KernelError>,
     ) -> Result<(Self, StateMap), KernelError> {
         let Pins { pin_dir, mut state_map } = pins;
@@ -36,6 +38,16 @@ impl Kernel {
         save(&mut state_map, &map_state)?;
         let maps = pin_dir.make_maps_dir(&abi_hash)?;
         let mut kernel = Self::load_with(options, Some(&maps))?;
+        for other in &others {
+            let CarriedEntries { last_caller, callers, ports } = map_state.entries(&pin_dir, other)?;
+            kernel.continue_callers(last_caller, &callers)?;
+            kernel.continue_port_protocols(&ports)?;
+        }
+        kernel.remove_configured_ports()?;
+        if !others.is_empty() {
+            running.iter().try_for_each(|sidecar| kernel.register(sidecar))?;
+            save(&mut state_map, &map_state)?;
+        }
         kernel.replace_programs(&pin_dir)?;
         for other in others {
             map_state.merge(&pin_dir, other)?;

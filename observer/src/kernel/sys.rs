@@ -104,8 +104,18 @@ impl RawMap {
         Ok(Self { fd, key_size, value_size })
     }
 
+    /// Returns every key.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+        let mut before = None;
+        std::iter::from_fn(move || {
+            let next = self.next_key(before.as_deref());
+            before = next.as_ref().ok().cloned().flatten();
+            next.transpose()
+        })
+    }
+
     /// Returns the key after `key`, or the first; `None` after the last.
-    pub(crate) fn next_key(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+    fn next_key(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
         let mut next = vec![0; self.key_size];
         let key = key.filter(|key| key.len() == self.key_size).map_or(0, |key| key.as_ptr() as u64);
         let mut attribute = [u64::from(number(self.fd.as_fd())), key, next.as_mut_ptr() as u64, 0];
@@ -124,6 +134,14 @@ impl RawMap {
         let mut value = vec![0; self.value_size];
         let mut attribute = [u64::from(number(self.fd.as_fd())), key.as_ptr() as u64, value.as_mut_ptr() as u64, 0];
         call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attribute).map(|_| value)
+    }
+
+    /// As [`read_hash`], of a hash map that was opened with the sizes of `K` and `V`.
+    pub(crate) fn read_hash<K: aya::Pod, V: aya::Pod>(&self, each: impl FnMut(K, V)) -> io::Result<()> {
+        if (size_of::<K>(), size_of::<V>()) != (self.key_size, self.value_size) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        read_hash(self.fd.as_fd(), each)
     }
 }
 
@@ -154,6 +172,45 @@ pub(crate) fn read_array<V: aya::Pod>(map: BorrowedFd<'_>, first: u32, length: u
     // `V` is plain data, for which every bit pattern is valid.
     unsafe { values.set_len(length) };
     Ok(values)
+}
+
+/// Passes every element of a hash map to `each`; those that are inserted or removed meanwhile, or not.
+pub(crate) fn read_hash<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
+    let (mut length, mut cursor, mut is_first) = (256_u32, 0_u32, true);
+    loop {
+        let (mut keys, mut values) =
+            (Vec::<K>::with_capacity(length as usize), Vec::<V>::with_capacity(length as usize));
+        let mut next = 0_u32;
+        let from = if is_first { 0 } else { (&raw const cursor) as u64 };
+        let to = (&raw mut next) as u64;
+        let counted = pair(length, number(map));
+        let mut attribute = [from, to, keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64, counted, 0, 0];
+        let result = call(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attribute);
+        let is_last = match &result {
+            Ok(_) => false,
+            // ENOENT follows the last element.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // One bucket has more elements than that.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && length < 1 << 20 => {
+                length *= 2;
+                continue;
+            }
+            Err(_) => return result.map(drop),
+        };
+        let [read @ .., _, _, _, _] = attribute[4].to_ne_bytes();
+        let read = u32::from_ne_bytes(read).min(length) as usize;
+        // SAFETY: the kernel has written as many keys and values, of the map's sizes, which are those of `K` and `V`, as the
+        // caller's types say; both are plain data, for which every bit pattern is valid.
+        unsafe {
+            keys.set_len(read);
+            values.set_len(read);
+        }
+        keys.into_iter().zip(values).for_each(|(key, value)| each(key, value));
+        if is_last {
+            return Ok(());
+        }
+        (cursor, is_first) = (next, false);
+    }
 }
 
 /// Returns runs and nanoseconds of a program, if `kernel.bpf_stats_enabled` is on.

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use observer_common::{OVERFLOW_SLOT, SeriesKey, health::Counter, names};
+use observer_common::{CallerId, OVERFLOW_SLOT, SeriesKey, health::Counter, names};
 use serde::{Deserialize, Serialize};
 
 use super::field_offsets::{FieldOffsets, VALUES, counter_name};
@@ -43,17 +43,25 @@ impl From<Table> for Vec<(PersistedKey, Box<[u64]>)> {
 }
 
 impl CarriedOver {
-    /// Adds the values of the maps in `directory`. Returns the number of series.
-    pub(super) fn add_maps(&mut self, directory: &Path, offsets: &FieldOffsets) -> io::Result<usize> {
+    /// Adds the values of the maps in `directory`. Callers whose ids are greater than `last_caller` are unknown: other
+    /// maps have given these ids to others. Returns the number of series.
+    pub(super) fn add_maps(
+        &mut self,
+        directory: &Path,
+        offsets: &FieldOffsets,
+        last_caller: CallerId,
+    ) -> io::Result<usize> {
         let slots = RawMap::open(&directory.join(names::SLOTS), offsets.key_size, size_of::<u32>())?;
         let series = RawMap::open(&directory.join(names::SERIES), size_of::<u32>(), offsets.value_size)?;
         let health = RawMap::open(&directory.join(names::HEALTH), size_of::<u32>(), size_of::<u64>())?;
         let mut found = vec![(SeriesKey::default(), series.get(&OVERFLOW_SLOT.to_ne_bytes())?)];
-        let mut before = None;
-        while let Some(bytes) = slots.next_key(before.as_deref())? {
-            let key = offsets.key(&bytes).ok_or(io::ErrorKind::InvalidData)?;
+        for bytes in slots.keys() {
+            let bytes = bytes?;
+            let mut key = offsets.key(&bytes).ok_or(io::ErrorKind::InvalidData)?;
+            if key.caller > last_caller && key.caller != CallerId::MISSED {
+                key.caller = CallerId::UNREADABLE;
+            }
             found.push((key, series.get(&slots.get(&bytes)?)?));
-            before = Some(bytes);
         }
         let count = found.len() - 1;
         found.iter().for_each(|(key, bytes)| self.add(*key, &offsets.values(bytes)));
@@ -95,6 +103,11 @@ impl CarriedOver {
     /// Removes the series of these sidecars.
     pub(crate) fn remove(&mut self, sidecars: &BTreeSet<SidecarId>) {
         self.series.0.retain(|key, _| !sidecars.contains(&key.sidecar));
+    }
+
+    /// Removes one series.
+    pub(crate) fn remove_series(&mut self, key: &SeriesKey) {
+        self.series.0.remove(key);
     }
 
     /// Returns the keys of all carried-over series.

@@ -3,9 +3,11 @@
 use std::{collections::BTreeMap, mem::offset_of};
 
 use observer_common::{
-    Endpoint, GRPC_NONE, GRPC_UNKNOWN, Histogram, Leg, Protocol, Security, Series, SeriesKey,
+    Caller, CallerId, Endpoint, GRPC_NONE, GRPC_UNKNOWN, Histogram, Leg, PortKey, Protocol, Security, Series,
+    SeriesKey,
     health::Counter,
     histogram::{self, BUCKETS},
+    names,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,9 @@ pub struct FieldOffsets {
     bounds: Vec<u64>,
     /// Health counters, in the order of their map.
     pub(super) counters: Vec<String>,
+    /// Sizes of key and value and offsets of their fields, of the maps whose entries are carried over as they are.
+    #[serde(default)]
+    maps: BTreeMap<String, Vec<usize>>,
 }
 
 impl Default for FieldOffsets {
@@ -68,11 +73,35 @@ impl Default for FieldOffsets {
                 ("leg", offset_of!(SeriesKey, leg)),
                 ("protocol", offset_of!(SeriesKey, protocol)),
                 ("security", offset_of!(SeriesKey, security)),
+                ("caller", offset_of!(SeriesKey, caller)),
             ]),
             counts: named(&COUNTS),
             histograms: (0..HISTOGRAMS).map(histogram).collect(),
             bounds: histogram::BOUNDS.to_vec(),
             counters: counter_names(),
+            maps: BTreeMap::from([
+                (
+                    names::CALLERS.to_owned(),
+                    vec![
+                        size_of::<u64>(),
+                        size_of::<Caller>(),
+                        offset_of!(Caller, id),
+                        offset_of!(Caller, kind),
+                        offset_of!(Caller, length),
+                        offset_of!(Caller, text),
+                    ],
+                ),
+                (
+                    names::PORT_PROTOCOLS.to_owned(),
+                    vec![
+                        size_of::<PortKey>(),
+                        size_of::<u32>(),
+                        offset_of!(PortKey, sidecar),
+                        offset_of!(PortKey, port),
+                        offset_of!(PortKey, address),
+                    ],
+                ),
+            ]),
         }
     }
 }
@@ -108,8 +137,14 @@ impl FieldOffsets {
             leg: Leg(byte("leg")?),
             protocol: Protocol(byte("protocol")?),
             security: Security(byte("security")?),
-            padding: [0; 3],
+            padding: 0,
+            caller: short("caller").map_or(CallerId::NONE, CallerId),
         })
+    }
+
+    /// Returns whether the entries of a map are laid out as in this build.
+    pub(super) fn has_own(&self, map: &str) -> bool {
+        self.maps.get(map).is_some_and(|offsets| Self::default().maps.get(map) == Some(offsets))
     }
 
     /// Returns why this build cannot read the maps, if it cannot.
@@ -161,15 +196,29 @@ mod tests {
     #[test]
     fn own_keys_and_values_are_found() {
         let destination = Endpoint { address: [9; 16], port: 80, padding: 0 };
-        let key = SeriesKey { sidecar: 3, destination, status: 200, leg: Leg::DESTINATION, ..SeriesKey::default() };
+        // No field is 0, so that one that is not read is noticed.
+        let key = SeriesKey {
+            sidecar: 3,
+            destination,
+            grpc_status: 14,
+            status: 200,
+            leg: Leg::DESTINATION,
+            protocol: Protocol::HTTP,
+            security: Security::MUTUAL_TLS,
+            padding: 0,
+            caller: CallerId(7),
+        };
+        let SeriesKey { sidecar, destination: _, grpc_status, status, leg, protocol, security, padding: _, caller } =
+            key;
         let mut bytes = [0; size_of::<SeriesKey>()];
         let mut put = |at: usize, word: &[u8]| bytes[at..][..word.len()].copy_from_slice(word);
-        put(0, &key.sidecar.to_ne_bytes());
+        put(0, &sidecar.to_ne_bytes());
         put(4, &destination.address);
         put(20, &destination.port.to_ne_bytes());
-        put(24, &key.grpc_status.to_ne_bytes());
-        put(32, &key.status.to_ne_bytes());
-        put(34, &[key.leg.0]);
+        put(24, &grpc_status.to_ne_bytes());
+        put(32, &status.to_ne_bytes());
+        put(34, &[leg.0, protocol.0, security.0]);
+        put(38, &caller.0.to_ne_bytes());
         assert_eq!(FieldOffsets::default().key(&bytes), Some(key));
         let values = FieldOffsets::default().values(&series());
         let word = |offset: usize| offset as u64 / 8 + 1;

@@ -5,9 +5,17 @@ use std::{
     path::Path,
 };
 
+use observer_common::CallerId;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::{abi, carry_over::CarriedOver, field_offsets::FieldOffsets, pin_dir::PinDir, state_map::StateMap};
+use super::{
+    abi,
+    carried_entries::{self, CarriedEntries},
+    carry_over::CarriedOver,
+    field_offsets::FieldOffsets,
+    pin_dir::PinDir,
+    state_map::StateMap,
+};
 use crate::kernel::error::KernelError;
 
 /// The pin directory, locked, and the persisted state in it.
@@ -47,6 +55,8 @@ pub struct MapState {
     /// ABI hashes whose values are in `carried_over` already, if their maps still exist.
     #[serde(deserialize_with = "abi_hashes")]
     merged: BTreeSet<String>,
+    /// The last id of a caller in maps of these ABI hashes that means the same in this build's own maps.
+    last_callers: BTreeMap<String, u16>,
 }
 
 /// Their directories are removed, so each must be a hash: it must not lead elsewhere.
@@ -80,10 +90,23 @@ impl MapState {
             .map_err(|reason| KernelError::PinnedMap { path: pin_dir.maps(abi_hash), reason: reason.to_owned() })
     }
 
+    /// Returns entries of other maps. This state is to be persisted, and they are to be in this build's own maps, before
+    /// any of its programs allocates the id of a caller.
+    pub(crate) fn entries(&mut self, pin_dir: &PinDir, abi_hash: &str) -> Result<CarriedEntries, KernelError> {
+        let (offsets, maps) = (self.offsets_of(pin_dir, abi_hash)?.clone(), pin_dir.maps(abi_hash));
+        let mut entries = carried_entries::read(&maps, &offsets)
+            .map_err(|error| KernelError::PinnedMap { path: maps, reason: error.to_string() })?;
+        entries.note_callers(self.carried_over.keys());
+        // Another observer may have ended before it had merged them: its programs have allocated the next ids.
+        entries.last_caller.0 = *self.last_callers.entry(abi_hash.to_owned()).or_insert(entries.last_caller.0);
+        Ok(entries)
+    }
+
     /// Adds what other maps hold, after the last program that counted there was replaced.
     pub(crate) fn merge(&mut self, pin_dir: &PinDir, abi_hash: String) -> Result<(), KernelError> {
         let (offsets, maps) = (self.offsets_of(pin_dir, &abi_hash)?.clone(), pin_dir.maps(&abi_hash));
-        let series = self.carried_over.add_maps(&maps, &offsets);
+        let last_caller = CallerId(self.last_callers.get(&abi_hash).copied().unwrap_or(0));
+        let series = self.carried_over.add_maps(&maps, &offsets, last_caller);
         let series = series.map_err(|error| KernelError::PinnedMap { path: maps, reason: error.to_string() })?;
         tracing::warn!(
             "the previous build's maps have a different layout: the totals of {series} series are kept, but connections that \
@@ -105,6 +128,7 @@ impl MapState {
         for abi_hash in &self.merged {
             pin_dir.remove_maps(abi_hash)?;
             self.offsets.remove(abi_hash);
+            self.last_callers.remove(abi_hash);
         }
         self.merged.clear();
         Ok(())

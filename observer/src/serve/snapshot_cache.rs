@@ -7,15 +7,22 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::model::Snapshot;
+use crate::model::{Snapshot, view::Finding};
 
 /// Maximum age of a snapshot for another scrape.
 pub const SNAPSHOT_MAX_AGE: Duration = Duration::from_millis(100);
 
 /// Where snapshots come from.
 pub trait Source: Send + Sync + 'static {
-    /// Takes a snapshot now.
-    fn snapshot(&self) -> Arc<Snapshot>;
+    /// Takes a snapshot now. Cells, of native histograms, cost reading them.
+    fn snapshot(&self, with_cells: bool) -> Arc<Snapshot>;
+
+    /// Takes a snapshot with cells for somebody who looks now and will again soon, until [`Source::stop_watching`]. The
+    /// findings are those of the node.
+    fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>);
+
+    /// Ends what [`Source::watch`] costs between two snapshots.
+    fn stop_watching(&self);
 }
 
 /// Bounds of snapshots and of their age.
@@ -29,9 +36,10 @@ pub struct Bounds {
 
 /// Takes snapshots of a source for scrapes.
 pub(super) struct SnapshotCache<S> {
-    source: S,
+    source: Arc<S>,
     bounds: Bounds,
-    newest: Option<(Instant, Lease)>,
+    /// The newest one, and whether it has cells.
+    newest: Option<(Instant, bool, Lease)>,
     /// Snapshots that are being read, the oldest first.
     live: Vec<Live>,
 }
@@ -51,14 +59,15 @@ struct Live {
 }
 
 impl<S: Source> SnapshotCache<S> {
-    pub(super) fn new(source: S, bounds: Bounds) -> Self {
+    pub(super) fn new(source: Arc<S>, bounds: Bounds) -> Self {
         Self { source, bounds, newest: None, live: Vec::new() }
     }
 
     /// Returns a fresh snapshot, unless too many others are being read within their grace: then the newest of these.
-    pub(super) fn read(&mut self) -> Lease {
-        if let Some((at, newest)) = &self.newest
+    pub(super) fn read(&mut self, with_cells: bool) -> Lease {
+        if let Some((at, has_cells, newest)) = &self.newest
             && at.elapsed() < SNAPSHOT_MAX_AGE
+            && (*has_cells || !with_cells)
         {
             return newest.clone();
         }
@@ -75,11 +84,11 @@ impl<S: Source> SnapshotCache<S> {
                 _ => drop(self.live.remove(0)),
             }
         }
-        let (snapshot, at) = (self.source.snapshot(), Instant::now());
+        let (snapshot, at) = (self.source.snapshot(with_cells), Instant::now());
         let (revoke, revoked) = watch::channel(());
         self.live.push(Live { at, snapshot: Arc::downgrade(&snapshot), revoke });
         let lease = Lease { snapshot, revoked };
-        self.newest = Some((at, lease.clone()));
+        self.newest = Some((at, with_cells, lease.clone()));
         lease
     }
 }
@@ -93,9 +102,15 @@ mod tests {
     struct Fresh;
 
     impl Source for Fresh {
-        fn snapshot(&self) -> Arc<Snapshot> {
+        fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
             fixture::snapshots()[0].clone()
         }
+
+        fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+            (self.snapshot(true), Vec::new())
+        }
+
+        fn stop_watching(&self) {}
     }
 
     fn wait() {
@@ -105,29 +120,37 @@ mod tests {
     #[test]
     fn slow_readers_share_few_snapshots_and_make_room_after_their_grace() {
         let grace = Duration::from_secs(1);
-        let mut readings = SnapshotCache::new(Fresh, Bounds { snapshots: 2, grace });
-        let first = readings.read();
-        assert!(Arc::ptr_eq(&first.snapshot, &readings.read().snapshot), "fresh enough");
+        let mut readings = SnapshotCache::new(Arc::new(Fresh), Bounds { snapshots: 2, grace });
+        let first = readings.read(false);
+        assert!(Arc::ptr_eq(&first.snapshot, &readings.read(false).snapshot), "fresh enough");
         wait();
-        let second = readings.read();
+        let second = readings.read(false);
         assert!(!Arc::ptr_eq(&first.snapshot, &second.snapshot));
         wait();
-        let third = readings.read();
+        let third = readings.read(false);
         assert!(Arc::ptr_eq(&third.snapshot, &second.snapshot), "no third one");
         assert!(first.revoked.has_changed().is_ok(), "nobody has to go yet");
         std::thread::sleep(grace);
-        let fourth = readings.read();
+        let fourth = readings.read(false);
         assert!(!Arc::ptr_eq(&fourth.snapshot, &second.snapshot));
         assert!(first.revoked.has_changed().is_err(), "the oldest goes");
         assert!(second.revoked.has_changed().is_ok());
     }
 
     #[test]
+    fn a_snapshot_without_cells_is_none_for_a_reader_that_wants_them() {
+        let mut readings = SnapshotCache::new(Arc::new(Fresh), Bounds { snapshots: 4, grace: Duration::from_mins(1) });
+        let without = readings.read(false).snapshot;
+        let with = readings.read(true).snapshot;
+        assert!(!Arc::ptr_eq(&without, &with) && Arc::ptr_eq(&with, &readings.read(false).snapshot));
+    }
+
+    #[test]
     fn what_nobody_reads_any_more_takes_no_room() {
-        let mut readings = SnapshotCache::new(Fresh, Bounds { snapshots: 1, grace: Duration::from_mins(1) });
-        let first = Arc::downgrade(&readings.read().snapshot);
+        let mut readings = SnapshotCache::new(Arc::new(Fresh), Bounds { snapshots: 1, grace: Duration::from_mins(1) });
+        let first = Arc::downgrade(&readings.read(false).snapshot);
         wait();
-        let second = readings.read();
+        let second = readings.read(false);
         assert!(first.upgrade().is_none() && second.revoked.has_changed().is_ok());
     }
 }

@@ -141,6 +141,14 @@ pub fn drop_unneeded() -> io::Result<()> {
     keep_only(kept(|_| true))
 }
 
+/// Drops all of them.
+///
+/// # Errors
+/// As [`drop_unneeded`].
+pub fn drop_all() -> io::Result<()> {
+    keep_only(CapabilitySet::empty())
+}
+
 /// Drops those that only startup needed.
 ///
 /// # Errors
@@ -158,10 +166,14 @@ pub fn missing_required(held: CapabilitySet) -> Option<String> {
 
 /// Logs which missing capabilities cost data on most nodes.
 pub fn warn_about_missing() {
-    let Ok(held) = held() else { return };
-    for capability in missing(held, |capability| capability.need == Need::MostNodes) {
-        tracing::warn!("{} is missing, needed {}", capability.name, capability.purpose);
-    }
+    missing_on_most_nodes().for_each(|missing| tracing::warn!("{missing}"));
+}
+
+/// Returns which missing capabilities cost data on most nodes, and what they are needed for.
+pub fn missing_on_most_nodes() -> impl Iterator<Item = String> {
+    let missing = held().ok().map(|held| missing(held, |capability| capability.need == Need::MostNodes));
+    let sentence = |capability: &Capability| format!("{} is missing, needed {}", capability.name, capability.purpose);
+    missing.into_iter().flatten().map(sentence)
 }
 
 fn missing(held: CapabilitySet, which: fn(&Capability) -> bool) -> impl Iterator<Item = &'static Capability> {

@@ -22,7 +22,8 @@ pub fn init(level: LogLevel) -> Result<(), String> {
     Ok(())
 }
 
-/// The level applies to the observer; libraries log warnings only.
+/// The level applies to the observer; libraries log warnings only, and the Kubernetes client nothing: what fails is logged
+/// once, by whoever asked.
 fn filter(level: LogLevel, rust_log: Option<&str>) -> Result<EnvFilter, String> {
     match rust_log.filter(|directives| !directives.is_empty()) {
         Some(directives) => EnvFilter::builder().parse(directives).map_err(|error| {
@@ -30,7 +31,7 @@ fn filter(level: LogLevel, rust_log: Option<&str>) -> Result<EnvFilter, String> 
         }),
         None => {
             let libraries = if level == LogLevel::Error { "error" } else { "warn" };
-            Ok(EnvFilter::new(format!("{libraries},observer={}", level.name())))
+            Ok(EnvFilter::new(format!("{libraries},kube_client=off,observer={}", level.name())))
         }
     }
 }
@@ -41,8 +42,8 @@ mod tests {
 
     #[test]
     fn rust_log_overrides_the_level() {
-        assert_eq!(filter(LogLevel::Error, None).unwrap().to_string(), "observer=error,error");
-        assert_eq!(filter(LogLevel::Debug, Some("")).unwrap().to_string(), "observer=debug,warn");
+        assert_eq!(filter(LogLevel::Error, None).unwrap().to_string(), "kube_client=off,observer=error,error");
+        assert_eq!(filter(LogLevel::Debug, Some("")).unwrap().to_string(), "kube_client=off,observer=debug,warn");
         assert_eq!(filter(LogLevel::Error, Some("trace")).unwrap().to_string(), "trace");
         assert!(filter(LogLevel::Error, Some("observer=loud")).unwrap_err().starts_with("RUST_LOG=observer=loud"));
     }

@@ -50,18 +50,33 @@ impl Runs {
 }
 
 /// A program of two instructions that lets every packet pass; detached when dropped.
-pub(crate) struct Empty(ThirdPartyProgram);
+struct Empty(ThirdPartyProgram);
 
 impl Empty {
     /// Attaches to one direction of `cgroup`, beside the programs that are there.
-    pub(crate) fn attach(cgroup: &File, attach_type: u32) -> Result<Self> {
+    fn attach(cgroup: &File, attach_type: u32) -> Result<Self> {
         let cgroup = cgroup.try_clone()?.into();
         ThirdPartyProgram::load(CGROUP_SKB, &PASS, cgroup, attach_type, ALLOW_MULTI).map(Self)
     }
 
     /// Returns its runs so far.
-    pub(crate) fn runs(&self) -> Result<Runs> {
+    fn runs(&self) -> Result<Runs> {
         Ok(info(&self.0.program)?.1)
+    }
+}
+
+/// An empty program on each direction of a cgroup.
+pub(crate) struct EmptyPair([Empty; 2]);
+
+impl EmptyPair {
+    /// Attaches both.
+    pub(crate) fn attach(cgroup: &File) -> Result<Self> {
+        Ok(Self([Empty::attach(cgroup, CGROUP_INET_INGRESS)?, Empty::attach(cgroup, CGROUP_INET_EGRESS)?]))
+    }
+
+    /// Returns their runs so far, incoming and outgoing.
+    pub(crate) fn runs(&self) -> Result<[Runs; 2]> {
+        Ok([self.0[0].runs()?, self.0[1].runs()?])
     }
 }
 
@@ -85,6 +100,15 @@ pub(crate) fn runs_of(cgroup: &File, prefix: &str) -> Result<BTreeMap<String, Ru
         }
     }
     Ok(all)
+}
+
+/// Returns the runs since an earlier reading.
+pub(crate) fn since(after: BTreeMap<String, Runs>, before: &BTreeMap<String, Runs>) -> BTreeMap<String, Runs> {
+    let since = |(name, runs): (String, Runs)| {
+        let runs = runs.since(before.get(&name).copied().unwrap_or_default());
+        (name, runs)
+    };
+    after.into_iter().map(since).collect()
 }
 
 /// Returns the name and the runs of a program. Source: kernel `include/uapi/linux/bpf.h`, `struct bpf_prog_info`.

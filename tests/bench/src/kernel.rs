@@ -6,11 +6,10 @@
 use std::{collections::BTreeMap, fs::File};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::bpf::{CGROUP_INET_EGRESS, CGROUP_INET_INGRESS};
 
 use crate::{
     Options,
-    bpf::{self, Empty, Runs, Statistics},
+    bpf::{self, EmptyPair, Runs, Statistics},
     load::SHORTEST_PADDING,
     protocol::BODY,
     protocol::{Application, Protocol},
@@ -22,7 +21,7 @@ use crate::{
 const REQUEST_HEADERS: f64 = 400.0;
 const RESPONSE_HEADERS: f64 = 250.0;
 /// Prefix of the observer's program names in the kernel.
-const OURS: &str = "mesh_";
+pub(crate) const OURS: &str = "mesh_";
 /// The packet programs, in the order of [`Costs`].
 const PACKET_PROGRAMS: [&str; 2] = ["mesh_ingress", "mesh_egress"];
 
@@ -56,7 +55,7 @@ fn terms(protocol: Protocol) -> Terms {
 }
 
 /// Nanoseconds per run of the empty program, incoming and outgoing.
-type Costs = [f64; 2];
+pub(crate) type Costs = [f64; 2];
 
 /// Measurements of one sidecar.
 struct Measured {
@@ -164,25 +163,31 @@ impl Interval {
     }
 
     /// Returns the microseconds per request without the cost of the statistics.
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     fn net(&self, empty: &Costs) -> f64 {
-        let own = |(name, runs): (&String, &Runs)| {
-            let way = usize::from(name == PACKET_PROGRAMS[1]);
-            runs.nanoseconds as f64 - runs.count as f64 * empty[way]
-        };
-        self.ours.iter().map(own).sum::<f64>() / self.requests / 1000.0
+        net(&self.ours, empty) / self.requests / 1000.0
     }
+}
+
+/// Returns the nanoseconds of these runs without the cost of the statistics.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+pub(crate) fn net(ours: &BTreeMap<String, Runs>, empty: &Costs) -> f64 {
+    let own = |(name, runs): (&String, &Runs)| {
+        let way = usize::from(name == PACKET_PROGRAMS[1]);
+        runs.nanoseconds as f64 - runs.count as f64 * empty[way]
+    };
+    ours.iter().map(own).sum()
+}
+
+/// Returns the nanoseconds per run of the empty programs between two readings.
+pub(crate) fn costs(before: [Runs; 2], after: [Runs; 2]) -> Costs {
+    [0, 1].map(|way| after[way].since(before[way]).each())
 }
 
 fn interval(testbed: &Testbed, side: Side, cgroup: &File, padding: usize, options: &Options) -> Result<Interval> {
     let (bytes, before) = (Sizes::of(testbed, side)?, bpf::runs_of(cgroup, OURS)?);
     let answers = testbed.saturate(padding, options.time)?;
     let (after, mean_bytes) = (bpf::runs_of(cgroup, OURS)?, Sizes::of(testbed, side)?.mean_since(&bytes));
-    let since = |(name, runs): (String, Runs)| {
-        let runs = runs.since(before.get(&name).copied().unwrap_or_default());
-        (name, runs)
-    };
-    let ours: BTreeMap<String, Runs> = after.into_iter().map(since).collect();
+    let ours = bpf::since(after, &before);
     for program in PACKET_PROGRAMS {
         let runs =
             ours.get(program).with_context(|| format!("{program} is not attached to the {}'s sidecar", side.name))?;
@@ -193,14 +198,12 @@ fn interval(testbed: &Testbed, side: Side, cgroup: &File, padding: usize, option
 
 /// Measures two intervals with only the empty program on the cgroup.
 fn empty_intervals(testbed: &Testbed, cgroup: &File, padding: usize, options: &Options) -> Result<[Costs; 2]> {
-    let programs = [Empty::attach(cgroup, CGROUP_INET_INGRESS)?, Empty::attach(cgroup, CGROUP_INET_EGRESS)?];
-    let runs = || Ok::<_, anyhow::Error>([programs[0].runs()?, programs[1].runs()?]);
+    let empty = EmptyPair::attach(cgroup)?;
     let mut intervals = [Costs::default(); 2];
-    for costs in &mut intervals {
-        let before = runs()?;
+    for interval in &mut intervals {
+        let before = empty.runs()?;
         testbed.saturate(padding, options.time)?;
-        let after = runs()?;
-        *costs = [0, 1].map(|way| after[way].since(before[way]).each());
+        *interval = costs(before, empty.runs()?);
     }
     Ok(intervals)
 }

@@ -8,6 +8,7 @@ mod app;
 mod attach;
 mod bpf;
 mod cadence;
+mod compare;
 mod control_plane;
 mod cpu;
 mod end_to_end;
@@ -48,6 +49,8 @@ struct Options {
     /// Length of one interval of load, e.g. 4s.
     #[arg(long = "for", value_name = "DURATION", default_value = "4s", value_parser = humantime::parse_duration)]
     time: Duration,
+    #[command(flatten)]
+    other: compare::Other,
     /// Benchmarks to run; all if none is named.
     #[arg(value_enum, value_name = "NAME")]
     benchmarks: Vec<Benchmark>,
@@ -62,6 +65,8 @@ enum Benchmark {
     Latency,
     /// Time in a packet program / in an empty one, and in all programs per request.
     Kernel,
+    /// Kernel time a request / that of another build or with other options; by default without callers.
+    Compare,
     /// Throughput and kernel time of HTTP/2.
     Http2,
     /// Throughput and kernel time of unary gRPC calls.
@@ -123,6 +128,7 @@ impl Benchmark {
             Self::Throughput => end_to_end::throughput(options, Protocol::Http1),
             Self::Latency => end_to_end::latency(options),
             Self::Kernel => kernel::time(options, Protocol::Http1),
+            Self::Compare => compare::kernel_time(options),
             Self::Http2 => multiplexed(options, Protocol::Http2),
             Self::Grpc => multiplexed(options, Protocol::Grpc),
             Self::Streams => streams::held(),

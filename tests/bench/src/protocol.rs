@@ -18,7 +18,7 @@ pub(crate) const BODY: u64 = 1024;
 const MESSAGE: &str = "message";
 
 /// A protocol, on both legs of both sidecars.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Protocol {
     Http1,
     Http2,

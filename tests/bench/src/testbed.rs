@@ -1,12 +1,20 @@
 //! The testbed: a client's pod, its sidecar, the server's sidecar, an application; observed or not.
 
-use std::{cell::Cell, fs, path::PathBuf, process::Command, thread, time::Duration};
+use std::{
+    cell::Cell,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use harness::{
     mesh::{Family, Mesh, Service},
     observer::Observer,
     sidecar::{Options, Sidecar},
+    tools,
 };
 
 use crate::{
@@ -94,15 +102,22 @@ impl Testbed {
 
     /// Starts the observer, unless it runs, and new connections with it.
     pub(crate) fn observe(&mut self, whom: Observed) -> Result<()> {
+        self.observe_by(whom, None, &[])
+    }
+
+    /// Starts an observer like [`Testbed::observe`]: of another `executable`, with further `arguments`.
+    pub(crate) fn observe_by(&mut self, whom: Observed, executable: Option<&Path>, arguments: &[String]) -> Result<()> {
         if self.observer.is_some() {
             return Ok(());
         }
         self.renew()?;
         let names: Vec<String> = whom.roles().iter().map(|role| name(&self.mesh, role)).collect();
-        let arguments: Vec<&str> = names.iter().flat_map(|name| ["--sidecar-exe", name]).collect();
+        let only = names.iter().flat_map(|name| ["--sidecar-exe", name]);
+        let arguments: Vec<&str> = only.chain(arguments.iter().map(String::as_str)).collect();
         let tables = self.mesh.observer_tables();
         self.observed = u32::try_from(names.len())?;
-        self.observer = Some(start_observer(&self.mesh, &tables, names.len(), &arguments)?);
+        let executable = executable.map_or_else(tools::observer, |path| Ok(path.to_owned()))?;
+        self.observer = Some(start(&executable, &self.mesh, &tables, names.len(), &arguments)?);
         self.press(WARM_UP)
     }
 
@@ -245,7 +260,11 @@ impl Observed {
 
 /// Starts an observer in a cgroup of the mesh, which ends it with the mesh if this run crashes.
 pub(crate) fn start_observer(mesh: &Mesh, tables: &str, sidecars: usize, arguments: &[&str]) -> Result<Observer> {
-    let observer = Observer::start_with(mesh.directory(), tables, sidecars, arguments)?;
+    start(&tools::observer()?, mesh, tables, sidecars, arguments)
+}
+
+fn start(executable: &Path, mesh: &Mesh, tables: &str, sidecars: usize, arguments: &[&str]) -> Result<Observer> {
+    let observer = Observer::launch(&mut Command::new(executable), mesh.directory(), tables, sidecars, arguments)?;
     let cgroup: PathBuf = mesh.cgroup().join("observer");
     fs::create_dir_all(&cgroup)
         .and_then(|()| fs::write(cgroup.join("cgroup.procs"), observer.pid().to_string()))

@@ -2,15 +2,17 @@
 
 use std::{collections::HashMap, ptr::null_mut};
 
-use observer_common::{Direction, Security, health::Counter};
+use observer_common::{Caller, CallerId, Direction, Exemplar, Security, health::Counter};
 use observer_proto::{
     ConnLeg, Connection, FinishedRequest,
+    caller::{self, CallerText},
     connection::flags::SEQ_KNOWN,
-    env::{ByteSource, Pool, Recorder, Runtime, Step},
+    env::{ByteSource, CallerStore, Pool, Recorder, Runtime, Step, TraceStore},
     flow::{BufferHandle, FILL, Flow, Source, WINDOW},
     hpack::{LARGE_TABLE, LargeTable},
-    http2::{H2Stream, MoreStreams, StreamKey, StreamStore},
+    http2::{H2Stream, MoreStreams, StreamKey, StreamSource, StreamStore},
     reassembly::BufferPool,
+    trace::{TraceTable, TraceText},
 };
 
 /// Streams that have room in the map; few, so that it gets full.
@@ -49,6 +51,16 @@ pub struct Packet {
     pub more: Option<Box<MoreStreams>>,
     /// Large HPACK tables, once they are wanted.
     pub tables: Option<Box<[LargeTable; 2]>>,
+    /// What the socket's storage keeps of its callers, once there is one.
+    pub caller_text: Option<Box<CallerText>>,
+    /// Texts of callers, each at its id less one.
+    pub callers: Vec<Vec<u8>>,
+    /// What the socket's storage keeps of its trace contexts, and of their insertions, once there is one.
+    pub trace_text: Option<Box<TraceText>>,
+    /// See above.
+    pub trace_table: Option<Box<TraceTable>>,
+    /// Trace contexts that were kept, by their numbers.
+    pub traces: HashMap<u32, Exemplar>,
     /// Reassembly buffers.
     pub buffers: BufferPool,
 }
@@ -68,7 +80,7 @@ impl Recorder for Packet {
     }
 
     fn record_request(&mut self, c: &mut Connection, direction: Direction) {
-        self.finished.push(c.finished[direction]);
+        self.finished.push(c.flows[direction].finished);
     }
 
     fn record_batch(&mut self, _: &mut Connection, request: &FinishedRequest, times: u32, _: u64) {
@@ -112,6 +124,43 @@ impl Runtime for Packet {
     }
 }
 
+impl CallerStore for Packet {
+    fn caller_text(&mut self) -> *mut CallerText {
+        // SAFETY: integers only, for which all zero is valid.
+        &raw mut **self.caller_text.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }))
+    }
+
+    fn intern(&mut self, caller: &mut Caller, _: u64) -> CallerId {
+        let text = &caller.text[..caller.length as usize];
+        assert!(!text.is_empty() && !text.ends_with(b" ") && !text.starts_with(b" "), "not an element: {text:?}");
+        let known = self.callers.iter().position(|known| known == text);
+        let number = known.unwrap_or_else(|| {
+            self.callers.push(text.to_vec());
+            self.callers.len() - 1
+        });
+        CallerId(u16::try_from(number + 1).unwrap_or(caller::NO_ROOM.0).min(caller::NO_ROOM.0))
+    }
+}
+
+impl TraceStore for Packet {
+    fn trace_text(&mut self) -> *mut TraceText {
+        // SAFETY: integers only, for which all zero is valid.
+        &raw mut **self.trace_text.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }))
+    }
+
+    fn trace_table(&mut self) -> *mut TraceTable {
+        // SAFETY: as above.
+        &raw mut **self.trace_table.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }))
+    }
+
+    fn keep_trace(&mut self, number: u32, context: &Exemplar) -> bool {
+        let is_context = context.span_id != 0 && context.trace_id != [0; 2];
+        assert!(is_context && context.at_ns == 0, "not a context: {context:?}");
+        self.traces.insert(number, *context);
+        true
+    }
+}
+
 impl ByteSource for Packet {
     fn alloc(&mut self) -> BufferHandle {
         self.buffers.alloc(self.now)
@@ -141,6 +190,8 @@ impl ByteSource for Packet {
         true
     }
 }
+
+impl StreamSource for Packet {}
 
 impl StreamStore for Packet {
     fn more_streams(&mut self, create: bool) -> *mut MoreStreams {

@@ -1,5 +1,5 @@
 //! A receiver's answer to a batch: any bytes are classified, and the pause that follows is within its bounds
-//! and can be added to any clock.
+//! and can be added to any clock. The headers are those of a gRPC status as well, the bytes an OTLP answer.
 //!
 //! Input: bytes of an answer of HTTP/1, as they come over the connection.
 #![no_main]
@@ -15,7 +15,8 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, Response, body::Bytes, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
-use observer::emit::{DeliveryLimits, Failure, Form, wavefront::answer::classify};
+use observer::emit::{DeliveryLimits, Failure, answer, otlp::grpc};
+use observer_model::encode::otlp::answer::{partial_success, retry_delay, status_message};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     runtime::{Builder, Runtime},
@@ -58,13 +59,16 @@ fuzz_target!(|input: &[u8]| {
         runtime.block_on(ask(Receiver(input.to_vec(), 0)))
     });
     let Some(response) = answer else { return };
-    for form in [Form::Points, Form::Distributions] {
-        let judged = classify(response.status(), response.headers(), form, SystemTime::now(), &"a receiver");
-        assert_eq!(judged.is_ok(), response.status().is_success());
-        if let Err(failure) = judged {
-            check_pause(&failure);
-        }
+    let (status, headers) = (response.status(), response.headers());
+    let judged = answer::classify(status, headers, SystemTime::now(), &"a receiver");
+    assert_eq!(judged.is_ok(), status.is_success());
+    for failure in [judged, grpc::classify(headers, &"a receiver")].into_iter().filter_map(Result::err) {
+        check_pause(&failure);
     }
+    if let Some(after) = retry_delay(input) {
+        check_pause(&Failure::PushBack { after: Some(after) });
+    }
+    let _ = (partial_success(input), status_message(input));
 });
 
 /// Returns the answer, once all of its body that there is has come.

@@ -177,7 +177,7 @@ fn lines(snapshot: &Arc<Snapshot>, names: Names) -> Said {
         .expect("a name");
     let mut points = 0;
     for batch in encoder.encode(snapshot.clone()) {
-        let text = std::str::from_utf8(&batch.text).expect("text");
+        let text = std::str::from_utf8(&batch.body).expect("text");
         assert_eq!(text.split_terminator('\n').count() as u64, batch.points);
         for line in text.lines() {
             assert!(is_point(line), "{line:?} is no point");

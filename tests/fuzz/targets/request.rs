@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use observer::serve::negotiation::{accepts_gzip, format, selection};
+use observer::serve::negotiation::{Coding, PageFormat, coding, format, selection};
 use observer_model::encode::prometheus::Format;
 
 /// Families of kinds that differ in their selection.
@@ -17,9 +17,15 @@ fuzz_target!(|input: &[u8]| {
     select(query);
     let format = format(accept);
     let said = accept.unwrap_or_default().to_ascii_lowercase();
-    assert!(format == Format::Text || said.contains("application/openmetrics-text"), "{said:?}");
+    let name = match format {
+        PageFormat::Lines(Format::Text) => "",
+        PageFormat::Lines(Format::OpenMetrics) => "application/openmetrics-text",
+        PageFormat::Protobuf => "application/vnd.google.protobuf",
+    };
+    assert!(said.contains(name), "{said:?}");
     let said = encoding.unwrap_or_default().to_ascii_lowercase();
-    assert!(!accepts_gzip(encoding) || said.contains("gzip") || said.contains('*'), "{said:?}");
+    let coding = coding(encoding);
+    assert!(coding == Coding::Identity || said.contains(coding.name()) || said.contains('*'), "{said:?}");
 });
 
 fn select(query: Option<&str>) {

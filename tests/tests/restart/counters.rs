@@ -47,7 +47,7 @@ impl Counters {
 
 fn openmetrics(observer: &Observer) -> Result<String> {
     let mut stream = TcpStream::connect(observer.address())?;
-    write!(stream, "GET /metrics HTTP/1.0\r\naccept: application/openmetrics-text\r\n\r\n")?;
+    write!(stream, "GET /metrics?created=true HTTP/1.0\r\naccept: application/openmetrics-text\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;

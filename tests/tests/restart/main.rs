@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             second_observer_is_refused,
             different_map_layout,
             detach_leaves_nothing,
+            detach_waits_for_the_observer,
             unusable_directories_are_refused,
         ],
     )

@@ -2,12 +2,16 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, Stdio},
+    thread::sleep,
+    time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use harness::{pair::Expected, third_party_program::ThirdPartyProgram, tools};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Pinned, request_both};
 
@@ -42,6 +46,31 @@ pub(super) fn detach_leaves_nothing(pinned: &mut Pinned) -> Result<String> {
     let again = told(&DETACH, pinned.directory())?;
     ensure!(again.contains("nothing is pinned"), "{again}");
     Ok(first.trim().to_owned())
+}
+
+/// As the Helm chart uninstalls: detaching begins while the observer still runs or stops.
+pub(super) fn detach_waits_for_the_observer(pinned: &mut Pinned) -> Result<String> {
+    pinned.observe()?;
+    let directory = pinned.directory();
+    let mut waiting = Command::new(tools::observer()?)
+        .args(DETACH)
+        .args([&*directory, "--wait", "1m", "--stay"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    sleep(Duration::from_secs(1));
+    let ended = waiting.try_wait()?;
+    ensure!(ended.is_none() && Path::new(&directory).exists(), "it does not wait: {ended:?}");
+    pinned.take_observer()?.stop()?;
+    let mut line = String::new();
+    BufReader::new(waiting.stdout.take().context("a pipe")?).read_line(&mut line)?;
+    ensure!(line.contains("detached 12 programs"), "{line}");
+    ensure!(!Path::new(&directory).exists(), "the directory is left");
+    let ended = waiting.try_wait()?;
+    ensure!(ended.is_none(), "it does not stay: {ended:?}");
+    kill_process(Pid::from_child(&waiting), Signal::TERM)?;
+    ensure!(waiting.wait()?.success(), "it does not stop as asked");
+    Ok(line.trim().to_owned())
 }
 
 pub(super) fn unusable_directories_are_refused(pinned: &mut Pinned) -> Result<String> {

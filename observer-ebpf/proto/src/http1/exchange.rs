@@ -1,6 +1,7 @@
 //! Exchanges: a request and its response, from the first byte to the counted request.
 
 use observer_common::{
+    CallerId,
     Direction::{self, Request, Response},
     GRPC_NONE, GRPC_UNKNOWN, Protocol, STATUS_UNKNOWN, Security,
     health::Counter,
@@ -9,13 +10,15 @@ use observer_common::{
 use crate::{
     atomic,
     connection::{
-        ConnLeg, Connection, FinishedRequest, MAX_EXCHANGES,
-        exchange_state::{ANSWERED, FINISHED, IS_GRPC, REQUEST_DONE, SECURITY_SHIFT},
+        ConnLeg, Connection, MAX_EXCHANGES,
+        exchange_state::{ANSWERED, CALLER_SHIFT, FINISHED, HAS_TRACE, IS_GRPC, REQUEST_DONE, SECURITY_SHIFT},
         flags::CLOSING,
     },
     env::Recorder,
+    finished::FinishedRequest,
     flow::Flow,
     option::{OptionU32, Peer},
+    trace,
 };
 
 use super::{
@@ -89,8 +92,13 @@ pub(super) fn answer<E: Recorder>(c: &mut Connection, env: &mut E, author: Autho
     let reads_on =
         c.leg == ConnLeg::DESTINATION && author == Author::Application && c.flows[Request].phase != phase::TUNNEL;
     let state = atomic::fetch_or(&mut c.exchange(number).state, if reads_on { ANSWERED } else { 0 });
-    if state & REQUEST_DONE != 0 || !reads_on {
-        settle_request_bytes(c, number);
+    let is_due = state & REQUEST_DONE != 0 || !reads_on;
+    c.is_awaited = u32::from(!is_due);
+    if is_due {
+        // Else the bytes of the complete request stand.
+        if state & REQUEST_DONE == 0 || atomic::load(&c.flags) & CLOSING != 0 {
+            settle_request_bytes(c, number);
+        }
         c.flows[Response].due = OptionU32::some(number);
     }
     atomic::store(&mut c.head, number.wrapping_add(1));
@@ -116,6 +124,10 @@ fn settle_request_bytes(c: &mut Connection, number: u32) {
 /// Makes the last answered exchange due if it still waits for its request's end.
 #[inline(always)]
 pub(super) fn finish_answered(c: &mut Connection) {
+    if c.is_awaited == 0 {
+        return;
+    }
+    c.is_awaited = 0;
     let last = atomic::load(&c.head).wrapping_sub(1);
     if atomic::load(&c.exchange(last).state) & (ANSWERED | FINISHED) == ANSWERED {
         settle_request_bytes(c, last);
@@ -162,8 +174,10 @@ fn write_finished(c: &mut Connection, number: u32, outcome: &Outcome, direction:
         protocol: if is_grpc { Protocol::GRPC } else { Protocol::HTTP },
         security: Security((state >> SECURITY_SHIFT) as u8),
         outcome: if outcome.ended_early { Counter::RequestEndedEarly } else { Counter::RequestOk } as u16,
+        caller: CallerId((state >> CALLER_SHIFT) as u16),
+        trace: if trace::is_on() && state & HAS_TRACE != 0 { OptionU32::some(number) } else { OptionU32::NONE },
     };
-    finished.write(&mut c.finished[direction]);
+    finished.write(&mut c.flows[direction].finished);
 }
 
 /// Counts an exchange once, as written to a direction's entry.
@@ -172,7 +186,7 @@ fn count<E: Recorder>(c: &mut Connection, env: &mut E, number: u32, direction: D
     let exchange = c.exchange(number);
     let bytes = exchange.request_bytes;
     if atomic::fetch_or(&mut exchange.state, FINISHED) & FINISHED == 0 {
-        c.finished[direction].bytes[Request] = bytes;
+        c.flows[direction].finished.bytes[Request] = bytes;
         env.record_request(c, direction);
     }
 }

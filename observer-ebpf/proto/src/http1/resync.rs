@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Prepares a direction for reading, and tries to find a lost position; returns whether the position is known.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn ensure_sync<E: ByteSource>(
     c: &mut Connection,
     env: &mut E,
@@ -44,6 +44,14 @@ pub(super) fn ensure_sync<E: ByteSource>(
         }
         return true;
     }
+    find_sync(c, env, direction, direction_changed)
+}
+
+/// Tries to find a lost position; returns whether it did.
+#[inline(never)]
+fn find_sync<E: ByteSource>(c: &mut Connection, env: &mut E, direction: Direction, direction_changed: bool) -> bool {
+    let epoch = atomic::load(&c.epoch);
+    let flow = &mut c.flows[direction];
     flow.clear_ranges();
     if !direction_changed {
         return false;

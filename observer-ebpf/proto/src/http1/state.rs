@@ -71,4 +71,8 @@ pub mod flags {
     pub const CONNECTION_UPGRADE: u32 = 1 << 16;
     /// The content type is gRPC's.
     pub const GRPC: u32 = 1 << 17;
+    /// In a line that names the request's caller.
+    pub const IN_CALLER: u32 = 1 << 18;
+    /// There is a header of a trace context.
+    pub const TRACED: u32 = 1 << 19;
 }

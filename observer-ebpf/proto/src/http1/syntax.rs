@@ -1,9 +1,12 @@
 //! HTTP/1.0 and HTTP/1.1 syntax: start lines, the six headers that matter, chunk sizes (RFC 9112 sections 2 to 7).
 
+use observer_common::Direction;
+
 use crate::{
     atomic,
     flow::{Flow, HIGH, bytes_equal},
     option::OptionU32,
+    trace,
 };
 
 use super::{
@@ -31,7 +34,7 @@ pub(crate) fn trim_cr(flow: &Flow, at: u32, length: u32) -> u32 {
 }
 
 /// Reads a request line, or the beginning of one (not `whole`), whose version is not visible.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn request_line(flow: &mut Flow, at: u32, length: u32, whole: bool) {
     let word = flow.word(at);
     if word == text(b"CONNECT ") {
@@ -54,7 +57,7 @@ pub(crate) fn request_line(flow: &mut Flow, at: u32, length: u32, whole: bool) {
 }
 
 /// Reads a status line.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn status_line(flow: &mut Flow, at: u32, length: u32) -> Result<(), Malformed> {
     let gap = blank_run(flow, at.wrapping_add(8));
     let digits = at.wrapping_add(8).wrapping_add(gap);
@@ -95,13 +98,13 @@ pub(crate) fn is_last(flags: u32) -> bool {
 
 /// Skips the header lines at hand that are neither among those that matter nor the end of the header.
 #[inline(always)]
-pub(crate) fn skip_lines(flow: &mut Flow) {
+pub(crate) fn skip_lines(flow: &mut Flow, direction: Direction) {
     if flow.phase != phase::HEADERS || flow.flags & LONG_LINE != 0 {
         return;
     }
     let mut i = 0;
     while i < MAX_SKIPPED_LINES && flow.newlines != 0 {
-        if FIRST_BYTES >> (flow.byte(flow.line) & 31) & 1 != 0 {
+        if may_matter(flow, flow.line, direction) {
             return;
         }
         let (_, length) = flow.next_line();
@@ -111,21 +114,59 @@ pub(crate) fn skip_lines(flow: &mut Flow) {
     }
 }
 
+/// Returns whether a line may be one of those that matter, by a few letters of their names, or is the end of the header or
+/// the folded continuation of a line. What a response's type is does not matter, nor who a response names as a caller.
+#[inline(always)]
+fn may_matter(flow: &Flow, at: u32, direction: Direction) -> bool {
+    let word = flow.word(at);
+    let name = word as u32 | LOWER as u32;
+    if name == prefix(b"cont") {
+        let ninth = flow.byte(at.wrapping_add(8)) | 0x20;
+        return ninth == b'l' || (ninth == b't' && direction == Direction::Request);
+    }
+    if name == prefix(b"x-fo") {
+        return direction == Direction::Request && names_caller(flow, at);
+    }
+    word as u8 <= b' '
+        || name == prefix(b"conn")
+        || name == prefix(b"tran")
+        || name == prefix(b"upgr")
+        || name == prefix(b"grpc")
+        || trace::is_on() && trace::may_name(word | LOWER)
+}
+
+const fn prefix(name: &[u8; 4]) -> u32 {
+    u32::from_le_bytes(*name)
+}
+
+/// Bytes of the name `x-forwarded-client-cert` and the colon behind it.
+pub(crate) const CALLER_NAME: u32 = 24;
+
+/// Returns whether a line names the request's caller.
+#[inline(always)]
+pub(crate) fn names_caller(flow: &Flow, at: u32) -> bool {
+    let word = |offset: u32| flow.word(at.wrapping_add(offset)) | LOWER;
+    word(0) == text(b"x-forwar")
+        && word(8) == text(b"ded-clie")
+        && word(16) == text(b"nt-cert:")
+        && flow.byte(at.wrapping_add(23)) == b':'
+}
+
 /// Most lines skipped per step.
 const MAX_SKIPPED_LINES: u32 = 8;
 
-/// The lower five bits of the first bytes of lines that matter: the names' first letters in either case, line ends,
-/// and the space or tab of a folded line. A few other bytes have the same.
-const FIRST_BYTES: u32 =
-    bit(b'c') | bit(b'g') | bit(b't') | bit(b'u') | bit(b'\r') | bit(b'\n') | bit(b' ') | bit(b'\t');
-
-const fn bit(byte: u8) -> u32 {
-    1 << (byte & 31)
+/// Reads a header line, or the folded continuation of one.
+#[inline(always)]
+pub(crate) fn header_line(flow: &mut Flow, at: u32, length: u32) {
+    read_header_line(flow, at, length);
 }
 
-/// Reads a header line, or the folded continuation of one.
+/// Does so. Global, so that the verifier checks it on its own.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
 #[inline(never)]
-pub(crate) fn header_line(flow: &mut Flow, at: u32, length: u32) {
+extern "C" fn read_header_line(flow: *mut Flow, at: u32, length: u32) -> u32 {
+    // SAFETY: null or in a connection's storage.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
     let word = flow.word(at);
     let first = word as u8;
     let mut number_at = 0;
@@ -134,7 +175,7 @@ pub(crate) fn header_line(flow: &mut Flow, at: u32, length: u32) {
             transfer_coding(flow, at, length);
         }
         if flow.flags & IN_LENGTH == 0 {
-            return;
+            return 0;
         }
     } else {
         number_at = unfolded_line(flow, at, length);
@@ -142,6 +183,7 @@ pub(crate) fn header_line(flow: &mut Flow, at: u32, length: u32) {
     if number_at != NO_NUMBER {
         numeric_value(flow, at.wrapping_add(number_at), length.wrapping_sub(number_at));
     }
+    0
 }
 
 /// The line has no number to read.
@@ -180,7 +222,7 @@ fn unfolded_line(flow: &mut Flow, at: u32, length: u32) -> u32 {
 }
 
 /// Reads the value of a Content-Length, which may be in the next line (RFC 9112 section 6.3), or of `grpc-status`.
-#[inline(never)]
+#[inline(always)]
 fn numeric_value(flow: &mut Flow, at: u32, length: u32) {
     let gap = blank_run(flow, at);
     let length = length.wrapping_sub(gap);
@@ -338,8 +380,14 @@ fn transfer_coding(flow: &mut Flow, at: u32, length: u32) {
 
 /// Reads a decimal number of `length` bytes, which may have blanks behind it, into [`Flow::number`]; sets
 /// [`Flow::scratch`] to 1 if it is one of at most 64 bits, else to 0.
-#[inline(never)]
+#[inline(always)]
 fn number(flow: &mut Flow, at: u32, length: u32) {
+    let (count, value) = decimal(flow.word(at));
+    if count == length && count != 0 {
+        flow.number = value;
+        atomic::store(&mut flow.scratch, 1);
+        return;
+    }
     let zeros = leading_zeros(flow, at);
     let at = at.wrapping_add(zeros);
     let (first, high) = decimal(flow.word(at));

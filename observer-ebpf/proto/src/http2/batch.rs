@@ -7,9 +7,11 @@ use observer_common::{
 
 use crate::{
     atomic,
-    connection::{Connection, FinishedRequest},
+    connection::Connection,
     env::Recorder,
+    finished::FinishedRequest,
     option::{OptionU32, Peer},
+    trace,
 };
 
 use super::stream::{H2Stream, state::FINISHED};
@@ -74,8 +76,13 @@ impl Batch {
     }
 
     /// Makes the stream the next request.
-    #[inline(never)]
+    #[inline(always)]
     pub(super) fn finish_stream(&mut self, c: &Connection, is_early: bool) {
+        finish_stream(self, c, u32::from(is_early));
+    }
+
+    #[inline(always)]
+    fn set_next(&mut self, c: &Connection, is_early: bool) {
         let finished = self.stream.finished(c, is_early, self.close_reason.by, self.close_reason.at_ns);
         finished.write(&mut self.next);
         let microseconds = self.next.duration_ns / 1_000;
@@ -95,7 +102,7 @@ impl Batch {
 
     /// Returns whether the next request differs from those in the batch only in its duration, within the same buckets.
     ///
-    /// Accumulates differences instead of comparing, since each comparison would be a branch.
+    /// A sampled one is counted alone. Accumulates differences instead of comparing, since each comparison would be a branch.
     #[inline(always)]
     fn matches_next(&self) -> bool {
         let (a, b) = (&self.request, &self.next);
@@ -108,7 +115,9 @@ impl Batch {
             | u64::from(a.outcome ^ b.outcome)
             | u64::from(a.protocol.0 ^ b.protocol.0)
             | u64::from(a.security.0 ^ b.security.0)
-            | u64::from(self.buckets ^ self.next_buckets);
+            | u64::from(a.caller.0 ^ b.caller.0)
+            | u64::from(self.buckets ^ self.next_buckets)
+            | if trace::is_on() { u64::from(a.trace.bits() | b.trace.bits()) } else { 0 };
         differences == 0
     }
 
@@ -151,4 +160,15 @@ impl Batch {
         }
         self.flush(c, env);
     }
+}
+
+/// Makes the batch's stream its next request. Global, so that the verifier checks it on its own.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
+#[inline(never)]
+extern "C" fn finish_stream(batch: *mut Batch, c: *const Connection, is_early: u32) -> u32 {
+    // SAFETY: null or in a socket's storage.
+    if let (Some(batch), Some(c)) = unsafe { (batch.as_mut(), c.as_ref()) } {
+        batch.set_next(c, is_early != 0);
+    }
+    0
 }

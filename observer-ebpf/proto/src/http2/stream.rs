@@ -1,12 +1,14 @@
 //! One HTTP/2 stream: a request and its response.
 
-use observer_common::{GRPC_NONE, GRPC_UNKNOWN, Protocol, STATUS_UNKNOWN, Security, health::Counter};
+use observer_common::{CallerId, GRPC_NONE, GRPC_UNKNOWN, Protocol, STATUS_UNKNOWN, Security, health::Counter};
 
 use crate::{
     atomic,
-    connection::{ConnLeg, Connection, FinishedRequest},
+    connection::{ConnLeg, Connection},
+    finished::FinishedRequest,
     hpack::{self, HpackDecoder},
-    option::Peer,
+    option::{OptionU32, Peer},
+    trace,
 };
 use observer_common::Direction::{self, Request, Response};
 
@@ -40,11 +42,15 @@ pub mod state {
     pub(crate) const MAY_BE_ANSWERED: u32 = 1 << 12;
     /// The proxy refuses a header block with so many fields, and resets the stream.
     pub(crate) const HAS_TOO_MANY_FIELDS: u32 = 1 << 13;
+    /// Sampled: its trace context is kept.
+    pub(crate) const HAS_TRACE: u32 = 1 << 14;
+    /// Position of the caller.
+    pub(crate) const CALLER_SHIFT: u32 = 16;
 }
 
 use state::{
-    HAS_REQUEST_HEADER, IS_BLIND, IS_GRPC, IS_GRPC_BY_RESPONSE, IS_UPGRADE, MAY_BE_ANSWERED, MAY_BE_GRPC,
-    NOT_GRPC_BY_RESPONSE, SECURITY_SHIFT,
+    CALLER_SHIFT, HAS_REQUEST_HEADER, HAS_TRACE, IS_BLIND, IS_GRPC, IS_GRPC_BY_RESPONSE, IS_UPGRADE, MAY_BE_ANSWERED,
+    MAY_BE_GRPC, NOT_GRPC_BY_RESPONSE, SECURITY_SHIFT,
 };
 
 /// The gRPC status that a proxy gives in place of an application that did not answer.
@@ -179,13 +185,16 @@ impl H2Stream {
         status == hpack::UNREADABLE || (ends && (100..200).contains(&status))
     }
 
-    /// Records a request's header block; trailers change nothing.
+    /// Returns whether a request's header block was read, and not its trailers.
+    #[inline(always)]
+    pub(super) fn has_request_header(&self) -> bool {
+        atomic::load(&self.state) & HAS_REQUEST_HEADER != 0
+    }
+
+    /// Records a request's header block and its caller.
     #[inline(never)]
-    pub(super) fn record_request_header(&mut self, decoder: &HpackDecoder) {
-        if atomic::load(&self.state) & HAS_REQUEST_HEADER != 0 {
-            return;
-        }
-        let mut bits = HAS_REQUEST_HEADER;
+    pub(super) fn record_request_header(&mut self, decoder: &HpackDecoder, caller: CallerId) {
+        let mut bits = HAS_REQUEST_HEADER | u32::from(caller.0) << CALLER_SHIFT;
         if decoder.content_is_grpc == 1 {
             bits |= IS_GRPC;
         } else if decoder.content_is_grpc == hpack::NONE
@@ -276,6 +285,8 @@ impl H2Stream {
             protocol,
             security: Security((state >> SECURITY_SHIFT) as u8 & 3),
             outcome: outcome as u16,
+            caller: CallerId((state >> CALLER_SHIFT) as u16),
+            trace: if trace::is_on() && state & HAS_TRACE != 0 { OptionU32::some(self.id) } else { OptionU32::NONE },
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 use observer_common::Direction;
 
-use super::{batch::Batch, stream::H2Stream};
+use super::{batch::Batch, state::Http2, stream::H2Stream};
 
 /// Streams that [`StreamTable`] holds, by their id.
 pub const OWN_STREAMS: usize = 32;
@@ -95,9 +95,14 @@ pub trait StreamStore {
 }
 
 /// All that reading HTTP/2 needs.
-pub trait StreamSource: ByteSource + StreamStore {}
-
-impl<E: ByteSource + StreamStore> StreamSource for E {}
+pub trait StreamSource: ByteSource + StreamStore + Sized {
+    /// Takes one step through the packet. The programs for packets put a function in between that the verifier checks on
+    /// its own.
+    #[inline(always)]
+    fn step(&mut self, c: &mut Connection, h: &mut Http2, direction: Direction) -> Step {
+        super::step(c, h, self, direction)
+    }
+}
 
 impl StreamTable {
     /// Returns the entry of an id in the table itself.

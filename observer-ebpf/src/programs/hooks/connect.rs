@@ -2,12 +2,12 @@
 
 use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
 use observer_common::IGNORED;
-use observer_proto::{ConnLeg, address};
+use observer_proto::{ConnLeg, address, connection::flags::WITHOUT_CALLERS};
 
 use crate::programs::{
-    attribution::{current_cgroup, current_owner, is_application, is_excluded},
+    attribution::{current_cgroup, current_owner, is_application, is_excluded, record_switch},
     context::{connect_address, local_of, read},
-    maps,
+    maps, pairing,
 };
 
 const ALLOW: i32 = 1;
@@ -51,4 +51,8 @@ fn on_connect(context: *mut bpf_sock_addr, is_ipv6: bool) {
     c.process = owner.process;
     c.sidecar = owner.sidecar;
     c.leg = if is_excluded || c.sidecar == IGNORED { ConnLeg::IGNORED } else { ConnLeg::DESTINATION };
+    record_switch(c, cgroup);
+    if c.leg == ConnLeg::DESTINATION && c.flags & WITHOUT_CALLERS == 0 && c.sidecar != 0 {
+        pairing::on_connect(c, u16::from_be(read!(context, user_port) as u16));
+    }
 }

@@ -11,7 +11,7 @@ use crate::programs::{
     env::{Kernel, Packet},
     lock::unlock,
     maps,
-    packet::{Arrival, admit, segment},
+    packet::{Arrival, admit, kept_segment},
     tail_call,
 };
 
@@ -52,7 +52,7 @@ fn on_packet(skb: *mut __sk_buff, direction: Direction) -> Verdict {
         return Verdict::Done;
     }
     let Some(c) = maps::connection(sk) else { return Verdict::Done };
-    let Some(segment) = segment(skb) else { return Verdict::Done };
+    let segment = kept_segment(skb);
     // Whether the proxy sends it is loaded wherever it matters, so that the verifier follows one path.
     let is_egress = c.is_sent_by_proxy(direction);
     let Some(arrival) = admit(c, sk, &segment, is_egress, direction) else { return Verdict::Done };

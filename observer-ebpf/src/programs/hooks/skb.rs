@@ -19,7 +19,7 @@ use crate::programs::{
     env::{Kernel, Packet},
     lock::{lock, unlock},
     maps,
-    packet::{accepting_state, admit, segment, source_of},
+    packet::{accepting_state, admit, keep_segment, segment, source_of},
     preexisting, record, tail_call,
 };
 
@@ -89,9 +89,6 @@ fn on_packet(skb: *mut __sk_buff, is_egress: bool) -> Verdict {
     }
     let needs_destination = is_egress && leg == ConnLeg::SOURCE && c.destination.port == 0;
     let protocol = c.protocol();
-    if protocol == ConnProtocol::HTTP2 && !needs_destination {
-        return Verdict::Http2;
-    }
     if protocol == ConnProtocol::ENCRYPTED {
         return Verdict::Ignored;
     }
@@ -107,11 +104,9 @@ fn on_packet(skb: *mut __sk_buff, is_egress: bool) -> Verdict {
         }
         set_destination_by_reply(c, skb);
     }
-    if protocol == ConnProtocol::HTTP2 {
-        return Verdict::Http2;
-    }
     if protocol != ConnProtocol::TCP {
-        return Verdict::Http1(direction);
+        keep_segment(skb, &segment);
+        return if protocol == ConnProtocol::HTTP2 { Verdict::Http2 } else { Verdict::Http1(direction) };
     }
     let Some(arrival) = admit(c, sk, &segment, is_egress, direction) else { return Verdict::Ignored };
     mark_preexisting(c);

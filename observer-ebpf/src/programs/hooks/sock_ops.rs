@@ -10,7 +10,7 @@ use observer_common::{
 };
 use observer_proto::{
     ConnLeg, ConnProtocol, Connection, close,
-    connection::flags::{FIN_SEEN, PREEXISTING, SEQ_KNOWN},
+    connection::flags::{ENDED, FIN_SEEN, PREEXISTING, SEQ_KNOWN},
     flow, http1, http2, on_established,
     segment::{CLOSE, Socket},
 };
@@ -19,7 +19,7 @@ use crate::programs::{
     attribution::{INBOUND_PORT, OUTBOUND_PORT, TUNNEL_PORT, drop_unconfirmed, is_excluded, record_declared_protocol},
     context::{read, remote_of_event, socket_of},
     env::{Event, Kernel},
-    maps, record, tail_call,
+    maps, pairing, record, tail_call,
 };
 
 const OK: u32 = 1;
@@ -60,7 +60,7 @@ fn on_connected(ops: *mut bpf_sock_ops) {
     c.destination = Endpoint { address: remote_of_event(ops), port, padding: 0 };
     set_first_seq(c, read!(ops, snd_nxt), read!(ops, rcv_nxt));
     request_state_callback(ops);
-    record_declared_protocol(c, port);
+    record_declared_protocol(c);
     on_established(c, &mut Kernel(Event(ops)));
 }
 
@@ -78,6 +78,7 @@ fn on_accepted(ops: *mut bpf_sock_ops) {
         // cgroup, with the first packet, or by Envoy's SO_ORIGINAL_DST.
         _ => ConnLeg::UNDECIDED,
     };
+    c.peer.address = remote_of_event(ops);
     set_first_seq(c, read!(ops, rcv_nxt), read!(ops, snd_nxt));
     request_state_callback(ops);
 }
@@ -88,7 +89,10 @@ fn on_closed(ops: *mut bpf_sock_ops) {
     let Some(sk) = socket_of(ops) else { return };
     let Some(c) = maps::connection(sk) else { return };
     if c.leg == ConnLeg::INBOUND {
+        // A socket with unread data sends its reset after this.
+        c.set_flags(ENDED);
         record::count_closed(c);
+        pairing::on_closed(c);
         return;
     }
     if c.leg != ConnLeg::SOURCE && c.leg != ConnLeg::DESTINATION || drop_unconfirmed(c) {

@@ -5,16 +5,16 @@
 
 use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
 use observer_common::{Cgroup, CgroupMode, Direction::Request, Endpoint, IGNORED};
-use observer_proto::{ConnLeg, Connection, address, on_destination};
+use observer_proto::{ConnLeg, Connection, address, connection::flags::PREEXISTING, on_destination};
 
 use crate::programs::{
     attribution::{
         INBOUND_PORT, OUTBOUND_PORT, TUNNEL_PORT, current_cgroup, current_owner, is_own_address,
-        record_declared_protocol,
+        record_declared_protocol, record_switch,
     },
     context::{local_endpoint, read},
     env::{Kernel, NoSource},
-    maps, record,
+    maps, pairing, record,
 };
 
 const ALLOW: i32 = 1;
@@ -91,10 +91,15 @@ fn on_original_destination(sk: *mut bpf_sock, destination: Endpoint) {
     if owner.sidecar != 0 && owner.sidecar != IGNORED {
         c.sidecar = owner.sidecar;
     }
+    record_switch(c, cgroup);
     if c.leg == ConnLeg::INBOUND {
         record::count_open(c);
+        // A transparent socket has its original destination without Envoy's query, whose order means nothing then.
+        if cgroup.is_some_and(|cgroup| cgroup.mode != CgroupMode::TPROXY) && c.flags & PREEXISTING == 0 {
+            pairing::on_accepted(c);
+        }
     } else if c.leg == ConnLeg::SOURCE {
-        record_declared_protocol(c, destination.port);
+        record_declared_protocol(c);
         on_destination(c, &mut Kernel(NoSource));
     }
 }

@@ -1,16 +1,14 @@
 //! JSON document of a snapshot, for `observer snapshot --format json`.
 
-use std::time::SystemTime;
-
 use serde_json::{Map, Value as Json, json};
 
-use crate::{Family, Point, Snapshot, Value, histogram::QUANTILES};
+use crate::{Family, Point, Snapshot, Value, histogram::QUANTILES, snapshot::unix_seconds};
 
 /// Returns the document. Names are those of Prometheus, times are seconds since 1970, buckets are cumulative.
 #[must_use]
 pub fn document(snapshot: &Snapshot) -> Json {
     json!({
-        "at": snapshot.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+        "at": unix_seconds(snapshot.at),
         "interval_seconds": snapshot.interval.map(|interval| interval.as_secs_f64()),
         "families": snapshot.families().map(family).collect::<Vec<_>>(),
     })

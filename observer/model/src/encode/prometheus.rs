@@ -132,8 +132,17 @@ fn write_point(text: &mut String, labels: &str, name: &str, point: &Point<'_>, f
             write_sample(text, name, suffix.text(), labels, bound, |text| write_real(text, value));
         }
         Value::Histogram(histogram) => {
-            for (bound, count) in histogram.buckets() {
-                write_sample(text, name, "_bucket", labels, Some((bound, format)), |text| write!(text, "{count}"));
+            for (bucket, (bound, count)) in histogram.buckets().enumerate() {
+                write_sample(text, name, "_bucket", labels, Some((bound, format)), |text| {
+                    write!(text, "{count}")?;
+                    // Only OpenMetrics has them.
+                    if format == Format::OpenMetrics
+                        && let Some(exemplar) = histogram.exemplar(bucket)
+                    {
+                        exemplar.write(text);
+                    }
+                    Ok(())
+                });
             }
             write_sample(text, name, "_sum", labels, None, |text| write_real(text, histogram.sum()));
             write_sample(text, name, "_count", labels, None, |text| write!(text, "{}", histogram.count()));
@@ -249,7 +258,9 @@ mod tests {
                 }
             }
             assert_eq!(rest.next(), Some(' '), "{line}");
-            samples.push(Sample { name, labels, value: rest.collect::<String>().parse().unwrap() });
+            let rest = rest.collect::<String>();
+            let value = rest.split(" # ").next().expect("a value").parse().unwrap();
+            samples.push(Sample { name, labels, value });
         }
         samples
     }
@@ -297,7 +308,24 @@ mod tests {
     }
 
     #[test]
-    fn times_of_creation_are_left_out_on_request() {
+    fn exemplars_stand_behind_the_buckets_of_their_durations() {
+        let [_, snapshot] = fixture::snapshots();
+        assert!(!exposition(&snapshot, Format::Text).contains(" # {"));
+        let open_metrics = exposition(&snapshot, Format::OpenMetrics);
+        let lines: Vec<_> = open_metrics.lines().filter_map(|line| line.split_once(" # {")).collect();
+        assert_eq!(lines.len(), 2);
+        let (_, exemplars) = fixture::exemplars(2);
+        for ((sample, own), exemplar) in lines.into_iter().zip(exemplars) {
+            assert!(sample.starts_with("istio_request_duration_milliseconds_bucket{"), "{sample}");
+            let bound: f64 =
+                sample.split("le=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().parse().unwrap();
+            assert!(exemplar.milliseconds() <= bound, "{sample}");
+            assert!(own.contains(&exemplar.trace_text()) && own.contains(&exemplar.span_text()), "{own}");
+        }
+    }
+
+    #[test]
+    fn times_of_creation_are_there_on_request() {
         let [_, snapshot] = fixture::snapshots();
         let exposition = |query: Option<(&str, &str)>| {
             let pieces = Exposition::of(
@@ -307,11 +335,11 @@ mod tests {
             );
             String::from_utf8(pieces.collect::<Vec<_>>().concat()).unwrap()
         };
-        let (with, without) = (exposition(None), exposition(Some(("created", "false"))));
+        let (with, without) = (exposition(Some(("created", "true"))), exposition(None));
         assert!(with.contains("_created{") && !without.contains("_created"));
         let rest: String = with.split_inclusive('\n').filter(|line| !line.contains("_created")).collect();
         assert_eq!(without, rest);
-        assert_eq!(exposition(Some(("created", "true"))), with);
+        assert_eq!(exposition(Some(("created", "false"))), without);
     }
 
     proptest! {

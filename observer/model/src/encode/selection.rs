@@ -1,5 +1,6 @@
 //! Query parameters of `/metrics`: `?name[]=NAME` selects one family, `?family=PATTERN` all with a matching name. Both
-//! may be repeated; without either, everything is selected. `?created=false` omits `_created`, a series per counter.
+//! may be repeated; without either, everything is selected. `?created=true` adds OpenMetrics' `_created`, a series per
+//! counter and histogram, which Prometheus 2 stores as metrics of their own.
 
 use std::borrow::Cow;
 
@@ -8,7 +9,7 @@ use std::borrow::Cow;
 pub struct Selection {
     names: Vec<String>,
     patterns: Vec<String>,
-    without_created: bool,
+    with_created: bool,
 }
 
 impl Selection {
@@ -20,7 +21,7 @@ impl Selection {
             match &*name {
                 "name[]" => selection.names.push(value.into_owned()),
                 "family" => selection.patterns.push(value.into_owned()),
-                "created" => selection.without_created = value == "false",
+                "created" => selection.with_created = value == "true",
                 _ => {}
             }
         }
@@ -30,7 +31,7 @@ impl Selection {
     /// Returns whether `_created` samples are selected.
     #[must_use]
     pub fn includes_created(&self) -> bool {
-        !self.without_created
+        self.with_created
     }
 
     /// Returns whether the family of this name is selected. A sample's name selects its family.

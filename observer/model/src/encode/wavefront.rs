@@ -15,7 +15,6 @@
 //! A proxy responds with 202 even to lines it rejects later, so every limit is checked here and rejections are counted.
 
 mod batches;
-mod delta;
 pub mod filter;
 pub mod glob;
 mod limits;
@@ -27,6 +26,8 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use bytes::Bytes;
 
 use self::{
     batches::{Batches, Connections, Requests},
@@ -162,6 +163,20 @@ impl WavefrontEncoder {
         self.pushed = Some((snapshot.at, snapshot.steady));
         requests
     }
+}
+
+/// Splits a batch in half between lines; `None` if it has only one.
+pub(super) fn split(batch: &Batch) -> Option<(Batch, Batch)> {
+    let middle = batch.body.len() / 2;
+    let (one, other) = batch.body.split_at(middle);
+    let before = one.iter().rposition(|byte| *byte == b'\n');
+    let after = || other.iter().position(|byte| *byte == b'\n').map(|at| middle + at);
+    let cut = before.or_else(after)? + 1;
+    let half = |body: Bytes| {
+        let points = body.iter().filter(|byte| **byte == b'\n').count() as u64;
+        Batch { body, points, form: batch.form }
+    };
+    (cut < batch.body.len()).then(|| (half(batch.body.slice(..cut)), half(batch.body.slice(cut..))))
 }
 
 fn add_up<T: Totals>(

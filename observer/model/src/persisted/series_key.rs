@@ -2,12 +2,12 @@
 
 use std::net::Ipv6Addr;
 
-use observer_common::{Endpoint, GRPC_NONE, GRPC_UNKNOWN, Leg, Protocol, Security, SeriesKey};
+use observer_common::{CallerId, Endpoint, GRPC_NONE, GRPC_UNKNOWN, Leg, Protocol, Security, SeriesKey};
 use serde::{Deserialize, Serialize};
 
-/// Sidecar, address, port, status, gRPC status, leg, protocol, security.
+/// Sidecar, address, port, status, gRPC status, leg, protocol, security, caller (absent in earlier builds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PersistedKey(u32, Ipv6Addr, u16, u16, PersistedStatus, u8, u8, u8);
+pub struct PersistedKey(u32, Ipv6Addr, u16, u16, PersistedStatus, u8, u8, u8, #[serde(default)] u16);
 
 /// Persisted gRPC status. Earlier builds had 16 bits, of which the two largest values mean none and unknown; statuses
 /// that are these numbers are written beyond 32 bits.
@@ -42,7 +42,7 @@ impl From<PersistedStatus> for u64 {
 
 impl From<SeriesKey> for PersistedKey {
     fn from(key: SeriesKey) -> Self {
-        let SeriesKey { sidecar, destination, status, grpc_status, leg, protocol, security, padding: _ } = key;
+        let SeriesKey { sidecar, destination, status, grpc_status, leg, protocol, security, caller, padding: _ } = key;
         Self(
             sidecar,
             destination.address.into(),
@@ -52,13 +52,14 @@ impl From<SeriesKey> for PersistedKey {
             leg.0,
             protocol.0,
             security.0,
+            caller.0,
         )
     }
 }
 
 impl From<PersistedKey> for SeriesKey {
     fn from(key: PersistedKey) -> Self {
-        let PersistedKey(sidecar, address, port, status, grpc_status, leg, protocol, security) = key;
+        let PersistedKey(sidecar, address, port, status, grpc_status, leg, protocol, security, caller) = key;
         let destination = Endpoint { address: address.octets(), port, padding: 0 };
         let grpc_status = grpc_status.into();
         Self {
@@ -69,7 +70,8 @@ impl From<PersistedKey> for SeriesKey {
             leg: Leg(leg),
             protocol: Protocol(protocol),
             security: Security(security),
-            padding: [0; 3],
+            padding: 0,
+            caller: CallerId(caller),
         }
     }
 }
@@ -89,13 +91,20 @@ mod tests {
             leg: Leg(4),
             protocol: Protocol(5),
             security: Security(6),
-            padding: [0; 3],
+            padding: 0,
+            caller: CallerId(7),
         };
         let statuses = [0, 3, 16, 65_533, 65_534, 65_535, 65_536, u32::MAX.into(), GRPC_NONE, GRPC_UNKNOWN];
         for key in statuses.map(|grpc_status| SeriesKey { grpc_status, ..key }) {
             let text = serde_json::to_string(&PersistedKey::from(key)).unwrap();
             assert_eq!(SeriesKey::from(serde_json::from_str::<PersistedKey>(&text).unwrap()), key);
         }
+    }
+
+    #[test]
+    fn a_key_of_an_earlier_build_has_no_caller() {
+        let key: PersistedKey = serde_json::from_str(r#"[1,"::1",80,200,0,2,2,1]"#).unwrap();
+        assert_eq!(SeriesKey::from(key).caller, CallerId::NONE);
     }
 
     #[test]

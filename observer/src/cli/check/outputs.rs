@@ -1,14 +1,14 @@
 //! Inspects what else `observer run` would open: the listen address, receivers, queues, certificates. Nothing is changed.
 
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
     time::Duration,
 };
 
 use crate::{
     app::emitters::Emitters,
+    cli::{outcome::block_on, own_pages::OwnPages},
     config::Config,
     emit::{
         EmitTarget,
@@ -32,6 +32,8 @@ pub(super) struct Outputs {
     pub(super) queues: Vec<(PathBuf, Result<bool, String>)>,
     /// The CA file for scrapes of the control plane.
     pub(super) control_plane_ca: Option<Result<PathBuf, String>>,
+    /// The web configuration file.
+    pub(super) web_config: Option<Result<PathBuf, String>>,
 }
 
 /// Whether the address can be listened on.
@@ -45,39 +47,42 @@ pub(super) enum Listening {
     Refused(String),
 }
 
-pub(super) fn inspect(config: &Config) -> Outputs {
+/// Inspects them; `pages` are those of the observer that may run here.
+pub(super) fn inspect(config: &Config, pages: &Result<OwnPages, String>) -> Outputs {
     let names = |_| config.emit.iter().map(EmitTarget::to_string).collect();
     Outputs {
         address: config.listen.0,
-        listening: listen(config.listen.0),
+        listening: listen(config.listen.0, pages),
         emitters: Emitters::prepare(config).map(names).map_err(|error| format!("{error:#}")),
         queues: queues(config),
         control_plane_ca: config.control_plane_ca.clone().map(|path| {
             let client = http_client::direct(true, Some(&path), CONNECT_TIMEOUT);
             client.map(|_| path).map_err(|error| error.to_string())
         }),
+        web_config: config.web_config_file.clone().map(|path| {
+            let checked = serve::web_config::check(&path);
+            checked.map(|()| path).map_err(|error| error.to_string())
+        }),
     }
 }
 
-fn listen(address: SocketAddr) -> Listening {
-    match TcpListener::bind(address).map_err(|error| serve::ListenError::new(address, error)) {
-        Ok(_) => Listening::Free,
-        Err(serve::ListenError::Taken(_)) if is_observer(address) => Listening::Observer,
-        Err(error) => Listening::Refused(error.to_string()),
-    }
-}
-
-/// Whether an observer listens there, by its index page.
-fn is_observer(address: SocketAddr) -> bool {
-    let index = || {
-        let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-        stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-        let mut response = String::new();
-        stream.take(4096).read_to_string(&mut response)?;
-        Ok::<_, std::io::Error>(response.contains("<title>mesh observer</title>"))
+fn listen(address: SocketAddr, pages: &Result<OwnPages, String>) -> Listening {
+    let taken = match TcpListener::bind(address).map_err(|error| serve::ListenError::new(address, error)) {
+        Ok(_) => return Listening::Free,
+        Err(taken @ serve::ListenError::Taken(_)) => taken,
+        Err(error) => return Listening::Refused(error.to_string()),
     };
-    index().unwrap_or(false)
+    let found = block_on(async {
+        Ok(match pages {
+            Ok(pages) => pages.is_observer().await.map_err(|error| error.to_string()),
+            Err(problem) => Err(problem.clone()),
+        })
+    });
+    match found {
+        Ok(Ok(true)) => Listening::Observer,
+        Ok(Err(problem)) => Listening::Refused(format!("{taken}; if it is an observer: {problem}")),
+        _ => Listening::Refused(taken.to_string()),
+    }
 }
 
 fn queues(config: &Config) -> Vec<(PathBuf, Result<bool, String>)> {
@@ -94,13 +99,22 @@ fn queues(config: &Config) -> Vec<(PathBuf, Result<bool, String>)> {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, thread};
+    use std::{
+        io::{Read as _, Write as _},
+        path::Path,
+        thread,
+    };
 
     use super::*;
-    use crate::cli::args::RunArgs;
+    use crate::cli::{args::RunArgs, own_pages::ReaderArgs};
 
     fn outputs(text: &str) -> Outputs {
-        inspect(&Config::from_text(&RunArgs::default(), Path::new("o.toml"), text).unwrap())
+        let config = Config::from_text(&RunArgs::default(), Path::new("o.toml"), text).unwrap();
+        inspect(&config, &pages(config.listen.0))
+    }
+
+    fn pages(address: SocketAddr) -> Result<OwnPages, String> {
+        Ok(OwnPages::new(address, None, &ReaderArgs::default(), CONNECT_TIMEOUT).unwrap())
     }
 
     #[test]
@@ -111,30 +125,41 @@ mod tests {
             let listener = listener.try_clone().unwrap();
             thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
-                let _ = stream.read(&mut [0; 64]);
+                let _ = stream.read(&mut [0; 1024]);
                 stream.write_all(answer.as_bytes()).unwrap();
             })
         };
-        let answering = serve("HTTP/1.0 200 OK\r\n\r\n<!doctype html><title>mesh observer</title>");
-        assert_eq!(listen(address), Listening::Observer);
-        answering.join().unwrap();
+        for answer in [
+            "HTTP/1.0 200 OK\r\n\r\n<!doctype html><title>mesh observer</title>",
+            "HTTP/1.0 401 Unauthorized\r\nwww-authenticate: Basic realm=\"mesh observer\", charset=\"UTF-8\"\r\n\r\n",
+        ] {
+            let answering = serve(answer);
+            assert_eq!(listen(address, &pages(address)), Listening::Observer);
+            answering.join().unwrap();
+        }
+        let problem = Err("no such file".to_owned());
+        assert!(matches!(listen(address, &problem), Listening::Refused(why) if why.contains("no such file")));
         let answering = serve("SSH-2.0-OpenSSH");
-        assert!(matches!(listen(address), Listening::Refused(why) if why.contains("taken by another process")));
+        assert!(
+            matches!(listen(address, &pages(address)), Listening::Refused(why) if why.contains("taken by another process"))
+        );
         answering.join().unwrap();
         drop(listener);
-        assert_eq!(listen(address), Listening::Free);
-        let elsewhere = listen("192.0.2.1:1".parse().unwrap());
+        assert_eq!(listen(address, &pages(address)), Listening::Free);
+        let elsewhere = "192.0.2.1:1".parse().unwrap();
+        let elsewhere = listen(elsewhere, &pages(elsewhere));
         assert!(matches!(elsewhere, Listening::Refused(why) if why.contains("no such address")));
     }
 
     #[test]
     fn what_receivers_need_is_inspected() {
         let outputs = outputs(
-            "emit = [\"wavefront+https://x\"]\ncontrol_plane_ca = \"/nonexistent/ca\"\nqueue_dir = \"/dev/null/queue\"\n\
+            "emit = [\"wavefront+https://x\"]\ncontrol_plane_ca = \"/nonexistent/ca\"\nweb_config_file = \"/nonexistent/web.yml\"\nqueue_dir = \"/dev/null/queue\"\n\
              listen = \"127.0.0.1:0\"",
         );
         assert!(outputs.emitters.unwrap_err().contains("API token"));
         assert!(outputs.control_plane_ca.unwrap().unwrap_err().contains("/nonexistent/ca"));
+        assert!(outputs.web_config.unwrap().unwrap_err().contains("/nonexistent/web.yml"));
         let [(directory, usable)] = &outputs.queues[..] else { panic!("one queue") };
         assert!(directory.starts_with("/dev/null/queue") && usable.as_ref().unwrap_err().contains("queue directory"));
     }

@@ -15,13 +15,10 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     losses,
-    receiver::{Act, receive},
+    receiver::{Act, Held, receive},
 };
 use crate::{
-    emit::{
-        Batch, DeliveryLimits, Emitter, Encoder, Form, Sending, Transport, disk_queue::DiskQueue,
-        wavefront::http::HttpSink,
-    },
+    emit::{Batch, DeliveryLimits, Emitter, Encoder, Form, disk_queue::DiskQueue, wavefront::http::HttpSink},
     model::{EmitterStats, Snapshot, fixture},
 };
 
@@ -41,7 +38,7 @@ impl Encoder for Numbered {
         Box::new((0..BATCHES).map(|_| {
             let first = self.0.fetch_add(LINES, Relaxed);
             let lines: String = (first..first + LINES).map(|number| format!("line {number}\n")).collect();
-            Batch { text: lines.into(), points: LINES, form: Form::Points }
+            Batch { body: lines.into(), points: LINES, form: Form::Points }
         }))
     }
 
@@ -51,22 +48,6 @@ impl Encoder for Numbered {
 
     fn filtered(&self) -> u64 {
         0
-    }
-}
-
-/// The clock stands while something is being sent: the network takes its time whatever the clock says.
-struct Held(HttpSink);
-
-impl Transport for Held {
-    fn send<'a>(&'a mut self, batch: &'a Batch) -> Sending<'a> {
-        Box::pin(async {
-            let (release, held) = std::sync::mpsc::channel::<()>();
-            let holding = tokio::task::spawn_blocking(move || held.recv().is_ok());
-            let sent = self.0.send(batch).await;
-            drop(release);
-            holding.await.unwrap();
-            sent
-        })
     }
 }
 

@@ -8,6 +8,24 @@ use tokio::{
     sync::mpsc,
 };
 
+use crate::emit::{Batch, Sending, Transport};
+
+/// The clock stands while something is being sent: the network takes its time whatever the clock says.
+pub(super) struct Held<T>(pub(super) T);
+
+impl<T: Transport> Transport for Held<T> {
+    fn send<'a>(&'a mut self, batch: &'a Batch) -> Sending<'a> {
+        Box::pin(async {
+            let (release, held) = std::sync::mpsc::channel::<()>();
+            let holding = tokio::task::spawn_blocking(move || held.recv().is_ok());
+            let sent = self.0.send(batch).await;
+            drop(release);
+            holding.await.unwrap();
+            sent
+        })
+    }
+}
+
 /// What the scripted receiver does with one request.
 pub(super) enum Act {
     Answer(&'static str),

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::emit::{Batch, Failure, Sending, Transport};
+use crate::emit::{Accepted, Batch, Failure, Sending, Transport};
 
 /// A file or standard output.
 #[derive(Debug)]
@@ -24,12 +24,12 @@ impl FileSink {
 
 impl Transport for FileSink {
     fn send<'a>(&'a mut self, batch: &'a Batch) -> Sending<'a> {
-        let (path, text) = (self.path.clone(), batch.text.clone());
+        let (path, text) = (self.path.clone(), batch.body.clone());
         Box::pin(async move {
             let name = path.as_ref().map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
             let written = tokio::task::spawn_blocking(move || append(path, &text)).await;
             let error = match written {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(())) => return Ok(Accepted::default()),
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };

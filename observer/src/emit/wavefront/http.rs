@@ -5,15 +5,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use reqwest::{Client, Url, header};
+use reqwest::{Client, StatusCode, Url, header};
 
-use super::{
-    answer::classify,
-    token::{TokenError, TokenFile},
-};
 use crate::{
-    emit::{Batch, Failure, Form, Sending, Transport, target::shown, transport::gzip},
-    system::http_client::{self, ClientError, causes},
+    emit::{
+        Accepted, Batch, Failure, Form, Sending, Transport,
+        answer::classify,
+        http::unreachable,
+        target::shown,
+        token::{TokenError, TokenFile},
+        transport::gzip,
+    },
+    system::http_client::{self, ClientError},
 };
 
 /// A proxy or the service.
@@ -55,7 +58,7 @@ impl HttpSink {
         Ok(Self { client: http_client::trusting(ca_file, timeout)?, url, token: Some(token) })
     }
 
-    async fn post(&self, batch: &Batch) -> Result<(), Failure> {
+    async fn post(&self, batch: &Batch) -> Result<Accepted, Failure> {
         let mut request = match &self.token {
             None => self.client.post(self.url.clone()),
             Some(token) => {
@@ -72,9 +75,18 @@ impl HttpSink {
         request = request
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_ENCODING, "gzip")
-            .body(gzip(batch));
+            .body(gzip(&batch.body));
         let response = request.send().await.map_err(|error| unreachable(&self.url, &error))?;
-        classify(response.status(), response.headers(), batch.form, SystemTime::now(), &shown(&self.url))
+        let classified = classify(response.status(), response.headers(), SystemTime::now(), &shown(&self.url));
+        match classified {
+            // Points were accepted with the same token: distributions are disabled for the account.
+            Err(Failure::Transient { kind, message })
+                if batch.form == Form::Distributions && response.status() == StatusCode::FORBIDDEN =>
+            {
+                Err(Failure::Refused { kind, message })
+            }
+            classified => classified.map(|()| Accepted::default()),
+        }
     }
 }
 
@@ -87,20 +99,9 @@ impl Transport for HttpSink {
 /// Returns the service's name of a form.
 fn format(form: Form) -> &'static str {
     match form {
-        Form::Points => "wavefront",
         Form::Distributions => "histogram",
+        _ => "wavefront",
     }
-}
-
-fn unreachable(url: &Url, error: &reqwest::Error) -> Failure {
-    let kind = if error.is_timeout() {
-        "timeout"
-    } else if error.is_connect() {
-        "connect"
-    } else {
-        "connection"
-    };
-    Failure::Transient { kind, message: format!("no answer from {}: {}", shown(url), causes(error)) }
 }
 
 #[cfg(test)]
@@ -160,14 +161,14 @@ mod tests {
     }
 
     fn batch() -> Batch {
-        Batch { text: "line\n".into(), points: 1, form: Form::Points }
+        Batch { body: "line\n".into(), points: 1, form: Form::Points }
     }
 
     #[tokio::test]
     async fn the_service_gets_the_token_of_the_moment_over_tls() {
         let (url, ca, received) = service("202 Accepted");
         let file = token();
-        let token = TokenFile::new(file.path().to_owned());
+        let token = TokenFile::new(file.path().to_owned(), "wavefront-token-file");
         let mut sink = HttpSink::service(url, token, Some(ca.path()), LIMIT).unwrap();
         assert!(!format!("{sink:?}").contains("secret"));
         sink.send(&batch()).await.unwrap();
@@ -188,7 +189,13 @@ mod tests {
     async fn a_refused_token_is_said_not_shown_and_tried_again() {
         let (url, ca, _received) = service("401 Unauthorized");
         let file = token();
-        let mut sink = HttpSink::service(url, TokenFile::new(file.path().to_owned()), Some(ca.path()), LIMIT).unwrap();
+        let mut sink = HttpSink::service(
+            url,
+            TokenFile::new(file.path().to_owned(), "wavefront-token-file"),
+            Some(ca.path()),
+            LIMIT,
+        )
+        .unwrap();
         let Err(Failure::Transient { kind, message }) = sink.send(&batch()).await else { panic!("sent") };
         assert!(kind == "unauthorised" && message.contains("401") && !message.contains("secret"), "{message}");
     }
@@ -198,8 +205,13 @@ mod tests {
         let (url, _ca, received) = service("202 Accepted");
         let (_, other, _) = service("202 Accepted");
         let file = token();
-        let mut sink =
-            HttpSink::service(url, TokenFile::new(file.path().to_owned()), Some(other.path()), LIMIT).unwrap();
+        let mut sink = HttpSink::service(
+            url,
+            TokenFile::new(file.path().to_owned(), "wavefront-token-file"),
+            Some(other.path()),
+            LIMIT,
+        )
+        .unwrap();
         let Err(Failure::Transient { kind, message }) = sink.send(&batch()).await else { panic!("sent") };
         assert!(kind == "connect" && message.contains("certificate"), "{kind} {message}");
         assert!(received.try_recv().is_err());
@@ -208,7 +220,9 @@ mod tests {
     #[test]
     fn without_a_token_nothing_begins() {
         let url = "https://localhost/report".parse().unwrap();
-        let error = HttpSink::service(url, TokenFile::new("/nonexistent/t".into()), None, LIMIT).unwrap_err();
+        let error =
+            HttpSink::service(url, TokenFile::new("/nonexistent/t".into(), "wavefront-token-file"), None, LIMIT)
+                .unwrap_err();
         assert!(error.to_string().contains("/nonexistent/t"), "{error}");
     }
 }

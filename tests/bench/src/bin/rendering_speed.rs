@@ -19,7 +19,10 @@ use observer_model::{
     Inputs, Model, SelfMetrics, Snapshot,
     encode::{
         Encoder as _,
+        otlp::{self, OtlpEncoder},
         prometheus::{Exposition, Format},
+        protobuf::ProtobufExposition,
+        remote_write::{self, RemoteWriteEncoder, version_1},
         selection::Selection,
         wavefront::{Names, Options, WavefrontEncoder},
     },
@@ -42,8 +45,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             (|| prometheus(&snapshot, Format::Text), || prometheus(&snapshot, Format::OpenMetrics));
         measure(&format!("{name}-text"), runs, text)?;
         measure(&format!("{name}-openmetrics"), runs, open_metrics)?;
+        measure(&format!("{name}-protobuf"), runs, || protobuf(&snapshot))?;
         measure(&format!("{name}-wavefront"), runs, || wavefront(&snapshot, Names::Documented))?;
         measure(&format!("{name}-collector"), runs, || wavefront(&snapshot, Names::Collector))?;
+        measure(&format!("{name}-otlp"), runs, || otlp(&snapshot))?;
+        measure(&format!("{name}-remote-write"), runs, || remote_write(&snapshot, |body| body.len()))?;
+        let version_1 = |body: &[u8]| version_1(body).map_or(0, |old| black_box(old.body).len());
+        measure(&format!("{name}-remote-write-1"), runs, || remote_write(&snapshot, version_1))?;
     }
     Ok(())
 }
@@ -73,9 +81,25 @@ fn prometheus(snapshot: &Arc<Snapshot>, format: Format) -> usize {
     Exposition::of(snapshot.clone(), format, Selection::default()).map(|piece| black_box(piece).len()).sum()
 }
 
+fn protobuf(snapshot: &Arc<Snapshot>) -> usize {
+    ProtobufExposition::of(snapshot.clone(), Selection::default()).map(|piece| black_box(piece).len()).sum()
+}
+
 fn wavefront(snapshot: &Arc<Snapshot>, names: Names) -> usize {
     let mut lines = WavefrontEncoder::new(Options { names, ..Options::default() }, "node-1").expect("a good name");
-    lines.encode(snapshot.clone()).map(|batch| black_box(batch).text.len()).sum()
+    lines.encode(snapshot.clone()).map(|batch| black_box(batch).body.len()).sum()
+}
+
+fn otlp(snapshot: &Arc<Snapshot>) -> usize {
+    let mut requests = OtlpEncoder::new(otlp::Options::default(), "node-1");
+    requests.encode(snapshot.clone()).map(|batch| black_box(batch).body.len()).sum()
+}
+
+/// Renders two pushes: the second one is compared with the first, to end what is gone.
+fn remote_write(snapshot: &Arc<Snapshot>, convert: impl Fn(&[u8]) -> usize) -> usize {
+    let mut requests = RemoteWriteEncoder::new("node-1", remote_write::Histograms::Native);
+    let mut push = || requests.encode(snapshot.clone()).map(|batch| convert(&black_box(batch).body)).sum::<usize>();
+    push() + push()
 }
 
 /// Returns label sets with values in a handful of buckets each, as in a real mesh.
@@ -84,7 +108,7 @@ fn mesh(series: usize) -> Arc<Snapshot> {
     let statuses = u16::try_from(series.div_ceil(sidecars.len())).unwrap_or(u16::MAX);
     let keys = (FIRST_STATUS..FIRST_STATUS + statuses).flat_map(|status| (1..=SIDECARS).map(move |id| key(id, status)));
     let series = keys.take(series).map(requests).collect();
-    let kernel = KernelReading { series, health: Vec::new(), programs: Vec::new(), series_capacity: 16_384 };
+    let kernel = KernelReading { series, series_capacity: 16_384, ..KernelReading::default() };
     snapshot(Some(kernel), Vec::new(), &sidecars)
 }
 
@@ -112,7 +136,9 @@ fn control_plane(page: &str, series: usize) -> Result<Arc<Snapshot>, Box<dyn Err
 
 fn snapshot(kernel: Option<KernelReading>, scrapes: Vec<ScrapeReading>, running: &[Arc<Sidecar>]) -> Arc<Snapshot> {
     let at = SystemTime::now();
-    Model::new(at, Duration::from_mins(15)).update(Inputs {
+    let mut model = Model::new(at, Duration::from_mins(15));
+    model.cumulate_cells();
+    model.update(Inputs {
         reading: &Reading { at, steady: Duration::ZERO, kernel, processes: Vec::new(), scrapes, outcomes: Vec::new() },
         running,
         ended: &[],

@@ -72,6 +72,8 @@ pub(super) struct Batches<'a> {
     /// The next family that is not Istio's.
     family: usize,
     singles: vec::IntoIter<Single>,
+    /// Tags of points that have the labels of their instance alone, as most of a control plane do, by their place in memory.
+    instances: HashMap<usize, Arc<Tags>>,
     writer: Writer<'a>,
 }
 
@@ -93,6 +95,7 @@ impl<'a> Batches<'a> {
             // Istio's families have more labels than a point may have tags: they are sent reduced.
             family: MESH_FAMILIES,
             singles: Vec::new().into_iter(),
+            instances: HashMap::new(),
             writer,
         }
     }
@@ -130,7 +133,7 @@ impl Batches<'_> {
             }
         } else if let Some(family) = self.snapshot.family(self.family) {
             self.family += 1;
-            self.singles = merge_equal(self.options, singles(self.options, family)).into_iter();
+            self.singles = merge_equal(self.options, singles(self.options, family, &mut self.instances)).into_iter();
         } else {
             return false;
         }
@@ -215,7 +218,7 @@ fn write_connections(options: &Options, connections: &Connections, writer: &mut 
 }
 
 /// Returns the points of a family that is not reduced.
-fn singles(options: &Options, family: Family<'_>) -> Vec<Single> {
+fn singles(options: &Options, family: Family<'_>, instances: &mut HashMap<usize, Arc<Tags>>) -> Vec<Single> {
     let mut singles = Vec::new();
     let mut names = BTreeMap::new();
     let mut neighbour: Option<(Labels<'_>, Arc<Tags>)> = None;
@@ -223,8 +226,12 @@ fn singles(options: &Options, family: Family<'_>) -> Vec<Single> {
         let tags = match &neighbour {
             Some((labels, tags)) if labels.is_same(&point.labels) => tags.clone(),
             _ => {
-                let tags = Tags::new(options, |each| point.labels.each(|key, value| each(key, value)));
-                neighbour.insert((point.labels, Arc::new(tags))).1.clone()
+                let tags = || Arc::new(Tags::new(options, |each| point.labels.each(|key, value| each(key, value))));
+                let tags = match point.labels.instance_place() {
+                    Some(place) => instances.entry(place).or_insert_with(tags).clone(),
+                    None => tags(),
+                };
+                neighbour.insert((point.labels, tags)).1.clone()
             }
         };
         let is_counter = family.metric_type() == MetricType::Counter;

@@ -6,15 +6,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{
-    delta::{Deltas, NoRoom},
-    filter::Filters,
-    limits::*,
-    options::Options,
-};
+use super::{filter::Filters, limits::*, options::Options};
 use crate::{
     catalogue::Origin,
-    encode::{Batch, Form},
+    encode::{
+        Batch, Form,
+        delta::{Deltas, NoRoom},
+    },
 };
 
 /// Why a point is not sent.
@@ -262,8 +260,8 @@ impl<'a> Writer<'a> {
         if self.accepts(name, DELTA_PREFIX.chars().count(), total.real(), tags, None) {
             let series = (name, &*tags.before_le, &*tags.after_le);
             match self.state.deltas.increase(series, total.real(), origin, created, self.at) {
-                Ok(Some(increase)) if increase > 0.0 => {
-                    self.point(DELTA_PREFIX, name, Number::Real(increase), tags, None)
+                Ok(Some(increase)) if increase.by > 0.0 => {
+                    self.point(DELTA_PREFIX, name, Number::Real(increase.by), tags, None)
                 }
                 Ok(_) => {}
                 Err(NoRoom) => self.reject(Reason::TooManySeries),
@@ -357,7 +355,7 @@ impl<'a> Writer<'a> {
 
     pub(super) fn take(&mut self, form: Form) -> Option<Batch> {
         let points = std::mem::take(&mut self.points);
-        (points > 0).then(|| Batch { text: std::mem::take(&mut self.text).into(), points, form })
+        (points > 0).then(|| Batch { body: std::mem::take(&mut self.text).into(), points, form })
     }
 
     /// Ends a push.

@@ -30,9 +30,9 @@ fn statistic(family: &Descriptor, statistic: &str) -> String {
 fn text(encoder: &mut WavefrontEncoder, snapshot: &Arc<Snapshot>) -> String {
     let batches: Vec<Batch> = encoder.encode(snapshot.clone()).collect();
     for batch in &batches {
-        assert_eq!(batch.text.iter().filter(|byte| **byte == b'\n').count() as u64, batch.points);
+        assert_eq!(batch.body.iter().filter(|byte| **byte == b'\n').count() as u64, batch.points);
     }
-    batches.iter().map(|batch| std::str::from_utf8(&batch.text).unwrap()).collect()
+    batches.iter().map(|batch| std::str::from_utf8(&batch.body).unwrap()).collect()
 }
 
 fn points(text: &str) -> Vec<Point> {
@@ -299,7 +299,7 @@ fn limits_of_names_tags_and_values_hold_at_their_edges() {
     writer.distribution("a.b", &endless, &tags("k", "v"));
     let batch = writer.take(Form::Points).unwrap();
     assert_eq!(batch.points, 5);
-    assert_eq!(points(std::str::from_utf8(&batch.text).unwrap()).len(), 5);
+    assert_eq!(points(std::str::from_utf8(&batch.body).unwrap()).len(), 5);
     assert_eq!(state.rejected, [2, 2, 1, 1, 3, 1, 0]);
 }
 
@@ -316,7 +316,7 @@ fn a_delta_counts_its_sign_and_a_distribution_its_values() {
     writer.distribution("a.b", &[(1.5, 2), (2.0, 3 << 31)], &tags);
     writer.distribution("a.b", &[], &tags);
     let batch = writer.take(Form::Distributions).unwrap();
-    let points = points(std::str::from_utf8(&batch.text).unwrap());
+    let points = points(std::str::from_utf8(&batch.body).unwrap());
     assert_eq!(points.len(), 2);
     let Decoded::Minute(centroids) = &points[1].value else { panic!("{points:?}") };
     assert_eq!(centroids[0], (2, 1.5));
@@ -505,7 +505,7 @@ fn distributions_hold_the_values_of_the_interval() {
     let batches: Vec<Batch> = encoder.encode(snapshot.clone()).collect();
     let (distributions, plain): (Vec<_>, Vec<_>) = batches.iter().partition(|batch| batch.form == Form::Distributions);
     let decoded = |batches: &[&Batch]| {
-        let text: String = batches.iter().map(|batch| std::str::from_utf8(&batch.text).unwrap()).collect();
+        let text: String = batches.iter().map(|batch| std::str::from_utf8(&batch.body).unwrap()).collect();
         points(&text)
     };
     assert!(decoded(&plain).iter().all(|point| matches!(point.value, Decoded::Single(_))));

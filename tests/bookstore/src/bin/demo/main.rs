@@ -5,42 +5,39 @@
 //! behind, the next start removes. At the end, the observer's counts are compared with Envoy's access logs.
 
 mod control_plane;
-mod table;
+mod summary;
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
-    process::ExitCode,
+    io::{self, IsTerminal as _},
+    process::{Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bookstore::{Bookstore, Talk};
 use clap::Parser as _;
 use harness::{
     console::{exit, say, stop_on_signal, timed},
     counts::Counts,
     observer::Observer,
+    tools,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{
-    control_plane::ControlPlane,
-    table::{Flows, Scrape},
-};
+use crate::control_plane::ControlPlane;
 
-/// Interval of rates and percentiles.
-const WINDOW: Duration = Duration::from_secs(10);
-/// Interval of the table without a terminal to redraw.
+/// Interval of the table without a terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Limits the time until the last counts arrive.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Shows who calls whom in a small real mesh that is observed. Ctrl-C removes all of it.
+/// Shows who calls whom in a small real mesh that is observed, by `observer top`. Its end removes all of it.
 #[derive(clap::Parser)]
 #[command(name = "cargo xtask demo")]
 struct Options {
-    /// End by itself after this long, and compare with Envoy; without it, run until Ctrl-C.
+    /// End by itself after this long, and compare with Envoy; without it, run until q or Ctrl-C.
     #[arg(long = "for", value_parser = humantime::parse_duration)]
     time: Option<Duration>,
 }
@@ -79,53 +76,23 @@ impl Demo {
         Ok(Self { talk: bookstore.talk()?, control_plane, observer, bookstore })
     }
 
-    /// Shows the table until the time is up or a signal arrives.
+    /// Shows the table until the time is up, the user quits it or a signal arrives.
     fn watch(&self, time: Option<Duration>, stop: &AtomicBool) -> Result<()> {
-        let terminal = io::stdout().is_terminal();
-        let interval = if terminal { Duration::from_secs(1) } else { PLAIN_INTERVAL };
-        let begun = Instant::now();
-        let mut history = vec![(begun, Scrape::of(&self.observer.scrape()?))];
-        let mut shown = begun;
-        while !stop.load(Ordering::Relaxed) && time.is_none_or(|time| begun.elapsed() < time) {
-            sleep(Duration::from_millis(100));
-            if shown.elapsed() < interval || stop.load(Ordering::Relaxed) {
-                continue;
-            }
-            shown = Instant::now();
-            let scrape = match self.observer.scrape() {
-                Ok(scrape) => scrape,
-                // A signal from the terminal reaches the observer too, perhaps before this process.
-                Err(_) if signalled(stop) => break,
-                Err(error) => return Err(error),
-            };
-            history.push((shown, Scrape::of(&scrape)));
-            while history.len() > 2 && shown.duration_since(history[1].0) >= WINDOW {
-                history.remove(0);
-            }
-            let ((then, before), (now, latest)) = (&history[0], &history[history.len() - 1]);
-            self.show(&latest.since(before, now.duration_since(*then)), terminal)?;
-        }
-        Ok(())
-    }
-
-    fn show(&self, flows: &Flows, terminal: bool) -> Result<()> {
-        let mut out = io::stdout().lock();
-        if terminal {
-            // Cursor home, clear below.
-            write!(out, "\x1b[H\x1b[J")?;
-        }
-        let sidecars: Vec<&str> =
+        let (mesh, url) = (&self.bookstore.mesh, format!("http://{}", self.observer.address()));
+        let workloads: Vec<&str> =
             self.bookstore.sidecars.iter().map(|sidecar| sidecar.workload().name.as_str()).collect();
-        writeln!(
-            out,
+        say(format!(
             "mesh {}: {}, each with an Envoy sidecar, mutual TLS between them",
-            self.bookstore.mesh.name(),
-            sidecars.join(", ")
-        )?;
-        writeln!(out, "control plane: a real istiod's exposition at {}/metrics", self.control_plane.url())?;
-        writeln!(out, "metrics: http://{}/metrics    Ctrl-C ends and removes everything\n", self.observer.address())?;
-        writeln!(out, "{flows}")?;
-        Ok(out.flush()?)
+            mesh.name(),
+            workloads.join(", ")
+        ));
+        say(format!("control plane: a real istiod's exposition at {}/metrics", self.control_plane.url()));
+        say(format!("page: {url}/    metrics: {url}/metrics    the end, by q or Ctrl-C, removes everything"));
+        let mut top = Command::new(tools::observer()?);
+        top.args(["top", "--url", &url]);
+        let end = time.map(|time| Instant::now() + time);
+        let is_over = || stop.load(Ordering::Relaxed) || end.is_some_and(|end| Instant::now() >= end);
+        if io::stdout().is_terminal() { live(top, is_over) } else { print_again_and_again(top.arg("--once"), is_over) }
     }
 
     /// Ends the traffic and waits until the observer's counts equal Envoy's; an error if they do not.
@@ -137,7 +104,7 @@ impl Demo {
         truth.messages = bookstore::messages(&messages);
         let end = Instant::now() + SETTLE_TIMEOUT;
         let (observed, differences) = bookstore::compare(&observer, &truth, SETTLE_TIMEOUT)?;
-        println!("{}", table::summary(&truth, &observed));
+        println!("{}", summary::summary(&truth, &observed));
         let (page, other) = control_plane.settled(&observer, end)?;
         println!("{}", control_plane.summary(&page));
         let stopped = observer.stop();
@@ -156,7 +123,32 @@ impl Demo {
     }
 }
 
-fn signalled(stop: &AtomicBool) -> bool {
-    sleep(Duration::from_millis(200));
-    stop.load(Ordering::Relaxed)
+/// Shows the table in the terminal.
+fn live(mut top: Command, is_over: impl Fn() -> bool) -> Result<()> {
+    let mut top = top.spawn()?;
+    while !is_over() {
+        if let Some(status) = top.try_wait()? {
+            ensure!(status.success(), "`observer top` ended with {status}");
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50));
+    }
+    // It leaves the terminal as it was. It may have ended by itself.
+    let _ = kill_process(Pid::from_child(&top), Signal::TERM);
+    top.wait().map(drop).context("`observer top`")
+}
+
+fn print_again_and_again(top: &mut Command, is_over: impl Fn() -> bool) -> Result<()> {
+    let mut next = Instant::now() + PLAIN_INTERVAL;
+    while !is_over() {
+        sleep(Duration::from_millis(50));
+        if Instant::now() >= next {
+            next += PLAIN_INTERVAL;
+            let status = top.status().context("`observer top`")?;
+            // A signal from the terminal reaches both.
+            ensure!(status.success() || is_over(), "`observer top --once` ended with {status}");
+            println!();
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,55 @@
+//! OTLP over HTTP/1.1: protocol buffers to `/v1/metrics`.
+
+use std::time::Duration;
+
+use observer_model::encode::otlp::answer::status_message;
+use reqwest::{
+    Url,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
+};
+
+use super::{accepted, packed};
+use crate::emit::{
+    Accepted, Batch, Failure, Sending, Transport,
+    http::{Access, Receiver, ReceiverError, body},
+    options::Compression,
+};
+
+/// A receiver of OTLP over HTTP.
+#[derive(Debug)]
+pub struct OtlpHttp {
+    receiver: Receiver,
+    compression: Compression,
+}
+
+impl OtlpHttp {
+    /// Creates a transport to `url`.
+    ///
+    /// # Errors
+    /// The client cannot be created, or the credentials cannot be read.
+    pub fn new(url: Url, access: Access, compression: Compression, timeout: Duration) -> Result<Self, ReceiverError> {
+        Ok(Self { receiver: Receiver::new(url, access, false, timeout)?, compression })
+    }
+
+    async fn post(&self, batch: &Batch) -> Result<Accepted, Failure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        if self.compression == Compression::Gzip {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        let response = self.receiver.post(headers, packed(&batch.body, self.compression)).await?;
+        let response = self.receiver.accepted(response, reason).await?;
+        Ok(accepted(&body(response).await))
+    }
+}
+
+impl Transport for OtlpHttp {
+    fn send<'a>(&'a mut self, batch: &'a Batch) -> Sending<'a> {
+        Box::pin(self.post(batch))
+    }
+}
+
+/// Returns the reason of an error: a `google.rpc.Status`, or a text of whatever is between.
+fn reason(body: &[u8]) -> String {
+    status_message(body).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())
+}

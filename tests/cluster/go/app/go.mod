@@ -1,0 +1,3 @@
+module mesh-observer/tests/cluster/app
+
+go 1.24
