@@ -37,7 +37,7 @@ use crate::{
     collect::self_usage,
     config::{Config, values::Interval},
     discovery::{Change, registry::Registry, watch::Watcher},
-    kernel::Kernel,
+    kernel::{Kernel, Traces},
     model::{Snapshot, view::Finding},
     persist::state::PersistedState,
     reporter::{Reporter, Scope},
@@ -52,6 +52,8 @@ const LAST_PUSH_TIMEOUT: Duration = Duration::from_secs(5);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of reclaiming, detaching and retries, whatever the interval of pushes.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which spans are taken from the kernel, which has room for 10,000.
+const SPAN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Observes until SIGINT or SIGTERM. SIGHUP reloads the configuration that `args` name.
 ///
@@ -81,11 +83,13 @@ pub async fn run(
     node.state().log_start(&names, args);
     drop(attaching);
     let (mut pushes, mut housekeeping) = (timer(config.push_interval()), timer(HOUSEKEEPING_INTERVAL));
+    let (mut spans, has_spans) = (timer(SPAN_INTERVAL), config.trace_reading() == Traces::Spans);
     let mut reload = Reload::new(config, args);
     loop {
         tokio::select! {
             changes = watcher.next() => node.state().apply(changes, watcher.registry()),
             due = pushes.tick() => node.state().push(Some(due.into_std())),
+            _ = spans.tick(), if has_spans => node.state().push_spans(),
             _ = housekeeping.tick() => {
                 node.state().keep_house();
                 node.state().findings.refresh(&watcher);
@@ -102,6 +106,7 @@ pub async fn run(
     tracing::info!("stopping");
     node.state().reporter.stop_waiting();
     node.state().push(None);
+    node.state().push_spans();
     let last_pushes = node.state().reporter.finish(LAST_PUSH_TIMEOUT);
     last_pushes.join_all().await;
     server.task.abort();
@@ -327,6 +332,19 @@ impl State {
         }
         let snapshot = self.round(true);
         self.reporter.push(&snapshot);
+    }
+
+    /// Pushes the spans that have ended since the last time.
+    fn push_spans(&mut self) {
+        let requests = self.kernel.take_spans();
+        if requests.is_empty() {
+            return;
+        }
+        if requests.iter().any(|request| !self.reporter.knows(request.key.sidecar)) {
+            // Their sidecar has just come.
+            self.round(false);
+        }
+        self.reporter.push_spans(requests);
     }
 
     fn round(&mut self, closes_interval: bool) -> Arc<Snapshot> {

@@ -31,7 +31,7 @@ use crate::{
         options::{OtlpOptions, RemoteWriteOptions},
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
-    kernel,
+    kernel::{self, Traces},
     model::workload_index::{ServiceEntry, ServicePort, StaticPeers, WorkloadEntry},
     serve::{Hosts, WebHost},
     system::host::{host_name, node_name},
@@ -416,8 +416,20 @@ impl Config {
             tcp_ports,
             excluded_ports: numbers(&self.excluded_ports),
             callers: self.callers == Callers::Auto,
-            traces: self.traces,
+            traces: self.trace_reading(),
             proc_root: self.proc_root().to_owned(),
+        }
+    }
+
+    /// Returns what of the trace contexts of requests is read: whoever wants spans has exemplars too.
+    #[must_use]
+    pub fn trace_reading(&self) -> Traces {
+        if self.emit.iter().any(EmitTarget::is_of_spans) {
+            Traces::Spans
+        } else if self.traces {
+            Traces::Exemplars
+        } else {
+            Traces::Off
         }
     }
 

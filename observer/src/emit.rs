@@ -46,6 +46,7 @@ pub use observer_model::encode::{Batch, Encoder, Form, prometheus, selection};
 /// A running emitter.
 #[derive(Debug)]
 pub struct Emitter {
+    takes_spans: bool,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
@@ -70,16 +71,25 @@ impl Emitter {
         };
         let (end, _) = watch::channel(None);
         let shared = Arc::new(Shared { limits, state: Mutex::new(state), changed: Notify::new(), end });
+        let takes_spans = encoder.takes_spans();
         let worker = Worker::new(shared.clone(), encoder, transport, disk_queue);
-        Self { shared, task: tokio::spawn(worker.run()) }
+        Self { takes_spans, shared, task: tokio::spawn(worker.run()) }
+    }
+
+    /// Whether it takes spans, and no metrics.
+    #[must_use]
+    pub fn takes_spans(&self) -> bool {
+        self.takes_spans
     }
 
     /// Queues a snapshot; drops the oldest one if the queue is full. Never blocks.
     pub fn offer(&self, snapshot: Arc<Snapshot>) {
         let mut state = self.shared.state();
         if state.queue.len() >= self.shared.limits.queue {
-            state.queue.pop_front();
+            // Totals come again with the next snapshot, spans do not.
+            let spans = state.queue.pop_front().map_or(0, |oldest| oldest.spans.len() as u64);
             *state.pushes_dropped.entry("queue_full").or_default() += 1;
+            *state.dropped.entry("queue_full").or_default() += spans;
         }
         state.queue.push_back(snapshot);
         drop(state);

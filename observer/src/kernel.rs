@@ -16,6 +16,7 @@ mod preexisting_peers;
 pub mod read;
 pub mod reclaim;
 pub mod resume;
+mod spans;
 pub mod sys;
 
 use std::{
@@ -34,7 +35,7 @@ use observer_common::{Cgroup, CgroupMode, IGNORED, PORT_EXCLUDED, PORT_HTTP, POR
 
 use self::{
     attach::Link, callers::CallerMaps, cgroup_usage::CgroupUsage, error::KernelError, idle_peers::IdlePeers,
-    idle_series::IdleSeries, load::Sizes,
+    idle_series::IdleSeries, load::Sizes, spans::SpanRing,
 };
 use crate::{
     discovery::{ProcessId, Role, Sidecar, SidecarId, proc_files::ProcFiles},
@@ -47,6 +48,17 @@ pub const TCP_PORTS: [u16; 4] = [25, 53, 3306, 27017];
 /// Istio's own ports, never counted.
 /// Source: istio.io, application requirements.
 pub const EXCLUDED_PORTS: [u16; 7] = [15000, 15004, 15012, 15020, 15021, 15053, 15090];
+
+/// What of the trace contexts of requests is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traces {
+    /// Nothing.
+    Off,
+    /// Those of sampled requests, for exemplars.
+    Exemplars,
+    /// The same, and each sampled request is a span.
+    Spans,
+}
 
 /// Sizes of maps, and port flags.
 #[derive(Clone, Debug)]
@@ -63,8 +75,8 @@ pub struct KernelOptions {
     pub excluded_ports: Vec<u16>,
     /// Whether callers at the destination leg are read.
     pub callers: bool,
-    /// Whether trace contexts of requests are read.
-    pub traces: bool,
+    /// What of the trace contexts of requests is read.
+    pub traces: Traces,
     /// The proc file system.
     pub proc_root: PathBuf,
 }
@@ -99,6 +111,7 @@ pub struct Kernel {
     callers: CallerMaps,
     /// Whether there are exemplars.
     reads_traces: bool,
+    spans: SpanRing,
     idle: IdleSeries,
     idle_peers: IdlePeers,
     max_series: u32,
@@ -118,7 +131,7 @@ pub struct Kernel {
 ///
 /// # Errors
 /// Not even the maps can be created; the message has the remedy.
-pub fn probe(traces: bool) -> Result<Vec<ProgramProbe>, KernelError> {
+pub fn probe(traces: Traces) -> Result<Vec<ProgramProbe>, KernelError> {
     let mut ebpf = load::open(Sizes { max_series: 16, max_open_calls: 16, traces }, None)?;
     Ok(names::PROGRAMS
         .iter()
@@ -156,6 +169,7 @@ impl Kernel {
         for name in names::PROGRAMS {
             load::load(&mut ebpf, name)?;
         }
+        let spans = (options.traces == Traces::Spans).then(|| spans::open(&mut ebpf)).transpose()?;
         let mut kernel = Self {
             next_programs: load::link_tail_calls(&mut ebpf)?,
             ebpf,
@@ -164,7 +178,8 @@ impl Kernel {
             slots: Vec::new(),
             inserted: None,
             callers: CallerMaps::new(options.callers, &options.proc_root),
-            reads_traces: options.traces,
+            reads_traces: options.traces != Traces::Off,
+            spans,
             idle: IdleSeries::default(),
             idle_peers: IdlePeers::default(),
             max_series: options.max_series,

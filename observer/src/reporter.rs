@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::{
     collect::{Outcome, Reading, procfs, self_usage},
     config::{Config, values::Callers},
-    discovery::{Component, Sidecar, kubernetes::KubernetesHandle},
+    discovery::{Component, Sidecar, SidecarId, kubernetes::KubernetesHandle},
     emit::Emitter,
     kernel::{Kernel, limit_warnings::LimitWarnings},
     model::{
@@ -21,6 +21,7 @@ use crate::{
         kubernetes::{Change, Cluster},
         persisted::PersistedModel,
         reading::ScrapeReading,
+        span::SpanReading,
         workload_index::StaticPeers,
     },
 };
@@ -214,9 +215,27 @@ impl Reporter {
         snapshot
     }
 
-    /// Offers a snapshot to every emitter.
+    /// Offers a snapshot to every emitter of metrics.
     pub fn push(&self, snapshot: &Arc<Snapshot>) {
-        self.emitters.iter().for_each(|emitter| emitter.offer(snapshot.clone()));
+        self.emitters
+            .iter()
+            .filter(|emitter| !emitter.takes_spans())
+            .for_each(|emitter| emitter.offer(snapshot.clone()));
+    }
+
+    /// Offers requests as spans to every emitter of spans.
+    pub fn push_spans(&mut self, requests: Vec<SpanReading>) {
+        let snapshot = Arc::new(Snapshot::of_spans(SystemTime::now(), self.model.spans(requests)));
+        self.emitters
+            .iter()
+            .filter(|emitter| emitter.takes_spans())
+            .for_each(|emitter| emitter.offer(snapshot.clone()));
+    }
+
+    /// Returns whether the workload of a sidecar is known.
+    #[must_use]
+    pub fn knows(&self, sidecar: SidecarId) -> bool {
+        self.model.knows(sidecar)
     }
 
     /// Returns whether the model must be persisted again.

@@ -34,6 +34,7 @@ pub mod schedule;
 pub mod server;
 pub mod sidecar;
 pub mod sockmap;
+pub mod spans;
 pub mod stand_in;
 pub mod terminal;
 pub mod third_party_program;

@@ -25,7 +25,7 @@ use observer_proto::{
 };
 
 /// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
-const HELPERS: [(u32, &str); 19] = [
+const HELPERS: [(u32, &str); 21] = [
     (1, "map_lookup_elem: every map but the arrays, whose look-up is inlined"),
     (2, "map_update_elem: a new series, inbound port, caller or peer"),
     (3, "map_delete_elem: a stream that has ended"),
@@ -44,6 +44,8 @@ const HELPERS: [(u32, &str); 19] = [
     (88, "map_pop_elem: a free slot, bucket page or inbound port"),
     (96, "tcp_sock: what TCP has accepted, and whether it will take a segment"),
     (107, "sk_storage_get: the connection"),
+    (131, "ringbuf_reserve: the record of a sampled request"),
+    (132, "ringbuf_submit: likewise"),
     (181, "loop: steps through a packet"),
 ];
 
@@ -188,6 +190,7 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
             (names::TRACE_TABLES, 4, size_of::<TraceTable>()),
             (names::TRACES, size_of::<TraceKey>(), size_of::<Exemplar>()),
             (names::EXEMPLARS, size_of::<ExemplarKey>(), size_of::<Exemplar>()),
+            (names::SPANS, 0, 0),
             (names::ACCEPTED, size_of::<AcceptedKey>(), size_of::<Accepted>()),
             (names::INBOUND_PEERS, size_of::<InboundPeerKey>(), size_of::<InboundPeer>()),
         ];

@@ -130,6 +130,8 @@ counters! {
     /// Request that refers to headers sent before the programs were attached, or to a value that is no longer kept: its trace
     /// context is unknown.
     TraceMissed = "trace_missed" in Uncounted,
+    /// Sampled request for whose record the ring buffer had no room: it is no span.
+    SpansFull = "spans_full" in Uncounted,
     /// Table of inbound peers full: the connection is none of a known peer's.
     LossPeers = "peers_full" in Uncounted,
     /// TCP bytes or connections of a process that was not known as a sidecar.

@@ -47,6 +47,8 @@ pub const TRACE_TABLES: &str = "TRACE_TABLES";
 pub const TRACES: &str = "TRACES";
 /// [`crate::ExemplarKey`] to the last [`crate::Exemplar`] of a series' bucket.
 pub const EXEMPLARS: &str = "EXEMPLARS";
+/// Ring buffer of [`crate::SpanRecord`]s.
+pub const SPANS: &str = "SPANS";
 /// Socket storage: one `observer_proto::http2::Http2` per connection that speaks HTTP/2.
 pub const HTTP2: &str = "HTTP2";
 /// Socket storage: larger HPACK tables, by direction, for connections that announced them.
@@ -67,7 +69,7 @@ pub const TAIL_CALLS_SKB: &str = "TAIL_CALLS_SKB";
 pub const TAIL_CALLS_OPS: &str = "TAIL_CALLS_OPS";
 
 /// All maps.
-pub const MAPS: [&str; 32] = [
+pub const MAPS: [&str; 33] = [
     CONNECTIONS,
     PROCESSES,
     CGROUPS,
@@ -91,6 +93,7 @@ pub const MAPS: [&str; 32] = [
     TRACE_TABLES,
     TRACES,
     EXEMPLARS,
+    SPANS,
     HTTP2,
     LARGE_TABLES,
     UNOBSERVED,
@@ -101,6 +104,9 @@ pub const MAPS: [&str; 32] = [
     TAIL_CALLS_SKB,
     TAIL_CALLS_OPS,
 ];
+
+/// Constant of the programs with traces that is set as they are loaded: 1 if sampled requests become records of [`SPANS`].
+pub const SENDS_SPANS: &str = "SENDS_SPANS";
 
 /// Programs attached to a cgroup, in the order in which a connection meets them.
 pub const ATTACHED: [&str; 6] =

@@ -1,4 +1,6 @@
-//! Sampled requests: the trace contexts of those that are open, and the exemplars of duration buckets.
+//! Sampled requests: the trace contexts of those that are open, the exemplars of duration buckets, and the records of spans.
+
+use crate::series::SeriesKey;
 
 /// Key of the `TRACES` map: a request that is open.
 #[repr(C)]
@@ -26,6 +28,18 @@ pub struct Exemplar {
     pub at_ns: u64,
 }
 
+/// A sampled request that has ended: a record of the `SPANS` ring buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpanRecord {
+    /// The series in which it was counted.
+    pub key: SeriesKey,
+    /// Its ids, duration and end.
+    pub request: Exemplar,
+    /// Wire bytes by direction.
+    pub bytes: [u64; 2],
+}
+
 /// Key of the `EXEMPLARS` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,3 +52,4 @@ pub struct ExemplarKey {
 
 const _: () = assert!(size_of::<TraceKey>() == 16);
 const _: () = assert!(size_of::<Exemplar>() == 40);
+const _: () = assert!(size_of::<SpanRecord>() == 96);

@@ -132,14 +132,15 @@ impl<S: HasSocket> Recorder for Kernel<S> {
     fn record_request(&mut self, c: &mut Connection, direction: Direction) {
         let slot = record::request(c, direction);
         if trace::is_on() && c.flows[direction].finished.trace.is_some() {
-            record::exemplar(self.0.cookie(), &raw const c.flows[direction].finished, slot);
+            let request = &raw const c.flows[direction].finished;
+            record::sampled(c, self.0.cookie(), request, slot);
         }
     }
     #[inline(always)]
     fn record_batch(&mut self, c: &mut Connection, request: &FinishedRequest, times: u32, microseconds: u64) {
         let slot = record::requests(c, request, times, microseconds);
         if trace::is_on() && request.trace.is_some() {
-            record::exemplar(self.0.cookie(), request, slot);
+            record::sampled(c, self.0.cookie(), request, slot);
         }
     }
     #[inline(always)]

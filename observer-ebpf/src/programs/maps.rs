@@ -1,8 +1,8 @@
 //! Every map, with who writes and who reads it. Sizes marked "userspace" are set at load time.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, SkStorage, Stack},
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SkStorage, Stack},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
     programs::{SkBuffContext, SockOpsContext},
@@ -11,8 +11,8 @@ use core::ffi::c_void;
 use observer_common::{
     ALLOCATED_CALLERS, ALLOCATED_INBOUND_PORTS, ALLOCATED_PAGES, ALLOCATED_SLOTS, BucketPage, COUNTED_WITHOUT_PORT,
     Caller, CallerId, Cgroup, Direction, Exemplar, ExemplarKey, INSERTED_KEYS, INSERTED_PEERS, InboundKey, InboundPeer,
-    InboundPeerKey, InboundPort, MAX_CALLER_TEXT, OVERFLOW_SLOT, PortKey, RECLAIM_EPOCH, Series, SeriesKey, TraceKey,
-    health::Counter,
+    InboundPeerKey, InboundPort, MAX_CALLER_TEXT, OVERFLOW_SLOT, PortKey, RECLAIM_EPOCH, Series, SeriesKey, SpanRecord,
+    TraceKey, health::Counter,
 };
 use observer_proto::{
     Connection, OptionU32, atomic,
@@ -122,6 +122,9 @@ static TRACES: LruHashMap<TraceKey, Exemplar, 16384> = LruHashMap::new();
 /// Programs insert, userspace reads and removes. The bucket that was counted in longest ago yields to another. Size: userspace.
 #[btf_map]
 static EXEMPLARS: LruHashMap<ExemplarKey, Exemplar, 40960> = LruHashMap::new();
+/// Programs write, userspace reads. What has no room is counted. Size: userspace.
+#[btf_map]
+static SPANS: RingBuf<SpanRecord, 4096> = RingBuf::new();
 
 /// Returns the connection of a socket, if it has one.
 #[inline(always)]
@@ -200,6 +203,25 @@ pub(super) fn set_exemplar(key: &ExemplarKey, exemplar: &Exemplar) {
     if EXEMPLARS.insert(key, exemplar, 0).is_err() {
         count(Counter::TracesFull as u32, 1);
     }
+}
+
+/// 1 if sampled requests become records. Set by the loader before the programs are loaded: a constant for the verifier.
+#[unsafe(no_mangle)]
+static SENDS_SPANS: u32 = 0;
+
+/// Returns whether sampled requests become records.
+#[inline(always)]
+pub(super) fn sends_spans() -> bool {
+    // SAFETY: a constant; volatile, since the loader changes it.
+    unsafe { core::ptr::read_volatile(&raw const SENDS_SPANS) != 0 }
+}
+
+/// Passes a record to userspace, which looks for them from time to time.
+#[inline(always)]
+pub(super) fn send_span(write: impl FnOnce(*mut SpanRecord)) {
+    let Some(mut record) = SPANS.reserve(0) else { return count(Counter::SpansFull as u32, 1) };
+    write(record.as_mut_ptr());
+    record.submit(BPF_RB_NO_WAKEUP.into());
 }
 
 /// Returns the HTTP/2 state of a socket, if it has one.

@@ -5,8 +5,8 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_common::{
     CallerId, DURATION,
     Direction::{self, Request, Response},
-    ExemplarKey, GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, InboundPort, Protocol, REQUEST_BYTES,
-    RESPONSE_BYTES, Security, SeriesKey, TraceKey,
+    Exemplar, ExemplarKey, GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, InboundPort, Protocol,
+    REQUEST_BYTES, RESPONSE_BYTES, Security, SeriesKey, TraceKey,
     health::Counter,
     histogram,
 };
@@ -76,18 +76,18 @@ extern "C" fn record_requests(
     slot
 }
 
-/// Makes a sampled request that was counted in a series the exemplar of its bucket.
+/// Makes a sampled request that was counted in a series the exemplar of its bucket, and a span.
 #[inline(always)]
-pub(super) fn exemplar(cookie: u64, request: *const FinishedRequest, slot: u32) {
-    record_exemplar(cookie, request, slot);
+pub(super) fn sampled(c: &mut Connection, cookie: u64, request: *const FinishedRequest, slot: u32) {
+    record_sampled(c, cookie, request, slot);
 }
 
 /// Does so. Global, so that the verifier checks it on its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn record_exemplar(cookie: u64, request: *const FinishedRequest, slot: u32) -> u32 {
+extern "C" fn record_sampled(c: *mut Connection, cookie: u64, request: *const FinishedRequest, slot: u32) -> u32 {
     // SAFETY: null or in a socket's storage, which outlives the program.
-    let Some(request) = (unsafe { request.as_ref() }) else { return 0 };
+    let (Some(c), Some(request)) = (unsafe { (c.as_ref(), request.as_ref()) }) else { return 0 };
     let key = TraceKey { cookie, number: request.trace.get().unwrap_or(0), padding: 0 };
     let Some(trace) = maps::trace(&key) else {
         maps::count(Counter::TracesFull as u32, 1);
@@ -98,9 +98,27 @@ extern "C" fn record_exemplar(cookie: u64, request: *const FinishedRequest, slot
         trace.at_ns = now();
         let bucket = histogram::bucket(trace.microseconds / 1_000);
         maps::set_exemplar(&ExemplarKey { slot: slot.wrapping_sub(1), bucket }, trace);
+        if maps::sends_spans() {
+            send_span(c, request, trace);
+        }
     }
     maps::forget_trace(&key);
     0
+}
+
+/// Passes a sampled request to userspace.
+#[inline(always)]
+fn send_span(c: &Connection, request: &FinishedRequest, trace: &Exemplar) {
+    let &FinishedRequest { status, grpc_status, protocol, security, caller, .. } = request;
+    let key = Labels { protocol, security, status, grpc_status, caller }.key(c);
+    maps::send_span(|record| {
+        // SAFETY: it is as large as one, and nobody else has it yet.
+        unsafe {
+            (*record).key = key;
+            (*record).request = *trace;
+            (*record).bytes = request.bytes;
+        }
+    });
 }
 
 /// Counter of [`tcp`]: connections opened. Those of bytes are a [`Direction`].
@@ -302,6 +320,22 @@ impl Labels {
         let key = labels << 24 | u64::from(self.caller.0) << 8 | u64::from(epoch & 0xff);
         if fits { key << CACHED_SLOT_BITS } else { 0 }
     }
+
+    /// Returns the key of a connection's series.
+    #[inline(always)]
+    fn key(&self, c: &Connection) -> SeriesKey {
+        SeriesKey {
+            sidecar: c.sidecar,
+            destination: c.destination,
+            grpc_status: self.grpc_status,
+            status: self.status,
+            leg: c.leg.of_series(),
+            protocol: self.protocol,
+            security: self.security,
+            padding: 0,
+            caller: self.caller,
+        }
+    }
 }
 
 /// Returns the slot of a connection's series plus one; 0 if it belongs to no known sidecar.
@@ -327,18 +361,7 @@ fn series_slot(c: &mut Connection, labels: &Labels) -> u32 {
 /// Returns the slot of a series, and keeps it in the connection.
 #[inline(never)]
 fn find_slot(c: &mut Connection, labels: &Labels, epoch: u32, cache_key: u64) -> u32 {
-    let key = SeriesKey {
-        sidecar: c.sidecar,
-        destination: c.destination,
-        grpc_status: labels.grpc_status,
-        status: labels.status,
-        leg: c.leg.of_series(),
-        protocol: labels.protocol,
-        security: labels.security,
-        padding: 0,
-        caller: labels.caller,
-    };
-    let slot = maps::slot_of(&key);
+    let slot = maps::slot_of(&labels.key(c));
     let cached = if slot <= CACHED_SLOTS { cache_key | u64::from(slot) } else { 0 };
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(&mut c.cached_series, cached) };

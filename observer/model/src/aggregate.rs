@@ -322,6 +322,11 @@ impl<K: Eq + Hash + Clone, L: Eq + Hash, T: Totals> Aggregator<K, L, T> {
         series.add_interval(&Arc::new(new), closes_interval);
     }
 
+    /// Returns the labels under which a source is counted now.
+    pub fn labels(&self, key: &K) -> Option<&Arc<L>> {
+        Some(&self.series[self.sources.get(key)?.series].labels)
+    }
+
     /// Records exemplars of a source. They stay with the series under whose labels the source is now.
     pub fn record_exemplars(&mut self, key: &K, newer: &[Exemplar]) {
         let Some(source) = self.sources.get(key) else { return };

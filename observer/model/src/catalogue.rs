@@ -647,6 +647,14 @@ fn cells(family: &Descriptor) -> [String; COLUMNS.len()] {
     ]
 }
 
+/// Names of Istio's tags of spans, which Envoy's tracers set too.
+pub(crate) mod span_tags {
+    pub(crate) const CANONICAL_SERVICE: &str = "istio.canonical_service";
+    pub(crate) const CANONICAL_REVISION: &str = "istio.canonical_revision";
+    pub(crate) const NAMESPACE: &str = "istio.namespace";
+    pub(crate) const CLUSTER_ID: &str = "istio.cluster_id";
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,6 +20,7 @@ pub mod prometheus;
 pub mod protobuf;
 pub mod remote_write;
 pub mod selection;
+pub mod spans;
 pub mod wavefront;
 mod wire;
 mod words;
@@ -52,11 +53,13 @@ pub enum Form {
     Otlp,
     /// A `Request` of Prometheus remote write 2.0.
     RemoteWrite,
+    /// An OTLP `ExportTraceServiceRequest`.
+    OtlpSpans,
 }
 
 impl Form {
     /// All forms.
-    pub const ALL: [Self; 4] = [Self::Points, Self::Distributions, Self::Otlp, Self::RemoteWrite];
+    pub const ALL: [Self; 5] = [Self::Points, Self::Distributions, Self::Otlp, Self::RemoteWrite, Self::OtlpSpans];
 
     /// Returns the word for it in file names.
     #[must_use]
@@ -66,6 +69,7 @@ impl Form {
             Self::Distributions => "distributions",
             Self::Otlp => "otlp",
             Self::RemoteWrite => "remote-write",
+            Self::OtlpSpans => "otlp-spans",
         }
     }
 }
@@ -78,6 +82,7 @@ impl Batch {
             Form::Points | Form::Distributions => wavefront::split(self),
             Form::Otlp => otlp::split(self),
             Form::RemoteWrite => remote_write::split(self),
+            Form::OtlpSpans => spans::otlp::split(self),
         }
     }
 }
@@ -86,6 +91,11 @@ impl Batch {
 pub trait Encoder: Send + 'static {
     /// Returns the batches of one push, rendered on demand.
     fn encode(&mut self, snapshot: Arc<Snapshot>) -> Box<dyn Iterator<Item = Batch> + Send + '_>;
+
+    /// Whether it renders the spans of snapshots, and no families.
+    fn takes_spans(&self) -> bool {
+        false
+    }
 
     /// Returns the batches that end what was sent: none for most receivers.
     fn end(&mut self) -> Box<dyn Iterator<Item = Batch> + Send + '_> {

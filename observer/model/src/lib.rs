@@ -62,6 +62,7 @@ mod recorded;
 pub mod scraped;
 mod self_metrics;
 mod snapshot;
+pub mod span;
 pub mod totals;
 pub mod view;
 mod waiting;

@@ -23,6 +23,7 @@ use crate::{
     recorded::RecordedFamilies,
     self_metrics::{self, SelfMetrics},
     snapshot::Snapshot,
+    span::{Span, SpanReading},
     totals::{TcpTotals, Totals},
     waiting::Waiting,
     workload_index::{StaticPeers, WorkloadIndex},
@@ -178,6 +179,31 @@ impl Model {
             update.ingest(KernelPart::Exemplars(key, exemplars));
         }
         update.finish(reading, components, own)
+    }
+
+    /// Returns whether a sidecar is known, so that its workload is.
+    #[must_use]
+    pub fn knows(&self, sidecar: SidecarId) -> bool {
+        self.index.contains(sidecar)
+    }
+
+    /// Returns the spans of requests, with the labels under which those are counted.
+    pub fn spans(&mut self, requests: Vec<SpanReading>) -> Vec<Span> {
+        requests.into_iter().map(|request| Span::new(self.labels(&request.key), request)).collect()
+    }
+
+    /// Returns the labels of a series, which may not have been read yet.
+    fn labels(&mut self, key: &SeriesKey) -> Arc<MeshLabels> {
+        if let Some(labels) = self.http.labels(key) {
+            return labels.clone();
+        }
+        let Self { index, cluster, callers, .. } = self;
+        Arc::new(if key.leg == Leg::DESTINATION && callers.is_on() {
+            let Source { labels, is_authenticated, has_certificate, .. } = callers.source(key, 1);
+            called_labels(index, cluster, key, (&labels, is_authenticated), has_certificate)
+        } else {
+            index.resolve(cluster, key)
+        })
     }
 
     /// Cumulates cells for native histograms from now on, if it does not yet. A snapshot of readings with cells then has

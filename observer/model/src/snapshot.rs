@@ -14,6 +14,7 @@ use crate::{
     histogram::HttpTotals,
     merge::ScrapedFamilies,
     recorded::{RecordedFamilies, RecordedFamily},
+    span::Span,
     totals::TcpTotals,
 };
 
@@ -37,6 +38,8 @@ pub struct Snapshot {
     pub grpc: Vec<Series<HttpTotals>>,
     /// TCP series, one per label set.
     pub tcp: Vec<Series<TcpTotals>>,
+    /// Spans that have ended since the last snapshot with spans, in which there is nothing else.
+    pub spans: Vec<Span>,
     pub(crate) recorded: Vec<RecordedFamily>,
     pub(crate) scraped: ScrapedFamilies,
     /// Families behind Istio's: indices into `recorded` and `scraped`, both for a name that has points in both.
@@ -63,10 +66,17 @@ impl Snapshot {
             http: Vec::new(),
             grpc: Vec::new(),
             tcp: Vec::new(),
+            spans: Vec::new(),
             recorded,
             scraped,
             others,
         }
+    }
+
+    /// Returns a snapshot of nothing but spans.
+    #[must_use]
+    pub fn of_spans(at: SystemTime, spans: Vec<Span>) -> Self {
+        Self { at, spans, ..Self::new(RecordedFamilies::new(at), ScrapedFamilies::default()) }
     }
 
     /// Returns all families in the order they are exposed: Istio's, the observer's own, those of procfs, scraped ones.

@@ -10,7 +10,10 @@ use crate::{
     emit::{
         DeliveryLimits, EmitTarget, Emitter, Encoder, Transport,
         disk_queue::{self, DiskQueue, directory_name},
-        otlp::{grpc::OtlpGrpc, http::OtlpHttp},
+        otlp::{
+            grpc::{EXPORT_METRICS, EXPORT_SPANS, OtlpGrpc},
+            http::OtlpHttp,
+        },
         remote_write::RemoteWrite,
         token::TokenFile,
         wavefront::{WavefrontEncoder, file::FileSink, http::HttpSink},
@@ -18,6 +21,7 @@ use crate::{
     model::encode::{
         otlp::{self, OtlpEncoder},
         remote_write::{self, RemoteWriteEncoder},
+        spans::otlp::OtlpSpanEncoder,
     },
 };
 
@@ -115,15 +119,26 @@ fn ends(config: &Config, target: &EmitTarget) -> Result<(Box<dyn Encoder>, Box<d
             let ca_file = config.wavefront_ca_file.as_deref();
             (Box::new(lines()?), Box::new(HttpSink::service(url.clone(), token, ca_file, PUSH_TIMEOUT)?))
         }
-        EmitTarget::OtlpHttp(url, options) | EmitTarget::OtlpGrpc(url, options) => {
+        EmitTarget::OtlpHttp(url, options)
+        | EmitTarget::OtlpGrpc(url, options)
+        | EmitTarget::OtlpSpansHttp(url, options)
+        | EmitTarget::OtlpSpansGrpc(url, options) => {
             let options = options.or(&config.otlp);
             let access = options.access().map_err(Error::msg)?;
             let compression = options.compression.unwrap_or_default();
+            let method = if target.is_of_spans() { EXPORT_SPANS } else { EXPORT_METRICS };
             let transport: Box<dyn Transport> = match target {
-                EmitTarget::OtlpGrpc(..) => Box::new(OtlpGrpc::new(url.clone(), access, compression, PUSH_TIMEOUT)?),
+                EmitTarget::OtlpGrpc(..) | EmitTarget::OtlpSpansGrpc(..) => {
+                    Box::new(OtlpGrpc::new(url.clone(), method, access, compression, PUSH_TIMEOUT)?)
+                }
                 _ => Box::new(OtlpHttp::new(url.clone(), access, compression, PUSH_TIMEOUT)?),
             };
-            (Box::new(OtlpEncoder::new(options.encoder(), &node_name())), transport)
+            let encoder: Box<dyn Encoder> = if target.is_of_spans() {
+                Box::new(OtlpSpanEncoder::new(options.encoder().resource, &node_name()))
+            } else {
+                Box::new(OtlpEncoder::new(options.encoder(), &node_name()))
+            };
+            (encoder, transport)
         }
         EmitTarget::RemoteWrite(url, options) => {
             let options = options.or(&config.remote_write);
@@ -145,6 +160,7 @@ fn cells(config: &Config, target: &EmitTarget) -> Cells {
                 otlp::Histograms::Exponential => Cells::OfInterval,
             }
         }
+        EmitTarget::OtlpSpansHttp(..) | EmitTarget::OtlpSpansGrpc(..) => Cells::None,
         EmitTarget::RemoteWrite(_, options) => match options.or(&config.remote_write).histograms.unwrap_or_default() {
             remote_write::Histograms::Classic => Cells::None,
             remote_write::Histograms::Native => Cells::Totals,

@@ -87,7 +87,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", env = "OBSERVER_INTERVAL", help_heading = OUTPUT)]
     pub interval: Option<Interval>,
     /// Where to push metrics; may be repeated: otlp+http://HOST:4318, otlp+https://HOST, otlp+grpc://HOST:4317 or
-    /// otlp+grpcs://HOST (an OpenTelemetry collector), remote-write+http://HOST:9090 or remote-write+https://HOST
+    /// otlp+grpcs://HOST (an OpenTelemetry collector), the same with otlp-traces for spans of sampled requests,
+    /// remote-write+http://HOST:9090 or remote-write+https://HOST
     /// (Prometheus and others), wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE (the service itself)
     /// or wavefront+file:PATH (- for standard output). Options of one receiver: #KEY=VALUE&… behind the URL
     #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',', value_parser = emit_target,

@@ -95,7 +95,7 @@ fn gather(config: &Config, reader: &ReaderArgs) -> Facts {
     let pages = OwnPages::new(config.listen.0, config.web_config_file.as_deref(), reader, CONNECT_TIMEOUT)
         .map_err(|error| error.to_string());
     let outputs = outputs::inspect(config, &pages);
-    let programs = kernel::probe(config.traces).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+    let programs = kernel::probe(config.trace_reading()).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
     Facts {
         version: env!("CARGO_PKG_VERSION"),
         kernel: format!("{} {}", uname.release().to_string_lossy(), uname.machine().to_string_lossy()),

@@ -10,6 +10,8 @@ use super::options::{OtlpOptions, ReceiverOptions, RemoteWriteOptions};
 const REPORT: &str = "/report";
 /// Path of OTLP metrics over HTTP.
 const METRICS: &str = "/v1/metrics";
+/// Path of OTLP traces over HTTP.
+const TRACES: &str = "/v1/traces";
 /// Path of remote write in Prometheus.
 const WRITE: &str = "/api/v1/write";
 
@@ -27,6 +29,10 @@ pub enum EmitTarget {
     OtlpHttp(Url, OtlpOptions),
     /// `otlp+grpc://HOST:4317[#OPTIONS]` or `otlp+grpcs://…`: OTLP to a gRPC server, in plain text or over TLS.
     OtlpGrpc(Url, OtlpOptions),
+    /// `otlp-traces+http://HOST:4318[/PATH][#OPTIONS]` or `otlp-traces+https://…`: spans. Without a path it is `/v1/traces`.
+    OtlpSpansHttp(Url, OtlpOptions),
+    /// `otlp-traces+grpc://HOST:4317[#OPTIONS]` or `otlp-traces+grpcs://…`: spans.
+    OtlpSpansGrpc(Url, OtlpOptions),
     /// `remote-write+http://HOST:PORT[/PATH][#OPTIONS]` or `remote-write+https://…`. Without a path it is
     /// `/api/v1/write`.
     RemoteWrite(Url, RemoteWriteOptions),
@@ -35,11 +41,19 @@ pub enum EmitTarget {
 /// A target that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "cannot emit to {target:?}: {problem}; use otlp+http://HOST:4318, otlp+https://HOST, otlp+grpc://HOST:4317, otlp+grpcs://HOST, remote-write+http://HOST:9090, remote-write+https://HOST, wavefront+file:PATH (- for standard output), wavefront+http://HOST:PORT or wavefront+https://INSTANCE"
+    "cannot emit to {target:?}: {problem}; use otlp+http://HOST:4318, otlp+https://HOST, otlp+grpc://HOST:4317, otlp+grpcs://HOST, the same with otlp-traces for spans, remote-write+http://HOST:9090, remote-write+https://HOST, wavefront+file:PATH (- for standard output), wavefront+http://HOST:PORT or wavefront+https://INSTANCE"
 )]
 pub struct TargetError {
     target: String,
     problem: String,
+}
+
+impl EmitTarget {
+    /// Returns whether it takes spans, and no metrics.
+    #[must_use]
+    pub const fn is_of_spans(&self) -> bool {
+        matches!(self, Self::OtlpSpansHttp(..) | Self::OtlpSpansGrpc(..))
+    }
 }
 
 impl FromStr for EmitTarget {
@@ -63,6 +77,10 @@ fn parse(text: &str) -> Result<EmitTarget, String> {
         "otlp+https" => with_options(url("https", rest, METRICS)?, EmitTarget::OtlpHttp)?,
         "otlp+grpc" => with_options(without_path(url("http", rest, "/")?)?, EmitTarget::OtlpGrpc)?,
         "otlp+grpcs" => with_options(without_path(url("https", rest, "/")?)?, EmitTarget::OtlpGrpc)?,
+        "otlp-traces+http" => with_options(url("http", rest, TRACES)?, EmitTarget::OtlpSpansHttp)?,
+        "otlp-traces+https" => with_options(url("https", rest, TRACES)?, EmitTarget::OtlpSpansHttp)?,
+        "otlp-traces+grpc" => with_options(without_path(url("http", rest, "/")?)?, EmitTarget::OtlpSpansGrpc)?,
+        "otlp-traces+grpcs" => with_options(without_path(url("https", rest, "/")?)?, EmitTarget::OtlpSpansGrpc)?,
         "remote-write+http" => with_options(url("http", rest, WRITE)?, EmitTarget::RemoteWrite)?,
         "remote-write+https" => with_options(url("https", rest, WRITE)?, EmitTarget::RemoteWrite)?,
         _ => return Err(format!("this version has no emitter {scheme:?}")),
@@ -106,10 +124,17 @@ impl fmt::Display for EmitTarget {
             Self::WavefrontFile(path) => write!(formatter, "wavefront+file:{path}"),
             Self::WavefrontHttp(url) | Self::WavefrontHttps(url) => write!(formatter, "wavefront+{}", shown(url)),
             Self::OtlpHttp(url, _) => write!(formatter, "otlp+{}", shown(url)),
-            Self::OtlpGrpc(url, _) => write!(formatter, "otlp+{}", shown(url).as_str().replacen("http", "grpc", 1)),
+            Self::OtlpGrpc(url, _) => write!(formatter, "otlp+{}", grpc(url)),
+            Self::OtlpSpansHttp(url, _) => write!(formatter, "otlp-traces+{}", shown(url)),
+            Self::OtlpSpansGrpc(url, _) => write!(formatter, "otlp-traces+{}", grpc(url)),
             Self::RemoteWrite(url, _) => write!(formatter, "remote-write+{}", shown(url)),
         }
     }
+}
+
+/// Returns a URL of gRPC without query and fragment.
+fn grpc(url: &Url) -> String {
+    shown(url).as_str().replacen("http", "grpc", 1)
 }
 
 /// Returns a URL without query and fragment.
@@ -176,6 +201,8 @@ mod tests {
             ("otlp+https://collector/x", "otlp+https://collector/x"),
             ("otlp+grpc://collector:4317#temporality=delta", "otlp+grpc://collector:4317/"),
             ("otlp+grpcs://collector", "otlp+grpcs://collector/"),
+            ("otlp-traces+http://collector:4318", "otlp-traces+http://collector:4318/v1/traces"),
+            ("otlp-traces+grpc://collector:4317", "otlp-traces+grpc://collector:4317/"),
             ("remote-write+http://p:9090", "remote-write+http://p:9090/api/v1/write"),
         ] {
             assert_eq!(read(text).unwrap().to_string(), name);

@@ -61,6 +61,9 @@ fn remedy(counter: Counter) -> Option<&'static str> {
             "the table of sampled requests is full, or the kernel had no room for a connection's trace contexts: some sampled \
              requests are no exemplars; sample fewer, or raise the sysctl net.core.optmem_max (131072 is enough)"
         }
+        Counter::SpansFull => {
+            "more sampled requests have ended than the observer takes from the kernel, and the rest are no spans: sample fewer"
+        }
         Counter::RequestNoRoom => {
             "more calls are open than there is room for, and the rest are not counted: raise max_open_calls in the configuration \
              file"

@@ -10,8 +10,9 @@ use aya::{
 };
 use aya_obj::Object;
 use observer_common::names;
+use rustix::param::page_size;
 
-use super::{error::KernelError, sys};
+use super::{Traces, error::KernelError, sys};
 use crate::persist::abi::Abi;
 
 /// The kernel objects, without and with the reading of traces; empty in a build without them.
@@ -23,20 +24,21 @@ static TRACES_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"
 pub(super) struct Sizes {
     pub(super) max_series: u32,
     pub(super) max_open_calls: u32,
-    /// Whether trace contexts are read.
-    pub(super) traces: bool,
+    /// What of the trace contexts is read.
+    pub(super) traces: Traces,
 }
 
 impl Sizes {
     /// Returns the object with maps of these sizes.
     fn object(self) -> Result<&'static [u8], KernelError> {
-        let object = if self.traces { TRACES_OBJECT } else { OBJECT };
+        let object = if self.traces == Traces::Off { OBJECT } else { TRACES_OBJECT };
         if object.is_empty() { Err(KernelError::NoObject) } else { Ok(object) }
     }
 
-    fn by_map(self) -> [(&'static str, u32); 8] {
+    fn by_map(self) -> [(&'static str, u32); 9] {
         let slots = self.max_series.saturating_add(1);
         let blocks = slots.saturating_mul(BLOCKS_PER_SERIES);
+        let reads_traces = self.traces != Traces::Off;
         [
             (names::SLOTS, self.max_series),
             (names::H2_STREAMS, self.max_open_calls),
@@ -45,8 +47,9 @@ impl Sizes {
             (names::BUCKET_PAGES, blocks),
             (names::FREE_PAGES, blocks),
             // A map cannot be empty.
-            (names::TRACES, if self.traces { MAX_TRACES } else { 1 }),
-            (names::EXEMPLARS, if self.traces { slots.saturating_mul(EXEMPLARS_PER_SERIES) } else { 1 }),
+            (names::TRACES, if reads_traces { MAX_TRACES } else { 1 }),
+            (names::EXEMPLARS, if reads_traces { slots.saturating_mul(EXEMPLARS_PER_SERIES) } else { 1 }),
+            (names::SPANS, if self.traces == Traces::Spans { SPAN_BYTES } else { page_size() as u32 }),
         ]
     }
 }
@@ -58,6 +61,8 @@ const BLOCKS_PER_SERIES: u32 = 12;
 const MAX_TRACES: u32 = 16_384;
 /// Buckets of a series that have exemplars at a time, on average; beyond them the oldest are forgotten.
 const EXEMPLARS_PER_SERIES: u32 = 4;
+/// Bytes of records that wait to be taken: some 10,000.
+const SPAN_BYTES: u32 = 1 << 20;
 
 /// Opens the object and creates its maps, or reuses those pinned in `pins`.
 pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, KernelError> {
@@ -83,6 +88,9 @@ pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, KernelErro
             loader.map_pin_path(name, pins.join(name));
         }
     }
+    let sends_spans = u32::from(sizes.traces == Traces::Spans);
+    // The object without traces has no such constant.
+    loader.override_global(names::SENDS_SPANS, &sends_spans, sizes.traces != Traces::Off);
     loader.load(object).map_err(KernelError::open)
 }
 

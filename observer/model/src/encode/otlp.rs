@@ -17,6 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub(super) use self::point::{put_integer_attribute, put_text_attribute};
 use self::{
     exponential::Exponentials,
     point::{EXEMPLARS, EXPONENTIAL_EXEMPLARS, Numbers, PointWriter},
@@ -220,7 +221,7 @@ impl Batches<'_> {
 }
 
 /// Returns nanoseconds since 1970.
-fn nanoseconds(time: SystemTime) -> u64 {
+pub(super) fn nanoseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -46,6 +46,12 @@ pub(super) fn put_fixed64(out: &mut Vec<u8>, field: u32, bits: u64) {
     out.extend_from_slice(&bits.to_le_bytes());
 }
 
+/// Appends a field of four bytes.
+pub(super) fn put_fixed32(out: &mut Vec<u8>, field: u32, bits: u32) {
+    put_key(out, field, FIXED32);
+    out.extend_from_slice(&bits.to_le_bytes());
+}
+
 /// Appends a `double` field.
 pub(super) fn put_double(out: &mut Vec<u8>, field: u32, value: f64) {
     put_fixed64(out, field, value.to_bits());

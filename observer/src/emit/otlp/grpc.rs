@@ -26,8 +26,10 @@ use crate::emit::{
     target::shown,
 };
 
-/// The method of a collector.
-pub const METHOD: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+/// The method of a collector for spans.
+pub const EXPORT_SPANS: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+/// The method of a collector for metrics.
+pub const EXPORT_METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 /// Maximum size of an answer's message that is kept, and of one that is waited for, as its status is behind it.
 const MAX_ANSWER: usize = 64 << 10;
 const MAX_SKIPPED: usize = 4 << 20;
@@ -51,17 +53,18 @@ pub struct OtlpGrpc {
 }
 
 impl OtlpGrpc {
-    /// Creates a transport to the server at `url`.
+    /// Creates a transport to the server at `url` that calls `method`.
     ///
     /// # Errors
     /// The client cannot be created, or the credentials cannot be read.
     pub fn new(
         mut url: Url,
+        method: &str,
         access: Access,
         compression: Compression,
         timeout: Duration,
     ) -> Result<Self, ReceiverError> {
-        url.set_path(METHOD);
+        url.set_path(method);
         Ok(Self { receiver: Receiver::new(url, access, true, timeout)?, compression })
     }
 

@@ -25,7 +25,7 @@ use crate::{
         http::Access,
         options::Compression,
         otlp::{
-            grpc::{METHOD, OtlpGrpc},
+            grpc::{EXPORT_METRICS, OtlpGrpc},
             http::OtlpHttp,
         },
         remote_write::RemoteWrite,
@@ -201,11 +201,12 @@ async fn otlp_over_grpc_is_a_unary_call_with_its_status_behind_it() {
         Answer(200, grpc, message(rejecting(2)), vec![("grpc-status", "0")]),
     ];
     let (address, mut taken) = serve(true, script).await;
-    let transport = OtlpGrpc::new(url(address, "/"), Access::default(), Compression::Gzip, LIMIT).unwrap();
+    let transport =
+        OtlpGrpc::new(url(address, "/"), EXPORT_METRICS, Access::default(), Compression::Gzip, LIMIT).unwrap();
     let (requests, stats) = push(start(otlp_encoder(), transport, None), &mut taken).await;
     assert_eq!(requests.len(), 6);
     let Taken(path, headers, body) = &requests[5];
-    assert!(path == METHOD && headers["content-type"] == "application/grpc" && headers["te"] == "trailers");
+    assert!(path == EXPORT_METRICS && headers["content-type"] == "application/grpc" && headers["te"] == "trailers");
     assert!(headers["grpc-encoding"] == "gzip" && body[0] == 1);
     assert_eq!(u32::from_be_bytes(body[1..5].try_into().unwrap()) as usize, body.len() - 5);
     let request = ExportMetricsServiceRequest::decode(&*ungzip(&body[5..])).unwrap();

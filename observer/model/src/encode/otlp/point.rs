@@ -204,8 +204,16 @@ impl PointWriter {
     }
 }
 
+/// Appends a `KeyValue` with a whole number.
+pub(crate) fn put_integer_attribute(out: &mut Vec<u8>, field: u32, name: &str, value: i64) {
+    put_message(out, field, |pair| {
+        put_bytes(pair, 1, name.as_bytes());
+        put_message(pair, 2, |any| put_uint(any, 3, value as u64));
+    });
+}
+
 /// Appends a `KeyValue` with a string.
-pub(super) fn put_text_attribute(out: &mut Vec<u8>, field: u32, name: &str, value: &str) {
+pub(crate) fn put_text_attribute(out: &mut Vec<u8>, field: u32, name: &str, value: &str) {
     let text = 1 + varint_size(value.len() as u64) + value.len();
     let pair = 1 + varint_size(name.len() as u64) + name.len() + 1 + varint_size(text as u64) + text;
     put_length(out, field, pair);

@@ -270,6 +270,7 @@ fn a_missing_interval_starts_exponential_histograms_again() {
         interval: second.interval,
         http: second.http.clone(),
         grpc: Vec::new(),
+        spans: Vec::new(),
         tcp: Vec::new(),
         recorded: Vec::new(),
         scraped: crate::merge::ScrapedFamilies::default(),

@@ -1,0 +1,174 @@
+//! Spans of sampled requests against Envoy's access log: every sampled request is one at each leg, with its ids, its code, its
+//! sizes and its duration, and no other request is.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::{
+    apps::{program::Program, raw::Connection},
+    cases,
+    counts::Leg,
+    envoy_access_log::Line,
+    mesh::Family,
+    net::finish,
+    pair::{Expected, Pair, SETTLE_TIMEOUT},
+    sidecar::Options,
+    spans::{Collector, Span},
+    tools,
+    wait::wait_until,
+};
+
+const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
+
+struct Bed {
+    pair: Pair,
+    collector: Collector,
+}
+
+fn main() -> ExitCode {
+    cases::run(
+        || {
+            let mut pair = Pair::unobserved(Options::default(), Options::default())?;
+            let collector = Collector::start()?;
+            let url = format!("otlp-traces+http://{}", collector.address);
+            pair.observe_with(2, &["--emit", &url])?;
+            Ok(Bed { pair, collector })
+        },
+        cases![over_http1, kept_alive, over_http2],
+    )
+}
+
+/// The header of a request whose span id is `number`.
+fn header(number: u64, is_sampled: bool) -> String {
+    format!("traceparent: 00-{TRACE:032x}-{number:016x}-{:02x}", u8::from(is_sampled))
+}
+
+/// The span id in a line's header, if it is sampled: an independent reading by splitting text.
+fn sampled(line: &Line) -> Option<u64> {
+    let parts: Vec<&str> = line.text("traceparent").split('-').collect();
+    let [.., span, "01"] = &*parts else { return None };
+    u64::from_str_radix(span, 16).ok()
+}
+
+/// Makes traffic, and compares the spans with the lines of both logs.
+fn check(bed: &mut Bed, requests: usize, traffic: impl FnOnce(&Pair) -> Result<()>) -> Result<String> {
+    bed.pair.begin()?;
+    let known = bed.collector.spans().len();
+    traffic(&bed.pair)?;
+    let (truth, lines) = bed.pair.truth(&Expected::both(requests))?;
+    let mut expected = BTreeMap::<(bool, u64), &Line>::new();
+    for line in lines.iter().filter(|line| line.is_end()) {
+        if let Some(span) = sampled(line) {
+            ensure!(expected.insert((line.text("direction") == "outbound", span), line).is_none(), "{line:?} twice");
+        }
+    }
+    let mut found = Vec::new();
+    let is_whole = wait_until("every sampled request is a span", SETTLE_TIMEOUT, || {
+        found = bed.collector.spans().split_off(known);
+        if found.len() < expected.len() { bail!("{} spans of {}", found.len(), expected.len()) } else { Ok(()) }
+    });
+    is_whole.with_context(|| format!("{:?}", bed.pair.observer().map(|observer| observer.log())))?;
+    // One that is too many would come now.
+    std::thread::sleep(Duration::from_millis(600));
+    found = bed.collector.spans().split_off(known);
+    ensure!(found.len() == expected.len(), "{} spans of {} sampled requests", found.len(), expected.len());
+    let mut off = 0_f64;
+    for span in &found {
+        let line =
+            expected.remove(&(span.is_client, span.parent_id)).with_context(|| format!("nobody sent {span:?}"))?;
+        let leg = if span.is_client { bed.pair.source() } else { bed.pair.destination() };
+        off = off.max(compare(
+            span,
+            line,
+            &leg,
+            truth.late.get(&leg).map_or(Duration::ZERO, |late| late.times.ran + late.times.waited),
+        )?);
+    }
+    Ok(format!("{} spans of {requests} requests, {off:.3} ms off at most", found.len()))
+}
+
+/// Compares a span with the line of its request; returns how far the durations are apart, milliseconds. Envoy ran or waited so
+/// late.
+fn compare(span: &Span, line: &Line, leg: &Leg, late: Duration) -> Result<f64> {
+    ensure!(span.trace_id == TRACE && span.id != 0 && span.id != span.parent_id, "{span:?}");
+    let [sent, received] = if span.is_client {
+        ["downstream_wire_received", "downstream_wire_sent"]
+    } else {
+        ["upstream_wire_sent", "upstream_wire_received"]
+    };
+    let service = leg.workload.as_str();
+    for (name, value) in [
+        ("service.name", service.to_owned()),
+        ("http.response.status_code", line.code()),
+        ("http.request.size", line.number(sent).to_string()),
+        ("http.response.size", line.number(received).to_string()),
+        ("rpc.grpc.status_code", line.outcome().grpc_status),
+    ] {
+        ensure!(span.attribute(name) == value, "{name} is {:?}, in the log {value:?}: {span:?}", span.attribute(name));
+    }
+    let code = line.number("code");
+    ensure!(span.is_error == (code >= 500 || span.is_client && code >= 400), "{code} {span:?}");
+    let (milliseconds, logged) = (span.milliseconds(), line.duration().as_secs_f64() * 1e3);
+    let difference = (milliseconds - logged).abs();
+    let allowed = (0.05 * logged).max(1.0) + late.as_secs_f64() * 1e3;
+    ensure!(difference <= allowed, "{milliseconds} ms, in the log {logged} ms: {span:?}");
+    if span.is_client {
+        // The destination's begins when Envoy has chosen an upstream.
+        let (start, began) = (span.start_ns / 1_000, line.text("start_us").replace('.', "").parse::<u64>()?);
+        ensure!(start.abs_diff(began) <= 5_000 + late.as_micros() as u64, "began at {began}, in the log: {span:?}");
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
+    ensure!(u128::from(span.end_ns) <= now && now - u128::from(span.start_ns) < 120_000_000_000, "{now} {span:?}");
+    Ok(difference)
+}
+
+fn over_http1(bed: &mut Bed) -> Result<String> {
+    check(bed, 18, |pair| {
+        for (number, path) in
+            (0..).zip(["/delay/15", "/status/404", "/status/503", "/bytes/3000", "/chunked/700", "/delay/70"])
+        {
+            for (round, family) in [Family::V4, Family::V6, Family::V4].into_iter().enumerate() {
+                let header = header(0x100 + 10 * number + round as u64, round < 2);
+                pair.curl(&["-H", &header, &pair.url(family, path)])?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn kept_alive(bed: &mut Bed) -> Result<String> {
+    check(bed, 40, |pair| {
+        let mut connection = Connection::open(&pair.client, pair.web.address(Family::V4))?;
+        for number in 0..40 {
+            let header = header(0x1_000 + number, !number.is_multiple_of(3));
+            connection.send(format!("GET /bytes/{number} HTTP/1.1\r\nhost: web\r\n{header}\r\n\r\n"))?;
+            ensure!(connection.receive_response()?.status == 200);
+        }
+        Ok(())
+    })
+}
+
+fn over_http2(bed: &mut Bed) -> Result<String> {
+    let pair = &bed.pair;
+    let pages = pair.mesh.directory().join("pages");
+    fs::create_dir_all(&pages)?;
+    fs::File::create(pages.join("small"))?.set_len(10)?;
+    let mut command = pair.server.command(&tools::require("nghttpd")?.to_string_lossy())?;
+    command.arg("--no-tls").arg("-d").arg(&pages).arg(pair.http2.target_port.to_string());
+    let _server = Program::serve(&pair.server, pair.http2.target_port, &mut command)?;
+    check(bed, 24, |pair| {
+        let url = pair.http2.url(Family::V4, "/small");
+        for number in 0..24 {
+            let header = header(0x2_000 + number, number % 4 != 3);
+            let mut command = pair.client.command(&tools::require("nghttp")?.to_string_lossy())?;
+            command.args(["-n", &format!("-H{header}"), &url]);
+            finish(&mut command, "")?;
+        }
+        Ok(())
+    })
+}
