@@ -28,7 +28,7 @@ use crate::{
     emit::{
         EmitTarget, TargetError,
         disk_queue::directory_name,
-        options::{OtlpOptions, RemoteWriteOptions},
+        options::{OtlpOptions, RemoteWriteOptions, ZipkinOptions},
         wavefront::{Names, Options, filter::Filters, glob::Glob, point_tag},
     },
     kernel::{self, Traces},
@@ -88,6 +88,8 @@ pub struct Config {
     wavefront: WavefrontTable,
     /// Options of OTLP receivers.
     pub otlp: OtlpOptions,
+    /// Options of receivers of Zipkin's spans.
+    pub zipkin: ZipkinOptions,
     /// Options of receivers of remote write.
     pub remote_write: RemoteWriteOptions,
     /// How much is logged.
@@ -156,6 +158,7 @@ impl Default for Config {
             pin: None,
             wavefront: WavefrontTable::default(),
             otlp: OtlpOptions::default(),
+            zipkin: ZipkinOptions::default(),
             remote_write: RemoteWriteOptions::default(),
             log: LogLevel::default(),
             sidecar_exe: vec![ExecutableName("envoy".to_owned())],
@@ -273,6 +276,7 @@ impl Config {
             wavefront_token_file,
             wavefront_ca_file,
             otlp,
+            zipkin,
             remote_write,
             queue_dir,
             pin,
@@ -303,6 +307,7 @@ impl Config {
         replace(&mut self.wavefront_token_file, wavefront_token_file.map(Some));
         replace(&mut self.wavefront_ca_file, wavefront_ca_file.map(Some));
         self.otlp = otlp.or(&self.otlp);
+        self.zipkin = zipkin.or(&self.zipkin);
         self.remote_write = remote_write.or(&self.remote_write);
         replace(&mut self.queue_dir, queue_dir.map(Some));
         replace(&mut self.pin, pin.map(Some));
@@ -823,6 +828,7 @@ mod tests {
             ("", "x = 1"),
             ("[wavefront]", "[wavefront]\nx = 1"),
             ("[otlp]", "[otlp]\nx = 1"),
+            ("[zipkin]", "[zipkin]\nx = 1"),
             ("[remote_write]", "[remote_write]\nx = 1"),
             ("[[service]]", "[[service]]\nx = 1"),
             ("ports = ", "[[service]]\nhost = \"a.b\"\naddresses = []\nports = [{ x = 1 }]"),
@@ -845,7 +851,12 @@ mod tests {
     #[test]
     fn every_option_of_run_is_a_key() {
         let keys = |table: &str| parse(&format!("{table}x = 1")).unwrap_err();
-        let tables = [("", keys("")), ("otlp_", keys("[otlp]\n")), ("remote_write_", keys("[remote_write]\n"))];
+        let tables = [
+            ("", keys("")),
+            ("otlp_", keys("[otlp]\n")),
+            ("zipkin_", keys("[zipkin]\n")),
+            ("remote_write_", keys("[remote_write]\n")),
+        ];
         let is_key = |key: &str| {
             let own = |(prefix, keys): &(&str, String)| {
                 key.strip_prefix(prefix).is_some_and(|key| keys.contains(&format!("`{key}`")))

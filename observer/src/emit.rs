@@ -17,9 +17,10 @@ pub mod token;
 pub mod transport;
 pub mod wavefront;
 mod worker;
+pub mod zipkin;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -82,18 +83,29 @@ impl Emitter {
         self.takes_spans
     }
 
-    /// Queues a snapshot; drops the oldest one if the queue is full. Never blocks.
+    /// Queues a snapshot; drops the oldest ones if the queue is full. Never blocks.
     pub fn offer(&self, snapshot: Arc<Snapshot>) {
         let mut state = self.shared.state();
-        if state.queue.len() >= self.shared.limits.queue {
-            // Totals come again with the next snapshot, spans do not.
-            let spans = state.queue.pop_front().map_or(0, |oldest| oldest.spans.len() as u64);
+        while self.is_full(&state.queue, &snapshot)
+            && let Some(oldest) = state.queue.pop_front()
+        {
             *state.pushes_dropped.entry("queue_full").or_default() += 1;
-            *state.dropped.entry("queue_full").or_default() += spans;
+            // Totals come again with the next snapshot, spans do not.
+            *state.dropped.entry("queue_full").or_default() += oldest.spans.len() as u64;
         }
         state.queue.push_back(snapshot);
         drop(state);
         self.shared.changed.notify_one();
+    }
+
+    /// Whether there is no room for one more. Spans are offered as soon as there are some: of them, their number counts.
+    fn is_full(&self, queue: &VecDeque<Arc<Snapshot>>, next: &Snapshot) -> bool {
+        let limits = &self.shared.limits;
+        if self.takes_spans {
+            queue.iter().map(|snapshot| snapshot.spans.len()).sum::<usize>() + next.spans.len() > limits.queued_spans
+        } else {
+            queue.len() >= limits.queue
+        }
     }
 
     /// Returns the counters.

@@ -55,11 +55,23 @@ pub enum Form {
     RemoteWrite,
     /// An OTLP `ExportTraceServiceRequest`.
     OtlpSpans,
+    /// An array of Zipkin's spans.
+    Zipkin,
+    /// Wavefront lines of spans.
+    WavefrontSpans,
 }
 
 impl Form {
     /// All forms.
-    pub const ALL: [Self; 5] = [Self::Points, Self::Distributions, Self::Otlp, Self::RemoteWrite, Self::OtlpSpans];
+    pub const ALL: [Self; 7] = [
+        Self::Points,
+        Self::Distributions,
+        Self::Otlp,
+        Self::RemoteWrite,
+        Self::OtlpSpans,
+        Self::Zipkin,
+        Self::WavefrontSpans,
+    ];
 
     /// Returns the word for it in file names.
     #[must_use]
@@ -70,6 +82,8 @@ impl Form {
             Self::Otlp => "otlp",
             Self::RemoteWrite => "remote-write",
             Self::OtlpSpans => "otlp-spans",
+            Self::Zipkin => "zipkin",
+            Self::WavefrontSpans => "wavefront-spans",
         }
     }
 }
@@ -79,10 +93,11 @@ impl Batch {
     #[must_use]
     pub fn split(&self) -> Option<(Self, Self)> {
         match self.form {
-            Form::Points | Form::Distributions => wavefront::split(self),
+            Form::Points | Form::Distributions | Form::WavefrontSpans => wavefront::split(self),
             Form::Otlp => otlp::split(self),
             Form::RemoteWrite => remote_write::split(self),
             Form::OtlpSpans => spans::otlp::split(self),
+            Form::Zipkin => spans::zipkin::split(self),
         }
     }
 }

@@ -17,11 +17,12 @@ use crate::{
         remote_write::RemoteWrite,
         token::TokenFile,
         wavefront::{WavefrontEncoder, file::FileSink, http::HttpSink},
+        zipkin::Zipkin,
     },
     model::encode::{
         otlp::{self, OtlpEncoder},
         remote_write::{self, RemoteWriteEncoder},
-        spans::otlp::OtlpSpanEncoder,
+        spans::{otlp::OtlpSpanEncoder, wavefront::WavefrontSpanEncoder, zipkin::ZipkinEncoder},
     },
 };
 
@@ -108,16 +109,22 @@ fn prepare(config: &Config, target: &EmitTarget) -> Result<Prepared> {
 /// Returns what renders and what sends for this target.
 fn ends(config: &Config, target: &EmitTarget) -> Result<(Box<dyn Encoder>, Box<dyn Transport>)> {
     let lines = || WavefrontEncoder::new(config.wavefront(), &node_name());
+    let span_lines = || WavefrontSpanEncoder::new(config.wavefront().tags, &node_name());
     Ok(match target {
         EmitTarget::WavefrontFile(path) => (Box::new(lines()?), Box::new(FileSink::new(path))),
         EmitTarget::WavefrontHttp(url) => (Box::new(lines()?), Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?)),
-        EmitTarget::WavefrontHttps(url) => {
+        EmitTarget::WavefrontSpansHttp(url) => {
+            (Box::new(span_lines()?), Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?))
+        }
+        EmitTarget::WavefrontHttps(url) | EmitTarget::WavefrontSpansHttps(url) => {
             let token = config.wavefront_token_file.clone();
             let token =
                 token.context("it needs an API token: put one in a file and name it with --wavefront-token-file")?;
             let token = TokenFile::new(token, "wavefront-token-file");
             let ca_file = config.wavefront_ca_file.as_deref();
-            (Box::new(lines()?), Box::new(HttpSink::service(url.clone(), token, ca_file, PUSH_TIMEOUT)?))
+            let encoder: Box<dyn Encoder> =
+                if target.is_of_spans() { Box::new(span_lines()?) } else { Box::new(lines()?) };
+            (encoder, Box::new(HttpSink::service(url.clone(), token, ca_file, PUSH_TIMEOUT)?))
         }
         EmitTarget::OtlpHttp(url, options)
         | EmitTarget::OtlpGrpc(url, options)
@@ -140,6 +147,13 @@ fn ends(config: &Config, target: &EmitTarget) -> Result<(Box<dyn Encoder>, Box<d
             };
             (encoder, transport)
         }
+        EmitTarget::Zipkin(url, options) => {
+            let options = options.or(&config.zipkin);
+            let (access, compression) =
+                (options.access().map_err(Error::msg)?, options.compression.unwrap_or_default());
+            let transport = Zipkin::new(url.clone(), access, compression, PUSH_TIMEOUT)?;
+            (Box::new(ZipkinEncoder::new(&node_name())), Box::new(transport))
+        }
         EmitTarget::RemoteWrite(url, options) => {
             let options = options.or(&config.remote_write);
             let transport = RemoteWrite::new(url.clone(), options.access().map_err(Error::msg)?, PUSH_TIMEOUT)?;
@@ -160,7 +174,11 @@ fn cells(config: &Config, target: &EmitTarget) -> Cells {
                 otlp::Histograms::Exponential => Cells::OfInterval,
             }
         }
-        EmitTarget::OtlpSpansHttp(..) | EmitTarget::OtlpSpansGrpc(..) => Cells::None,
+        EmitTarget::OtlpSpansHttp(..)
+        | EmitTarget::OtlpSpansGrpc(..)
+        | EmitTarget::Zipkin(..)
+        | EmitTarget::WavefrontSpansHttp(_)
+        | EmitTarget::WavefrontSpansHttps(_) => Cells::None,
         EmitTarget::RemoteWrite(_, options) => match options.or(&config.remote_write).histograms.unwrap_or_default() {
             remote_write::Histograms::Classic => Cells::None,
             remote_write::Histograms::Native => Cells::Totals,

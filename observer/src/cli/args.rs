@@ -18,7 +18,7 @@ use crate::{
     discovery::component::ComponentRule,
     emit::{
         EmitTarget, TargetError,
-        options::{OtlpOptions, RemoteWriteOptions},
+        options::{OtlpOptions, RemoteWriteOptions, ZipkinOptions},
         wavefront::Names,
     },
     serve::WebHost,
@@ -87,10 +87,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", env = "OBSERVER_INTERVAL", help_heading = OUTPUT)]
     pub interval: Option<Interval>,
     /// Where to push metrics; may be repeated: otlp+http://HOST:4318, otlp+https://HOST, otlp+grpc://HOST:4317 or
-    /// otlp+grpcs://HOST (an OpenTelemetry collector), the same with otlp-traces for spans of sampled requests,
-    /// remote-write+http://HOST:9090 or remote-write+https://HOST
+    /// otlp+grpcs://HOST (an OpenTelemetry collector), remote-write+http://HOST:9090 or remote-write+https://HOST
     /// (Prometheus and others), wavefront+http://HOST:PORT[/PATH] (a proxy), wavefront+https://INSTANCE (the service itself)
-    /// or wavefront+file:PATH (- for standard output). Options of one receiver: #KEY=VALUE&… behind the URL
+    /// or wavefront+file:PATH (- for standard output). Where to push sampled requests as spans: otlp-traces+http://HOST:4318
+    /// and so on, zipkin+http://HOST:9411 or zipkin+https://HOST, wavefront-traces+http://HOST:PORT or
+    /// wavefront-traces+https://INSTANCE. Options of one receiver: #KEY=VALUE&… behind the URL
     #[arg(long, value_name = "URL", env = "OBSERVER_EMIT", value_delimiter = ',', value_parser = emit_target,
         hide_env_values = true, help_heading = OUTPUT)]
     pub emit: Vec<Result<EmitTarget, TargetError>>,
@@ -102,15 +103,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "documented|collector", env = "OBSERVER_WAVEFRONT_NAMES", value_parser = parse_wavefront_names,
         help_heading = WAVEFRONT)]
     pub wavefront_names: Option<Names>,
-    /// File with the API token for wavefront+https://; read again for every push
+    /// File with the API token for wavefront+https:// and wavefront-traces+https://; read again for every push
     #[arg(long, value_name = "FILE", env = "OBSERVER_WAVEFRONT_TOKEN_FILE", help_heading = WAVEFRONT)]
     pub wavefront_token_file: Option<PathBuf>,
-    /// File with the CA certificates (PEM) that wavefront+https:// trusts [default: the system's]
+    /// File with the CA certificates (PEM) that those trust [default: the system's]
     #[arg(long, value_name = "FILE", env = "OBSERVER_WAVEFRONT_CA_FILE", help_heading = WAVEFRONT)]
     pub wavefront_ca_file: Option<PathBuf>,
     /// Options of OTLP receivers.
     #[command(flatten)]
     pub otlp: OtlpOptions,
+    /// Options of receivers of Zipkin's spans.
+    #[command(flatten)]
+    pub zipkin: ZipkinOptions,
     /// Options of receivers of remote write.
     #[command(flatten)]
     pub remote_write: RemoteWriteOptions,

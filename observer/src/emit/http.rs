@@ -5,13 +5,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use reqwest::{Client, Response, Url, header::HeaderMap};
+use reqwest::{
+    Client, Response, Url,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
+};
 
 use super::{
     Failure,
     answer::classify,
     credentials::{CredentialError, Credentials},
+    options::Compression,
     target::shown,
+    transport::packed,
 };
 use crate::system::http_client::{self, ClientError, Identity, causes};
 
@@ -69,6 +74,21 @@ impl Receiver {
         headers.extend(own.map_err(|error| Failure::Transient { kind: "token", message: error.to_string() })?);
         let request = self.client.post(self.url.clone()).headers(headers).body(body);
         request.send().await.map_err(|error| unreachable(&self.url, &error))
+    }
+
+    /// Posts a body of this type, compressed or not; returns the answer, whatever its status.
+    pub(super) async fn post_as(
+        &self,
+        content_type: &'static str,
+        body: &bytes::Bytes,
+        compression: Compression,
+    ) -> Result<Response, Failure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if compression == Compression::Gzip {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        self.post(headers, packed(body, compression)).await
     }
 
     /// Classifies an answer by its status; what a refusing receiver says is part of the message.

@@ -1,4 +1,4 @@
-//! Options of the receivers of OTLP and of remote write: for all of a kind, or behind the `#` of one receiver's URL, which
+//! Options of the receivers of OTLP, of remote write and of Zipkin's spans: for all of a kind, or behind the `#` of one receiver's URL, which
 //! no server sees.
 
 use std::{path::PathBuf, str::FromStr};
@@ -12,6 +12,7 @@ use crate::system::http_client::Identity;
 
 const OTLP: &str = "OTLP";
 const REMOTE_WRITE: &str = "Prometheus remote write";
+const ZIPKIN: &str = "Zipkin";
 
 /// Options of one kind of receivers.
 pub trait ReceiverOptions: Sized {
@@ -119,6 +120,33 @@ pub struct RemoteWriteOptions {
     /// File with the key of the client certificate (PEM)
     #[arg(id = "remote_write_key_file", long = "remote-write-key-file", value_name = "FILE",
         env = "OBSERVER_REMOTE_WRITE_KEY_FILE", help_heading = REMOTE_WRITE)]
+    pub key_file: Option<PathBuf>,
+}
+
+/// Options of receivers of Zipkin's spans.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ZipkinOptions {
+    /// Compression of requests to Zipkin [default: gzip]
+    #[arg(id = "zipkin_compression", long = "zipkin-compression", value_name = "gzip|none",
+        env = "OBSERVER_ZIPKIN_COMPRESSION", help_heading = ZIPKIN)]
+    #[serde(deserialize_with = "word")]
+    pub compression: Option<Compression>,
+    /// File with headers of requests to Zipkin, one "Name: value" per line; read again for every push
+    #[arg(id = "zipkin_headers_file", long = "zipkin-headers-file", value_name = "FILE",
+        env = "OBSERVER_ZIPKIN_HEADERS_FILE", help_heading = ZIPKIN)]
+    pub headers_file: Option<PathBuf>,
+    /// File with the CA certificates (PEM) that zipkin+https:// trusts [default: the system's]
+    #[arg(id = "zipkin_ca_file", long = "zipkin-ca-file", value_name = "FILE", env = "OBSERVER_ZIPKIN_CA_FILE",
+        help_heading = ZIPKIN)]
+    pub ca_file: Option<PathBuf>,
+    /// File with the client certificate (PEM) for it
+    #[arg(id = "zipkin_cert_file", long = "zipkin-cert-file", value_name = "FILE", env = "OBSERVER_ZIPKIN_CERT_FILE",
+        help_heading = ZIPKIN)]
+    pub cert_file: Option<PathBuf>,
+    /// File with the key of the client certificate (PEM)
+    #[arg(id = "zipkin_key_file", long = "zipkin-key-file", value_name = "FILE", env = "OBSERVER_ZIPKIN_KEY_FILE",
+        help_heading = ZIPKIN)]
     pub key_file: Option<PathBuf>,
 }
 
@@ -268,6 +296,47 @@ impl RemoteWriteOptions {
             basic: self.basic_auth_file.clone(),
         };
         let identity = identity("remote-write", &self.cert_file, &self.key_file)?;
+        Ok(Access { credentials, ca_file: self.ca_file.clone(), identity })
+    }
+}
+
+impl ReceiverOptions for ZipkinOptions {
+    const KEYS: &str = "compression, headers-file, ca-file, cert-file, key-file";
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "compression" => self.compression = Some(parse(value)?),
+            "headers-file" => self.headers_file = Some(value.into()),
+            "ca-file" => self.ca_file = Some(value.into()),
+            "cert-file" => self.cert_file = Some(value.into()),
+            "key-file" => self.key_file = Some(value.into()),
+            _ => return Err(unknown::<Self>(key)),
+        }
+        Ok(())
+    }
+}
+
+impl ZipkinOptions {
+    /// Returns these options, and others where these are not given.
+    #[must_use]
+    pub fn or(&self, other: &Self) -> Self {
+        let file = |own: &Option<PathBuf>, other: &Option<PathBuf>| own.clone().or_else(|| other.clone());
+        Self {
+            compression: self.compression.or(other.compression),
+            headers_file: file(&self.headers_file, &other.headers_file),
+            ca_file: file(&self.ca_file, &other.ca_file),
+            cert_file: file(&self.cert_file, &other.cert_file),
+            key_file: file(&self.key_file, &other.key_file),
+        }
+    }
+
+    /// Returns TLS and credentials.
+    ///
+    /// # Errors
+    /// Only one of certificate and key is given.
+    pub fn access(&self) -> Result<Access, String> {
+        let credentials = Credentials { headers: self.headers_file.clone(), ..Credentials::default() };
+        let identity = identity("zipkin", &self.cert_file, &self.key_file)?;
         Ok(Access { credentials, ca_file: self.ca_file.clone(), identity })
     }
 }

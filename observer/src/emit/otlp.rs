@@ -3,18 +3,9 @@
 pub mod grpc;
 pub mod http;
 
-use bytes::Bytes;
 use observer_model::encode::otlp::answer::partial_success;
 
-use super::{Accepted, http::readable, options::Compression, transport::gzip};
-
-/// Returns the body of a request.
-fn packed(body: &Bytes, compression: Compression) -> Bytes {
-    match compression {
-        Compression::Gzip => gzip(body),
-        Compression::None => body.clone(),
-    }
-}
+use super::{Accepted, http::readable};
 
 /// Reads an `ExportMetricsServiceResponse`.
 fn accepted(response: &[u8]) -> Accepted {

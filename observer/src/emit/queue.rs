@@ -17,8 +17,10 @@ use crate::model::{EmitterStats, Snapshot};
 /// Bounds of an emitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeliveryLimits {
-    /// Maximum number of queued snapshots.
+    /// Maximum number of queued snapshots with metrics.
     pub queue: usize,
+    /// Maximum number of spans in queued snapshots.
+    pub queued_spans: usize,
     /// How long a batch is retried that cannot wait on disk, with one more attempt after the last pause.
     pub retry_timeout: Duration,
     /// First pause between attempts; each further one is twice as long.
@@ -35,6 +37,7 @@ impl Default for DeliveryLimits {
     fn default() -> Self {
         Self {
             queue: 4,
+            queued_spans: 32_768,
             retry_timeout: Duration::from_secs(120),
             first_pause: Duration::from_secs(1),
             max_pause: Duration::from_secs(30),

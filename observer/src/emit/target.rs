@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use reqwest::Url;
 
-use super::options::{OtlpOptions, ReceiverOptions, RemoteWriteOptions};
+use super::options::{OtlpOptions, ReceiverOptions, RemoteWriteOptions, ZipkinOptions};
 
 /// Path of the Wavefront service's endpoint for points.
 const REPORT: &str = "/report";
@@ -12,6 +12,8 @@ const REPORT: &str = "/report";
 const METRICS: &str = "/v1/metrics";
 /// Path of OTLP traces over HTTP.
 const TRACES: &str = "/v1/traces";
+/// Path of spans in Zipkin.
+const ZIPKIN_SPANS: &str = "/api/v2/spans";
 /// Path of remote write in Prometheus.
 const WRITE: &str = "/api/v1/write";
 
@@ -25,6 +27,12 @@ pub enum EmitTarget {
     /// `wavefront+https://INSTANCE[/PATH]`: lines posted to the service, with an API token. Without a path it is
     /// `/report`.
     WavefrontHttps(Url),
+    /// `wavefront-traces+http://HOST:PORT[/PATH]`: lines of spans posted to a Wavefront proxy.
+    WavefrontSpansHttp(Url),
+    /// `wavefront-traces+https://INSTANCE[/PATH]`: lines of spans posted to the service. Without a path it is `/report`.
+    WavefrontSpansHttps(Url),
+    /// `zipkin+http://HOST:9411[/PATH][#OPTIONS]` or `zipkin+https://…`: spans. Without a path it is `/api/v2/spans`.
+    Zipkin(Url, ZipkinOptions),
     /// `otlp+http://HOST:4318[/PATH][#OPTIONS]` or `otlp+https://…`: OTLP over HTTP. Without a path it is `/v1/metrics`.
     OtlpHttp(Url, OtlpOptions),
     /// `otlp+grpc://HOST:4317[#OPTIONS]` or `otlp+grpcs://…`: OTLP to a gRPC server, in plain text or over TLS.
@@ -41,7 +49,7 @@ pub enum EmitTarget {
 /// A target that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "cannot emit to {target:?}: {problem}; use otlp+http://HOST:4318, otlp+https://HOST, otlp+grpc://HOST:4317, otlp+grpcs://HOST, the same with otlp-traces for spans, remote-write+http://HOST:9090, remote-write+https://HOST, wavefront+file:PATH (- for standard output), wavefront+http://HOST:PORT or wavefront+https://INSTANCE"
+    "cannot emit to {target:?}: {problem}; use otlp+http://HOST:4318, otlp+https://HOST, otlp+grpc://HOST:4317, otlp+grpcs://HOST, the same with otlp-traces for spans, zipkin+http://HOST:9411, zipkin+https://HOST, remote-write+http://HOST:9090, remote-write+https://HOST, wavefront+file:PATH (- for standard output), wavefront+http://HOST:PORT, wavefront+https://INSTANCE, or those two with wavefront-traces for spans"
 )]
 pub struct TargetError {
     target: String,
@@ -52,7 +60,19 @@ impl EmitTarget {
     /// Returns whether it takes spans, and no metrics.
     #[must_use]
     pub const fn is_of_spans(&self) -> bool {
-        matches!(self, Self::OtlpSpansHttp(..) | Self::OtlpSpansGrpc(..))
+        match self {
+            Self::OtlpSpansHttp(..)
+            | Self::OtlpSpansGrpc(..)
+            | Self::Zipkin(..)
+            | Self::WavefrontSpansHttp(_)
+            | Self::WavefrontSpansHttps(_) => true,
+            Self::OtlpHttp(..)
+            | Self::OtlpGrpc(..)
+            | Self::RemoteWrite(..)
+            | Self::WavefrontFile(_)
+            | Self::WavefrontHttp(_)
+            | Self::WavefrontHttps(_) => false,
+        }
     }
 }
 
@@ -73,6 +93,10 @@ fn parse(text: &str) -> Result<EmitTarget, String> {
         "wavefront+file" => EmitTarget::WavefrontFile(rest.to_owned()),
         "wavefront+http" => EmitTarget::WavefrontHttp(url("http", rest, "/")?),
         "wavefront+https" => EmitTarget::WavefrontHttps(url("https", rest, REPORT)?),
+        "wavefront-traces+http" => EmitTarget::WavefrontSpansHttp(url("http", rest, "/")?),
+        "wavefront-traces+https" => EmitTarget::WavefrontSpansHttps(url("https", rest, REPORT)?),
+        "zipkin+http" => with_options(url("http", rest, ZIPKIN_SPANS)?, EmitTarget::Zipkin)?,
+        "zipkin+https" => with_options(url("https", rest, ZIPKIN_SPANS)?, EmitTarget::Zipkin)?,
         "otlp+http" => with_options(url("http", rest, METRICS)?, EmitTarget::OtlpHttp)?,
         "otlp+https" => with_options(url("https", rest, METRICS)?, EmitTarget::OtlpHttp)?,
         "otlp+grpc" => with_options(without_path(url("http", rest, "/")?)?, EmitTarget::OtlpGrpc)?,
@@ -123,6 +147,10 @@ impl fmt::Display for EmitTarget {
         match self {
             Self::WavefrontFile(path) => write!(formatter, "wavefront+file:{path}"),
             Self::WavefrontHttp(url) | Self::WavefrontHttps(url) => write!(formatter, "wavefront+{}", shown(url)),
+            Self::WavefrontSpansHttp(url) | Self::WavefrontSpansHttps(url) => {
+                write!(formatter, "wavefront-traces+{}", shown(url))
+            }
+            Self::Zipkin(url, _) => write!(formatter, "zipkin+{}", shown(url)),
             Self::OtlpHttp(url, _) => write!(formatter, "otlp+{}", shown(url)),
             Self::OtlpGrpc(url, _) => write!(formatter, "otlp+{}", grpc(url)),
             Self::OtlpSpansHttp(url, _) => write!(formatter, "otlp-traces+{}", shown(url)),
@@ -185,6 +213,9 @@ mod tests {
             ("otlp+http://collector#names", "has no value"),
             ("otlp+http://collector#token-file=x", "there are names, temporality"),
             ("remote-write+http://p#names=istio", "there are histograms, headers-file"),
+            ("zipkin+http://z#names=istio", "there are compression, headers-file"),
+            ("zipkin://z", "no emitter \"zipkin\""),
+            ("wavefront-traces+http://user:secret@proxy", "credentials"),
             ("statsd://x", "no emitter \"statsd\""),
         ] {
             let error = read(wrong).unwrap_err().to_string();
@@ -203,6 +234,10 @@ mod tests {
             ("otlp+grpcs://collector", "otlp+grpcs://collector/"),
             ("otlp-traces+http://collector:4318", "otlp-traces+http://collector:4318/v1/traces"),
             ("otlp-traces+grpc://collector:4317", "otlp-traces+grpc://collector:4317/"),
+            ("zipkin+http://zipkin:9411#compression=none", "zipkin+http://zipkin:9411/api/v2/spans"),
+            ("zipkin+https://jaeger/other", "zipkin+https://jaeger/other"),
+            ("wavefront-traces+http://proxy:30000?token=secret", "wavefront-traces+http://proxy:30000/"),
+            ("wavefront-traces+https://x.example", "wavefront-traces+https://x.example/report"),
             ("remote-write+http://p:9090", "remote-write+http://p:9090/api/v1/write"),
         ] {
             assert_eq!(read(text).unwrap().to_string(), name);

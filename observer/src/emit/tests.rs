@@ -4,6 +4,7 @@ mod hour;
 mod outage;
 mod receiver;
 mod receivers;
+mod spans;
 
 use super::{
     wavefront::{Options, WavefrontEncoder, file::FileSink, http::HttpSink},
@@ -15,6 +16,7 @@ use tokio::net::TcpListener;
 
 const QUICK: DeliveryLimits = DeliveryLimits {
     queue: 2,
+    queued_spans: 8,
     retry_timeout: Duration::from_mins(1),
     first_pause: Duration::from_millis(2),
     max_pause: Duration::from_millis(10),

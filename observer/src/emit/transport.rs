@@ -3,8 +3,10 @@
 use std::{future::Future, io::Write, pin::Pin, time::Duration};
 
 use bytes::Bytes;
-use flate2::{Compression, write::GzEncoder};
+use flate2::write::GzEncoder;
 use observer_model::encode::Batch;
+
+use super::options::Compression;
 
 /// A send in progress.
 pub type Sending<'a> = Pin<Box<dyn Future<Output = Result<Accepted, Failure>> + Send + 'a>>;
@@ -64,8 +66,16 @@ impl Failure {
 
 /// Compresses a body.
 pub(super) fn gzip(body: &[u8]) -> Bytes {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 16), Compression::fast());
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 16), flate2::Compression::fast());
     // Writing to memory does not fail.
     let _ = encoder.write_all(body);
     encoder.finish().unwrap_or_default().into()
+}
+
+/// Returns the body of a request.
+pub(super) fn packed(body: &Bytes, compression: Compression) -> Bytes {
+    match compression {
+        Compression::Gzip => gzip(body),
+        Compression::None => body.clone(),
+    }
 }

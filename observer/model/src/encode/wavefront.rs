@@ -29,6 +29,7 @@ use std::{
 
 use bytes::Bytes;
 
+pub(super) use self::line::{tag_value, write_tag};
 use self::{
     batches::{Batches, Connections, Requests},
     limits::MAX_SOURCE_LENGTH,
@@ -107,10 +108,7 @@ impl WavefrontEncoder {
     /// # Errors
     /// The name is not a valid source, or points would exceed the limits of every receiver.
     pub fn new(options: Options, source: &str) -> Result<Self, SetupError> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if source.is_empty() || source.len() > MAX_SOURCE_LENGTH || !source.bytes().all(allowed) {
-            return Err(SetupError::Source(source.to_owned()));
-        }
+        check_source(source)?;
         let labels = match options.names {
             Names::Documented => DOCUMENTED,
             Names::Collector => COLLECTOR,
@@ -163,6 +161,13 @@ impl WavefrontEncoder {
         self.pushed = Some((snapshot.at, snapshot.steady));
         requests
     }
+}
+
+/// Refuses a name that is not a valid source.
+pub(super) fn check_source(source: &str) -> Result<(), SetupError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_valid = !source.is_empty() && source.len() <= MAX_SOURCE_LENGTH && source.bytes().all(allowed);
+    if is_valid { Ok(()) } else { Err(SetupError::Source(source.to_owned())) }
 }
 
 /// Splits a batch in half between lines; `None` if it has only one.

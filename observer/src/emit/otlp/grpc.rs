@@ -18,12 +18,13 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE},
 };
 
-use super::{accepted, packed};
+use super::accepted;
 use crate::emit::{
     Accepted, Batch, Failure, Sending, Transport,
     http::{Access, Receiver, ReceiverError, readable},
     options::Compression,
     target::shown,
+    transport::packed,
 };
 
 /// The method of a collector for spans.

@@ -1,14 +1,11 @@
-//! OTLP over HTTP/1.1: protocol buffers to `/v1/metrics`.
+//! OTLP over HTTP/1.1: protocol buffers to `/v1/metrics` or `/v1/traces`.
 
 use std::time::Duration;
 
 use observer_model::encode::otlp::answer::status_message;
-use reqwest::{
-    Url,
-    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
-};
+use reqwest::Url;
 
-use super::{accepted, packed};
+use super::accepted;
 use crate::emit::{
     Accepted, Batch, Failure, Sending, Transport,
     http::{Access, Receiver, ReceiverError, body},
@@ -32,12 +29,7 @@ impl OtlpHttp {
     }
 
     async fn post(&self, batch: &Batch) -> Result<Accepted, Failure> {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-        if self.compression == Compression::Gzip {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-        let response = self.receiver.post(headers, packed(&batch.body, self.compression)).await?;
+        let response = self.receiver.post_as("application/x-protobuf", &batch.body, self.compression).await?;
         let response = self.receiver.accepted(response, reason).await?;
         Ok(accepted(&body(response).await))
     }

@@ -36,21 +36,26 @@ use crate::{
     },
 };
 
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 /// An answer: status, headers, body and trailers.
 #[derive(Clone, Default)]
-struct Answer(u16, Vec<(&'static str, &'static str)>, Bytes, Vec<(&'static str, &'static str)>);
+pub(super) struct Answer(
+    pub(super) u16,
+    pub(super) Vec<(&'static str, &'static str)>,
+    pub(super) Bytes,
+    pub(super) Vec<(&'static str, &'static str)>,
+);
 
 /// A request: path, headers, and the body as it came.
-struct Taken(String, HeaderMap, Bytes);
+pub(super) struct Taken(pub(super) String, pub(super) HeaderMap, pub(super) Bytes);
 
 fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
     list.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
 }
 
 /// Starts a receiver that follows the script and then repeats its last answer.
-async fn serve(is_http2: bool, script: Vec<Answer>) -> (SocketAddr, UnboundedReceiver<Taken>) {
+pub(super) async fn serve(is_http2: bool, script: Vec<Answer>) -> (SocketAddr, UnboundedReceiver<Taken>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, taken) = unbounded_channel();
@@ -95,11 +100,11 @@ fn ok(body: Vec<u8>) -> Answer {
     Answer(200, vec![], body.into(), vec![])
 }
 
-fn url(address: SocketAddr, path: &str) -> reqwest::Url {
+pub(super) fn url(address: SocketAddr, path: &str) -> reqwest::Url {
     format!("http://{address}{path}").parse().unwrap()
 }
 
-fn start(encoder: Box<dyn Encoder>, transport: impl Transport, disk_queue: Option<DiskQueue>) -> Emitter {
+pub(super) fn start(encoder: Box<dyn Encoder>, transport: impl Transport, disk_queue: Option<DiskQueue>) -> Emitter {
     Emitter::start("test".to_owned(), encoder, Box::new(transport), disk_queue, QUICK)
 }
 

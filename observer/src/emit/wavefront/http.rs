@@ -100,6 +100,7 @@ impl Transport for HttpSink {
 fn format(form: Form) -> &'static str {
     match form {
         Form::Distributions => "histogram",
+        Form::WavefrontSpans => "trace",
         _ => "wavefront",
     }
 }

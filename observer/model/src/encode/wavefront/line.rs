@@ -148,11 +148,12 @@ pub fn point_tag(key: &str, value: &str) -> Result<(String, String), String> {
 }
 
 /// Returns a tag value that can be sent, not yet escaped; `None` if it is blank.
-pub(super) fn tag_value(value: &str) -> Option<Box<str>> {
+pub(in crate::encode) fn tag_value(value: &str) -> Option<Box<str>> {
     Some(clean(value)).filter(|value| !is_blank(value)).map(String::into_boxed_str)
 }
 
-fn write_tag(text: &mut String, key: &str, value: &str) {
+/// Appends a tag.
+pub(in crate::encode) fn write_tag(text: &mut String, key: &str, value: &str) {
     text.push_str(" \"");
     text.push_str(key);
     text.push_str("\"=\"");

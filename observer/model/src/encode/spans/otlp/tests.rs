@@ -3,17 +3,16 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use observer_common::{GRPC_NONE, Leg, Protocol, SeriesKey};
+use observer_common::{GRPC_NONE, Leg, Protocol};
 use prost::Message;
 
 use super::*;
 use crate::{
-    Inputs, Model, SelfMetrics,
-    fixture::{at, http, key, peers, reading, sidecars},
-    span::SpanReading,
+    encode::spans::fixture::{many, request, snapshot},
+    fixture::at,
 };
 
 /// The messages of `trace/v1/trace.proto`, as far as they are used.
@@ -94,33 +93,6 @@ fn attributes(pairs: &[KeyValue]) -> BTreeMap<&str, String> {
     pairs.iter().map(|own| (&*own.key, own.value.as_ref().and_then(value).expect("a value"))).collect()
 }
 
-/// A request of span 7 in trace 5 that took 1.5 s from second 100 on.
-fn request(leg: Leg, protocol: Protocol, status: u16, grpc_status: u64) -> SpanReading {
-    let series = SeriesKey { grpc_status, ..key(1, leg, "10.96.0.1:80", protocol, status) };
-    SpanReading {
-        key: series,
-        trace_id: 5,
-        parent_id: 7,
-        start: at(100),
-        duration: Duration::from_millis(1_500),
-        bytes: [120, 340],
-    }
-}
-
-fn snapshot(requests: Vec<SpanReading>) -> Arc<Snapshot> {
-    let mut model = Model::new(at(0), Duration::from_mins(15));
-    model.update(Inputs {
-        reading: &reading(1, vec![http(requests[0].key, &[1])]),
-        running: &sidecars(),
-        ended: &[],
-        components: &[],
-        peers: &peers(),
-        own: &SelfMetrics::default(),
-        closes_interval: false,
-    });
-    Arc::new(Snapshot::of_spans(at(110), model.spans(requests)))
-}
-
 fn encode(snapshot: &Arc<Snapshot>) -> Vec<Batch> {
     OtlpSpanEncoder::new(vec![("k8s.cluster.name".to_owned(), "c9".to_owned())], "node-1")
         .encode(snapshot.clone())
@@ -192,11 +164,7 @@ fn what_a_client_does_wrong_is_no_failure_of_the_server() {
 
 #[test]
 fn many_spans_are_many_batches_and_each_splits_in_halves() {
-    let numbered = |number: u64| SpanReading {
-        parent_id: number + 1,
-        ..request(if number.is_multiple_of(3) { Leg::DESTINATION } else { Leg::SOURCE }, Protocol::HTTP, 200, GRPC_NONE)
-    };
-    let snapshot = snapshot((0..6_000).map(numbered).collect());
+    let snapshot = snapshot(many(6_000));
     let batches = encode(&snapshot);
     assert!(batches.len() > 1 && batches.iter().all(|batch| batch.body.len() < 2 * MAX_BATCH_BYTES));
     let all: Vec<_> = batches.iter().flat_map(spans).collect();
