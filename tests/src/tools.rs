@@ -15,6 +15,9 @@ use crate::cgroup;
 const COMMANDS: [&str; 6] =
     ["ip", "iptables-legacy", "iptables-legacy-restore", "ip6tables-legacy", "ip6tables-legacy-restore", "curl"];
 
+/// The only file of `tests/peers/zipkin`.
+const ZIPKIN_JAR: &str = "zipkin-server-3.5.1-slim.jar";
+
 /// Checks the needs of a mesh: root, cgroup v2, commands, Envoy.
 pub fn prerequisites() -> Result<()> {
     // SAFETY: no arguments, cannot fail.
@@ -52,6 +55,15 @@ pub fn wavefront_decoder() -> Result<Command> {
     ensure!(jars.is_dir(), "{} is missing: run `cargo xtask setup`", jars.display());
     let mut command = Command::new(require("java")?);
     command.arg("-cp").arg(jars.join("*")).arg(repository().join("tests/peers/wavefront-decoder/Decode.java"));
+    Ok(command)
+}
+
+/// Returns a command that becomes a real Zipkin server with its storage in memory.
+pub fn zipkin() -> Result<Command> {
+    let jars = cache().join("zipkin");
+    ensure!(jars.join(".complete").is_file(), "{} is missing: run `cargo xtask setup`", jars.display());
+    let mut command = Command::new(require("java")?);
+    command.args(["-Xmx192m", "-jar"]).arg(jars.join(ZIPKIN_JAR));
     Ok(command)
 }
 

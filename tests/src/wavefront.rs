@@ -16,7 +16,17 @@ use crate::tools;
 
 /// Returns the verdict of Wavefront's own decoders and validation, at the documented limits, on each line.
 pub fn judged(lines: &str) -> Result<Vec<String>> {
-    let mut decoder: Command = tools::wavefront_decoder()?;
+    answers(lines, tools::wavefront_decoder()?)
+}
+
+/// Returns the same on each line of a span; behind "ok" is what was read, parted by tabs.
+pub fn decoded_spans(lines: &str) -> Result<Vec<String>> {
+    let mut decoder = tools::wavefront_decoder()?;
+    decoder.arg("spans");
+    answers(lines, decoder)
+}
+
+fn answers(lines: &str, mut decoder: Command) -> Result<Vec<String>> {
     let mut decoder = decoder.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut input = decoder.stdin.take().context("no standard input")?;
     let lines = lines.to_owned();

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{Result, ensure};
-use harness::wavefront::judged;
+use harness::wavefront::{decoded_spans, judged};
 
 /// The observer's own tests compare the golden files with the encoder's output, byte for byte.
 #[test]
@@ -52,6 +52,42 @@ fn what_breaks_the_rules_is_refused() -> Result<()> {
     ensure!(judged.len() == bad.len(), "{} answers", judged.len());
     for (line, said) in bad.iter().zip(&judged) {
         ensure!(said != "ok", "{line} is taken");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_golden_span_is_taken_and_read_as_it_was_meant() -> Result<()> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../observer/model/golden/spans.wavefront-spans");
+    let lines = fs::read_to_string(golden)?;
+    let decoded = decoded_spans(&lines)?;
+    ensure!(decoded.len() == lines.matches('\n').count() && decoded.len() > 5, "{} answers", decoded.len());
+    for (line, said) in lines.split('\n').zip(&decoded) {
+        ensure!(said.starts_with("ok\t1700000100000\t"), "{said}: {line}");
+        for field in ["service=", "application=default", "cluster=c1", "shard=none", "source=node-1", "team=a"] {
+            ensure!(said.contains(&format!("\t{field}")), "{field}: {said}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_span_that_breaks_the_rules_is_refused() -> Result<()> {
+    let ids =
+        "\"traceId\"=\"00000000-0000-0000-0000-000000000005\" \"spanId\"=\"00000000-0000-0000-0000-000000000001\"";
+    let names = "\"application\"=\"a\" \"service\"=\"s\"";
+    let good = format!("\"HTTP\" source=\"n\" {ids} {names} 1700000000000 5");
+    let bad = [
+        format!("\"HTTP\" source=\"n\" {names} 1700000000000 5"),
+        format!("\"HTTP\" source=\"n\" {ids} {names} x 5"),
+        format!("\"{}\" source=\"n\" {ids} {names} 1700000000000 5", "b".repeat(129)),
+        format!("\"HTTP\" source=\"n\" {ids} {names} \"k\"=\"{}\" 1700000000000 5", "v".repeat(129)),
+        format!("\"HTTP\" source=\"n\" {ids} {names} \"k\"=\"v\\\" 1700000000000 5"),
+    ];
+    let judged = decoded_spans(&(bad.join("\n") + "\n" + &good + "\n"))?;
+    ensure!(judged.len() == bad.len() + 1 && judged[bad.len()].starts_with("ok\t"), "{judged:?}");
+    for (line, said) in bad.iter().zip(&judged) {
+        ensure!(!said.starts_with("ok"), "{line} is taken: {said}");
     }
     Ok(())
 }
