@@ -35,6 +35,8 @@ pub struct Bookstore {
     /// Services over HTTP and TCP.
     pub services: Services,
     prices: Service,
+    /// HTTP at catalog, without a server of its own.
+    pub orders: Service,
     /// Calls catalog over HTTP, stock over gRPC and TCP.
     pub shop: Arc<Workload>,
     /// Calls stock over HTTP.
@@ -60,12 +62,13 @@ impl Bookstore {
             ledger: mesh.service("ledger", 9000, &stock, 9000, Protocol::Tcp)?,
         };
         let prices = mesh.service("prices", 50051, &stock, 50051, Protocol::Http2)?;
+        let orders = mesh.service("orders", 80, &catalog, 8081, Protocol::Http)?;
         let sidecars = [&shop, &catalog, &stock]
             .into_iter()
             .map(|workload| Sidecar::start(&mesh, workload, Options::default()))
             .collect::<Result<Vec<_>>>()?;
         let access_logs = sidecars.iter().map(EnvoyAccessLog::new).collect::<Result<_>>()?;
-        Ok(Self { sidecars, access_logs, services, prices, shop, catalog, stock, mesh })
+        Ok(Self { sidecars, access_logs, services, prices, orders, shop, catalog, stock, mesh })
     }
 
     /// Starts servers and clients.

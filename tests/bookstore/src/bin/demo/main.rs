@@ -6,6 +6,7 @@
 
 mod control_plane;
 mod summary;
+mod trace;
 
 use std::{
     io::{self, IsTerminal as _},
@@ -26,7 +27,7 @@ use harness::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::control_plane::ControlPlane;
+use crate::{control_plane::ControlPlane, trace::Trace};
 
 /// Interval of the table without a terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,6 +41,13 @@ struct Options {
     /// End by itself after this long, and compare with Envoy; without it, run until q or Ctrl-C.
     #[arg(long = "for", value_parser = humantime::parse_duration)]
     time: Option<Duration>,
+    /// Read trace contexts, send sampled requests as spans to a receiver of the demo's own, and show one through all
+    /// workloads.
+    #[arg(long)]
+    traces: bool,
+    /// Send spans to this receiver too, e.g. zipkin+http://HOST:9411.
+    #[arg(long, value_name = "URL", requires = "traces")]
+    emit: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -48,7 +56,8 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let stop = stop_on_signal()?;
-    let demo = timed("starting three workloads with their sidecars, and the observer", Demo::start)?;
+    let demo = timed("starting three workloads with their sidecars, and the observer", || Demo::start(options))?;
+    demo.show_trace(options)?;
     demo.watch(options.time, &stop)?;
     if stop.load(Ordering::Relaxed) {
         // The signal went to Envoy and the observer too: nothing is left to compare.
@@ -64,16 +73,31 @@ struct Demo {
     talk: Talk,
     control_plane: ControlPlane,
     observer: Observer,
+    trace: Option<Trace>,
     bookstore: Bookstore,
 }
 
 impl Demo {
-    fn start() -> Result<Self> {
+    fn start(options: &Options) -> Result<Self> {
         let bookstore = Bookstore::open()?;
         let control_plane = ControlPlane::start()?;
-        let observer =
-            Observer::start(&bookstore.mesh, bookstore.sidecars.len(), &["--control-plane", &control_plane.url()])?;
-        Ok(Self { talk: bookstore.talk()?, control_plane, observer, bookstore })
+        let trace = options.traces.then(|| Trace::open(&bookstore)).transpose()?;
+        let mut arguments = vec!["--control-plane".to_owned(), control_plane.url()];
+        let receivers = trace.iter().map(Trace::url).chain(options.emit.clone());
+        arguments.extend(receivers.flat_map(|url| ["--emit".to_owned(), url]));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let observer = Observer::start(&bookstore.mesh, bookstore.sidecars.len(), &arguments)?;
+        Ok(Self { talk: bookstore.talk()?, control_plane, observer, trace, bookstore })
+    }
+
+    /// Shows the trace of one request, if traces are read.
+    fn show_trace(&self, options: &Options) -> Result<()> {
+        let Some(trace) = &self.trace else { return Ok(()) };
+        let own = trace.url();
+        let receivers = options.emit.as_ref().map_or_else(|| own.clone(), |other| format!("{own} and {other}"));
+        say(format!("a sampled request from shop through catalog to stock, as spans at {receivers}:"));
+        println!("{}", trace.show()?);
+        Ok(())
     }
 
     /// Shows the table until the time is up, the user quits it or a signal arrives.
@@ -97,8 +121,9 @@ impl Demo {
 
     /// Ends the traffic and waits until the observer's counts equal Envoy's; an error if they do not.
     fn compare(self) -> Result<()> {
-        let Self { talk, control_plane, observer, mut bookstore } = self;
+        let Self { talk, control_plane, observer, trace, mut bookstore } = self;
         let messages = talk.end();
+        drop(trace);
         let mut truth = Counts::default();
         bookstore.read_logs(&mut truth)?;
         truth.messages = bookstore::messages(&messages);
