@@ -18,8 +18,8 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 use self::values::{
-    Callers, DEFAULT_LISTEN, ExecutableName, Interval, KubernetesMode, ListenAddress, LogLevel, Parsed, bounded,
-    directories, directory, file, parsed, parsed_list, wavefront_names,
+    Callers, DEFAULT_LISTEN, ExecutableName, Interval, KubernetesMode, ListenAddress, LogLevel, Parsed, TracePaths,
+    bounded, directories, directory, file, parsed, parsed_list, wavefront_names,
 };
 use crate::{
     cli::args::{NodeArgs, RunArgs},
@@ -112,6 +112,8 @@ pub struct Config {
     pub callers: Callers,
     /// Whether trace contexts of requests are read, for exemplars.
     pub traces: bool,
+    /// What spans say of the paths of requests.
+    pub trace_paths: TracePaths,
     /// cgroup v2 directories that are always observed.
     #[serde(deserialize_with = "directories")]
     pub cgroup: Vec<PathBuf>,
@@ -168,6 +170,7 @@ impl Default for Config {
             scrape_proxies: false,
             callers: Callers::Auto,
             traces: false,
+            trace_paths: TracePaths::default(),
             cgroup: Vec::new(),
             proc_root: None,
             cgroup_root: None,
@@ -297,6 +300,7 @@ impl Config {
             scrape_proxies,
             callers,
             traces,
+            trace_paths,
         } = node;
         replace(&mut self.listen, listen);
         replace(&mut self.web_config_file, web_config_file.map(Some));
@@ -324,6 +328,7 @@ impl Config {
         replace(&mut self.scrape_proxies, scrape_proxies);
         replace(&mut self.callers, callers);
         replace(&mut self.traces, traces);
+        replace(&mut self.trace_paths, trace_paths);
         self
     }
 
@@ -430,7 +435,7 @@ impl Config {
     #[must_use]
     pub fn trace_reading(&self) -> Traces {
         if self.emit.iter().any(EmitTarget::is_of_spans) {
-            Traces::Spans
+            if self.trace_paths == TracePaths::Off { Traces::Spans } else { Traces::Targets }
         } else if self.traces {
             Traces::Exemplars
         } else {
@@ -781,7 +786,15 @@ mod tests {
         let with_defaults = |config: Config| {
             let Config { listen, interval, scrape_interval, max_series, max_open_calls, queue_bytes, .. } = config;
             let Config {
-                wavefront_names, log, sidecar_exe, control_plane_exe, scrape_proxies, callers, traces, ..
+                wavefront_names,
+                log,
+                sidecar_exe,
+                control_plane_exe,
+                scrape_proxies,
+                callers,
+                traces,
+                trace_paths,
+                ..
             } = config;
             Config {
                 listen,
@@ -797,6 +810,7 @@ mod tests {
                 scrape_proxies,
                 callers,
                 traces,
+                trace_paths,
                 ..Config::default()
             }
         };

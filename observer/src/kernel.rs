@@ -49,8 +49,8 @@ pub const TCP_PORTS: [u16; 4] = [25, 53, 3306, 27017];
 /// Source: istio.io, application requirements.
 pub const EXCLUDED_PORTS: [u16; 7] = [15000, 15004, 15012, 15020, 15021, 15053, 15090];
 
-/// What of the trace contexts of requests is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What of sampled requests is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Traces {
     /// Nothing.
     Off,
@@ -58,6 +58,8 @@ pub enum Traces {
     Exemplars,
     /// The same, and each sampled request is a span.
     Spans,
+    /// The same, with their methods and paths.
+    Targets,
 }
 
 /// Sizes of maps, and port flags.
@@ -169,7 +171,7 @@ impl Kernel {
         for name in names::PROGRAMS {
             load::load(&mut ebpf, name)?;
         }
-        let spans = (options.traces == Traces::Spans).then(|| spans::open(&mut ebpf)).transpose()?;
+        let spans = (options.traces >= Traces::Spans).then(|| spans::open(&mut ebpf)).transpose()?;
         let mut kernel = Self {
             next_programs: load::link_tail_calls(&mut ebpf)?,
             ebpf,

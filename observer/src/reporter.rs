@@ -11,7 +11,10 @@ use tokio::task::JoinSet;
 
 use crate::{
     collect::{Outcome, Reading, procfs, self_usage},
-    config::{Config, values::Callers},
+    config::{
+        Config,
+        values::{Callers, TracePaths},
+    },
     discovery::{Component, Sidecar, SidecarId, kubernetes::KubernetesHandle},
     emit::Emitter,
     kernel::{Kernel, limit_warnings::LimitWarnings},
@@ -55,6 +58,7 @@ pub struct Reporter {
     limit_warnings: LimitWarnings,
     kubernetes: Option<KubernetesHandle>,
     proc_root: PathBuf,
+    masks_paths: bool,
     started: Instant,
 }
 
@@ -90,6 +94,7 @@ impl Reporter {
             limit_warnings: LimitWarnings::default(),
             kubernetes: None,
             proc_root: config.proc_root().to_owned(),
+            masks_paths: config.trace_paths == TracePaths::Masked,
             started: Instant::now(),
         })
     }
@@ -224,7 +229,10 @@ impl Reporter {
     }
 
     /// Offers requests as spans to every emitter of spans.
-    pub fn push_spans(&mut self, requests: Vec<SpanReading>) {
+    pub fn push_spans(&mut self, mut requests: Vec<SpanReading>) {
+        if self.masks_paths {
+            requests.iter_mut().for_each(|request| request.target.mask());
+        }
         let snapshot = Arc::new(Snapshot::of_spans(SystemTime::now(), self.model.spans(requests)));
         self.emitters
             .iter()

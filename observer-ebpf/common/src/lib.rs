@@ -20,7 +20,9 @@ pub use series::{
     BucketPage, DURATION, Endpoint, GRPC_NONE, GRPC_UNKNOWN, Histogram, Leg, OVERFLOW_SLOT, Protocol, REQUEST_BYTES,
     RESPONSE_BYTES, STATUS_UNKNOWN, Security, Series, SeriesKey,
 };
-pub use trace::{Exemplar, ExemplarKey, SpanRecord, TraceKey};
+pub use trace::{
+    Exemplar, ExemplarKey, LINE_WORDS, LineForm, Method, OpenRequest, RequestLine, SENDS_TARGETS, SpanRecord, TraceKey,
+};
 
 /// Version of the meanings in the maps. Raise it when a value changes its meaning in place, e.g. a flag or a protocol
 /// number: a build takes over only maps of the same version.
@@ -165,4 +167,6 @@ mod pod {
     unsafe impl aya::Pod for super::Exemplar {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::SpanRecord {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::OpenRequest {}
 }

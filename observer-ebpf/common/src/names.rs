@@ -45,6 +45,8 @@ pub const TRACE_TEXTS: &str = "TRACE_TEXTS";
 pub const TRACE_TABLES: &str = "TRACE_TABLES";
 /// [`crate::TraceKey`] to the [`crate::Exemplar`] of a sampled request that is open.
 pub const TRACES: &str = "TRACES";
+/// Socket storage: one `observer_proto::trace::LineTable` per connection of HTTP/2 that inserts paths.
+pub const LINE_TABLES: &str = "LINE_TABLES";
 /// [`crate::ExemplarKey`] to the last [`crate::Exemplar`] of a series' bucket.
 pub const EXEMPLARS: &str = "EXEMPLARS";
 /// Ring buffer of [`crate::SpanRecord`]s.
@@ -69,7 +71,7 @@ pub const TAIL_CALLS_SKB: &str = "TAIL_CALLS_SKB";
 pub const TAIL_CALLS_OPS: &str = "TAIL_CALLS_OPS";
 
 /// All maps.
-pub const MAPS: [&str; 33] = [
+pub const MAPS: [&str; 34] = [
     CONNECTIONS,
     PROCESSES,
     CGROUPS,
@@ -91,6 +93,7 @@ pub const MAPS: [&str; 33] = [
     INBOUND_PEERS,
     TRACE_TEXTS,
     TRACE_TABLES,
+    LINE_TABLES,
     TRACES,
     EXEMPLARS,
     SPANS,
@@ -105,7 +108,8 @@ pub const MAPS: [&str; 33] = [
     TAIL_CALLS_OPS,
 ];
 
-/// Constant of the programs with traces that is set as they are loaded: 1 if sampled requests become records of [`SPANS`].
+/// Constant of the programs with traces that is set as they are loaded: not 0 if sampled requests become records of [`SPANS`],
+/// [`crate::SENDS_TARGETS`] if those say what was asked for.
 pub const SENDS_SPANS: &str = "SENDS_SPANS";
 
 /// Programs attached to a cgroup, in the order in which a connection meets them.

@@ -1,6 +1,6 @@
 //! Environment of the protocol engine: implemented by the eBPF programs, and by the tests.
 
-use observer_common::{Caller, CallerId, Direction, Exemplar, Security, health::Counter};
+use observer_common::{Caller, CallerId, Direction, OpenRequest, Security, health::Counter};
 
 use crate::{
     caller::CallerText,
@@ -8,7 +8,7 @@ use crate::{
     finished::FinishedRequest,
     flow::{BufferHandle, Flow},
     http1,
-    trace::{TraceTable, TraceText},
+    trace::{LineTable, TraceTable, TraceText},
 };
 
 /// Progress of a state machine.
@@ -74,8 +74,12 @@ pub trait TraceStore {
     fn trace_text(&mut self) -> *mut TraceText;
     /// Returns the connection's [`TraceTable`], likewise.
     fn trace_table(&mut self) -> *mut TraceTable;
-    /// Keeps the context of a request by its number in the connection; returns whether there was room.
-    fn keep_trace(&mut self, number: u32, context: &Exemplar) -> bool;
+    /// Returns whether it is kept what requests ask for.
+    fn reads_lines(&mut self) -> bool;
+    /// Returns the connection's [`LineTable`], likewise.
+    fn line_table(&mut self) -> *mut LineTable;
+    /// Keeps a request by its number in the connection; returns whether there was room.
+    fn keep_trace(&mut self, number: u32, request: &OpenRequest) -> bool;
 }
 
 /// Source of a segment's bytes.

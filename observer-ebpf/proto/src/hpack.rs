@@ -10,7 +10,7 @@
 //!
 //! Strings are compared as they are sent: a Huffman code (Appendix B) identifies its text.
 
-use observer_common::{CallerId, GRPC_NONE, GRPC_UNKNOWN};
+use observer_common::{CallerId, GRPC_NONE, GRPC_UNKNOWN, Method};
 
 use crate::{
     atomic,
@@ -38,7 +38,7 @@ pub const CONTENT_TYPE: u32 = 3;
 pub const PROTOCOL: u32 = 4;
 /// `grpc-status` with a value that an entry has no room for: the value is its index in [`HpackDecoder::large`].
 const LARGE: u32 = 5;
-/// `:method`; its value is 1 for POST, else 0.
+/// `:method`; its value is that of a [`Method`], or 0 for all but POST.
 const METHOD: u32 = 6;
 /// A field that no message of HTTP/2 may have (section 8.2 of RFC 9113); its value does not matter.
 const FORBIDDEN: u32 = 7;
@@ -125,8 +125,8 @@ impl TableSize {
 const MAX_INDEXED: u32 = 8;
 /// Most bytes of a string that are read.
 const MAX_TEXT: u32 = 32;
-/// Lengths of the names that matter, Huffman coded: `b3`, most of them, and `x-forwarded-client-cert`.
-const HUFFMAN_NAMES: u32 = 1 << 2 | 0xff << 5 | 1 << MAX_HUFFMAN_NAME;
+/// Lengths of the names that matter, Huffman coded: `b3`, `:path`, most of them, and `x-forwarded-client-cert`.
+const HUFFMAN_NAMES: u32 = 1 << 2 | (trace::is_on() as u32) << 4 | 0xff << 5 | 1 << MAX_HUFFMAN_NAME;
 const MAX_HUFFMAN_NAME: u32 = 17;
 /// Most digits of a number, leading zeros and a sign included.
 const MAX_DIGITS: u32 = 16;
@@ -149,6 +149,16 @@ pub const REFUSED: u32 = 8;
 pub(crate) const TRACED: u32 = 16;
 /// Flag of a block: it refers to a field of a trace context that is no longer kept.
 pub(crate) const TRACE_MISSED: u32 = 32;
+/// Flag of a block: its path is kept.
+pub(crate) const HAS_PATH: u32 = 64;
+/// Flag of a block: its path is `/`.
+pub(crate) const HAS_ROOT_PATH: u32 = 128;
+/// Flag of a block: its path is `/index.html`.
+pub(crate) const HAS_INDEX_PATH: u32 = 256;
+/// Trace contexts are read.
+pub(crate) const READS_TRACES: u32 = 1;
+/// So are paths and methods.
+pub(crate) const READS_LINES: u32 = 2;
 /// In place of a value that is not in the block.
 pub const NONE: u32 = u32::MAX;
 
@@ -222,12 +232,12 @@ pub struct HpackDecoder {
     pub caller: u32,
     /// Insertion to which the block refers for its caller, if its id is yet to be looked up.
     pub caller_insertion: OptionU32,
-    /// 1 if trace contexts are read.
+    /// [`READS_TRACES`] and [`READS_LINES`].
     pub reads_traces: u32,
     /// Insertion to which the block has just referred for a field of its trace context.
     pub trace_insertion: OptionU32,
-    /// Zero.
-    pub padding: u32,
+    /// `:method` of the block, as its value in an entry.
+    pub method: u32,
     /// By the insertion's number modulo [`RING`].
     pub ring: [u16; RING],
 }
@@ -252,6 +262,7 @@ pub(crate) fn begin(decoder: &mut HpackDecoder) {
     decoder.caller_insertion = OptionU32::NONE;
     if trace::is_on() {
         decoder.trace_insertion = OptionU32::NONE;
+        decoder.method = 0;
     }
 }
 
@@ -485,7 +496,8 @@ fn resolve(decoder: &mut HpackDecoder) {
             name
         } else if trace::is_on() && is_trace(entry) {
             decoder.trace_insertion = OptionU32::NONE;
-            TRACE + (entry & 0xffff) - TRACE_ENTRY
+            let kind = (entry & 0xffff) - TRACE_ENTRY;
+            TRACE + if kind > kind::PATH { kind::PATH } else { kind }
         } else {
             CALLER
         };
@@ -499,7 +511,7 @@ fn resolve(decoder: &mut HpackDecoder) {
 fn look_up(decoder: &mut HpackDecoder, index: u32) -> bool {
     if index < 62 {
         decoder.entry = match index {
-            2 => METHOD << NAME_SHIFT,
+            2 => METHOD << NAME_SHIFT | if trace::is_on() { u32::from(Method::GET.0) } else { 0 },
             3 => METHOD << NAME_SHIFT | 1,
             8 => STATUS << NAME_SHIFT | 200,
             9 => STATUS << NAME_SHIFT | 204,
@@ -509,6 +521,8 @@ fn look_up(decoder: &mut HpackDecoder, index: u32) -> bool {
             13 => STATUS << NAME_SHIFT | 404,
             14 => STATUS << NAME_SHIFT | 500,
             31 => CONTENT_TYPE << NAME_SHIFT,
+            4 if trace::is_on() && decoder.reads_traces & READS_LINES != 0 => TRACE_ENTRY + kind::ROOT_PATH,
+            5 if trace::is_on() && decoder.reads_traces & READS_LINES != 0 => TRACE_ENTRY + kind::INDEX_PATH,
             // `transfer-encoding`.
             57 => FORBIDDEN << NAME_SHIFT,
             _ => 0,
@@ -550,7 +564,7 @@ pub fn resolve_far(decoder: &mut HpackDecoder, table: Option<&LargeTable>) {
         Some(table) if back < LARGE_TABLE as u32 && back < decoder.inserted && number as u32 >= decoder.large_from => {
             // SAFETY: the ring's length is a power of two.
             decoder.entry = unsafe { *table.entries.get_unchecked(number & (LARGE_TABLE - 1)) };
-            if trace::is_on() && decoder.form == Form::INDEXED && is_trace(decoder.entry) {
+            if trace::is_on() && decoder.form == Form::INDEXED && is_trace(decoder.entry) && !is_path(decoder) {
                 decoder.flags |= TRACE_MISSED;
             }
         }
@@ -612,13 +626,24 @@ pub(crate) fn trace_kind(decoder: &HpackDecoder) -> u32 {
     decoder.name.wrapping_sub(TRACE)
 }
 
+/// Returns the value that a kind has in an entry.
+const fn trace_value(kind: u32) -> u32 {
+    (TRACE_ENTRY & UNREADABLE) + kind
+}
+
+/// Returns whether the entry looked up last is of a path.
+#[inline(always)]
+pub(crate) fn is_path(decoder: &HpackDecoder) -> bool {
+    decoder.entry & 0xffff == TRACE_ENTRY + kind::PATH
+}
+
 /// Ends a literal field of a trace context; returns the number of its insertion, if it is to be inserted.
 #[inline(always)]
 pub(crate) fn end_trace(decoder: &mut HpackDecoder) -> OptionU32 {
     let (number, kind) = (decoder.inserted, trace_kind(decoder));
     decoder.state = FieldState::FIRST;
     decoder.name = FORBIDDEN;
-    on_literal(decoder, (TRACE_ENTRY & UNREADABLE) + kind);
+    on_literal(decoder, trace_value(kind));
     if decoder.form == Form::INSERTED { OptionU32::some(number) } else { OptionU32::NONE }
 }
 
@@ -635,14 +660,25 @@ fn on_field(decoder: &mut HpackDecoder) {
             decoder.status = value;
         }
         FORBIDDEN if value == 0 => decoder.flags |= REFUSED,
-        FORBIDDEN if trace::is_on() && is_trace(entry) => {}
+        FORBIDDEN if trace::is_on() && is_trace(entry) => {
+            if value == trace_value(kind::ROOT_PATH) {
+                decoder.flags |= HAS_ROOT_PATH;
+            } else if value == trace_value(kind::INDEX_PATH) {
+                decoder.flags |= HAS_INDEX_PATH;
+            }
+        }
         FORBIDDEN => decoder.caller = entry >> ID_SHIFT,
         GRPC_STATUS => decoder.grpc_status = if value == UNREADABLE { GRPC_UNKNOWN } else { u64::from(value) },
         LARGE => {
             // SAFETY: the length is a power of two.
             decoder.grpc_status = u64::from(unsafe { *decoder.large.get_unchecked(value as usize & (MAX_LARGE - 1)) });
         }
-        METHOD => decoder.flags |= if value == 1 { 0 } else { NOT_POST },
+        METHOD => {
+            decoder.flags |= if value == 1 { 0 } else { NOT_POST };
+            if trace::is_on() {
+                decoder.method = value;
+            }
+        }
         PROTOCOL => decoder.flags |= EXTENDED_CONNECT,
         CONTENT_TYPE => decoder.content_is_grpc = u32::from(value == 1),
         // An entry whose name could not be resolved.
@@ -682,7 +718,13 @@ fn text(decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) {
         decoder.name = name;
         if name >= CALLER {
             let is_trace = trace::is_on() && name != CALLER;
-            let reads = if is_trace { decoder.reads_traces } else { decoder.reads_callers };
+            let reads = if !is_trace {
+                decoder.reads_callers
+            } else if name == TRACE + kind::PATH {
+                decoder.reads_traces & READS_LINES
+            } else {
+                decoder.reads_traces
+            };
             decoder.name = if reads == 0 { OTHER } else { name };
         }
         decoder.state = FieldState::VALUE_LENGTH;
@@ -740,7 +782,7 @@ fn interpret(decoder: &mut HpackDecoder) {
     if decoder.name == CONTENT_TYPE {
         decoder.parsed = content_type(decoder);
     } else if decoder.name == METHOD {
-        decoder.parsed = is_post(decoder);
+        decoder.parsed = method(decoder);
     } else if decoder.name == PROTOCOL {
         decoder.parsed = 0;
     } else {
@@ -791,12 +833,14 @@ fn name_of_text(decoder: &HpackDecoder) -> u32 {
     if trace::is_on() {
         let kind = match (huffman, length) {
             (0, 2) if is(b"b3\0\0\0\0\0\0", 2, NO, 0) => kind::B3,
+            (0, 5) if is(b":path\0\0\0", 5, NO, 0) => kind::PATH,
             (0, 10) if is(b"x-b3-fla", 8, b"gs\0\0\0\0\0\0", 2) => kind::B3_FLAGS,
             (0, 11) if is(b"tracepar", 8, b"ent\0\0\0\0\0", 3) => kind::TRACEPARENT,
             (0, 11) if is(b"x-b3-spa", 8, b"nid\0\0\0\0\0", 3) => kind::B3_SPAN_ID,
             (0, 12) if is(b"x-b3-tra", 8, b"ceid\0\0\0\0", 4) => kind::B3_TRACE_ID,
             (0, 12) if is(b"x-b3-sam", 8, b"pled\0\0\0\0", 4) => kind::B3_SAMPLED,
             (1, 2) if is(b"\x8d\x9f\0\0\0\0\0\0", 2, NO, 0) => kind::B3,
+            (1, 4) if is(b"\xb9\x58\xd3\x3f\0\0\0\0", 4, NO, 0) => kind::PATH,
             (1, 8) if is(b"\xf2\xb4\x6c\xad\x2d\x03\x99\x1f", 8, NO, 0) => kind::B3_FLAGS,
             (1, 8) if is(b"\x4d\x83\x21\x6b\x1d\x85\xa9\x3f", 8, NO, 0) => kind::TRACEPARENT,
             (1, 8) if is(b"\xf2\xb4\x6c\xac\x8a\xc7\x51\xa4", 8, NO, 0) => kind::B3_SPAN_ID,
@@ -885,12 +929,42 @@ fn content_type(decoder: &HpackDecoder) -> u32 {
     u32::from(is)
 }
 
-/// Returns 1 if the collected string is `POST`, else 0.
+/// Returns the value of the collected string as a method.
 #[inline(always)]
-fn is_post(decoder: &HpackDecoder) -> u32 {
+fn method(decoder: &HpackDecoder) -> u32 {
     let post = if decoder.huffman == 0 { *b"POST" } else { *b"\xd7\xab\x76\xff" };
-    u32::from(decoder.number == 4 && decoder.text[0] as u32 == u32::from_le_bytes(post))
+    if decoder.number == 4 && decoder.text[0] as u32 == u32::from_le_bytes(post) {
+        return u32::from(Method::POST.0);
+    }
+    if trace::is_on() { any_method(decoder) } else { 0 }
 }
+
+/// Returns the value of the collected string as a method other than POST.
+#[inline(never)]
+fn any_method(decoder: &HpackDecoder) -> u32 {
+    let (length, huffman) = (decoder.number, decoder.huffman);
+    let text = decoder.text[0] & ones(length);
+    let mut i = 0;
+    while i < METHODS.len() {
+        let (plain, coded) = METHODS[i];
+        if length <= 8 && text == if huffman == 0 { plain } else { coded } {
+            return i as u32 + u32::from(Method::POST.0) + 1;
+        }
+        i += 1;
+    }
+    u32::from(Method::OTHER.0)
+}
+
+/// Methods behind the first of [`Method::NAMES`], plain and Huffman coded.
+const METHODS: [(u64, u64); 7] = [
+    (word(b"GET\0\0\0\0\0"), word(b"\xc5\x83\x7f\0\0\0\0\0")),
+    (word(b"PUT\0\0\0\0\0"), word(b"\xd7\xc3\x7f\0\0\0\0\0")),
+    (word(b"DELETE\0\0"), word(b"\xbf\x83>\x0d\xf8?\0\0")),
+    (word(b"HEAD\0\0\0\0"), word(b"\xc7\x82\x1b\xff\0\0\0\0")),
+    (word(b"OPTIONS\0"), word(b"\xd5\xaf~MZw\x7f\0")),
+    (word(b"PATCH\0\0\0"), word(b"\xd7\x0e\xfb\xd8\xff\0\0\0")),
+    (word(b"CONNECT\0"), word(b"\xbd\xabN\x9c\x17\xb7\xff\0")),
+];
 
 /// Parses the collected string as a decimal number, which may have leading zeros and a plus sign. Sets
 /// [`HpackDecoder::decimal`], and [`HpackDecoder::text_length`] to the number of its digits and [`SIGN`], 0 if it is not

@@ -13,6 +13,7 @@ pub(crate) mod text;
 use observer_common::{
     CallerId,
     Direction::{self, Request, Response},
+    Method,
     health::Counter,
 };
 
@@ -617,7 +618,13 @@ fn begin_response<E: Recorder>(c: &mut Connection, env: &mut E, at: u32, length:
 
 /// Reads a request line.
 #[inline(always)]
-fn begin_request<E: Recorder>(c: &mut Connection, env: &mut E, at: u32, length: u32, is_whole: bool) -> Step {
+fn begin_request<E: Recorder + TraceStore>(
+    c: &mut Connection,
+    env: &mut E,
+    at: u32,
+    length: u32,
+    is_whole: bool,
+) -> Step {
     let flow = &mut c.flows[Request];
     let flags = flow.flags;
     request_line(flow, at, length, is_whole);
@@ -634,7 +641,19 @@ fn begin_request<E: Recorder>(c: &mut Connection, env: &mut E, at: u32, length: 
     flow.flags |= read;
     flow.caller = u32::from(CallerId::NONE.0);
     flow.phase = phase::HEADERS;
+    if trace::is_on() && env.reads_lines() {
+        keep_request_line(c, env, at, length);
+    }
     Step::More
+}
+
+/// Keeps a request line, in case the request is sampled.
+#[inline(never)]
+fn keep_request_line<E: TraceStore>(c: &Connection, env: &mut E, at: u32, length: u32) {
+    // SAFETY: null or valid, see `TraceStore`.
+    if let Some(text) = unsafe { env.trace_text().as_mut() } {
+        trace::request_line(text, &c.flows[Request], at, length);
+    }
 }
 
 /// Classifies an undecided connection by the client's first line, or what there is of it; returns false if it is not
@@ -717,7 +736,7 @@ fn end_request_header<E: Recorder + TraceStore>(c: &mut Connection, env: &mut E)
     if flags & GRPC != 0 {
         state |= IS_GRPC;
     }
-    if trace::is_on() && flags & TRACED != 0 && trace::keep(env, tail.wrapping_sub(1)) {
+    if trace::is_on() && flags & TRACED != 0 && trace::keep(env, tail.wrapping_sub(1), Method::UNKNOWN) {
         state |= HAS_TRACE;
     }
     atomic::fetch_or(&mut c.exchange(tail.wrapping_sub(1)).state, state);

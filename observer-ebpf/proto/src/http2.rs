@@ -16,18 +16,19 @@ mod table;
 use observer_common::{
     CallerId,
     Direction::{self, Request, Response},
+    Method,
     health::Counter,
 };
 
 use crate::{
     atomic, caller,
     connection::{Connection, flags::PREEXISTING},
-    env::{ByteSource, Recorder, Step},
+    env::{ByteSource, Recorder, Step, TraceStore},
     flow::{Flow, Refill},
     hpack::{self, FieldState, HpackDecoder, TableSize},
     option::{OptionU32, Peer},
     reassembly::{buffer_segment, free_if_drained},
-    trace,
+    trace::{self, TraceText, kind},
 };
 
 use self::{
@@ -303,7 +304,7 @@ fn read_step<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, di
         frames.padding = padding;
         frames.left -= padding;
     }
-    begin_payload(h, direction);
+    begin_payload(h, env, direction);
     Step::More
 }
 
@@ -418,7 +419,7 @@ fn begin_frame<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, 
     if kind == FrameKind::DATA {
         begin_data(c, h, env, direction);
     } else {
-        begin_payload(h, direction);
+        begin_payload(h, env, direction);
     }
     Step::More
 }
@@ -444,7 +445,7 @@ fn is_violation(c: &Connection, h: &Http2, direction: Direction, header: &FrameH
 
 /// Begins a header block, or data behind a prologue.
 #[inline(always)]
-fn begin_payload(h: &mut Http2, direction: Direction) {
+fn begin_payload<E: TraceStore>(h: &mut Http2, env: &mut E, direction: Direction) {
     let frames = &mut h.frames[direction];
     if frames.kind == FrameKind::DATA {
         // Whether padded data has messages is seen when its stream is looked up; see `read_messages`.
@@ -458,7 +459,8 @@ fn begin_payload(h: &mut Http2, direction: Direction) {
     frames.state = FrameState::HEADER_BLOCK;
     hpack::begin(&mut frames.decoder);
     if trace::is_on() {
-        frames.decoder.reads_traces = u32::from(direction == Request);
+        let lines = if env.reads_lines() { hpack::READS_LINES } else { 0 };
+        frames.decoder.reads_traces = if direction == Request { hpack::READS_TRACES | lines } else { 0 };
     }
 }
 
@@ -654,10 +656,7 @@ fn read_trace<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, d
     let (number, kind) = (frames.decoder.number, hpack::trace_kind(&frames.decoder));
     // SAFETY: null or valid, see `TraceStore`.
     if let Some(text) = unsafe { env.trace_text().as_mut() } {
-        if frames.decoder.flags & hpack::TRACED == 0 {
-            frames.decoder.flags |= hpack::TRACED;
-            trace::begin(text);
-        }
+        begin_trace(&mut frames.decoder, text, kind == kind::PATH);
         if !trace::value(text, &mut frames.decoder, flow, &raw mut frames.left, kind) {
             if frames.left == 0 {
                 end_fragment(frames, flow);
@@ -666,13 +665,12 @@ fn read_trace<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, d
         }
         let insertion = hpack::end_trace(&mut frames.decoder);
         if let Some(insertion) = insertion.get() {
-            // SAFETY: as above.
-            if let Some(table) = unsafe { env.trace_table().as_mut() } {
-                *table.field(insertion) = text.field;
-            }
+            keep_insertion(text, env, insertion, kind == kind::PATH);
         }
     } else {
-        env.count(Counter::TracesFull, 1);
+        if kind != kind::PATH {
+            env.count(Counter::TracesFull, 1);
+        }
         hpack::skip(&mut frames.decoder, flow, &mut frames.left, number);
         hpack::end_trace(&mut frames.decoder);
     }
@@ -683,23 +681,61 @@ fn read_trace<E: StreamSource>(c: &mut Connection, h: &mut Http2, env: &mut E, d
     end_value(frames, flow, env, direction, inserted)
 }
 
+/// Notes that a block has a field of a trace context, or a path.
+#[inline(always)]
+fn begin_trace(decoder: &mut HpackDecoder, text: &mut TraceText, is_path: bool) {
+    if is_path {
+        decoder.flags |= hpack::HAS_PATH;
+    } else if decoder.flags & hpack::TRACED == 0 {
+        decoder.flags |= hpack::TRACED;
+        trace::begin(text);
+    }
+}
+
+/// Keeps the field read last with its insertion into the header table.
+#[inline(never)]
+fn keep_insertion<E: StreamSource>(text: &TraceText, env: &mut E, insertion: u32, is_path: bool) {
+    if is_path {
+        // SAFETY: null or valid, see `TraceStore`.
+        if let Some(table) = unsafe { env.line_table().as_mut() } {
+            table.keep(insertion, &text.request.line);
+        }
+    // SAFETY: as above.
+    } else if let Some(table) = unsafe { env.trace_table().as_mut() } {
+        *table.field(insertion) = text.field;
+    }
+}
+
 /// Adds the field of an insertion to which the block has referred to the request's trace context.
 #[inline(never)]
 fn look_up_trace<E: StreamSource>(decoder: &mut HpackDecoder, env: &mut E) {
     let insertion = decoder.trace_insertion.get().unwrap_or(0);
     decoder.trace_insertion = OptionU32::NONE;
+    if hpack::is_path(decoder) {
+        return look_up_path(decoder, env, insertion);
+    }
     // SAFETY: null or valid, see `TraceStore`.
     let (text, table) = unsafe { (env.trace_text().as_mut(), env.trace_table().as_mut()) };
     let (Some(text), Some(table)) = (text, table) else {
         decoder.flags |= hpack::TRACE_MISSED;
         return;
     };
-    if decoder.flags & hpack::TRACED == 0 {
-        decoder.flags |= hpack::TRACED;
-        trace::begin(text);
-    }
+    begin_trace(decoder, text, false);
     text.field = *table.field(insertion);
     trace::apply(text);
+}
+
+/// Looks up the path of an insertion to which the block has referred; it stays unknown where it is no longer kept.
+#[inline(never)]
+fn look_up_path<E: StreamSource>(decoder: &mut HpackDecoder, env: &mut E, insertion: u32) {
+    // SAFETY: null or valid, see `TraceStore`.
+    let (text, table) = unsafe { (env.trace_text().as_mut(), env.line_table().as_mut()) };
+    if let (Some(text), Some(table)) = (text, table)
+        && let Some(line) = table.line(insertion)
+    {
+        text.request.line = *line;
+        decoder.flags |= hpack::HAS_PATH;
+    }
 }
 
 /// Ends this frame's fragment of a header block, of which some bytes may still be to be skipped.
@@ -822,8 +858,20 @@ fn caller_of<E: Recorder>(decoder: &HpackDecoder, env: &mut E) -> CallerId {
 #[inline(always)]
 fn keep_trace<E: StreamSource>(decoder: &HpackDecoder, env: &mut E, stream_id: u32) -> bool {
     let flags = decoder.flags;
-    if flags & hpack::TRACED != 0 && trace::keep(env, stream_id) {
-        return true;
+    if flags & hpack::TRACED != 0 {
+        if flags & hpack::HAS_PATH == 0 {
+            let length = if flags & hpack::HAS_ROOT_PATH != 0 {
+                1
+            } else if flags & hpack::HAS_INDEX_PATH != 0 {
+                11
+            } else {
+                0
+            };
+            trace::set_path(env, length);
+        }
+        if trace::keep(env, stream_id, Method(decoder.method as u16)) {
+            return true;
+        }
     }
     let is_unknown = flags & (hpack::TRACED | hpack::UNRESOLVED) == hpack::UNRESOLVED && decoder.reads_traces != 0;
     if is_unknown || flags & hpack::TRACE_MISSED != 0 {

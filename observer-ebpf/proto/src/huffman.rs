@@ -20,18 +20,19 @@ const LENGTHS: [u8; 257] = [
 ];
 
 /// Bit of an entry: half a byte ends a symbol, which is in bits 8 to 15.
-pub(crate) const HAS_SYMBOL: u32 = 1 << 16;
+pub const HAS_SYMBOL: u32 = 1 << 16;
 /// Bit of an entry: no string may have these bits.
-pub(crate) const FAILS: u32 = 1 << 17;
+pub const FAILS: u32 = 1 << 17;
 /// Bit of an entry: a string may end here, behind a symbol and less than a byte of ones.
-pub(crate) const MAY_END: u32 = 1 << 18;
+pub const MAY_END: u32 = 1 << 18;
 
 /// By state and half a byte: the next state in the lowest byte, and the bits above.
 static TABLE: [u32; 256 * 16] = table();
 
 /// Returns the entry for a state, of which only the lowest byte counts, and four bits.
 #[inline(always)]
-pub(crate) fn next(state: u32, bits: u32) -> u32 {
+#[must_use]
+pub fn next(state: u32, bits: u32) -> u32 {
     // Hidden, so that the compiler does not drop the mask, which the verifier of Linux 6.1 needs.
     let index = black_box(state << 4 | bits & 0xf) as usize & (TABLE.len() - 1);
     // SAFETY: masked just here; the length is a power of two.

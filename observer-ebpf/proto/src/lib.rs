@@ -22,7 +22,7 @@ pub mod flow;
 pub mod hpack;
 pub mod http1;
 pub mod http2;
-mod huffman;
+pub mod huffman;
 mod option;
 pub mod pairing;
 pub mod reassembly;

@@ -1,4 +1,4 @@
-//! Trace contexts of requests: `traceparent` (W3C Trace Context), `b3` and `x-b3-*` (B3).
+//! Trace contexts of requests: `traceparent` (W3C Trace Context), `b3` and `x-b3-*` (B3); and what these requests ask for.
 //!
 //! Nothing is kept of a request whose context says that it is not sampled. A value is read once it is whole; what a header
 //! table refers to is kept by insertion. Where a request has both forms, that of the W3C counts, unless only the other one
@@ -7,7 +7,7 @@
 
 use core::hint::black_box;
 
-use observer_common::{Exemplar, health::Counter};
+use observer_common::{Exemplar, LINE_WORDS, LineForm, Method, OpenRequest, RequestLine, health::Counter};
 
 use crate::{
     atomic,
@@ -28,6 +28,8 @@ pub const fn is_on() -> bool {
 const MAX_VALUE: u32 = 80;
 /// Words of it.
 const VALUE_WORDS: usize = MAX_VALUE as usize / 8;
+/// Bytes that are kept of a request line or a path.
+pub(crate) const MAX_LINE: u32 = LINE_WORDS as u32 * 8;
 /// Words in which a byte is written at an index below 128, and a word read behind it.
 const TEXT_WORDS: usize = 128 / 8 + 2;
 
@@ -45,9 +47,15 @@ pub mod kind {
     pub const B3_SAMPLED: u32 = 5;
     /// `x-b3-flags`.
     pub const B3_FLAGS: u32 = 6;
+    /// `:path`, which is no part of a context.
+    pub const PATH: u32 = 7;
+    /// `:path` of the value `/`, which the static table has.
+    pub const ROOT_PATH: u32 = 8;
+    /// `:path` of the value `/index.html`, likewise.
+    pub const INDEX_PATH: u32 = 9;
 }
 
-use kind::{B3, B3_FLAGS, B3_SAMPLED, B3_SPAN_ID, B3_TRACE_ID, TRACEPARENT};
+use kind::{B3, B3_FLAGS, B3_SAMPLED, B3_SPAN_ID, B3_TRACE_ID, PATH, TRACEPARENT};
 
 /// Flag of a context: sampled.
 pub const SAMPLED: u32 = 1;
@@ -86,8 +94,8 @@ pub struct TraceText {
     pub b3: TraceField,
     /// The header read last.
     pub field: TraceField,
-    /// The context to be kept.
-    pub exemplar: Exemplar,
+    /// The request to be kept.
+    pub request: OpenRequest,
     /// Length of the value.
     pub length: u32,
     /// State of the Huffman decoder.
@@ -100,6 +108,41 @@ pub struct TraceText {
     pub coded: [u64; TEXT_WORDS],
     /// The value.
     pub text: [u64; TEXT_WORDS],
+}
+
+/// Insertions that a [`LineTable`] holds.
+const LINES: usize = 32;
+
+/// Paths that were inserted into a header table: the value of a socket's storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LineTable {
+    /// Number of each insertion plus one, by its remainder.
+    pub insertions: [u32; LINES],
+    /// Their paths.
+    pub lines: [RequestLine; LINES],
+}
+
+impl LineTable {
+    /// Keeps the path of an insertion.
+    #[inline(always)]
+    pub(crate) fn keep(&mut self, insertion: u32, line: &RequestLine) {
+        let at = insertion as usize & (LINES - 1);
+        // SAFETY: the length is a power of two.
+        unsafe {
+            *self.insertions.get_unchecked_mut(at) = insertion.wrapping_add(1);
+            *self.lines.get_unchecked_mut(at) = *line;
+        }
+    }
+
+    /// Returns the path of an insertion, if no later one has taken its place.
+    #[inline(always)]
+    pub(crate) fn line(&self, insertion: u32) -> Option<&RequestLine> {
+        let at = insertion as usize & (LINES - 1);
+        // SAFETY: as above.
+        let (kept, line) = unsafe { (*self.insertions.get_unchecked(at), self.lines.get_unchecked(at)) };
+        if kept == insertion.wrapping_add(1) { Some(line) } else { None }
+    }
 }
 
 /// What the insertions into a header table say of traces: the value of a socket's storage.
@@ -268,10 +311,13 @@ extern "C" fn read_trace_value(
     // SAFETY: as above.
     let (Some(flow), Some(left)) = (unsafe { (flow.as_mut(), left.as_mut()) }) else { return 1 };
     let length = decoder.number;
+    if kind == PATH {
+        return u32::from(read_path(text, decoder, flow, left));
+    }
     if length > MAX_VALUE {
         crate::hpack::skip(decoder, flow, left, length);
         text.length = 0;
-    } else if !collect(text, decoder, flow, left) {
+    } else if !collect(text, decoder, flow, left, length) {
         return 0;
     } else if decoder.huffman != 0 {
         if kind == TRACEPARENT && ends_unsampled(text) {
@@ -287,13 +333,59 @@ extern "C" fn read_trace_value(
     1
 }
 
-/// Collects a value: at once if it is in the window, else byte by byte; returns true once it is there.
+/// Reads on in a path; returns whether it is read to its end.
 #[inline(never)]
-fn collect(text: &mut TraceText, decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) -> bool {
-    let (want, line, have) = (decoder.number, flow.line, decoder.text_length);
+fn read_path(text: &mut TraceText, decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32) -> bool {
+    let length = decoder.number;
+    let want = if length < MAX_LINE { length } else { MAX_LINE };
+    if !collect(text, decoder, flow, left, want) {
+        return false;
+    }
+    let line = &mut text.request.line;
+    let mut i = 0;
+    while i < LINE_WORDS {
+        line.text[i] = text.coded[i];
+        i += 1;
+    }
+    line.length = length;
+    line.form = if decoder.huffman != 0 { LineForm::CODED_PATH } else { LineForm::PATH };
+    crate::hpack::skip(decoder, flow, left, length.wrapping_sub(want));
+    true
+}
+
+/// Keeps a request line of HTTP/1, or the beginning of a long one.
+#[inline(always)]
+pub(crate) fn request_line(text: &mut TraceText, flow: &Flow, at: u32, length: u32) {
+    let line = &mut text.request.line;
+    let mut i = 0;
+    while i < LINE_WORDS {
+        line.text[i] = flow.word(at.wrapping_add(i as u32 * 8));
+        i += 1;
+    }
+    line.length = length;
+    line.form = LineForm::LINE;
+}
+
+/// Sets the path of a request to one of the static table by its length, or to none.
+#[inline(always)]
+pub(crate) fn set_path<E: TraceStore>(env: &mut E, length: u32) {
+    // SAFETY: null or valid, see `TraceStore`.
+    let Some(storage) = (unsafe { env.trace_text().as_mut() }) else { return };
+    let line = &mut storage.request.line;
+    line.text[0] = text(b"/index.h");
+    line.text[1] = text(b"tml\0\0\0\0\0");
+    line.length = length;
+    line.form = if length != 0 { LineForm::PATH } else { LineForm::NONE };
+}
+
+/// Collects the first `want` bytes of a value: at once if they are in the window, else byte by byte; returns true once they
+/// are there.
+#[inline(never)]
+fn collect(text: &mut TraceText, decoder: &mut HpackDecoder, flow: &mut Flow, left: &mut u32, want: u32) -> bool {
+    let (line, have) = (flow.line, decoder.text_length);
     if have == 0 && flow.pending() >= want && *left >= want {
         let mut i = 0;
-        while i < VALUE_WORDS {
+        while i < LINE_WORDS {
             text.coded[i] = flow.word(line.wrapping_add(i as u32 * 8));
             i += 1;
         }
@@ -450,18 +542,20 @@ extern "C" fn add_trace_field(text: *mut TraceText) -> u32 {
     0
 }
 
-/// Ends the header of a request that has had at least one of the headers; keeps its context if it is sampled, by the number
-/// of the exchange or stream. Returns whether it is kept.
+/// Ends the header of a request that has had at least one of the headers; keeps it if it is sampled, by the number of the
+/// exchange or stream. Returns whether it is kept.
 #[inline(never)]
-pub(crate) fn keep<E: Recorder + TraceStore>(env: &mut E, number: u32) -> bool {
+pub(crate) fn keep<E: Recorder + TraceStore>(env: &mut E, number: u32, method: Method) -> bool {
     // SAFETY: null or valid, see `TraceStore`.
     let Some(text) = (unsafe { env.trace_text().as_mut() }) else { return false };
     let context = if text.w3c.is_sampled() { &text.w3c } else { &text.b3 };
     if !context.is_sampled() {
         return false;
     }
-    text.exemplar = Exemplar { trace_id: context.trace_id, span_id: context.span_id, microseconds: 0, at_ns: 0 };
-    let is_kept = env.keep_trace(number, &text.exemplar);
+    text.request.exemplar =
+        Exemplar { trace_id: context.trace_id, span_id: context.span_id, microseconds: 0, at_ns: 0 };
+    text.request.line.method = method;
+    let is_kept = env.keep_trace(number, &text.request);
     if !is_kept {
         env.count(Counter::TracesFull, 1);
     }

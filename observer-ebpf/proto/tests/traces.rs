@@ -20,7 +20,7 @@ use proptest::{collection::vec, prelude::*};
 /// The context of the last finished request, which is taken as the programs do.
 fn found(wire: &mut Wire) -> Context {
     let request = *wire.env.finished.last().expect("a request");
-    let context = wire.env.traces.remove(&request.trace.get()?).expect("what is sampled is kept");
+    let context = wire.env.traces.remove(&request.trace.get()?).expect("what is sampled is kept").exemplar;
     let [high, low] = context.trace_id;
     Some((u128::from(high) << 64 | u128::from(low), context.span_id))
 }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_sock_ops},
     helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
 };
-use observer_common::{Caller, CallerId, Direction, Exemplar, Security, TraceKey, health::Counter};
+use observer_common::{Caller, CallerId, Direction, OpenRequest, Security, TraceKey, health::Counter};
 use observer_proto::{
     Connection, FinishedRequest, atomic,
     caller::CallerText,
@@ -15,7 +15,7 @@ use observer_proto::{
     http1,
     http2::{self, H2Stream, Http2, MoreStreams, StreamKey, StreamSource, StreamStore},
     reassembly::{HandshakeData, LEASE_NS},
-    trace::{self, TraceTable, TraceText},
+    trace::{self, LineTable, TraceTable, TraceText},
 };
 
 use super::{
@@ -196,8 +196,16 @@ impl<S: HasSocket> TraceStore for Kernel<S> {
         self.0.socket().map_or(core::ptr::null_mut(), maps::trace_table)
     }
     #[inline(always)]
-    fn keep_trace(&mut self, number: u32, context: &Exemplar) -> bool {
-        maps::keep_trace(&TraceKey { cookie: self.0.cookie(), number, padding: 0 }, context)
+    fn reads_lines(&mut self) -> bool {
+        maps::reads_lines()
+    }
+    #[inline(always)]
+    fn line_table(&mut self) -> *mut LineTable {
+        self.0.socket().map_or(core::ptr::null_mut(), maps::line_table)
+    }
+    #[inline(always)]
+    fn keep_trace(&mut self, number: u32, request: &OpenRequest) -> bool {
+        maps::keep_trace(&TraceKey { cookie: self.0.cookie(), number, padding: 0 }, request)
     }
 }
 

@@ -11,8 +11,8 @@ use core::ffi::c_void;
 use observer_common::{
     ALLOCATED_CALLERS, ALLOCATED_INBOUND_PORTS, ALLOCATED_PAGES, ALLOCATED_SLOTS, BucketPage, COUNTED_WITHOUT_PORT,
     Caller, CallerId, Cgroup, Direction, Exemplar, ExemplarKey, INSERTED_KEYS, INSERTED_PEERS, InboundKey, InboundPeer,
-    InboundPeerKey, InboundPort, MAX_CALLER_TEXT, OVERFLOW_SLOT, PortKey, RECLAIM_EPOCH, Series, SeriesKey, SpanRecord,
-    TraceKey, health::Counter,
+    InboundPeerKey, InboundPort, MAX_CALLER_TEXT, OVERFLOW_SLOT, OpenRequest, PortKey, RECLAIM_EPOCH, SENDS_TARGETS,
+    Series, SeriesKey, SpanRecord, TraceKey, health::Counter,
 };
 use observer_proto::{
     Connection, OptionU32, atomic,
@@ -21,7 +21,7 @@ use observer_proto::{
     http2::{H2Stream, Http2, MoreStreams, StreamKey},
     pairing::{Accepted, AcceptedKey},
     reassembly::{BUFFERS, Buffer, HandshakeData},
-    trace::{TraceTable, TraceText},
+    trace::{LineTable, TraceTable, TraceText},
 };
 
 /// Programs only. Freed with the socket.
@@ -116,9 +116,12 @@ static TRACE_TEXTS: SkStorage<TraceText> = SkStorage::new();
 /// Programs only. Freed with the socket; only connections of HTTP/2 whose requests have trace contexts have one.
 #[btf_map]
 static TRACE_TABLES: SkStorage<TraceTable> = SkStorage::new();
+/// Programs only. Freed with the socket; only connections of HTTP/2 that insert paths into their header table have one.
+#[btf_map]
+static LINE_TABLES: SkStorage<LineTable> = SkStorage::new();
 /// Programs only: sampled requests that are open. What has no room is forgotten, the oldest first. Size: userspace.
 #[btf_map]
-static TRACES: LruHashMap<TraceKey, Exemplar, 16384> = LruHashMap::new();
+static TRACES: LruHashMap<TraceKey, OpenRequest, 16384> = LruHashMap::new();
 /// Programs insert, userspace reads and removes. The bucket that was counted in longest ago yields to another. Size: userspace.
 #[btf_map]
 static EXEMPLARS: LruHashMap<ExemplarKey, Exemplar, 40960> = LruHashMap::new();
@@ -176,21 +179,27 @@ pub(super) fn trace_table(sk: *mut bpf_sock) -> *mut TraceTable {
     storage(&raw const TRACE_TABLES, sk, CREATE).cast()
 }
 
-/// Keeps the context of an open request; returns whether there was room.
+/// Returns the line table of a socket, created if it has none; null if there is no room.
 #[inline(always)]
-pub(super) fn keep_trace(key: &TraceKey, context: &Exemplar) -> bool {
-    TRACES.insert(key, context, 0).is_ok()
+pub(super) fn line_table(sk: *mut bpf_sock) -> *mut LineTable {
+    storage(&raw const LINE_TABLES, sk, CREATE).cast()
 }
 
-/// Returns the context of an open request, if it is kept. Valid until [`forget_trace`].
+/// Keeps an open request; returns whether there was room.
 #[inline(always)]
-pub(super) fn trace(key: &TraceKey) -> Option<&'static mut Exemplar> {
+pub(super) fn keep_trace(key: &TraceKey, request: &OpenRequest) -> bool {
+    TRACES.insert(key, request, 0).is_ok()
+}
+
+/// Returns an open request, if it is kept. Valid until [`forget_trace`].
+#[inline(always)]
+pub(super) fn trace(key: &TraceKey) -> Option<&'static mut OpenRequest> {
     // SAFETY: the memory stays the map's. Whoever ends the request has it alone, unless the map gives it to a new request at
     // this very moment: then that one, sampled too, is the exemplar.
     TRACES.get_ptr_mut(key).map(|trace| unsafe { &mut *trace })
 }
 
-/// Forgets the context of a request that has ended.
+/// Forgets a request that has ended.
 #[inline(always)]
 pub(super) fn forget_trace(key: &TraceKey) {
     // It may be forgotten already.
@@ -205,15 +214,26 @@ pub(super) fn set_exemplar(key: &ExemplarKey, exemplar: &Exemplar) {
     }
 }
 
-/// 1 if sampled requests become records. Set by the loader before the programs are loaded: a constant for the verifier.
+/// See [`observer_common::names::SENDS_SPANS`]. Set by the loader before the programs are loaded: a constant for the verifier.
 #[unsafe(no_mangle)]
 static SENDS_SPANS: u32 = 0;
 
 /// Returns whether sampled requests become records.
 #[inline(always)]
 pub(super) fn sends_spans() -> bool {
+    what_is_sent() != 0
+}
+
+/// Returns whether the records say what was asked for.
+#[inline(always)]
+pub(super) fn reads_lines() -> bool {
+    what_is_sent() == SENDS_TARGETS
+}
+
+#[inline(always)]
+fn what_is_sent() -> u32 {
     // SAFETY: a constant; volatile, since the loader changes it.
-    unsafe { core::ptr::read_volatile(&raw const SENDS_SPANS) != 0 }
+    unsafe { core::ptr::read_volatile(&raw const SENDS_SPANS) }
 }
 
 /// Passes a record to userspace, which looks for them from time to time.

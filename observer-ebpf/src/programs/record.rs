@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_common::{
     CallerId, DURATION,
     Direction::{self, Request, Response},
-    Exemplar, ExemplarKey, GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, InboundPort, Protocol,
+    ExemplarKey, GRPC_NONE, GRPC_UNKNOWN, Histogram, IGNORED, InboundKey, InboundPort, OpenRequest, Protocol,
     REQUEST_BYTES, RESPONSE_BYTES, Security, SeriesKey, TraceKey,
     health::Counter,
     histogram,
@@ -89,17 +89,18 @@ extern "C" fn record_sampled(c: *mut Connection, cookie: u64, request: *const Fi
     // SAFETY: null or in a socket's storage, which outlives the program.
     let (Some(c), Some(request)) = (unsafe { (c.as_ref(), request.as_ref()) }) else { return 0 };
     let key = TraceKey { cookie, number: request.trace.get().unwrap_or(0), padding: 0 };
-    let Some(trace) = maps::trace(&key) else {
+    let Some(open) = maps::trace(&key) else {
         maps::count(Counter::TracesFull as u32, 1);
         return 0;
     };
     if slot != 0 {
-        trace.microseconds = request.duration_ns / 1_000;
-        trace.at_ns = now();
-        let bucket = histogram::bucket(trace.microseconds / 1_000);
-        maps::set_exemplar(&ExemplarKey { slot: slot.wrapping_sub(1), bucket }, trace);
+        let exemplar = &mut open.exemplar;
+        exemplar.microseconds = request.duration_ns / 1_000;
+        exemplar.at_ns = now();
+        let bucket = histogram::bucket(exemplar.microseconds / 1_000);
+        maps::set_exemplar(&ExemplarKey { slot: slot.wrapping_sub(1), bucket }, exemplar);
         if maps::sends_spans() {
-            send_span(c, request, trace);
+            send_span(c, request, open);
         }
     }
     maps::forget_trace(&key);
@@ -108,15 +109,16 @@ extern "C" fn record_sampled(c: *mut Connection, cookie: u64, request: *const Fi
 
 /// Passes a sampled request to userspace.
 #[inline(always)]
-fn send_span(c: &Connection, request: &FinishedRequest, trace: &Exemplar) {
+fn send_span(c: &Connection, request: &FinishedRequest, open: &OpenRequest) {
     let &FinishedRequest { status, grpc_status, protocol, security, caller, .. } = request;
     let key = Labels { protocol, security, status, grpc_status, caller }.key(c);
     maps::send_span(|record| {
         // SAFETY: it is as large as one, and nobody else has it yet.
         unsafe {
             (*record).key = key;
-            (*record).request = *trace;
+            (*record).request = open.exemplar;
             (*record).bytes = request.bytes;
+            (*record).line = open.line;
         }
     });
 }

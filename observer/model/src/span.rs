@@ -1,14 +1,16 @@
 //! Spans: sampled requests that have ended, as one end of the traces that their headers name.
 
 mod id;
+mod target;
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use observer_common::{GRPC_NONE, GRPC_UNKNOWN, Leg, STATUS_UNKNOWN, SeriesKey};
+use observer_common::{GRPC_NONE, GRPC_UNKNOWN, Leg, Method, STATUS_UNKNOWN, SeriesKey};
 
+pub use self::target::Target;
 use crate::{
     catalogue::span_tags,
     labels::{MeshLabels, Peer, Protocol, Service, UNKNOWN},
@@ -29,6 +31,8 @@ pub struct SpanReading {
     pub duration: Duration,
     /// Wire bytes by direction.
     pub bytes: [u64; 2],
+    /// What it asks for.
+    pub target: Target,
 }
 
 /// Which end of a request a span is of.
@@ -69,10 +73,19 @@ impl Span {
         Self { kind, id: id::of(&request), labels, request }
     }
 
-    /// Returns its name. Without a method and a route there is no better one.
+    /// Returns its name: the method of gRPC, else that of HTTP. A path is not of a bounded number of names (semantic
+    /// conventions of HTTP and of gRPC, "Name").
     #[must_use]
-    pub fn name(&self) -> &'static str {
-        if self.is_grpc() { "grpc" } else { "HTTP" }
+    pub fn name(&self) -> &str {
+        let Target { method, path } = &self.request.target;
+        if self.is_grpc() {
+            let call = path.strip_prefix('/').unwrap_or_default();
+            if call.is_empty() { "grpc" } else { call }
+        } else if is_method(method) {
+            method
+        } else {
+            "HTTP"
+        }
     }
 
     /// Returns its end.
@@ -136,8 +149,22 @@ impl Span {
 
     /// Calls `each` with the name and value of every attribute, by OpenTelemetry's semantic conventions and Istio's tags.
     pub fn attributes(&self, mut each: impl FnMut(&'static str, Attribute<'_>)) {
+        let Target { method, path } = &self.request.target;
         if self.is_grpc() {
             each("rpc.system", Attribute::Text("grpc"));
+            if let Some((service, method)) = path.strip_prefix('/').and_then(|call| call.rsplit_once('/')) {
+                each("rpc.service", Attribute::Text(service));
+                each("rpc.method", Attribute::Text(method));
+            }
+        }
+        if is_method(method) {
+            each("http.request.method", Attribute::Text(method));
+        } else if !method.is_empty() {
+            each("http.request.method", Attribute::Text("_OTHER"));
+            each("http.request.method_original", Attribute::Text(method));
+        }
+        if !path.is_empty() {
+            each("url.path", Attribute::Text(path));
         }
         if let Some(status) = self.status() {
             each("http.response.status_code", Attribute::Integer(status.into()));
@@ -166,6 +193,11 @@ impl Span {
             }
         }
     }
+}
+
+/// Returns whether a method is one that the semantic conventions know.
+fn is_method(method: &str) -> bool {
+    Method::NAMES.contains(&method) || method == "TRACE"
 }
 
 /// Returns whether a label says something.

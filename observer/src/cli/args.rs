@@ -12,8 +12,8 @@ use super::{await_daemon_set::DaemonSetName, own_pages::ReaderArgs, top::api::Ob
 use crate::{
     collect::scrape::EndpointUrl,
     config::values::{
-        Callers, DEFAULT_LISTEN, ExecutableName, Interval, Invalid, KubernetesMode, ListenAddress, LogLevel, boolean,
-        parse_wavefront_names,
+        Callers, DEFAULT_LISTEN, ExecutableName, Interval, Invalid, KubernetesMode, ListenAddress, LogLevel,
+        TracePaths, boolean, parse_wavefront_names,
     },
     discovery::component::ComponentRule,
     emit::{
@@ -157,6 +157,11 @@ pub struct NodeArgs {
     #[arg(long, value_name = "true|false", env = "OBSERVER_TRACES", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_parser = boolean, help_heading = DISCOVERY)]
     pub traces: Option<bool>,
+    /// What spans say of the paths of requests: all but the query, the same with {id} for segments that are ids, or
+    /// nothing [default: full]
+    #[arg(long, value_name = "full|masked|off", env = "OBSERVER_TRACE_PATHS", value_enum, ignore_case = true,
+        hide_possible_values = true, help_heading = DISCOVERY)]
+    pub trace_paths: Option<TracePaths>,
     /// Whether names come from the Kubernetes API: auto uses the pod's service account, or --kubeconfig, if there is one
     #[arg(long, value_name = "auto|off", env = "OBSERVER_KUBERNETES", value_enum, ignore_case = true,
         help_heading = KUBERNETES)]
@@ -356,7 +361,7 @@ mod tests {
     fn parses_every_option() {
         let line = "observer run --listen 0.0.0.0:9000 --web-config-file /w --web-host a --web-host b.c --interval 1m --scrape-interval 30s --emit wavefront+file:- --emit \
                     wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --pin /p --config c.toml --sidecar-exe envoy \
-                    --sidecar-exe pilot --control-plane http://istiod:15014 --control-plane-exe etcd:2379 --scrape-proxies --kubernetes off --kubeconfig /k --cgroup /a --callers off --traces --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
+                    --sidecar-exe pilot --control-plane http://istiod:15014 --control-plane-exe etcd:2379 --scrape-proxies --kubernetes off --kubeconfig /k --cgroup /a --callers off --traces --trace-paths masked --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Interval(Duration::from_mins(1))));
         assert_eq!(args.node.scrape_interval, Some(Interval(Duration::from_secs(30))));
@@ -375,7 +380,7 @@ mod tests {
         assert_eq!((args.node.kubernetes, args.node.kubeconfig), (Some(KubernetesMode::Off), Some("/k".into())));
         assert_eq!(args.node.log, Some(LogLevel::Debug));
         assert_eq!(args.node.callers, Some(Callers::Off));
-        assert_eq!(args.node.traces, Some(true));
+        assert_eq!((args.node.traces, args.node.trace_paths), (Some(true), Some(TracePaths::Masked)));
     }
 
     #[test]

@@ -29,6 +29,19 @@ pub enum Callers {
     Off,
 }
 
+/// What spans say of the paths of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TracePaths {
+    /// Paths without their query.
+    #[default]
+    Full,
+    /// The same, with `{id}` in place of segments that are ids.
+    Masked,
+    /// Nothing: neither paths nor methods are read.
+    Off,
+}
+
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]

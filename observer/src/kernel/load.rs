@@ -9,7 +9,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::Object;
-use observer_common::names;
+use observer_common::{SENDS_TARGETS, names};
 use rustix::param::page_size;
 
 use super::{Traces, error::KernelError, sys};
@@ -49,7 +49,7 @@ impl Sizes {
             // A map cannot be empty.
             (names::TRACES, if reads_traces { MAX_TRACES } else { 1 }),
             (names::EXEMPLARS, if reads_traces { slots.saturating_mul(EXEMPLARS_PER_SERIES) } else { 1 }),
-            (names::SPANS, if self.traces == Traces::Spans { SPAN_BYTES } else { page_size() as u32 }),
+            (names::SPANS, if self.traces >= Traces::Spans { SPAN_BYTES } else { page_size() as u32 }),
         ]
     }
 }
@@ -61,7 +61,7 @@ const BLOCKS_PER_SERIES: u32 = 12;
 const MAX_TRACES: u32 = 16_384;
 /// Buckets of a series that have exemplars at a time, on average; beyond them the oldest are forgotten.
 const EXEMPLARS_PER_SERIES: u32 = 4;
-/// Bytes of records that wait to be taken: some 10,000.
+/// Bytes of records that wait to be taken: some 4,500.
 const SPAN_BYTES: u32 = 1 << 20;
 
 /// Opens the object and creates its maps, or reuses those pinned in `pins`.
@@ -88,7 +88,11 @@ pub(super) fn open(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, KernelErro
             loader.map_pin_path(name, pins.join(name));
         }
     }
-    let sends_spans = u32::from(sizes.traces == Traces::Spans);
+    let sends_spans = match sizes.traces {
+        Traces::Off | Traces::Exemplars => 0,
+        Traces::Spans => 1,
+        Traces::Targets => SENDS_TARGETS,
+    };
     // The object without traces has no such constant.
     loader.override_global(names::SENDS_SPANS, &sends_spans, sizes.traces != Traces::Off);
     loader.load(object).map_err(KernelError::open)

@@ -11,7 +11,7 @@ use aya::maps::{MapData, RingBuf};
 use observer_common::{Exemplar, SpanRecord, names};
 
 use super::{Kernel, clock::programs_now, error::KernelError};
-use crate::model::span::SpanReading;
+use crate::model::span::{SpanReading, Target};
 
 /// The ring buffer of records, if requests become spans.
 pub(super) type SpanRing = Option<RingBuf<MapData>>;
@@ -46,7 +46,7 @@ fn record_of(bytes: &[u8]) -> Option<SpanRecord> {
 }
 
 fn reading(record: &SpanRecord, now: SystemTime, steady: Duration) -> SpanReading {
-    let &SpanRecord { key, request, bytes } = record;
+    let &SpanRecord { key, request, bytes, ref line } = record;
     let Exemplar { trace_id: [high, low], span_id, microseconds, at_ns } = request;
     let duration = Duration::from_micros(microseconds);
     let age = steady.saturating_sub(Duration::from_nanos(at_ns)) + duration;
@@ -57,5 +57,6 @@ fn reading(record: &SpanRecord, now: SystemTime, steady: Duration) -> SpanReadin
         start: now.checked_sub(age).unwrap_or(now),
         duration,
         bytes,
+        target: Target::of(line),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, ptr::null_mut};
 
-use observer_common::{Caller, CallerId, Direction, Exemplar, Security, health::Counter};
+use observer_common::{Caller, CallerId, Direction, OpenRequest, Security, health::Counter};
 use observer_proto::{
     ConnLeg, Connection, FinishedRequest,
     caller::{self, CallerText},
@@ -12,7 +12,7 @@ use observer_proto::{
     hpack::{LARGE_TABLE, LargeTable},
     http2::{H2Stream, MoreStreams, StreamKey, StreamSource, StreamStore},
     reassembly::BufferPool,
-    trace::{TraceTable, TraceText},
+    trace::{LineTable, TraceTable, TraceText},
 };
 
 /// Streams that have room in the map; few, so that it gets full.
@@ -59,8 +59,12 @@ pub struct Packet {
     pub trace_text: Option<Box<TraceText>>,
     /// See above.
     pub trace_table: Option<Box<TraceTable>>,
-    /// Trace contexts that were kept, by their numbers.
-    pub traces: HashMap<u32, Exemplar>,
+    /// It is kept what requests ask for.
+    pub reads_lines: bool,
+    /// What the socket's storage keeps of that by insertion.
+    pub line_table: Option<Box<LineTable>>,
+    /// Requests that were kept, by their numbers.
+    pub traces: HashMap<u32, OpenRequest>,
     /// Reassembly buffers.
     pub buffers: BufferPool,
 }
@@ -153,10 +157,20 @@ impl TraceStore for Packet {
         &raw mut **self.trace_table.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }))
     }
 
-    fn keep_trace(&mut self, number: u32, context: &Exemplar) -> bool {
+    fn reads_lines(&mut self) -> bool {
+        self.reads_lines
+    }
+
+    fn line_table(&mut self) -> *mut LineTable {
+        // SAFETY: as above.
+        &raw mut **self.line_table.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }))
+    }
+
+    fn keep_trace(&mut self, number: u32, request: &OpenRequest) -> bool {
+        let context = &request.exemplar;
         let is_context = context.span_id != 0 && context.trace_id != [0; 2];
         assert!(is_context && context.at_ns == 0, "not a context: {context:?}");
-        self.traces.insert(number, *context);
+        self.traces.insert(number, *request);
         true
     }
 }

@@ -63,7 +63,7 @@ impl Client {
     }
 
     fn context(&mut self, number: u32) -> Option<Exemplar> {
-        self.packet.traces.remove(&number)
+        self.packet.traces.remove(&number).map(|request| request.exemplar)
     }
 }
 

@@ -186,7 +186,7 @@ pub(crate) fn conclude(observer: Observer, truth: &Counts, before: &Objects) -> 
 
 /// Runs `observer check` with every program whole; returns the verifier's instruction counts of the largest programs.
 fn check() -> Result<String> {
-    let output = Command::new(OBSERVER).args(["check", "--traces"]).output()?;
+    let output = Command::new(OBSERVER).args(["check", "--emit", "otlp-traces+http://127.0.0.1:1"]).output()?;
     let page = String::from_utf8(output.stdout)?;
     println!("{page}");
     ensure!(output.status.success(), "observer check says that the observer cannot work here");
