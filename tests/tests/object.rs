@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use aya_obj::{Map, Object, ProgramSection};
 use harness::tools;
 use observer_common::{
-    BucketPage, Caller, Cgroup, Exemplar, ExemplarKey, InboundKey, InboundPeer, InboundPeerKey, InboundPort, Series,
+    BucketPage, Caller, Cgroup, Exemplar, ExemplarKey, InboundKey, InboundPeer, InboundPeerKey, InboundPort, OpenRequest, Series,
     SeriesKey, TraceKey, health::Counter, names,
 };
 use observer_proto::{
@@ -21,7 +21,7 @@ use observer_proto::{
     http2::{H2Stream, Http2, MoreStreams, StreamKey},
     pairing::{Accepted, AcceptedKey},
     reassembly::{Buffer, HandshakeData},
-    trace::{TraceTable, TraceText},
+    trace::{LineTable, TraceTable, TraceText},
 };
 
 /// Every helper the programs may call, with the reason. None reads kernel or user memory, none writes a packet.
@@ -188,7 +188,8 @@ fn both_sides_agree_on_every_layout() -> Result<()> {
             (names::CALLER_TEXTS, 4, size_of::<CallerText>()),
             (names::TRACE_TEXTS, 4, size_of::<TraceText>()),
             (names::TRACE_TABLES, 4, size_of::<TraceTable>()),
-            (names::TRACES, size_of::<TraceKey>(), size_of::<Exemplar>()),
+            (names::LINE_TABLES, 4, size_of::<LineTable>()),
+            (names::TRACES, size_of::<TraceKey>(), size_of::<OpenRequest>()),
             (names::EXEMPLARS, size_of::<ExemplarKey>(), size_of::<Exemplar>()),
             (names::SPANS, 0, 0),
             (names::ACCEPTED, size_of::<AcceptedKey>(), size_of::<Accepted>()),

@@ -164,6 +164,8 @@ fn compare(span: &Span, line: &Line, leg: &Leg, format: Format, late: Duration) 
     };
     ensure!(span.service == format.service(leg.workload.as_str()), "the service of {leg}");
     for (name, value) in [
+        ("http.request.method", line.text("method").to_owned()),
+        ("url.path", line.text("path").to_owned()),
         ("http.response.status_code", line.code()),
         ("http.request.size", line.number(sent).to_string()),
         ("http.response.size", line.number(received).to_string()),

@@ -156,15 +156,14 @@ impl Span {
                 each("rpc.service", Attribute::Text(service));
                 each("rpc.method", Attribute::Text(method));
             }
+        } else if !path.is_empty() {
+            each("url.path", Attribute::Text(path));
         }
         if is_method(method) {
             each("http.request.method", Attribute::Text(method));
         } else if !method.is_empty() {
             each("http.request.method", Attribute::Text("_OTHER"));
             each("http.request.method_original", Attribute::Text(method));
-        }
-        if !path.is_empty() {
-            each("url.path", Attribute::Text(path));
         }
         if let Some(status) = self.status() {
             each("http.response.status_code", Attribute::Integer(status.into()));

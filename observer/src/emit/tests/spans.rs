@@ -15,7 +15,7 @@ use crate::{
         Model,
         encode::spans::zipkin::ZipkinEncoder,
         fixture::{at, key},
-        span::SpanReading,
+        span::{SpanReading, Target},
     },
 };
 
@@ -23,6 +23,7 @@ use crate::{
 fn snapshot(count: u64) -> Arc<Snapshot> {
     let key = SeriesKey { grpc_status: GRPC_NONE, ..key(1, Leg::SOURCE, "10.96.0.1:80", Protocol::HTTP, 200) };
     let request = |number| SpanReading {
+        target: Target::default(),
         key,
         trace_id: 5,
         parent_id: number + 1,

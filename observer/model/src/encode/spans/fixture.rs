@@ -8,11 +8,12 @@ use crate::{
     Inputs, Model, SelfMetrics, Snapshot,
     fixture::{HOSTILE, at, http, key, peers, reading, sidecar, sidecars, workload},
     identity::Role,
-    span::SpanReading,
+    span::{SpanReading, Target},
 };
 
 /// A request of span 7 in trace 5 that took 1.5 s from second 100 on.
 pub(super) fn request(leg: Leg, protocol: Protocol, status: u16, grpc_status: u64) -> SpanReading {
+    let (method, path) = if protocol == Protocol::GRPC { ("POST", "/shop.Cart/Add") } else { ("GET", "/books") };
     let series = SeriesKey { grpc_status, ..key(1, leg, "10.96.0.1:80", protocol, status) };
     SpanReading {
         key: series,
@@ -21,6 +22,7 @@ pub(super) fn request(leg: Leg, protocol: Protocol, status: u16, grpc_status: u6
         start: at(100),
         duration: Duration::from_millis(1_500),
         bytes: [120, 340],
+        target: Target { method: method.into(), path: path.into() },
     }
 }
 
@@ -45,6 +47,15 @@ pub(super) fn every_kind() -> Vec<SpanReading> {
         request(Leg::SOURCE, Protocol::HTTP, 0, GRPC_NONE),
         SpanReading { duration: Duration::from_nanos(1), ..request(Leg::DESTINATION, Protocol::GRPC, 200, 0) },
         SpanReading { parent_id: 0, ..request(Leg::SOURCE, Protocol::GRPC, 200, 14) },
+        SpanReading {
+            target: Target { method: "FETCH".into(), path: "/\"a b\"\u{fffd}|".into() },
+            ..request(Leg::SOURCE, Protocol::HTTP, 200, GRPC_NONE)
+        },
+        SpanReading { target: Target::default(), ..request(Leg::DESTINATION, Protocol::HTTP, 200, GRPC_NONE) },
+        SpanReading {
+            target: Target { method: String::new(), path: "/\"a b\"\u{fffd}|/".into() },
+            ..request(Leg::SOURCE, Protocol::GRPC, 200, 0)
+        },
     ]
 }
 

@@ -46,7 +46,7 @@ impl WavefrontSpanEncoder {
     fn write_line(&self, text: &mut String, span: &Span) {
         let request = &span.request;
         // Writing to memory does not fail.
-        let _ = write!(text, "\"{}\" source=\"{}\"", span.name(), self.source);
+        let _ = write!(text, "\"{}\" source=\"{}\"", operation(span.name()), self.source);
         for (key, value) in self.tags(span) {
             if let Some(value) = tag_value(&value).and_then(|value| tag_value(shortened(&value))) {
                 write_tag(text, key, &value);
@@ -55,7 +55,7 @@ impl WavefrontSpanEncoder {
         let _ = writeln!(text, " {} {}", microseconds(request.start) / 1_000, request.duration.as_millis());
     }
 
-    /// Returns the tags of a span, sorted: at most 20 and those of every point, of the 50 that a span may have.
+    /// Returns the tags of a span, sorted: at most 25 and those of every point, of the 50 that a span may have.
     fn tags<'a>(&'a self, span: &'a Span) -> BTreeMap<&'a str, String> {
         let mut tags = BTreeMap::new();
         span.attributes(|name, value| {
@@ -88,6 +88,12 @@ impl WavefrontSpanEncoder {
         }
         tags
     }
+}
+
+/// Returns a span's name with none but the characters that one may have.
+fn operation(name: &str) -> String {
+    let is_valid = |own: char| own.is_ascii_alphanumeric() || "-_./,".contains(own);
+    name.chars().map(|own| if is_valid(own) { own } else { '-' }).collect()
 }
 
 impl Encoder for WavefrontSpanEncoder {

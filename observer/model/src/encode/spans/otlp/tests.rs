@@ -128,11 +128,13 @@ fn a_client_span_has_the_workload_as_its_resource_and_what_was_counted_as_attrib
     let [span] = &*spans(&batches[0]) else { panic!("one span") };
     assert_eq!((&*span.trace_id, &*span.parent_span_id), (&5u128.to_be_bytes()[..], &7u64.to_be_bytes()[..]));
     assert!(span.span_id.len() == 8 && span.span_id != [0; 8] && span.span_id != span.parent_span_id);
-    assert_eq!((&*span.name, span.kind, span.flags), ("HTTP", 3, 0x301));
+    assert_eq!((&*span.name, span.kind, span.flags), ("GET", 3, 0x301));
     assert_eq!((span.start, span.end), (nanoseconds_of(at(100)), nanoseconds_of(at(100)) + 1_500_000_000));
     assert_eq!(span.status, Some(Status { code: 2 }));
     let own = attributes(&span.attributes);
     for (name, value) in [
+        ("http.request.method", "GET"),
+        ("url.path", "/books"),
         ("http.response.status_code", "503"),
         ("error.type", "503"),
         ("http.request.size", "120"),

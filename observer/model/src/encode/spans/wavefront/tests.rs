@@ -22,7 +22,7 @@ fn text(encoder: &mut WavefrontSpanEncoder, snapshot: &Arc<Snapshot>) -> String 
 fn a_line_has_what_the_service_groups_by_and_the_ids_as_uuids() {
     let snapshot = snapshot(vec![request(Leg::SOURCE, Protocol::HTTP, 503, GRPC_NONE)]);
     let line = text(&mut encoder(&[]), &snapshot);
-    assert!(line.starts_with("\"HTTP\" source=\"node-1\" ") && line.ends_with(" 1700000100000 1500\n"), "{line}");
+    assert!(line.starts_with("\"GET\" source=\"node-1\" ") && line.ends_with(" 1700000100000 1500\n"), "{line}");
     for tag in [
         "\"traceId\"=\"00000000-0000-0000-0000-000000000005\"",
         "\"parent\"=\"00000000-0000-0000-0000-000000000007\"",

@@ -26,7 +26,7 @@ fn a_client_span_has_every_field_that_zipkin_has_for_it() {
         ("traceId", json!("00000000000000000000000000000005")),
         ("parentId", json!("0000000000000007")),
         ("kind", json!("CLIENT")),
-        ("name", json!("http")),
+        ("name", json!("get")),
         ("timestamp", json!(1_700_000_100_000_000_u64)),
         ("duration", json!(1_500_000)),
         ("localEndpoint", json!({ "serviceName": "productpage.default" })),
@@ -37,6 +37,8 @@ fn a_client_span_has_every_field_that_zipkin_has_for_it() {
     assert!(span["id"].as_str().is_some_and(|id| id.len() == 16 && id != "0000000000000000"), "{span}");
     for (tag, value) in [
         ("error", "503"),
+        ("http.request.method", "GET"),
+        ("url.path", "/books"),
         ("http.response.status_code", "503"),
         ("http.request.size", "120"),
         ("http.response.size", "340"),
