@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use aya_obj::{Map, Object, ProgramSection};
 use harness::tools;
 use observer_common::{
-    BucketPage, Caller, Cgroup, Exemplar, ExemplarKey, InboundKey, InboundPeer, InboundPeerKey, InboundPort, OpenRequest, Series,
-    SeriesKey, TraceKey, health::Counter, names,
+    BucketPage, Caller, Cgroup, Exemplar, ExemplarKey, InboundKey, InboundPeer, InboundPeerKey, InboundPort,
+    OpenRequest, Series, SeriesKey, TraceKey, health::Counter, names,
 };
 use observer_proto::{
     Connection,

@@ -91,8 +91,7 @@ fn text(bytes: &[u8]) -> String {
 
 fn is_id(segment: &str) -> bool {
     let digits = segment.bytes().filter(u8::is_ascii_digit).count();
-    digits > 0 && digits == segment.len()
-        || digits > 0 && segment.len() >= MIN_MIXED_ID
+    digits > 0 && (digits == segment.len() || segment.len() >= MIN_MIXED_ID)
         || segment.len() > MAX_WORD
         || segment.contains(['@', '%', ':', '='])
 }
