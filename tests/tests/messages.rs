@@ -72,13 +72,17 @@ fn each<'a, T: 'a + ?Sized>(
 
 /// Sends the pieces one by one, each after the answer to the one before or its timeout, and ends the connection.
 fn say(pair: &Pair, to: &Service, pieces: &[&[u8]]) -> Result<()> {
+    say_and_wait(pair, to, pieces, PAUSE)
+}
+
+fn say_and_wait(pair: &Pair, to: &Service, pieces: &[&[u8]], pause: Duration) -> Result<()> {
     let mut connection = Connection::open(&pair.client, to.address(Family::V4))?;
     for piece in pieces {
         // Envoy may have refused what came before.
         if connection.send(piece).is_err() || connection.drain_for(RESPONSE_WINDOW).is_err() {
             break;
         }
-        sleep(PAUSE);
+        sleep(pause);
     }
     let _ = connection.finish_sending();
     let _ = connection.drain();
@@ -301,11 +305,13 @@ fn answers(pair: &mut Pair, answers: &[&'static str], leaves: bool) -> Result<St
                 if !leaves {
                     connection.drain()?;
                 } else {
-                    sleep(Duration::from_millis(20));
+                    sleep(PAUSE);
                 }
                 Ok(())
             })?;
-            say(pair, &pair.raw.clone(), &[b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"])?;
+            // The application's end comes first, also on a slow machine.
+            let pause = if leaves { 10 * PAUSE } else { PAUSE };
+            say_and_wait(pair, &pair.raw.clone(), &[b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"], pause)?;
             drop(server);
             Ok(())
         },
