@@ -21,9 +21,10 @@ use harness::{
     tools,
     wait::wait_until,
 };
+use observer_common::histogram;
 
 const BUCKETS: &str = "istio_request_duration_milliseconds_bucket{";
-/// Delays of the application, each of another bucket and far from its bounds, milliseconds.
+/// Delays of the application, each of another bucket and on most machines far from its bounds, milliseconds.
 const DELAYS: [u64; 5] = [15, 35, 70, 160, 320];
 
 fn main() -> ExitCode {
@@ -52,6 +53,10 @@ struct Exemplar {
 }
 
 impl Exemplar {
+    fn bucket(&self) -> u32 {
+        bucket(self.bound)
+    }
+
     fn parse(line: &str) -> Result<Self> {
         let (sample, rest) = line.split_once(" # {").context("no exemplar")?;
         let quoted = |text: &str, name: &str| -> Result<String> {
@@ -135,6 +140,20 @@ impl Form {
     }
 }
 
+/// Requests of which one is a bucket's exemplar.
+#[derive(Clone, Debug, Default)]
+struct Candidates {
+    /// The last request that certainly fell into the bucket, and those behind it that may have.
+    ids: Vec<Ids>,
+    /// Whether the first of them certainly did.
+    is_filled: bool,
+}
+
+/// Returns the number of a duration's bucket.
+fn bucket(milliseconds: f64) -> u32 {
+    histogram::bucket(milliseconds as u64)
+}
+
 /// Makes traffic, and compares the exemplars with the lines of both logs: where a bucket is certain, its exemplar is the last
 /// sampled request; each is a request with these ids, this code and this duration.
 fn check(pair: &mut Pair, requests: usize, traffic: impl FnOnce(&Pair) -> Result<()>) -> Result<String> {
@@ -147,9 +166,9 @@ fn check(pair: &mut Pair, requests: usize, traffic: impl FnOnce(&Pair) -> Result
         let leg = if reporter == "source" { pair.source() } else { pair.destination() };
         truth.late.get(&leg).map_or(0.0, |late| (late.times.ran + late.times.waited).as_secs_f64() * 1e3)
     };
+    let allowed = |milliseconds: f64, reporter: &str| (0.05 * milliseconds).max(1.0) + late(reporter);
     let mut sampled = BTreeMap::<(String, Ids), (f64, String)>::new();
-    // The last sampled request by reporter, code and delay.
-    let mut last = BTreeMap::<(String, String, u64), Ids>::new();
+    let mut last = BTreeMap::<(String, String, u32), Candidates>::new();
     let mut unsampled = 0;
     for line in lines.iter().filter(|line| line.is_end()) {
         let reporter = if line.text("direction") == "inbound" { "destination" } else { "source" }.to_owned();
@@ -158,16 +177,26 @@ fn check(pair: &mut Pair, requests: usize, traffic: impl FnOnce(&Pair) -> Result
             continue;
         };
         let milliseconds = line.duration().as_secs_f64() * 1e3;
-        if let Some(delay) = line.text("path").strip_prefix("/delay/").and_then(|delay| delay.parse().ok()) {
-            last.insert((reporter.clone(), line.code(), delay), ids);
+        let off = allowed(milliseconds, &reporter);
+        let buckets = bucket((milliseconds - off).max(0.0))..=bucket(milliseconds + off);
+        let is_certain = buckets.start() == buckets.end();
+        for bucket in buckets {
+            let candidates = last.entry((reporter.clone(), line.code(), bucket)).or_default();
+            if is_certain {
+                *candidates = Candidates { ids: vec![ids], is_filled: true };
+            } else {
+                candidates.ids.push(ids);
+            }
         }
         sampled.insert((reporter, ids), (milliseconds, line.code()));
     }
+    last.retain(|_, candidates| candidates.is_filled);
     let mut found = Vec::new();
     let is_whole = wait_until("each bucket has its last sampled request", SETTLE_TIMEOUT, || {
         found = exemplars(pair)?;
-        let missing = last.iter().find(|((reporter, code, _), ids)| {
-            !found.iter().any(|own| own.reporter == *reporter && own.code == *code && own.ids == **ids)
+        let missing = last.iter().find(|((reporter, code, bucket), candidates)| {
+            let is_here = |own: &&Exemplar| own.reporter == *reporter && own.code == *code && own.bucket() == *bucket;
+            !found.iter().filter(is_here).any(|own| candidates.ids.contains(&own.ids))
         });
         missing.map_or(Ok(()), |missing| bail!("{missing:?} is missing"))
     });
@@ -179,8 +208,7 @@ fn check(pair: &mut Pair, requests: usize, traffic: impl FnOnce(&Pair) -> Result
         let key = (exemplar.reporter.clone(), exemplar.ids);
         let (milliseconds, code) = sampled.get(&key).with_context(|| format!("nobody sent {exemplar:?}"))?;
         let difference = (exemplar.milliseconds - milliseconds).abs();
-        let allowed = (0.05 * milliseconds).max(1.0) + late(&exemplar.reporter);
-        ensure!(difference <= allowed, "{exemplar:?}, in the log {milliseconds} ms");
+        ensure!(difference <= allowed(*milliseconds, &exemplar.reporter), "{exemplar:?}, in the log {milliseconds} ms");
         ensure!(exemplar.code == *code, "{exemplar:?}, in the log {code}");
         ensure!(exemplar.milliseconds.floor() <= exemplar.bound, "{exemplar:?} in the wrong bucket");
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
