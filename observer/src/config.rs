@@ -18,8 +18,8 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 use self::values::{
-    Callers, DEFAULT_LISTEN, ExecutableName, Interval, KubernetesMode, ListenAddress, LogLevel, Parsed, TracePaths,
-    bounded, directories, directory, file, parsed, parsed_list, wavefront_names,
+    Callers, DEFAULT_LISTEN, ExecutableName, Interval, KubernetesMode, ListenAddress, LogLevel, Parsed, TraceKinds,
+    TracePaths, bounded, directories, directory, file, parsed, parsed_list, wavefront_names,
 };
 use crate::{
     cli::args::{NodeArgs, RunArgs},
@@ -114,6 +114,8 @@ pub struct Config {
     pub traces: bool,
     /// What spans say of the paths of requests.
     pub trace_paths: TracePaths,
+    /// Which ends of requests become spans.
+    pub trace_kinds: TraceKinds,
     /// cgroup v2 directories that are always observed.
     #[serde(deserialize_with = "directories")]
     pub cgroup: Vec<PathBuf>,
@@ -171,6 +173,7 @@ impl Default for Config {
             callers: Callers::Auto,
             traces: false,
             trace_paths: TracePaths::default(),
+            trace_kinds: TraceKinds::default(),
             cgroup: Vec::new(),
             proc_root: None,
             cgroup_root: None,
@@ -301,6 +304,7 @@ impl Config {
             callers,
             traces,
             trace_paths,
+            trace_kinds,
         } = node;
         replace(&mut self.listen, listen);
         replace(&mut self.web_config_file, web_config_file.map(Some));
@@ -329,6 +333,7 @@ impl Config {
         replace(&mut self.callers, callers);
         replace(&mut self.traces, traces);
         replace(&mut self.trace_paths, trace_paths);
+        replace(&mut self.trace_kinds, trace_kinds);
         self
     }
 
@@ -794,6 +799,7 @@ mod tests {
                 callers,
                 traces,
                 trace_paths,
+                trace_kinds,
                 ..
             } = config;
             Config {
@@ -811,6 +817,7 @@ mod tests {
                 callers,
                 traces,
                 trace_paths,
+                trace_kinds,
                 ..Config::default()
             }
         };

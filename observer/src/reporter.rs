@@ -13,7 +13,7 @@ use crate::{
     collect::{Outcome, Reading, procfs, self_usage},
     config::{
         Config,
-        values::{Callers, TracePaths},
+        values::{Callers, TraceKinds, TracePaths},
     },
     discovery::{Component, Sidecar, SidecarId, kubernetes::KubernetesHandle},
     emit::Emitter,
@@ -59,6 +59,7 @@ pub struct Reporter {
     kubernetes: Option<KubernetesHandle>,
     proc_root: PathBuf,
     masks_paths: bool,
+    span_kinds: TraceKinds,
     started: Instant,
 }
 
@@ -95,6 +96,7 @@ impl Reporter {
             kubernetes: None,
             proc_root: config.proc_root().to_owned(),
             masks_paths: config.trace_paths == TracePaths::Masked,
+            span_kinds: config.trace_kinds,
             started: Instant::now(),
         })
     }
@@ -233,6 +235,7 @@ impl Reporter {
         if self.masks_paths {
             requests.iter_mut().for_each(|request| request.target.mask());
         }
+        requests.retain(|request| self.span_kinds.has(request.kind()));
         let snapshot = Arc::new(Snapshot::of_spans(SystemTime::now(), self.model.spans(requests)));
         self.emitters
             .iter()

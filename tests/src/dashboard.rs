@@ -1,5 +1,7 @@
 //! Expressions of Grafana's dashboards.
 
+pub mod picture;
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;

@@ -1,5 +1,5 @@
 //! Dashboards, recording rules and alerts through the real Prometheus, which scrapes an observed mesh with traffic: it
-//! must answer every expression with a number.
+//! must answer every expression with a number. `UPDATE_PICTURES=1` takes the picture in `docs/` anew.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,6 +8,7 @@ use std::{
     path::PathBuf,
     process,
     sync::Arc,
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use bookstore::{Bookstore, Talk};
 use harness::{
     bpf,
-    dashboard::{collect_expressions, select_everything},
+    dashboard::{collect_expressions, picture, select_everything},
     envoy::{GATEWAY_PLAIN, GATEWAY_TLS},
     mesh::{Family, Workload},
     net::finish,
@@ -43,6 +44,10 @@ const ENABLE_STATS: libc::c_long = 32;
 /// Lines that the observer does not take over.
 const INVALID_PAGE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 40\r\n\r\n\
                               # TYPE pilot_services gauge\none 1\ntwo x\n";
+/// How long traffic has run when the picture is kept.
+const BEFORE_PICTURES: Duration = Duration::from_secs(180);
+/// Time that the picture shows.
+const PICTURE_SECONDS: u32 = 150;
 /// Families whose state this mesh cannot have, and why.
 const WITHOUT_DATA: [(&str, &str); 15] = [
     ("galley_validation_config_load", "no supported release of Istio reports it"),
@@ -106,7 +111,23 @@ fn every_expression_of_the_dashboards_has_an_answer() -> Result<()> {
     }
     let failures = fixture.prometheus.own()?.sum("prometheus_rule_evaluation_failures_total", &[]);
     ensure!(failures == Some(0.0), "{failures:?} rules cannot be evaluated: {}", fixture.prometheus.log()?);
+    draw(&fixture)?;
     fixture.end()
+}
+
+/// Draws the data plane's dashboard; keeps the picture where asked.
+fn draw(fixture: &Fixture) -> Result<()> {
+    let is_kept = env::var_os("UPDATE_PICTURES").is_some();
+    if is_kept {
+        sleep(BEFORE_PICTURES);
+    }
+    let root = tools::repository();
+    let dashboard = fs::read_to_string(root.join("deploy/dashboards/istio-data-plane.json"))?;
+    let picture = picture::svg(&serde_json::from_str(&dashboard)?, &fixture.prometheus, PICTURE_SECONDS, evaluable)?;
+    if is_kept {
+        fs::write(root.join("docs/dashboard.svg"), picture)?;
+    }
+    Ok(())
 }
 
 /// Replaces the variables as Grafana does with their values at the start.

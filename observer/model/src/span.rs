@@ -35,6 +35,14 @@ pub struct SpanReading {
     pub target: Target,
 }
 
+impl SpanReading {
+    /// Returns which end it is of.
+    #[must_use]
+    pub fn kind(&self) -> SpanKind {
+        if self.key.leg == Leg::SOURCE { SpanKind::Client } else { SpanKind::Server }
+    }
+}
+
 /// Which end of a request a span is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanKind {
@@ -69,8 +77,7 @@ impl Span {
     /// Returns the span of a request with these labels.
     #[must_use]
     pub(crate) fn new(labels: Arc<MeshLabels>, request: SpanReading) -> Self {
-        let kind = if request.key.leg == Leg::SOURCE { SpanKind::Client } else { SpanKind::Server };
-        Self { kind, id: id::of(&request), labels, request }
+        Self { kind: request.kind(), id: id::of(&request), labels, request }
     }
 
     /// Returns its name: the method of gRPC, else that of HTTP. A path is not of a bounded number of names (semantic

@@ -13,7 +13,7 @@ use crate::{
     collect::scrape::EndpointUrl,
     config::values::{
         Callers, DEFAULT_LISTEN, ExecutableName, Interval, Invalid, KubernetesMode, ListenAddress, LogLevel,
-        TracePaths, boolean, parse_wavefront_names,
+        TraceKinds, TracePaths, boolean, parse_wavefront_names,
     },
     discovery::component::ComponentRule,
     emit::{
@@ -162,6 +162,11 @@ pub struct NodeArgs {
     #[arg(long, value_name = "full|masked|off", env = "OBSERVER_TRACE_PATHS", value_enum, ignore_case = true,
         hide_possible_values = true, help_heading = DISCOVERY)]
     pub trace_paths: Option<TracePaths>,
+    /// Which spans of a request are sent: of caller and application, or of one of them; server where the sidecars send
+    /// spans themselves [default: all]
+    #[arg(long, value_name = "all|client|server", env = "OBSERVER_TRACE_KINDS", value_enum, ignore_case = true,
+        hide_possible_values = true, help_heading = DISCOVERY)]
+    pub trace_kinds: Option<TraceKinds>,
     /// Whether names come from the Kubernetes API: auto uses the pod's service account, or --kubeconfig, if there is one
     #[arg(long, value_name = "auto|off", env = "OBSERVER_KUBERNETES", value_enum, ignore_case = true,
         help_heading = KUBERNETES)]
@@ -361,7 +366,7 @@ mod tests {
     fn parses_every_option() {
         let line = "observer run --listen 0.0.0.0:9000 --web-config-file /w --web-host a --web-host b.c --interval 1m --scrape-interval 30s --emit wavefront+file:- --emit \
                     wavefront+http://proxy:2878 --wavefront-names collector --wavefront-token-file /t --wavefront-ca-file /c --queue-dir /q --pin /p --config c.toml --sidecar-exe envoy \
-                    --sidecar-exe pilot --control-plane http://istiod:15014 --control-plane-exe etcd:2379 --scrape-proxies --kubernetes off --kubeconfig /k --cgroup /a --callers off --traces --trace-paths masked --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
+                    --sidecar-exe pilot --control-plane http://istiod:15014 --control-plane-exe etcd:2379 --scrape-proxies --kubernetes off --kubeconfig /k --cgroup /a --callers off --traces --trace-paths masked --trace-kinds server --proc-root /host/proc --cgroup-root /host/cgroup --log debug";
         let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("run") };
         assert_eq!(args.interval, Some(Interval(Duration::from_mins(1))));
         assert_eq!(args.node.scrape_interval, Some(Interval(Duration::from_secs(30))));
@@ -381,6 +386,7 @@ mod tests {
         assert_eq!(args.node.log, Some(LogLevel::Debug));
         assert_eq!(args.node.callers, Some(Callers::Off));
         assert_eq!((args.node.traces, args.node.trace_paths), (Some(true), Some(TracePaths::Masked)));
+        assert_eq!(args.node.trace_kinds, Some(TraceKinds::Server));
     }
 
     #[test]

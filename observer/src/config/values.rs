@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::emit::wavefront::Names;
+use crate::{emit::wavefront::Names, model::span::SpanKind};
 
 /// Address that is served unless another is given.
 pub const DEFAULT_LISTEN: ListenAddress = ListenAddress(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9469));
@@ -40,6 +40,31 @@ pub enum TracePaths {
     Masked,
     /// Nothing: neither paths nor methods are read.
     Off,
+}
+
+/// Which ends of requests become spans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TraceKinds {
+    /// Both.
+    #[default]
+    All,
+    /// The callers'.
+    Client,
+    /// The applications': of use beside the spans of sidecars that trace by themselves.
+    Server,
+}
+
+impl TraceKinds {
+    /// Returns whether spans of a kind are sent.
+    #[must_use]
+    pub fn has(self, kind: SpanKind) -> bool {
+        match self {
+            Self::All => true,
+            Self::Client => kind == SpanKind::Client,
+            Self::Server => kind == SpanKind::Server,
+        }
+    }
 }
 
 /// How much is logged.
