@@ -1,7 +1,6 @@
 //! The kernel side as the daemon sees it: programs attached to cgroups, and maps read whole.
 
 pub mod attach;
-pub mod batch;
 mod callers;
 pub mod cgroup_usage;
 mod clock;
@@ -11,6 +10,7 @@ mod idle_peers;
 mod idle_series;
 pub mod limit_warnings;
 pub mod load;
+mod mapped;
 pub mod port_protocols;
 mod preexisting_peers;
 pub mod read;

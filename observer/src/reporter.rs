@@ -197,7 +197,9 @@ impl Reporter {
         for limit in reading.iter().flat_map(|reading| self.limit_warnings.newly_reached(&reading.health)) {
             tracing::warn!("{limit}");
         }
-        let mut outcomes = vec![Outcome { collector: "kernel", duration: start.elapsed(), error }];
+        // A failed reading has no time of its own.
+        let duration = reading.as_ref().map_or_else(|| start.elapsed(), |reading| reading.duration);
+        let mut outcomes = vec![Outcome { collector: "kernel", duration, error }];
         let start = Instant::now();
         let sidecars = scope.running.iter().map(|sidecar| (sidecar.process, Some(&*sidecar.cgroup)));
         let components = scope.components.iter().map(|component| (component.process, component.cgroup.as_deref()));

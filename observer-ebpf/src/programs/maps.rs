@@ -1,7 +1,7 @@
 //! Every map, with who writes and who reads it. Sizes marked "userspace" are set at load time.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SkStorage, Stack},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
@@ -70,12 +70,12 @@ static PORT_PROTOCOLS: HashMap<PortKey, u32, 65536, { BPF_F_NO_PREALLOC as usize
 /// Programs insert, userspace reads. Size: userspace.
 #[btf_map]
 static SLOTS: HashMap<SeriesKey, u32, 10240, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// Programs add, userspace reads. Size: userspace.
+/// Programs add, userspace maps it to read. Size: userspace.
 #[btf_map]
-static SERIES: Array<Series, 10240> = Array::new();
-/// Programs add, userspace reads. Size: userspace.
+static SERIES: Array<Series, 10240, { BPF_F_MMAPABLE as usize }> = Array::new();
+/// Programs add, userspace maps it to read. Size: userspace.
 #[btf_map]
-static BUCKET_PAGES: Array<BucketPage, 65536> = Array::new();
+static BUCKET_PAGES: Array<BucketPage, 65536, { BPF_F_MMAPABLE as usize }> = Array::new();
 /// Programs add, userspace reads. Slot 0 is the overflow series.
 #[btf_map]
 static ALLOCATED: Array<u32, 8> = Array::new();

@@ -218,6 +218,7 @@ pub fn reading(seconds: u64, series: Vec<SeriesReading>) -> Reading {
             programs: vec![program("mesh_ingress", 1_000), program("mesh_egress", 0)],
             series_capacity: 16_384,
             callers: CallersReading::default(),
+            duration: Duration::from_millis(3),
             exemplars: Vec::new(),
         }),
         processes: vec![process(1, 250 * seconds), process(4, 0), process(9, 1)],

@@ -57,6 +57,8 @@ pub struct KernelReading {
     pub callers: CallersReading,
     /// Exemplars of the durations of series, read before the series.
     pub exemplars: Vec<(SeriesKey, Vec<Exemplar>)>,
+    /// Time that reading took.
+    pub duration: Duration,
 }
 
 /// The callers in the keys of series, and who is connected to the inbound listeners of sidecars.

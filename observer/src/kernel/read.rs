@@ -1,20 +1,24 @@
 //! Reads the counters of the maps.
 
-use std::{collections::HashSet, os::fd::AsFd, time::Duration};
+use std::{
+    collections::HashSet,
+    os::fd::AsFd,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed},
+        fence,
+    },
+    time::{Duration, Instant},
+};
 
-use aya::maps::{Array, HashMap};
+use aya::maps::Array;
 use observer_common::{
-    BucketPage, Histogram, INSERTED_KEYS, Leg, OVERFLOW_SLOT, Series, SeriesKey, health::Counter,
-    histogram::SUB_BUCKETS, names,
+    ALLOCATED_PAGES, ALLOCATED_SLOTS, BucketPage, INSERTED_KEYS, Leg, OVERFLOW_SLOT, Series, SeriesKey,
+    health::Counter, histogram::SUB_BUCKETS, names,
 };
 
-use super::{
-    Kernel,
-    batch::{self, Blocks, Elements},
-    error::KernelError,
-    sys,
-};
-use crate::collect::{HistogramReading, KernelPart, KernelReading, ProgramReading, SeriesReading};
+use super::{Kernel, error::KernelError, mapped::Mapped, sys};
+use crate::collect::{KernelPart, KernelReading, ProgramReading, SeriesReading};
 
 /// Series read at a time, some half a megabyte.
 const BATCH_SERIES: usize = 512;
@@ -27,43 +31,40 @@ impl Kernel {
     /// # Errors
     /// A map cannot be read.
     pub fn read(&mut self, cells: bool, mut each: impl FnMut(KernelPart<'_>)) -> Result<KernelReading, KernelError> {
+        let mut watch = Stopwatch::start();
         self.refresh_slots()?;
         let mut reading = KernelReading { series_capacity: u64::from(self.max_series), ..KernelReading::default() };
-        let mut has_callers = false;
         // Before the counts, in which every exemplar then is.
         let exemplars = self.read_exemplars()?;
+        let mut arrays = Arrays::of(self, cells)?;
+        let (mut batch, mut has_callers) = (Vec::new(), false);
         for start in (0..self.slots.len()).step_by(BATCH_SERIES) {
-            let chunk: Vec<_> = self.slots.iter().skip(start).take(BATCH_SERIES).copied().collect();
-            let slots: Vec<u32> = chunk.iter().filter_map(|&(_, slot)| slot).collect();
-            let values = self.elements::<Series>(names::SERIES)?.read(&slots)?;
-            let mut blocks = self.elements::<BucketPage>(names::BUCKET_PAGES)?;
-            let cells = if cells { batch::blocks(&mut blocks, &values)? } else { Blocks::new() };
-            if chunk.iter().any(|(key, _)| key.leg == Leg::DESTINATION) {
-                each(KernelPart::Callers(&self.read_callers()?));
+            let slots: Vec<_> = self.slots.iter().skip(start).take(BATCH_SERIES).copied().collect();
+            batch.resize_with(slots.len(), || SeriesReading::empty(SeriesKey::default()));
+            for (reading, &slot) in batch.iter_mut().zip(&slots) {
+                self.read_series(slot, &mut arrays, reading)?;
+                self.idle.record(reading);
+            }
+            if slots.iter().any(|(key, _)| key.leg == Leg::DESTINATION) {
+                let callers = self.read_callers()?;
+                watch.pause(|| each(KernelPart::Callers(&callers)));
                 has_callers = true;
             }
-            let mut values = values.iter();
-            for (key, slot) in chunk {
-                let counted = slot.and_then(|_| values.next());
-                let mut reading =
-                    counted.map_or_else(|| SeriesReading::empty(key), |own| series_reading(key, own, &cells));
-                self.map_state.carried_over.add_to(&mut reading);
-                if let Some(former) = self.idle.former_slot(&key) {
-                    let values = self.elements::<Series>(names::SERIES)?.read(&[former])?;
-                    values.iter().for_each(|values| add(&mut reading, values));
+            watch.pause(|| {
+                for (reading, (key, slot)) in batch.iter().zip(&slots) {
+                    if *slot != Some(OVERFLOW_SLOT) || !is_unused(reading) {
+                        each(KernelPart::Series(reading));
+                    }
+                    if let Some(exemplars) = slot.and_then(|slot| exemplars.get(&slot)) {
+                        each(KernelPart::Exemplars(key, exemplars));
+                    }
                 }
-                self.idle.record(&reading);
-                if slot != Some(OVERFLOW_SLOT) || !is_unused(&reading) {
-                    each(KernelPart::Series(&reading));
-                }
-                if let Some(exemplars) = slot.and_then(|slot| exemplars.get(&slot)) {
-                    each(KernelPart::Exemplars(&key, exemplars));
-                }
-            }
+            });
         }
         if !has_callers {
             // Peers are known before their first requests have ended.
-            each(KernelPart::Callers(&self.read_callers()?));
+            let callers = self.read_callers()?;
+            watch.pause(|| each(KernelPart::Callers(&callers)));
         }
         self.idle.end_reading();
         let health: Array<_, u64> = self.map(names::HEALTH)?;
@@ -74,28 +75,56 @@ impl Kernel {
         for name in names::PROGRAMS {
             reading.programs.push(self.read_program(name)?);
         }
+        reading.duration = watch.read();
         Ok(reading)
+    }
+
+    /// Reads one series, with what earlier maps and slots have counted of it.
+    fn read_series(
+        &self,
+        (key, slot): (SeriesKey, Option<u32>),
+        arrays: &mut Arrays,
+        into: &mut SeriesReading,
+    ) -> Result<(), KernelError> {
+        clear(into, key);
+        if let Some(values) = slot.and_then(|slot| arrays.series.get(slot)) {
+            add(into, &values);
+            arrays.read_cells(self, &values, into)?;
+        }
+        self.map_state.carried_over.add_to(into);
+        if let Some(values) = self.idle.former_slot(&key).and_then(|slot| arrays.series.get(slot)) {
+            add(into, &values);
+        }
+        Ok(())
     }
 
     /// Returns whether series were inserted since the last reading.
     #[must_use]
     pub fn has_new_series(&self) -> bool {
-        let next: Result<Array<_, u32>, _> = self.map(names::ALLOCATED);
-        let inserted = next.ok().and_then(|next| next.get(&INSERTED_KEYS, 0).ok());
-        inserted.is_some() && inserted != self.inserted
+        self.allocated(INSERTED_KEYS).is_ok_and(|inserted| self.inserted != Some(inserted))
+    }
+
+    /// Returns one of the counters of what was allocated.
+    fn allocated(&self, counter: u32) -> Result<u32, KernelError> {
+        let allocated: Array<_, u32> = self.map(names::ALLOCATED)?;
+        allocated.get(&counter, 0).map_err(|source| KernelError::map(names::ALLOCATED, source))
+    }
+
+    /// Maps the first `elements` of an array.
+    fn mapped<V: aya::Pod>(&self, name: &'static str, elements: u32) -> Result<Mapped<V>, KernelError> {
+        let map = self.ebpf.map(name).ok_or(KernelError::Missing { name })?;
+        Mapped::new(map, elements).map_err(|source| KernelError::map(name, source))
     }
 
     /// Reads the list of slots again if keys were inserted since.
     pub(super) fn refresh_slots(&mut self) -> Result<(), KernelError> {
-        let next: Array<_, u32> = self.map(names::ALLOCATED)?;
         // Read before the keys: a key inserted meanwhile is found next time.
-        let inserted = next.get(&INSERTED_KEYS, 0).map_err(|source| KernelError::map(names::ALLOCATED, source))?;
+        let inserted = self.allocated(INSERTED_KEYS)?;
         if self.inserted == Some(inserted) {
             return Ok(());
         }
-        let slots: HashMap<_, SeriesKey, u32> = self.map(names::SLOTS)?;
-        let read: Result<Vec<_>, _> = slots.iter().collect();
-        let mut read = read.map_err(|source| KernelError::map(names::SLOTS, source))?;
+        let mut read = Vec::new();
+        self.each_element(names::SLOTS, |key: SeriesKey, slot: u32| read.push((key, slot)))?;
         self.idle.add_leaving(&mut read);
         read.sort_unstable_by_key(|&(_, slot)| slot);
         self.inserted = Some(inserted);
@@ -114,21 +143,94 @@ impl Kernel {
         let links = if names::ATTACHED.contains(&name) { self.links.len() as u64 } else { 0 };
         Ok(ProgramReading { name, links, runs, run_time: Duration::from_nanos(run_time_ns) })
     }
+}
 
-    fn elements<V: aya::Pod>(&self, name: &'static str) -> Result<Elements<'_, V>, KernelError> {
-        Elements::new(name, self.ebpf.map(name).ok_or(KernelError::Missing { name })?)
+/// Counts the time of the reading, without that of whoever takes what was read.
+struct Stopwatch {
+    since: Instant,
+    before: Duration,
+}
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self { since: Instant::now(), before: Duration::ZERO }
+    }
+
+    fn read(&self) -> Duration {
+        self.before + self.since.elapsed()
+    }
+
+    fn pause(&mut self, meanwhile: impl FnOnce()) {
+        self.before = self.read();
+        meanwhile();
+        self.since = Instant::now();
     }
 }
 
-/// Builds a reading with the log-linear cells of `blocks`.
-fn series_reading(key: SeriesKey, values: &Series, blocks: &Blocks) -> SeriesReading {
-    let histograms = values.histograms.each_ref().map(|histogram| HistogramReading {
-        buckets: histogram.buckets,
-        sum: histogram.sum,
-        cells: cells(blocks, histogram),
-    });
-    let &Series { opened, closed, received, sent, messages, .. } = values;
-    SeriesReading { key, histograms, opened, closed, received, sent, messages }
+/// The mapped part of the arrays that are in use.
+struct Arrays {
+    series: Mapped<Series>,
+    /// `None` if no cells are wanted.
+    pages: Option<Mapped<BucketPage>>,
+}
+
+impl Arrays {
+    fn of(kernel: &Kernel, cells: bool) -> Result<Self, KernelError> {
+        let series = kernel.mapped(names::SERIES, kernel.allocated(ALLOCATED_SLOTS)?.saturating_add(1))?;
+        let pages = if cells { Some(Self::pages(kernel)?) } else { None };
+        Ok(Self { series, pages })
+    }
+
+    fn pages(kernel: &Kernel) -> Result<Mapped<BucketPage>, KernelError> {
+        kernel.mapped(names::BUCKET_PAGES, kernel.allocated(ALLOCATED_PAGES)?)
+    }
+
+    /// Reads the log-linear cells of a series whose values were read.
+    fn read_cells(&mut self, kernel: &Kernel, values: &Series, into: &mut SeriesReading) -> Result<(), KernelError> {
+        let Some(pages) = &mut self.pages else { return Ok(()) };
+        // Not before the numbers of their pages.
+        fence(Acquire);
+        for (histogram, into) in values.histograms.iter().zip(&mut into.histograms) {
+            for (octave, number) in histogram.pages.iter().enumerate().filter(|(_, number)| **number != 0) {
+                if pages.words(number - 1).is_none() {
+                    // Allocated meanwhile.
+                    *pages = Self::pages(kernel)?;
+                }
+                let words = pages.words(number - 1).unwrap_or_default();
+                cells(octave, words, &mut into.cells);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds the cells of a page that were counted in.
+fn cells(octave: usize, page: &[AtomicU64], into: &mut Vec<(u16, u32)>) {
+    for (at, pair) in page.iter().enumerate() {
+        let pair = pair.load(Relaxed);
+        // Most are.
+        if pair == 0 {
+            continue;
+        }
+        let [low @ .., _, _, _, _] = pair.to_ne_bytes();
+        let [_, _, _, _, high @ ..] = pair.to_ne_bytes();
+        let cell = octave * SUB_BUCKETS + 2 * at;
+        for (cell, count) in [(cell, u32::from_ne_bytes(low)), (cell + 1, u32::from_ne_bytes(high))] {
+            if count != 0 {
+                into.push((cell as u16, count));
+            }
+        }
+    }
+}
+
+/// Makes a reading one of a series in which nothing has been counted, and keeps its memory.
+fn clear(reading: &mut SeriesReading, key: SeriesKey) {
+    let cells = reading.histograms.each_mut().map(|histogram| std::mem::take(&mut histogram.cells));
+    *reading = SeriesReading::empty(key);
+    for (histogram, mut cells) in reading.histograms.iter_mut().zip(cells) {
+        cells.clear();
+        histogram.cells = cells;
+    }
 }
 
 /// Adds values to a reading, without log-linear cells.
@@ -152,12 +254,33 @@ fn is_unused(series: &SeriesReading) -> bool {
         && series.histograms[0].buckets.iter().all(|&count| count == 0)
 }
 
-fn cells(blocks: &Blocks, histogram: &Histogram) -> Vec<(u16, u32)> {
-    let mut cells = Vec::new();
-    for (octave, name) in histogram.pages.iter().enumerate() {
-        let Some(block) = blocks.get(name) else { continue };
-        let used = block.sub_buckets.iter().enumerate().filter(|&(_, &count)| count != 0);
-        cells.extend(used.map(|(cell, &count)| ((octave * SUB_BUCKETS + cell) as u16, count)));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_of_a_page_are_those_that_are_not_zero_in_their_order() {
+        let mut page = BucketPage { sub_buckets: [0; SUB_BUCKETS] };
+        (page.sub_buckets[0], page.sub_buckets[5], page.sub_buckets[6], page.sub_buckets[31]) = (7, 1, u32::MAX, 9);
+        let pairs = page.sub_buckets.as_chunks::<2>().0.iter();
+        let words: Vec<AtomicU64> = pairs
+            .map(|[low, high]| {
+                let bytes = [low.to_ne_bytes(), high.to_ne_bytes()];
+                AtomicU64::new(u64::from_ne_bytes(bytes.as_flattened().try_into().unwrap()))
+            })
+            .collect();
+        let mut found = vec![(3, 4)];
+        cells(2, &words, &mut found);
+        assert_eq!(found, [(3, 4), (64, 7), (69, 1), (70, u32::MAX), (95, 9)]);
     }
-    cells
+
+    #[test]
+    fn a_reading_is_used_again_for_another_series() {
+        let mut reading = SeriesReading::empty(SeriesKey::default());
+        reading.histograms[1].cells = vec![(1, 2)];
+        (reading.opened, reading.histograms[2].buckets[3]) = (1, 1);
+        let key = SeriesKey { sidecar: 7, ..SeriesKey::default() };
+        clear(&mut reading, key);
+        assert_eq!(reading, SeriesReading::empty(key));
+    }
 }

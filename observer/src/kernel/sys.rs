@@ -145,35 +145,6 @@ impl RawMap {
     }
 }
 
-/// Returns `length` elements of an array map from index `first` on, which must all exist.
-pub(crate) fn read_array<V: aya::Pod>(map: BorrowedFd<'_>, first: u32, length: usize) -> io::Result<Vec<V>> {
-    let wanted = u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let before = first.wrapping_sub(1);
-    let before = if first == 0 { 0 } else { (&raw const before) as u64 };
-    let (mut last, mut keys, mut values) = (0_u32, vec![0_u32; length], Vec::<V>::with_capacity(length));
-    let mut attribute = [
-        before,
-        (&raw mut last) as u64,
-        keys.as_mut_ptr() as u64,
-        values.as_mut_ptr() as u64,
-        pair(wanted, number(map)),
-        0,
-        0,
-    ];
-    match call(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attribute) {
-        // ENOENT follows the last element.
-        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-        _ => {}
-    }
-    if attribute[4] != pair(wanted, number(map)) {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    // SAFETY: the kernel has written as many values, of the map's size, which is that of `V`, as the caller's type of map says;
-    // `V` is plain data, for which every bit pattern is valid.
-    unsafe { values.set_len(length) };
-    Ok(values)
-}
-
 /// Passes every element of a hash map to `each`; those that are inserted or removed meanwhile, or not.
 pub(crate) fn read_hash<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
     let (mut length, mut cursor, mut is_first) = (256_u32, 0_u32, true);
