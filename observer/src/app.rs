@@ -12,7 +12,7 @@ mod scraping;
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -20,6 +20,8 @@ use anyhow::{Context, Error, Result};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
+    sync::{Mutex, MutexGuard},
+    task::spawn_blocking,
     time::MissedTickBehavior,
 };
 
@@ -74,40 +76,40 @@ pub async fn run(
     let mut watcher = Watcher::new(config.discovery())?;
     let server = serve::start(listening, node.clone(), readiness.pending(), protection);
     drop_startup_privileges()?;
-    naming.start(&mut node.state().reporter);
+    naming.start(&mut node.state().await.reporter);
     let mut shutdown = signals::shutdown(SHUTDOWN_TIMEOUT)?;
     let names = emitters.names().collect::<Vec<_>>().join(", ");
-    node.state().reporter.start(emitters.start(), Box::new(server.reader()));
+    node.state().await.reporter.start(emitters.start(), Box::new(server.reader()));
     let changes = watcher.resume(restored);
-    node.state().resume(changes, watcher.registry());
-    node.state().log_start(&names, args);
+    node.state().await.resume(changes, watcher.registry());
+    node.state().await.log_start(&names, args);
     drop(attaching);
     let (mut pushes, mut housekeeping) = (timer(config.push_interval()), timer(HOUSEKEEPING_INTERVAL));
-    let (mut spans, has_spans) = (timer(SPAN_INTERVAL), config.trace_reading() == Traces::Spans);
+    let (mut spans, has_spans) = (timer(SPAN_INTERVAL), config.trace_reading() >= Traces::Spans);
     let mut reload = Reload::new(config, args);
     loop {
         tokio::select! {
-            changes = watcher.next() => node.state().apply(changes, watcher.registry()),
-            due = pushes.tick() => node.state().push(Some(due.into_std())),
-            _ = spans.tick(), if has_spans => node.state().push_spans(),
+            changes = watcher.next() => node.state().await.apply(changes, watcher.registry()),
+            due = pushes.tick() => node.work(move |state| state.push(Some(due.into_std()))).await,
+            _ = spans.tick(), if has_spans => node.work(State::push_spans).await,
             _ = housekeeping.tick() => {
-                node.state().keep_house();
-                node.state().findings.refresh(&watcher);
+                node.work(State::keep_house).await;
+                node.state().await.findings.refresh(&watcher);
             }
-            changes = naming.next() => node.state().reporter.apply(changes),
+            changes = naming.next() => node.state().await.reporter.apply(changes),
             _ = hangup.recv() => {
                 if let Some(peers) = reload.peers() {
-                    node.state().reporter.set_peers(peers);
+                    node.state().await.reporter.set_peers(peers);
                 }
             }
             _ = &mut shutdown => break,
         }
     }
     tracing::info!("stopping");
-    node.state().reporter.stop_waiting();
-    node.state().push(None);
-    node.state().push_spans();
-    let last_pushes = node.state().reporter.finish(LAST_PUSH_TIMEOUT);
+    node.state().await.reporter.stop_waiting();
+    node.work(|state| state.push(None)).await;
+    node.work(State::push_spans).await;
+    let last_pushes = node.state().await.reporter.finish(LAST_PUSH_TIMEOUT);
     last_pushes.join_all().await;
     server.task.abort();
     Ok(())
@@ -134,26 +136,26 @@ pub async fn snapshot(config: &Config, length: Duration) -> Result<Arc<Snapshot>
     let (node, _) = Node::start(config, Cells::OfInterval)?;
     let mut watcher = Watcher::new(config.discovery())?;
     drop_startup_privileges()?;
-    naming.start(&mut node.state().reporter);
+    naming.start(&mut node.state().await.reporter);
     let changes = watcher.scan();
-    node.state().apply(changes, watcher.registry());
+    node.state().await.apply(changes, watcher.registry());
     tracing::info!("observing for {length:?}");
     let mut housekeeping = timer(HOUSEKEEPING_INTERVAL);
     let end = tokio::time::sleep(length);
     tokio::pin!(end);
     loop {
         tokio::select! {
-            changes = watcher.next() => node.state().apply(changes, watcher.registry()),
-            changes = naming.next() => node.state().reporter.apply(changes),
+            changes = watcher.next() => node.state().await.apply(changes, watcher.registry()),
+            changes = naming.next() => node.state().await.reporter.apply(changes),
             _ = housekeeping.tick() => {
-                node.state().declare_ports();
-                node.state().read_new();
+                node.state().await.declare_ports();
+                node.state().await.read_new();
             }
             () = &mut end => break,
         }
     }
-    node.state().reporter.stop_waiting();
-    Ok(node.state().round(true))
+    node.state().await.reporter.stop_waiting();
+    Ok(node.state().await.round(true))
 }
 
 /// Drops what only startup needed; called before there is another thread, which would keep its own capabilities.
@@ -217,28 +219,34 @@ impl Node {
         Ok((Self(Arc::new(Mutex::new(state))), registry))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().await
+    }
+
+    /// Does what reads maps on another thread: what is being sent or answered meanwhile goes on.
+    async fn work<R: Send + 'static>(&self, work: impl FnOnce(&mut State) -> R + Send + 'static) -> R {
+        let mut state = self.0.clone().lock_owned().await;
+        let done = spawn_blocking(move || work(&mut state)).await;
+        done.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
     }
 }
 
 impl Source for Node {
-    fn snapshot(&self, with_cells: bool) -> Arc<Snapshot> {
-        let mut state = self.state();
-        if with_cells {
-            state.reporter.want_cells();
-        }
-        state.round(false)
+    async fn snapshot(&self, with_cells: bool) -> Arc<Snapshot> {
+        let asked = Instant::now();
+        self.work(move |state| state.scrape(asked, with_cells)).await
     }
 
-    fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
-        let mut state = self.state();
-        state.reporter.watch();
-        (state.round(false), state.findings.watch())
+    async fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+        self.work(|state| {
+            state.reporter.watch();
+            (state.round(false), state.findings.watch())
+        })
+        .await
     }
 
-    fn stop_watching(&self) {
-        let mut state = self.state();
+    async fn stop_watching(&self) {
+        let mut state = self.state().await;
         state.reporter.stop_watching();
         state.findings.stop_watching();
     }
@@ -301,6 +309,7 @@ impl State {
 
     /// Does what must not wait for the next push: reclaims map entries, detaches, and retries to attach.
     fn keep_house(&mut self) {
+        self.reporter.forget_last();
         match self.kernel.reclaim() {
             Ok(0) => {}
             Ok(series) => tracing::debug!("{series} series of ended sidecars and idle callers were reclaimed"),
@@ -345,6 +354,17 @@ impl State {
             self.round(false);
         }
         self.reporter.push_spans(requests);
+    }
+
+    /// Takes a snapshot for a scrape that was asked for then; it waits for no second reading if one was under way.
+    fn scrape(&mut self, asked: Instant, with_cells: bool) -> Arc<Snapshot> {
+        if let Some(snapshot) = self.reporter.last_since(asked, with_cells) {
+            return snapshot;
+        }
+        if with_cells {
+            self.reporter.want_cells();
+        }
+        self.round(false)
     }
 
     fn round(&mut self, closes_interval: bool) -> Arc<Snapshot> {

@@ -55,6 +55,10 @@ pub struct Reporter {
     wants_cells: bool,
     /// Whether somebody looks now: then rounds that close an interval read cells as well.
     is_watched: bool,
+    /// Whether scrapes want cells, which are cumulated for them.
+    has_scraped_cells: bool,
+    /// When the last round ended, whether it has cells for scrapes, and its snapshot.
+    last: Option<(Instant, bool, Arc<Snapshot>)>,
     limit_warnings: LimitWarnings,
     kubernetes: Option<KubernetesHandle>,
     proc_root: PathBuf,
@@ -92,6 +96,8 @@ impl Reporter {
             reads_percentiles,
             wants_cells: false,
             is_watched: false,
+            has_scraped_cells: false,
+            last: None,
             limit_warnings: LimitWarnings::default(),
             kubernetes: None,
             proc_root: config.proc_root().to_owned(),
@@ -154,7 +160,7 @@ impl Reporter {
     /// Makes the next round read cells, and from now on every one that closes an interval, so that none are lost with
     /// their sidecar.
     pub fn want_cells(&mut self) {
-        (self.wants_cells, self.reads_percentiles) = (true, true);
+        (self.wants_cells, self.reads_percentiles, self.has_scraped_cells) = (true, true, true);
         self.model.cumulate_cells();
     }
 
@@ -178,8 +184,21 @@ impl Reporter {
         self.collection_delay.record(due.elapsed());
     }
 
+    /// Returns the snapshot of the last round if it ended after a scrape was asked for, and has what that wants.
+    #[must_use]
+    pub fn last_since(&self, asked: Instant, with_cells: bool) -> Option<Arc<Snapshot>> {
+        let last = self.last.as_ref().filter(|(ended, has_cells, _)| *ended >= asked && (*has_cells || !with_cells));
+        last.map(|(.., snapshot)| snapshot.clone())
+    }
+
+    /// Lets go of the last snapshot, unless it is in use.
+    pub fn forget_last(&mut self) {
+        self.last = None;
+    }
+
     /// Reads everything once.
     pub fn round(&mut self, kernel: &mut Kernel, scope: Scope<'_>, closes_interval: bool) -> Arc<Snapshot> {
+        self.forget_last();
         let at = SystemTime::now();
         let start = Instant::now();
         let is_due = closes_interval && (self.reads_percentiles || self.is_watched);
@@ -221,6 +240,7 @@ impl Reporter {
         if let Some(kubernetes) = &self.kubernetes {
             kubernetes.ask(self.model.cluster_mut().take_wanted(at));
         }
+        self.last = Some((Instant::now(), wants_cells && self.has_scraped_cells, snapshot.clone()));
         snapshot
     }
 
@@ -266,5 +286,27 @@ impl Reporter {
     pub fn finish(&mut self, timeout: Duration) -> JoinSet<()> {
         let emitters = std::mem::take(&mut self.emitters).into_iter();
         emitters.map(|emitter| async move { drop(emitter.finish(timeout).await) }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::fixture;
+
+    #[test]
+    fn a_scrape_shares_a_reading_that_was_under_way_if_it_has_what_is_wanted() {
+        let mut reporter = Reporter::new(&Config::default(), SystemTime::now(), None, false).unwrap();
+        let (before, ended) = (Instant::now(), Instant::now());
+        let after = ended + Duration::from_nanos(1);
+        assert!(reporter.last_since(before, false).is_none());
+        for has_cells in [false, true] {
+            reporter.last = Some((ended, has_cells, fixture::snapshots()[0].clone()));
+            assert!(reporter.last_since(before, false).is_some());
+            assert_eq!(reporter.last_since(before, true).is_some(), has_cells);
+            assert!(reporter.last_since(after, false).is_none());
+        }
+        reporter.forget_last();
+        assert!(reporter.last_since(before, false).is_none());
     }
 }

@@ -22,7 +22,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -42,7 +42,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
     task::{AbortHandle, JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
@@ -389,7 +389,7 @@ impl<S: Source> AppState<S> {
         let mut response = match (refusal, route) {
             (Some(refusal), _) => refusal,
             (None, None) => text(StatusCode::NOT_FOUND, "not found; see /\n"),
-            (None, Some(route)) => self.route(route, request),
+            (None, Some(route)) => self.route(route, request).await,
         };
         if *request.method() == Method::HEAD {
             *response.body_mut() = BodyStream::none();
@@ -398,7 +398,7 @@ impl<S: Source> AppState<S> {
         response
     }
 
-    fn route(&self, route: Route, request: &Request<Incoming>) -> Response<BodyStream> {
+    async fn route(&self, route: Route, request: &Request<Incoming>) -> Response<BodyStream> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             if route == Route::Metrics {
                 self.stats.refused_method.fetch_add(1, Relaxed);
@@ -410,10 +410,10 @@ impl<S: Source> AppState<S> {
             return with(response, header::CONNECTION, "close");
         }
         match route {
-            Route::Metrics => self.metrics(request.headers(), negotiation::selection(request.uri().query())),
+            Route::Metrics => self.metrics(request.headers(), negotiation::selection(request.uri().query())).await,
             Route::Health => text(StatusCode::OK, "ok\n"),
             Route::Readiness => self.ready(),
-            Route::Api(resource) => self.api(resource, request.headers()),
+            Route::Api(resource) => self.api(resource, request.headers()).await,
             Route::File(file) => file.response(request.headers()),
         }
     }
@@ -442,12 +442,11 @@ impl<S: Source> AppState<S> {
         }
     }
 
-    fn metrics(&self, headers: &HeaderMap, selection: Selection) -> Response<BodyStream> {
+    async fn metrics(&self, headers: &HeaderMap, selection: Selection) -> Response<BodyStream> {
         let began = Instant::now();
         let format = negotiation::format(joined(headers, &header::ACCEPT).as_deref());
         let with_cells = format == PageFormat::Protobuf;
-        let Lease { snapshot, revoked } =
-            self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).read(with_cells);
+        let Lease { snapshot, revoked } = self.snapshots.lock().await.read(with_cells).await;
         self.stats.served.fetch_add(1, Relaxed);
         self.stats.spent(began);
         let page: Pieces = match format {
@@ -577,16 +576,16 @@ mod tests {
     }
 
     impl Source for Scripted {
-        fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
+        async fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
             self.asked.fetch_add(1, Relaxed);
             self.snapshot.clone()
         }
 
-        fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
-            (self.snapshot(true), Vec::new())
+        async fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+            (self.snapshot(true).await, Vec::new())
         }
 
-        fn stop_watching(&self) {}
+        async fn stop_watching(&self) {}
     }
 
     struct Bench {

@@ -18,6 +18,7 @@ pub mod exposition;
 pub mod forge;
 pub mod kubernetes;
 pub mod link;
+pub mod memory_cgroup;
 pub mod mesh;
 pub mod net;
 pub mod observer;

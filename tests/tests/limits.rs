@@ -3,7 +3,7 @@
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{self, Command, ExitCode, Stdio},
     time::Duration,
 };
@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     apps::{http, raw::Server, tcp},
     cases,
-    cgroup::Cgroup,
     counts::{Connections, Counts, Leg, Requests},
     exposition::Exposition,
+    memory_cgroup::MemoryCgroup,
     mesh::{Family, Mesh, Workload},
     net::{finish, run},
     observer::{Observer, counts},
@@ -176,7 +176,7 @@ fn as_many_third_party_programs_as_the_kernel_allows(_: &mut ()) -> Result<Strin
 
 /// A million series take gigabytes.
 fn too_little_memory_to_start(_: &mut ()) -> Result<String> {
-    let memory = Memory::limit(512 << 20)?;
+    let memory = MemoryCgroup::new(Some(512 << 20))?;
     let configuration = env::temp_dir().join(format!("mesh-limits-{}.toml", process::id()));
     fs::write(&configuration, "max_series = 1000000\n")?;
     let mut command = memory.command()?;
@@ -323,49 +323,6 @@ impl Drop for OptionMemory<'_> {
         let before = self.before.clone();
         if let Err(error) = self.inside(|| fs::write(OPTION_MEMORY, before)) {
             eprintln!("{error:#}");
-        }
-    }
-}
-
-/// A memory cgroup, of version 2 where that has the controller, else of version 1; removed when dropped.
-struct Memory {
-    path: PathBuf,
-    _version_2: Option<Cgroup>,
-}
-
-impl Memory {
-    fn limit(bytes: u64) -> Result<Self> {
-        let name = format!("mesh-observer-limits-{}", process::id());
-        let root = harness::cgroup::root()?;
-        let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-        let (memory, file) = if controllers.split_whitespace().any(|it| it == "memory") {
-            fs::write(root.join("cgroup.subtree_control"), "+memory").context("cgroup.subtree_control")?;
-            let cgroup = Cgroup::create(root.join(name))?;
-            (Self { path: cgroup.path().to_owned(), _version_2: Some(cgroup) }, "memory.max")
-        } else {
-            let path = Path::new("/sys/fs/cgroup/memory").join(name);
-            fs::create_dir(&path).with_context(|| format!("no memory controller: {}", path.display()))?;
-            (Self { path, _version_2: None }, "memory.limit_in_bytes")
-        };
-        fs::write(memory.path.join(file), bytes.to_string()).with_context(|| format!("{file} cannot be set"))?;
-        Ok(memory)
-    }
-
-    /// Returns a command that becomes the one behind it, in this cgroup.
-    fn command(&self) -> Result<Command> {
-        let mut command = Command::new(tools::require("sh")?);
-        command.args(["-c", "echo $$ > \"$0\"/cgroup.procs && exec \"$@\""]).arg(&self.path);
-        Ok(command)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // That of version 2 goes by itself.
-        if self._version_2.is_none()
-            && let Err(error) = fs::remove_dir(&self.path)
-        {
-            eprintln!("{}: {error}", self.path.display());
         }
     }
 }

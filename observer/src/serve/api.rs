@@ -39,19 +39,19 @@ impl Resource {
 }
 
 impl<S: Source> AppState<S> {
-    pub(super) fn api(&self, resource: Resource, headers: &HeaderMap) -> Response<BodyStream> {
+    pub(super) async fn api(&self, resource: Resource, headers: &HeaderMap) -> Response<BodyStream> {
         let document = match resource {
             Resource::Index => Bytes::from_static(INDEX.as_bytes()),
-            Resource::State => self.live.state(),
-            Resource::History => self.live.history(),
-            Resource::Events => return self.events(),
+            Resource::State => self.live.state().await,
+            Resource::History => self.live.history().await,
+            Resource::Events => return self.events().await,
         };
         let response = compressed(headers, Box::new(std::iter::once(document)), BodyStream::of);
         never_stored(with(response, header::CONTENT_TYPE, "application/json"))
     }
 
-    fn events(&self) -> Response<BodyStream> {
-        let Some(events) = self.live.subscribe() else {
+    async fn events(&self) -> Response<BodyStream> {
+        let Some(events) = self.live.subscribe().await else {
             self.stats.too_many_streams.fetch_add(1, Relaxed);
             let response = text(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open; close another page\n");
             return with(response, header::RETRY_AFTER, "10");

@@ -3,15 +3,15 @@
 //! A session begins with the first request, and ends [`LINGER`] after the last one when no stream is open: then nothing
 //! is read or kept. Streams are bounded in number and length; a client that reads too slowly misses events.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use tokio::{
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
@@ -62,17 +62,17 @@ impl<S: Source> Live<S> {
     }
 
     /// Returns the document of what is shown now.
-    pub(super) fn state(self: &Arc<Self>) -> Bytes {
-        self.look(|session| session.state.clone())
+    pub(super) async fn state(self: &Arc<Self>) -> Bytes {
+        self.look(|session| session.state.clone()).await
     }
 
     /// Returns the document of the last minutes.
-    pub(super) fn history(self: &Arc<Self>) -> Bytes {
-        self.look(|session| json(&session.view.history().document()))
+    pub(super) async fn history(self: &Arc<Self>) -> Bytes {
+        self.look(|session| json(&session.view.history().document())).await
     }
 
     /// Opens a stream of events; `None` if there are too many.
-    pub(super) fn subscribe(self: &Arc<Self>) -> Option<Receiver<Bytes>> {
+    pub(super) async fn subscribe(self: &Arc<Self>) -> Option<Receiver<Bytes>> {
         self.look(|session| {
             session.streams.retain(|stream| !stream.events.is_closed());
             if session.streams.len() >= MAX_STREAMS {
@@ -85,18 +85,21 @@ impl<S: Source> Live<S> {
             session.streams.push(Stream { events, since: Instant::now() });
             Some(receiver)
         })
+        .await
     }
 
     /// Lets somebody look at the session, which begins if there is none.
-    fn look<R>(self: &Arc<Self>, look: impl FnOnce(&mut Session) -> R) -> R {
-        let mut current = self.session();
+    async fn look<R>(self: &Arc<Self>, look: impl FnOnce(&mut Session) -> R) -> R {
+        let mut current = self.session.lock().await;
         let session = current.get_or_insert_with(|| {
-            let mut session = Session::default();
-            self.tick(&mut session);
             tokio::spawn(self.clone().run());
-            session
+            Session::default()
         });
         session.looked = Some(Instant::now());
+        // Also if who looked first went away before the first snapshot was taken.
+        if session.state.is_empty() {
+            self.tick(session).await;
+        }
         look(session)
     }
 
@@ -106,21 +109,21 @@ impl<S: Source> Live<S> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             ticks.tick().await;
-            let mut current = self.session();
+            let mut current = self.session.lock().await;
             let Some(session) = current.as_mut() else { return };
             session.streams.retain(|stream| !stream.events.is_closed() && stream.since.elapsed() < STREAM_LENGTH);
             if !session.is_watched() {
                 *current = None;
-                self.source.stop_watching();
+                self.source.stop_watching().await;
                 self_usage::trim_heap();
                 return;
             }
-            self.tick(session);
+            self.tick(session).await;
         }
     }
 
-    fn tick(&self, session: &mut Session) {
-        let (snapshot, findings) = self.source.watch();
+    async fn tick(&self, session: &mut Session) {
+        let (snapshot, findings) = self.source.watch().await;
         let column = session.view.record(&snapshot).map(|column: &Column| event("column", &json(column)));
         session.state = json(&session.view.state(&snapshot, &self.node, &findings));
         if session.streams.is_empty() {
@@ -133,10 +136,6 @@ impl<S: Source> Live<S> {
                 let _ = stream.events.try_send(event.clone());
             }
         }
-    }
-
-    fn session(&self) -> MutexGuard<'_, Option<Session>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,19 +176,23 @@ mod tests {
     struct Counted {
         taken: AtomicUsize,
         stopped: AtomicUsize,
+        delay: Duration,
     }
 
     impl Source for Counted {
-        fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
+        async fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
             unreachable!("the view reads with cells")
         }
 
-        fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+        async fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+            if !self.delay.is_zero() {
+                tokio::time::sleep(self.delay).await;
+            }
             let taken = self.taken.fetch_add(1, Relaxed);
             (fixture::snapshots()[taken.min(1)].clone(), vec![Finding::new(Level::Note, "a finding")])
         }
 
-        fn stop_watching(&self) {
+        async fn stop_watching(&self) {
             self.stopped.fetch_add(1, Relaxed);
         }
     }
@@ -207,7 +210,7 @@ mod tests {
         let live = live();
         tokio::time::sleep(10 * TICK).await;
         assert_eq!(taken(&live), 0);
-        let state: Value = serde_json::from_slice(&live.state()).unwrap();
+        let state: Value = serde_json::from_slice(&live.state().await).unwrap();
         assert_eq!((&state["node"], taken(&live)), (&Value::from("node-1"), 1));
         assert!(state["findings"].as_array().unwrap().iter().any(|finding| finding["text"] == "a finding"));
         tokio::time::sleep(2 * LINGER).await;
@@ -216,14 +219,26 @@ mod tests {
         assert_eq!(live.source.stopped.load(Relaxed), 1);
         tokio::time::sleep(LINGER).await;
         assert_eq!(taken(&live), at_end);
-        live.history();
+        live.history().await;
         assert_eq!(taken(&live), at_end + 1, "another session");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_goes_on_if_who_began_it_goes_away_while_it_is_read() {
+        let delay = Duration::from_millis(5);
+        let live = Arc::new(Live::new(Arc::new(Counted { delay, ..Counted::default() }), "node-1".to_owned()));
+        assert!(tokio::time::timeout(delay / 5, live.state()).await.is_err());
+        assert_eq!(taken(&live), 0);
+        let state: Value = serde_json::from_slice(&live.state().await).unwrap();
+        assert_eq!(state["node"], "node-1");
+        tokio::time::sleep(2 * LINGER).await;
+        assert_eq!(live.source.stopped.load(Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_has_every_state_and_column_until_it_is_dropped() {
         let live = live();
-        let mut stream = live.subscribe().unwrap();
+        let mut stream = live.subscribe().await.unwrap();
         assert_eq!(stream.recv().await.unwrap(), STREAM_START);
         let (mut states, mut columns) = (0, 0);
         for _ in 0..25 {
@@ -243,10 +258,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn streams_are_bounded_in_number_length_and_events() {
         let live = live();
-        let mut streams: Vec<_> = (0..MAX_STREAMS).map(|_| live.subscribe().unwrap()).collect();
-        assert!(live.subscribe().is_none());
+        let mut streams = Vec::new();
+        for _ in 0..MAX_STREAMS {
+            streams.push(live.subscribe().await.unwrap());
+        }
+        assert!(live.subscribe().await.is_none());
         streams.pop();
-        let mut slow = live.subscribe().expect("one has ended");
+        let mut slow = live.subscribe().await.expect("one has ended");
         tokio::time::sleep(STREAM_LENGTH + TICK).await;
         let mut events = 0;
         while slow.recv().await.is_some() {

@@ -130,15 +130,15 @@ mod tests {
     struct Fixed;
 
     impl Source for Fixed {
-        fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
+        async fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
             fixture::snapshots()[0].clone()
         }
 
-        fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
-            (self.snapshot(true), Vec::new())
+        async fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+            (self.snapshot(true).await, Vec::new())
         }
 
-        fn stop_watching(&self) {}
+        async fn stop_watching(&self) {}
     }
 
     type Authority = CertifiedIssuer<'static, KeyPair>;

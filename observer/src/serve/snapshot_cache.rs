@@ -14,15 +14,15 @@ pub const SNAPSHOT_MAX_AGE: Duration = Duration::from_millis(100);
 
 /// Where snapshots come from.
 pub trait Source: Send + Sync + 'static {
-    /// Takes a snapshot now. Cells, of native histograms, cost reading them.
-    fn snapshot(&self, with_cells: bool) -> Arc<Snapshot>;
+    /// Takes a snapshot now, or returns one that was under way. Cells, of native histograms, cost reading them.
+    fn snapshot(&self, with_cells: bool) -> impl Future<Output = Arc<Snapshot>> + Send;
 
     /// Takes a snapshot with cells for somebody who looks now and will again soon, until [`Source::stop_watching`]. The
     /// findings are those of the node.
-    fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>);
+    fn watch(&self) -> impl Future<Output = (Arc<Snapshot>, Vec<Finding>)> + Send;
 
     /// Ends what [`Source::watch`] costs between two snapshots.
-    fn stop_watching(&self);
+    fn stop_watching(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// Bounds of snapshots and of their age.
@@ -64,7 +64,7 @@ impl<S: Source> SnapshotCache<S> {
     }
 
     /// Returns a fresh snapshot, unless too many others are being read within their grace: then the newest of these.
-    pub(super) fn read(&mut self, with_cells: bool) -> Lease {
+    pub(super) async fn read(&mut self, with_cells: bool) -> Lease {
         if let Some((at, has_cells, newest)) = &self.newest
             && at.elapsed() < SNAPSHOT_MAX_AGE
             && (*has_cells || !with_cells)
@@ -84,7 +84,7 @@ impl<S: Source> SnapshotCache<S> {
                 _ => drop(self.live.remove(0)),
             }
         }
-        let (snapshot, at) = (self.source.snapshot(with_cells), Instant::now());
+        let (snapshot, at) = (self.source.snapshot(with_cells).await, Instant::now());
         let (revoke, revoked) = watch::channel(());
         self.live.push(Live { at, snapshot: Arc::downgrade(&snapshot), revoke });
         let lease = Lease { snapshot, revoked };
@@ -102,55 +102,55 @@ mod tests {
     struct Fresh;
 
     impl Source for Fresh {
-        fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
+        async fn snapshot(&self, _with_cells: bool) -> Arc<Snapshot> {
             fixture::snapshots()[0].clone()
         }
 
-        fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
-            (self.snapshot(true), Vec::new())
+        async fn watch(&self) -> (Arc<Snapshot>, Vec<Finding>) {
+            (self.snapshot(true).await, Vec::new())
         }
 
-        fn stop_watching(&self) {}
+        async fn stop_watching(&self) {}
     }
 
     fn wait() {
         std::thread::sleep(SNAPSHOT_MAX_AGE);
     }
 
-    #[test]
-    fn slow_readers_share_few_snapshots_and_make_room_after_their_grace() {
+    #[tokio::test]
+    async fn slow_readers_share_few_snapshots_and_make_room_after_their_grace() {
         let grace = Duration::from_secs(1);
         let mut readings = SnapshotCache::new(Arc::new(Fresh), Bounds { snapshots: 2, grace });
-        let first = readings.read(false);
-        assert!(Arc::ptr_eq(&first.snapshot, &readings.read(false).snapshot), "fresh enough");
+        let first = readings.read(false).await;
+        assert!(Arc::ptr_eq(&first.snapshot, &readings.read(false).await.snapshot), "fresh enough");
         wait();
-        let second = readings.read(false);
+        let second = readings.read(false).await;
         assert!(!Arc::ptr_eq(&first.snapshot, &second.snapshot));
         wait();
-        let third = readings.read(false);
+        let third = readings.read(false).await;
         assert!(Arc::ptr_eq(&third.snapshot, &second.snapshot), "no third one");
         assert!(first.revoked.has_changed().is_ok(), "nobody has to go yet");
         std::thread::sleep(grace);
-        let fourth = readings.read(false);
+        let fourth = readings.read(false).await;
         assert!(!Arc::ptr_eq(&fourth.snapshot, &second.snapshot));
         assert!(first.revoked.has_changed().is_err(), "the oldest goes");
         assert!(second.revoked.has_changed().is_ok());
     }
 
-    #[test]
-    fn a_snapshot_without_cells_is_none_for_a_reader_that_wants_them() {
+    #[tokio::test]
+    async fn a_snapshot_without_cells_is_none_for_a_reader_that_wants_them() {
         let mut readings = SnapshotCache::new(Arc::new(Fresh), Bounds { snapshots: 4, grace: Duration::from_mins(1) });
-        let without = readings.read(false).snapshot;
-        let with = readings.read(true).snapshot;
-        assert!(!Arc::ptr_eq(&without, &with) && Arc::ptr_eq(&with, &readings.read(false).snapshot));
+        let without = readings.read(false).await.snapshot;
+        let with = readings.read(true).await.snapshot;
+        assert!(!Arc::ptr_eq(&without, &with) && Arc::ptr_eq(&with, &readings.read(false).await.snapshot));
     }
 
-    #[test]
-    fn what_nobody_reads_any_more_takes_no_room() {
+    #[tokio::test]
+    async fn what_nobody_reads_any_more_takes_no_room() {
         let mut readings = SnapshotCache::new(Arc::new(Fresh), Bounds { snapshots: 1, grace: Duration::from_mins(1) });
-        let first = Arc::downgrade(&readings.read(false).snapshot);
+        let first = Arc::downgrade(&readings.read(false).await.snapshot);
         wait();
-        let second = readings.read(false);
+        let second = readings.read(false).await;
         assert!(first.upgrade().is_none() && second.revoked.has_changed().is_ok());
     }
 }

@@ -17,10 +17,12 @@ mod kernel;
 mod load;
 mod memory;
 mod protocol;
+mod reading;
 mod rendering;
 mod report;
 mod speed;
 mod spread;
+mod start;
 mod streams;
 mod testbed;
 mod worst;
@@ -79,6 +81,10 @@ enum Benchmark {
     Cpu,
     /// The observer's memory with 100 sidecars and 10,000 series.
     Memory,
+    /// Time of reading 10,000 series, with and without percentiles.
+    Reading,
+    /// Time and memory of the observer's start.
+    Start,
     /// From a sidecar's start to its programs attached.
     Attach,
     /// Speed of a 1 GiB body, observed / unobserved.
@@ -135,6 +141,8 @@ impl Benchmark {
             Self::Worst => worst::times(),
             Self::Cpu => cpu::at_no_and_full_load(options),
             Self::Memory => memory::resident(),
+            Self::Reading => reading::time(),
+            Self::Start => start::cost(),
             Self::Attach => attach::delay(),
             Self::Bulk => end_to_end::bulk(options),
             Self::Exposition => exposition::speed(),
