@@ -54,7 +54,7 @@ const LAST_PUSH_TIMEOUT: Duration = Duration::from_secs(5);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of reclaiming, detaching and retries, whatever the interval of pushes.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
-/// Interval at which spans are taken from the kernel, which has room for 10,000.
+/// Interval at which spans are taken from the kernel, which has room for 4,500.
 const SPAN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Observes until SIGINT or SIGTERM. SIGHUP reloads the configuration that `args` name.
