@@ -1,7 +1,7 @@
 //! What deploy/ has is what its comments and the daemon's promises need. That the DaemonSet is what the chart renders is
 //! tested with Helm (`cargo test -p harness --test chart`).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, env, fs, path::Path};
 
 use observer::cli::command::command;
 use serde_json::Value;
@@ -42,6 +42,30 @@ fn the_daemon_set_is_ready_within_seconds_and_stops_in_the_time_it_has() {
     assert!(lines[startup..startup + 4].contains(&"periodSeconds: 1"));
     // The observer's own limit is ten seconds.
     assert!(lines.contains(&"terminationGracePeriodSeconds: 15"));
+}
+
+/// Helm reads nothing outside a chart, and a link is a text where git makes none: on Windows, or with `core.symlinks=false`.
+#[test]
+fn the_chart_has_copies_of_the_dashboards_and_rules() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    for (directory, ending) in [("dashboards", ".json"), ("alerts", ".rules.yaml")] {
+        let copies = deploy.join("helm/mesh-observer").join(directory);
+        let names = |directory: &Path| -> BTreeSet<String> {
+            let files = fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+            let names = files.map(|file| file.expect("a file").file_name().into_string().expect("a name"));
+            names.filter(|name| name.ends_with(ending)).collect()
+        };
+        let originals = names(&deploy.join(directory));
+        assert!(!originals.is_empty() && names(&copies) == originals, "{directory}: {originals:?}");
+        for name in originals {
+            let (original, copy) = (deploy.join(directory).join(&name), copies.join(&name));
+            if env::var_os("UPDATE_GOLDEN").is_some() {
+                fs::copy(&original, &copy).expect("the chart is writable");
+            }
+            let read = |path: &Path| fs::read_to_string(path).expect("a text");
+            assert!(read(&original) == read(&copy), "{} is stale: UPDATE_GOLDEN=1 copies it again", copy.display());
+        }
+    }
 }
 
 #[test]
