@@ -21,6 +21,9 @@ const INK: &str = "#d7dae0";
 /// Colours that the colour-blind tell apart too (Okabe and Ito), lightened for a dark ground.
 const COLOURS: [&str; 7] = ["#56b4e9", "#e69f00", "#2bb58a", "#f0e442", "#e8743b", "#cc79a7", "#9aa0ab"];
 
+/// Points of a line, most of the time.
+const POINTS: u32 = 75;
+
 /// A rectangle: left, top, width, height.
 type Area = (f64, f64, f64, f64);
 /// A line: its legend, and its points by seconds.
@@ -39,7 +42,11 @@ pub fn svg(
         let (x, y, width, height) = (at("x")?, at("y")?, at("w")?, at("h")?);
         let area = (x * GRID.0 + GAP, y * GRID.1 + GAP, width * GRID.0 - GAP, height * GRID.1 - GAP);
         let kind = panel["type"].as_str().unwrap_or_default();
-        if panel["collapsed"] == true || kind == "row" {
+        if kind == "row" {
+            if panel["collapsed"] != true {
+                let title = panel["title"].as_str().unwrap_or_default();
+                text(&mut body, title, (area.0 + 4.0, area.1 + 17.0), "start", "font-size=\"14\"");
+            }
             continue;
         }
         bottom = bottom.max(area.1 + area.3 + GAP);
@@ -73,7 +80,8 @@ pub fn svg(
 /// Returns the answers to an expression over the last `seconds`, one line a series.
 fn read(prometheus: &Prometheus, expression: &str, legend: &str, seconds: u32) -> Result<Vec<Line>> {
     let mut lines = BTreeMap::<BTreeMap<String, String>, Vec<(f64, f64)>>::new();
-    for (labels, time, value) in prometheus.samples(&format!("({expression})[{seconds}s:1s]"))? {
+    let step = (seconds / POINTS).max(1);
+    for (labels, time, value) in prometheus.samples(&format!("({expression})[{seconds}s:{step}s]"))? {
         if value.is_finite() {
             lines.entry(labels).or_default().push((time, value));
         }
@@ -88,7 +96,7 @@ fn named(legend: &str, labels: &BTreeMap<String, String>) -> String {
 
 fn frame(svg: &mut String, title: &str, (x, y, width, height): Area) {
     rectangle(svg, (x, y, width, height), PANEL, 1.0);
-    text(svg, title, (x + 10.0, y + 17.0), "start", "font-weight=\"600\"");
+    text(svg, title, (x + 10.0, y + 17.0), "start", "font-size=\"11\" font-weight=\"600\"");
 }
 
 fn stat(svg: &mut String, panel: &Value, lines: &[Line], unit: &str, (x, y, width, height): Area) -> Result<()> {
@@ -177,7 +185,7 @@ fn heat_map(svg: &mut String, lines: &[Line], area: Area) {
         for (column, rates) in rates.iter().enumerate() {
             let rate = rates.get(row).copied().unwrap_or(0.0);
             if rate > 0.0 {
-                let cell = (plot.0 + width * column as f64, y, width + 0.3, height - 1.0);
+                let cell = (plot.0 + width * column as f64, y, width + 0.5, height - 1.0);
                 rectangle(svg, cell, COLOURS[0], 0.15 + 0.85 * (rate / largest).sqrt());
             }
         }

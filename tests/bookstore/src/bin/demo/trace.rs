@@ -121,9 +121,13 @@ fn branches(text: &mut String, spans: &[Span], parent: u64, indent: &str, scale:
         let is_last = number + 1 == own.len();
         let (branch, further) = if is_last { ("└─", "   ") } else { ("├─", "│  ") };
         let kind = if span.is_client { "CLIENT" } else { "SERVER" };
+        let asked = format!("{} {}", span.attribute("http.request.method"), span.attribute("url.path"));
         let code = span.attribute("http.response.status_code");
         let (service, milliseconds) = (&span.service, span.milliseconds());
-        *text += &format!("{indent}{branch} {kind} {service:<10} {code} {milliseconds:>8.2} ms  {}\n", scale.bar(span));
+        *text += &format!(
+            "{indent}{branch} {kind} {service:<8} {asked:<14} {code} {milliseconds:>6.2} ms  {}\n",
+            scale.bar(span)
+        );
         branches(text, spans, span.id, &format!("{indent}{further}"), scale);
     }
 }
@@ -155,7 +159,7 @@ mod tests {
         assert_eq!(lines.len(), 5, "{text}");
         assert!(lines[1].starts_with("span 0000000000000009"), "{text}");
         assert!(lines[2].starts_with("├─ CLIENT s2 ") && lines[2].ends_with(&"━".repeat(40)), "{text}");
-        assert!(lines[3].starts_with("└─ SERVER s3 ") && lines[3].contains("    20.00 ms"), "{text}");
+        assert!(lines[3].starts_with("└─ SERVER s3 ") && lines[3].contains("  20.00 ms"), "{text}");
         assert!(lines[4].starts_with("   └─ CLIENT s4 ") && lines[4].ends_with(" ━"), "{text}");
         assert_eq!(tree(&[]), None);
     }
