@@ -128,6 +128,9 @@ fn a_large_mesh_stays_smooth_and_labels_are_text() -> Result<()> {
         let width = browser.evaluate("document.documentElement.scrollWidth")?;
         ensure!(width.as_u64().is_some_and(|width| width <= look.size.0.into()), "{width} wide at {look:?}");
     }
+    browser.evaluate("document.querySelector('#edge-table tbody button').click()")?;
+    let sampled = format!("document.querySelector('.sampled code')?.textContent === '{HOSTILE}'");
+    browser.wait("the trace of the slowest request", &sampled)?;
     ensure!(browser.problems().is_empty(), "{:#?}", browser.problems());
     Ok(())
 }
@@ -330,7 +333,9 @@ fn large_mesh(round: u64) -> Value {
             totals["requests"] = (1_000 + round * 211).into();
             json!({
                 "id": number, "from": id(from), "to": id(to), "protocol": "http", "services": [], "security": [],
-                "source": { "totals": totals, "recent": figures },
+                "source": { "totals": totals, "recent": figures, "sampled": { "slowest": {
+                    "trace_id": HOSTILE, "span_id": "", "duration_ms": 61.5, "code": "200", "at": round,
+                } } },
             })
         })
         .collect();

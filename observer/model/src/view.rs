@@ -13,6 +13,7 @@ mod findings;
 pub mod history;
 mod node;
 pub mod rates;
+mod sampled;
 mod state;
 
 use std::{collections::VecDeque, time::Duration};

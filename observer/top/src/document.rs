@@ -63,6 +63,28 @@ pub(crate) struct Side {
     pub(crate) totals: Counts,
     /// Per second, if something moved within the window.
     pub(crate) recent: Option<Counts>,
+    /// Requests whose traces are worth a look, if trace contexts are read.
+    #[serde(default)]
+    pub(crate) sampled: Sampled,
+}
+
+/// Requests that a tracing system has.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Sampled {
+    /// The last one of the slowest bucket.
+    pub(crate) slowest: Option<SampledRequest>,
+    /// The last one that failed.
+    pub(crate) failed: Option<SampledRequest>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct SampledRequest {
+    pub(crate) trace_id: Clean,
+    pub(crate) duration_ms: f64,
+    pub(crate) code: Clean,
+    pub(crate) grpc_status: Option<Clean>,
 }
 
 /// What is counted: as totals, or per second.

@@ -50,6 +50,12 @@ fn node() -> Value {
     }
     let mut catalog = edge(1, "workload/default/shop", "workload/default/catalog", "http", side(49, 2, 0.5));
     catalog["destination"] = side(49, 2, 0.4);
+    let sampled = |code: &str, duration: f64, trace: u128| {
+        json!({ "trace_id": format!("{trace:032x}"), "span_id": "00f067aa0ba902b7",
+        "duration_ms": duration, "code": code, "at": 1_700_000_000 })
+    };
+    catalog["source"]["sampled"] = json!({ "slowest": sampled("200", 61.5, 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736),
+        "failed": sampled("503", 1.25, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c) });
     let mut idle = side(7, 0, 1.0);
     idle.as_object_mut().unwrap().remove("recent");
     json!({

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    figures::Figures,
+    figures::{Code, Figures},
     node::{Kind, NodeKey},
+    sampled::Sampled,
 };
 use crate::{
     Snapshot,
@@ -62,6 +63,7 @@ pub(super) struct Edge {
     /// Labels of one of its series, for what they say of its ends.
     pub(super) labels: Arc<MeshLabels>,
     pub(super) totals: [Figures; 2],
+    pub(super) sampled: [Sampled; 2],
     pub(super) services: BTreeSet<Box<str>>,
     /// How its connections are secured, as its destination counts them.
     pub(super) security: BTreeSet<&'static str>,
@@ -108,7 +110,7 @@ impl Edges {
         self.round += 1;
         self.unlisted = 0;
         for edge in self.edges.values_mut() {
-            edge.totals = Default::default();
+            (edge.totals, edge.sampled) = Default::default();
         }
         let previous = self.previous.replace(snapshot.at);
         let (mut http, mut tcp) = (std::mem::take(&mut self.http), std::mem::take(&mut self.tcp));
@@ -162,6 +164,9 @@ impl Edges {
         if let Some(edge) = self.edges.get_mut(&id) {
             edge.totals[side as usize].add(&figures(labels, &series.totals, PackedCells::default()));
             edge.describe(labels);
+            if let Some(exemplars) = &series.exemplars {
+                edge.sampled[side as usize].add(Code::of(labels), exemplars);
+            }
         }
         // A series that is new to the snapshot was 0 in the round before, unless it returns with its past.
         let is_new = previous.is_some_and(|previous| series.created >= previous);
@@ -209,6 +214,7 @@ impl Edges {
             key,
             labels: labels.clone(),
             totals: Default::default(),
+            sampled: Default::default(),
             services: BTreeSet::new(),
             security: BTreeSet::new(),
         };

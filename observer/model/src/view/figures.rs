@@ -18,6 +18,10 @@ pub(super) struct Code {
 }
 
 impl Code {
+    pub(super) const fn of(labels: &MeshLabels) -> Self {
+        Self { http: labels.response_code, grpc: labels.grpc_status }
+    }
+
     /// Returns whether the request failed: a gRPC status other than OK, a server error, or no response at all. A status
     /// that could not be parsed is not a failure.
     pub(super) const fn is_error(self) -> bool {
@@ -52,7 +56,7 @@ impl Figures {
         let requests = totals.requests();
         Self {
             requests,
-            by_code: [(Code { http: labels.response_code, grpc: labels.grpc_status }, requests)].into(),
+            by_code: [(Code::of(labels), requests)].into(),
             duration_us: totals.sum(DURATION),
             request_bytes: totals.sum(REQUEST_BYTES),
             response_bytes: totals.sum(RESPONSE_BYTES),

@@ -17,6 +17,7 @@ use super::{
     findings::{self, Finding},
     node::NodeKey,
     rates::Rates,
+    sampled::SampledView,
 };
 use crate::{
     Snapshot,
@@ -90,6 +91,8 @@ struct SideView {
     totals: TotalsView,
     #[serde(skip_serializing_if = "Option::is_none")]
     recent: Option<RecentView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampled: Option<SampledView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -290,7 +293,8 @@ fn edge_view<'a>(id: u32, edge: &'a Edge, window: Option<Duration>, recent: &ByS
     let side = |side: Side| {
         let totals = &edge.totals[side as usize];
         let recent = recent.get(&(id, side)).zip(window).map(|(figures, window)| recent_view(figures, window));
-        (!totals.is_zero()).then(|| SideView { totals: totals_view(totals), recent })
+        let sampled = edge.sampled[side as usize].view();
+        (!totals.is_zero()).then(|| SideView { totals: totals_view(totals), recent, sampled })
     };
     EdgeView {
         id,
@@ -348,15 +352,21 @@ fn by_status<N: Default + std::ops::AddAssign + Copy>(
     counts: impl Iterator<Item = (Code, N)>,
 ) -> (BTreeMap<String, N>, BTreeMap<String, N>) {
     let (mut codes, mut statuses) = (BTreeMap::new(), BTreeMap::new());
-    for (Code { http, grpc }, count) in counts {
-        let code = if http == STATUS_UNKNOWN { UNKNOWN.to_owned() } else { http.to_string() };
+    for (code, count) in counts {
+        let (code, status) = code_texts(code);
         *codes.entry(code).or_insert_with(N::default) += count;
-        if grpc != GRPC_NONE {
-            let status = if grpc == GRPC_UNKNOWN { UNKNOWN.to_owned() } else { grpc.to_string() };
+        if let Some(status) = status {
             *statuses.entry(status).or_insert_with(N::default) += count;
         }
     }
     (codes, statuses)
+}
+
+/// Returns the response code, and the gRPC status if there is one.
+pub(super) fn code_texts(Code { http, grpc }: Code) -> (String, Option<String>) {
+    let code = if http == STATUS_UNKNOWN { UNKNOWN.to_owned() } else { http.to_string() };
+    let status = (grpc != GRPC_NONE).then(|| if grpc == GRPC_UNKNOWN { UNKNOWN.to_owned() } else { grpc.to_string() });
+    (code, status)
 }
 
 fn processes(snapshot: &Snapshot, rates: &Rates) -> Vec<Process> {

@@ -2,11 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use observer_common::GRPC_NONE;
 use serde_json::Value as Json;
 
-use super::*;
+use super::{figures::Code, sampled::Sampled, *};
 use crate::{
     Inputs, Model, encode,
+    exemplar::{Exemplar, Exemplars},
     fixture::{self, at, every_kind, own, peers, reading, sidecars},
     merge::ScrapedFamilies,
     reading::SeriesReading,
@@ -176,6 +178,32 @@ fn a_series_that_returns_with_its_past_was_not_counted_just_now() {
     let old = &edge(&state, PRODUCTPAGE, REVIEWS)["source"];
     assert_eq!(old["totals"]["requests"], 20);
     assert!(old.get("recent").is_none(), "{old:#}");
+}
+
+#[test]
+fn the_slowest_and_the_last_failed_sampled_request_are_at_their_edge() {
+    let [_, snapshot] = fixture::snapshots();
+    let mut view = View::default();
+    view.record(&snapshot);
+    let state = serde_json::to_value(view.state(&snapshot, "node-1", &[])).unwrap();
+    let sampled = &edge(&state, PRODUCTPAGE, REVIEWS)["source"]["sampled"];
+    let slowest = &sampled["slowest"];
+    assert_eq!(slowest["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!((&slowest["duration_ms"], &slowest["code"]), (&70.25.into(), &"200".into()));
+    assert!(sampled.get("failed").is_none(), "{sampled}");
+    assert!(edge(&state, "unknown", REVIEWS)["destination"].get("sampled").is_none());
+
+    let exemplars = |seconds| Exemplars::default().with(&[exemplar(4, seconds)]).unwrap();
+    let mut own = Sampled::default();
+    for (http, seconds) in [(503, 5), (200, 9), (500, 7), (0, 6)] {
+        own.add(Code { http, grpc: GRPC_NONE }, &exemplars(seconds));
+    }
+    let view = serde_json::to_value(own.view()).unwrap();
+    assert_eq!((&view["slowest"]["code"], &view["failed"]["code"]), (&"200".into(), &"500".into()), "{view}");
+}
+
+fn exemplar(bucket: u32, seconds: u64) -> Exemplar {
+    Exemplar { bucket, trace_id: 7, span_id: seconds, microseconds: 1_500, at: at(seconds) }
 }
 
 #[test]

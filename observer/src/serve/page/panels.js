@@ -163,7 +163,7 @@ export class Detail {
     const close = element("button", { type: "button", class: "close", "aria-label": "Close" }, "×");
     close.addEventListener("click", () => this.onSelect());
     this.parent.append(close, element("h3", {}, title), element("p", { class: "note" }, subtitle));
-    for (const name of ["facts", "sides", "codes", "past", "calls"]) this.parent.append(element("div", { class: name }));
+    for (const name of ["facts", "sides", "codes", "sampled", "past", "calls"]) this.parent.append(element("div", { class: name }));
   }
 
   part(name) {
@@ -176,6 +176,7 @@ export class Detail {
     this.facts([["Protocol", edge.protocol], ["Security", security || "not known here"]]);
     this.sides(edge);
     this.codes(edge);
+    this.sampled(edge);
     this.past(columns(history, edge.id), history.max_columns, edge.isTcp);
   }
 
@@ -250,6 +251,22 @@ export class Detail {
       meter.value = count / total;
       set(meter, "aria-label", `${name}: share of requests`);
       write(value, format.number(count));
+    });
+  }
+
+  /** Requests whose traces are worth a look. */
+  sampled({ source, destination }) {
+    const { slowest, failed } = (source ?? destination)?.sampled ?? {};
+    const requests = [["Slowest sampled", slowest], ["Last failed, sampled", failed]].filter(([, request]) => request);
+    keyed(this.part("sampled"), requests, ([name]) => name, () => {
+      const pair = makePair();
+      pair.lastElementChild.append(element("span"), element("code"));
+      return pair;
+    }, (pair, [name, { duration_ms: duration, code, grpc_status: status, trace_id: trace }]) => {
+      write(pair.firstElementChild, name);
+      const [answer, id] = pair.lastElementChild.children;
+      write(answer, `${format.milliseconds(duration)}, ${status === undefined ? code : `grpc ${status}`}, trace `);
+      write(id, trace);
     });
   }
 

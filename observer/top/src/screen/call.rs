@@ -14,7 +14,7 @@ use crate::{
     app::App,
     calls::{Call, Health},
     clean::Clean,
-    document::{Counts, Side},
+    document::{Counts, Sampled, SampledRequest, Side},
     format::{self, known},
     history::Course,
 };
@@ -45,7 +45,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     draw_head(app, call, frame, head);
     let [sides, codes] = Layout::horizontal([Constraint::Length(SIDES), Constraint::Min(0)]).areas(middle);
     draw_lines(frame, sides, app, &side_lines(call, figures));
-    draw_lines(frame, codes, app, &code_lines(call));
+    draw_lines(frame, codes, app, &[code_lines(call), sampled_lines(call)].concat());
     if let Some(history) = &app.history {
         draw_course(app, frame, course, call.is_tcp(), &history.course(call.edge.id));
     }
@@ -130,6 +130,19 @@ fn code_lines(call: &Call) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Returns the sampled requests of the side that is shown, each with its trace below it.
+fn sampled_lines(call: &Call) -> Vec<String> {
+    let Some(Sampled { slowest, failed }) = call.side().map(|side| &side.sampled) else { return Vec::new() };
+    let requests = [("slowest trace", slowest), ("failed trace", failed)].into_iter();
+    let lines = |(name, request): (&str, &Option<SampledRequest>)| {
+        let SampledRequest { trace_id, duration_ms, code, grpc_status } = request.as_ref()?;
+        let status = grpc_status.as_ref().map_or_else(|| (**code).to_owned(), |status| format!("gRPC {}", &**status));
+        let took = format::milliseconds(*duration_ms);
+        Some([format!("  {}{took:>9} {status:>8}", fill(name, 14)), format!("  {}", &**trace_id)])
+    };
+    requests.filter_map(lines).flatten().collect()
 }
 
 fn draw_course(app: &App, frame: &mut Frame<'_>, area: Rect, is_tcp: bool, course: &Course) {
