@@ -163,9 +163,14 @@ fn compare(span: &Span, line: &Line, leg: &Leg, format: Format, late: Duration) 
         ["upstream_wire_sent", "upstream_wire_received"]
     };
     ensure!(span.service == format.service(leg.workload.as_str()), "the service of {leg}");
+    let path = line.text("path").split('?').next().unwrap_or_default();
+    let [path, called] = if line.outcome().grpc { ["", path] } else { [path, ""] };
+    let (service, method) = called.strip_prefix('/').and_then(|call| call.split_once('/')).unwrap_or_default();
     for (name, value) in [
         ("http.request.method", line.text("method").to_owned()),
-        ("url.path", line.text("path").to_owned()),
+        ("url.path", path.to_owned()),
+        ("rpc.service", service.to_owned()),
+        ("rpc.method", method.to_owned()),
         ("http.response.status_code", line.code()),
         ("http.request.size", line.number(sent).to_string()),
         ("http.response.size", line.number(received).to_string()),
@@ -190,10 +195,9 @@ fn compare(span: &Span, line: &Line, leg: &Leg, format: Format, late: Duration) 
 }
 
 fn over_http1(bed: &mut Bed) -> Result<String> {
-    check(bed, 18, |pair| {
-        for (number, path) in
-            (0..).zip(["/delay/15", "/status/404", "/status/503", "/bytes/3000", "/chunked/700", "/delay/70"])
-        {
+    let paths = ["/delay/15", "/status/404", "/status/503?token=secret", "/bytes/3000", "/chunked/700", "/delay/70"];
+    check(bed, 3 * paths.len(), |pair| {
+        for (number, path) in (0..).zip(paths) {
             for (round, family) in [Family::V4, Family::V6, Family::V4].into_iter().enumerate() {
                 let header = header(0x100 + 10 * number + round as u64, round < 2);
                 pair.curl(&["-H", &header, &pair.url(family, path)])?;
@@ -215,20 +219,26 @@ fn kept_alive(bed: &mut Bed) -> Result<String> {
     })
 }
 
+/// Half of the requests are gRPC's by their type.
 fn over_http2(bed: &mut Bed) -> Result<String> {
     let pair = &bed.pair;
     let pages = pair.mesh.directory().join("pages");
-    fs::create_dir_all(&pages)?;
-    fs::File::create(pages.join("small"))?.set_len(10)?;
+    fs::create_dir_all(pages.join("shop.Cart"))?;
+    for name in ["small", "shop.Cart/Add"] {
+        fs::File::create(pages.join(name))?.set_len(10)?;
+    }
+    let body = pages.join("small").display().to_string();
     let mut command = pair.server.command(&tools::require("nghttpd")?.to_string_lossy())?;
     command.arg("--no-tls").arg("-d").arg(&pages).arg(pair.http2.target_port.to_string());
     let _server = Program::serve(&pair.server, pair.http2.target_port, &mut command)?;
     check(bed, 24, |pair| {
-        let url = pair.http2.url(Family::V4, "/small");
+        let grpc = ["-H", "content-type: application/grpc", "-H", "te: trailers", "-d", &body];
         for number in 0..24 {
+            let (path, others) = if number % 2 == 0 { ("/small", &[][..]) } else { ("/shop.Cart/Add", &grpc[..]) };
+            let url = pair.http2.url(Family::V4, path);
             let header = header(0x2_000 + number, number % 4 != 3);
             let mut command = pair.client.command(&tools::require("nghttp")?.to_string_lossy())?;
-            command.args(["-n", &format!("-H{header}"), &url]);
+            command.args(["-n", &format!("-H{header}")]).args(others).arg(&url);
             finish(&mut command, "")?;
         }
         Ok(())
