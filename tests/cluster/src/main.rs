@@ -60,6 +60,8 @@ enum Action {
         #[command(flatten)]
         command: Words,
     },
+    /// Build every program that is missing.
+    Build,
     /// Build only the API server, which the tests of the observer's Kubernetes client need.
     BuildApiserver,
     /// Become the first process of a node.
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Some(Action::Down) => lifetime::down(),
         Some(Action::Kubectl(Words { words })) => kubectl::become_it(&words),
         Some(Action::Enter { node, command }) => node::enter(Node(node), &command.words),
+        Some(Action::Build) => build::all(),
         Some(Action::BuildApiserver) => build::APISERVER.build().map(|path| say(path.display().to_string())),
         Some(Action::BecomeNode { node }) => node::become_node(Node(node)),
     })
