@@ -860,14 +860,14 @@ fn keep_trace<E: StreamSource>(decoder: &HpackDecoder, env: &mut E, stream_id: u
     let flags = decoder.flags;
     if flags & hpack::TRACED != 0 {
         if flags & hpack::HAS_PATH == 0 {
-            let length = if flags & hpack::HAS_ROOT_PATH != 0 {
-                1
+            let path = if flags & hpack::HAS_ROOT_PATH != 0 {
+                "/"
             } else if flags & hpack::HAS_INDEX_PATH != 0 {
-                11
+                "/index.html"
             } else {
-                0
+                ""
             };
-            trace::set_path(env, length);
+            trace::set_path(env, path.len() as u32);
         }
         if trace::keep(env, stream_id, Method(decoder.method as u16)) {
             return true;

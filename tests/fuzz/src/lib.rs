@@ -59,9 +59,7 @@ pub struct Packet {
     pub trace_text: Option<Box<TraceText>>,
     /// See above.
     pub trace_table: Option<Box<TraceTable>>,
-    /// It is kept what requests ask for.
-    pub reads_lines: bool,
-    /// What the socket's storage keeps of that by insertion.
+    /// What the socket's storage keeps of paths by insertion.
     pub line_table: Option<Box<LineTable>>,
     /// Requests that were kept, by their numbers.
     pub traces: HashMap<u32, OpenRequest>,
@@ -158,7 +156,7 @@ impl TraceStore for Packet {
     }
 
     fn reads_lines(&mut self) -> bool {
-        self.reads_lines
+        true
     }
 
     fn line_table(&mut self) -> *mut LineTable {
