@@ -5,14 +5,20 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     fmt,
-    future::pending,
+    future::{pending, ready},
     net::SocketAddr,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use hyper::{
+    HeaderMap, Request, Response,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest, common::v1::KeyValue, metrics::v1::metric::Data,
 };
@@ -24,11 +30,19 @@ use tokio::{
 
 use super::{receiver::Held, receivers::ungzip, *};
 use crate::{
-    emit::{http::Access, options::Compression, otlp::http::OtlpHttp, remote_write::RemoteWrite},
+    emit::{
+        http::Access,
+        options::Compression,
+        otlp::{
+            grpc::{EXPORT_METRICS, OtlpGrpc},
+            http::OtlpHttp,
+        },
+        remote_write::RemoteWrite,
+    },
     model::{
         Inputs, Model,
         encode::{
-            otlp::OtlpEncoder,
+            otlp::{self, OtlpEncoder, Temporality},
             remote_write::{Histograms, RemoteWriteEncoder},
         },
         reading::Reading,
@@ -53,30 +67,64 @@ struct Kind {
     transport: fn(reqwest::Url) -> Box<dyn Transport>,
     unpack: fn(&[u8]) -> Vec<u8>,
     read: Read,
+    is_grpc: bool,
+    /// Whether a value has those before it in it.
+    is_cumulative: bool,
 }
 
 const OTLP: Kind = Kind {
-    encoder: || Box::new(OtlpEncoder::new(observer_model::encode::otlp::Options::default(), "node-1")),
+    encoder: || Box::new(OtlpEncoder::new(otlp::Options::default(), "node-1")),
     transport: |url| Box::new(Held(OtlpHttp::new(url, Access::default(), Compression::Gzip, TIMEOUT).unwrap())),
     unpack: ungzip,
     read: read_otlp,
+    is_grpc: false,
+    is_cumulative: true,
+};
+const DELTA: Kind = Kind {
+    encoder: || {
+        let options = otlp::Options { temporality: Temporality::Delta, ..otlp::Options::default() };
+        Box::new(OtlpEncoder::new(options, "node-1"))
+    },
+    is_cumulative: false,
+    ..OTLP
+};
+const GRPC: Kind = Kind {
+    transport: |url| {
+        let access = Access::default();
+        Box::new(Held(OtlpGrpc::new(url, EXPORT_METRICS, access, Compression::Gzip, TIMEOUT).unwrap()))
+    },
+    // Behind the prefix of the message.
+    unpack: |body| ungzip(&body[5..]),
+    is_grpc: true,
+    ..OTLP
 };
 const REMOTE_WRITE: Kind = Kind {
     encoder: || Box::new(RemoteWriteEncoder::new("node-1", Histograms::Classic)),
     transport: |url| Box::new(Held(RemoteWrite::new(url, Access::default(), TIMEOUT).unwrap())),
     unpack: |body| snap::raw::Decoder::new().decompress_vec(body).unwrap(),
     read: read_remote_write,
+    ..OTLP
 };
 const WAVEFRONT: Kind = Kind {
     encoder: || Box::new(WavefrontEncoder::new(Options::default(), "node-1").unwrap()),
     transport: |url| Box::new(Held(HttpSink::proxy(url, TIMEOUT).unwrap())),
-    unpack: ungzip,
     read: read_wavefront,
+    ..OTLP
 };
 
 #[tokio::test(start_paused = true)]
 async fn otlp_is_equal_value_by_value_after_an_hour() {
     hour(&OTLP).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn otlp_deltas_are_equal_value_by_value_after_an_hour() {
+    hour(&DELTA).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn otlp_over_grpc_is_equal_value_by_value_after_an_hour() {
+    hour(&GRPC).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,6 +148,9 @@ async fn hour(kind: &Kind) {
     assert_eq!(kinds, ["connect", "connection", "push_back", "server", "timeout", "too_large", "unauthorised"]);
     assert_equal(&store, &encoded(kind, &rounds, true));
 
+    if !kind.is_cumulative {
+        return;
+    }
     let (store, _) = push(kind, &rounds, None).await;
     for (series, values) in encoded(kind, &rounds[rounds.len() - 1..], false) {
         let (at, value) = values.first_key_value().unwrap();
@@ -208,7 +259,7 @@ impl Receiver {
         let address = place.local_addr().unwrap();
         let own = Self { address, store: Arc::default(), restarts: Arc::default() };
         let (store, restarts) = (own.store.clone(), own.restarts.clone());
-        let (unpack, read) = (kind.unpack, kind.read);
+        let (unpack, read, is_grpc) = (kind.unpack, kind.read, kind.is_grpc);
         let listening = socket(address).listen(64).unwrap();
         tokio::spawn(async move {
             let end = Instant::now() + INTERVAL * ROUNDS as u32;
@@ -220,7 +271,7 @@ impl Receiver {
                 let restart = if Instant::now() < end { Instant::now() + UP } else { end + Duration::from_hours(24) };
                 while let Ok(accepted) = tokio::time::timeout_at(restart, listener.accept()).await {
                     let (store, number) = (store.clone(), number.clone());
-                    let taker = Taker { store, number, end, unpack, read };
+                    let taker = Taker { store, number, end, unpack, read, is_grpc };
                     connections.spawn(taker.serve(accepted.unwrap().0));
                 }
                 drop(listener);
@@ -251,6 +302,7 @@ struct Taker {
     end: Instant,
     unpack: fn(&[u8]) -> Vec<u8>,
     read: Read,
+    is_grpc: bool,
 }
 
 /// A connection that breaks off.
@@ -267,18 +319,24 @@ impl fmt::Display for Lost {
 
 impl Taker {
     async fn serve(self, stream: TcpStream) {
+        let (is_grpc, io) = (self.is_grpc, TokioIo::new(stream));
         let service = service_fn(move |request: Request<Incoming>| {
             let own = self.clone();
             async move { own.take(request).await }
         });
-        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        // A connection that was made to break off is no failure of the test.
+        let _ = if is_grpc {
+            http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+        } else {
+            http1::Builder::new().serve_connection(io, service).await
+        };
     }
 
-    async fn take(self, request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, Lost> {
+    async fn take(self, request: Request<Incoming>) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, Lost> {
         let body = request.into_body().collect().await.map_err(|_| Lost)?.to_bytes();
         let refused = |status: u16, after: &str| {
             let response = Response::builder().status(status).header("retry-after", after);
-            Ok(response.body(Full::default()).unwrap())
+            Ok(response.body(Full::default().boxed_unsync()).unwrap())
         };
         let act = if Instant::now() < self.end { self.number.fetch_add(1, Relaxed) % 13 } else { u64::MAX };
         match act {
@@ -302,8 +360,14 @@ impl Taker {
             // Taken, and its answer is lost.
             return Err(Lost);
         }
+        if self.is_grpc {
+            // A message without fields, and the status behind it.
+            let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
+            let body = Full::from(vec![0; 5]).with_trailers(ready(Some(Ok(trailers))));
+            return Ok(Response::builder().body(body.boxed_unsync()).unwrap());
+        }
         let response = Response::builder().header("x-prometheus-remote-write-samples-written", written);
-        Ok(response.body(Full::default()).unwrap())
+        Ok(response.body(Full::default().boxed_unsync()).unwrap())
     }
 }
 
