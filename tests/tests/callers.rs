@@ -199,8 +199,14 @@ fn peers_that_are_connected(f: &mut Fixture) -> Result<String> {
         let peers = f.peers(9000)?.into_iter().map(|(address, peer)| (address, peer.opened - peer.closed));
         anyhow::Ok(peers.filter(|(_, open)| *open > 0).collect::<BTreeMap<_, _>>())
     };
-    let before = open(f)?;
-    ensure!(before.is_empty(), "{before:?} are open");
+    let wait = |what: &str, expected: BTreeMap<Vec<u8>, u64>| {
+        wait_until(what, SETTLE_TIMEOUT, || {
+            let open = open(f)?;
+            ensure!(open == expected, "{open:?} instead of {expected:?}");
+            Ok(())
+        })
+    };
+    wait("the peers of earlier connections are gone", BTreeMap::new())?;
     let mut connections = Vec::new();
     for (client, count) in f.scene.clients.iter().zip([3, 1]) {
         for _ in 0..count {
@@ -212,13 +218,6 @@ fn peers_that_are_connected(f: &mut Fixture) -> Result<String> {
     }
     let expected: BTreeMap<Vec<u8>, u64> =
         f.scene.clients.iter().zip([3, 1]).map(|(client, count)| (address(client.ip(Family::V4)), count)).collect();
-    let wait = |what: &str, expected: BTreeMap<Vec<u8>, u64>| {
-        wait_until(what, SETTLE_TIMEOUT, || {
-            let open = open(f)?;
-            ensure!(open == expected, "{open:?} instead of {expected:?}");
-            Ok(())
-        })
-    };
     wait("the peers are connected", expected)?;
     drop(connections);
     wait("the peers are gone", BTreeMap::new())?;
