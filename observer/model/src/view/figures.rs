@@ -6,7 +6,7 @@ use observer_common::{DURATION, Direction, GRPC_NONE, GRPC_UNKNOWN, REQUEST_BYTE
 
 use crate::{
     histogram::{HttpTotals, PackedCells},
-    labels::MeshLabels,
+    labels::{MeshLabels, UNKNOWN},
     totals::{TcpTotals, Totals as _},
 };
 
@@ -28,6 +28,14 @@ impl Code {
         let is_grpc_error = self.grpc != 0 && self.grpc < GRPC_UNKNOWN;
         let is_http_error = self.http == 0 || self.http >= 500 && self.http != STATUS_UNKNOWN;
         is_grpc_error || is_http_error
+    }
+
+    /// Returns the response code, and the gRPC status if there is one.
+    pub(super) fn texts(self) -> (String, Option<String>) {
+        let Self { http, grpc } = self;
+        let code = if http == STATUS_UNKNOWN { UNKNOWN.to_owned() } else { http.to_string() };
+        let status = || if grpc == GRPC_UNKNOWN { UNKNOWN.to_owned() } else { grpc.to_string() };
+        (code, (grpc != GRPC_NONE).then(status))
     }
 
     /// Returns whether the response blames the client: 400 to 499, without a gRPC status.

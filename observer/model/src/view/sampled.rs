@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{figures::Code, state::code_texts};
+use super::figures::Code;
 use crate::exemplar::{Exemplar, Exemplars};
 
 /// The sampled requests of one side that deserve a look.
@@ -57,7 +57,7 @@ struct RequestView {
 
 impl RequestView {
     fn of(code: Code, exemplar: &Exemplar) -> Self {
-        let (code, grpc_status) = code_texts(code);
+        let (code, grpc_status) = code.texts();
         Self {
             trace_id: exemplar.trace_text(),
             span_id: exemplar.span_text(),

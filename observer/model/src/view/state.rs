@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use observer_common::{DURATION, GRPC_NONE, GRPC_UNKNOWN, STATUS_UNKNOWN};
+use observer_common::DURATION;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json};
 
@@ -353,20 +353,13 @@ fn by_status<N: Default + std::ops::AddAssign + Copy>(
 ) -> (BTreeMap<String, N>, BTreeMap<String, N>) {
     let (mut codes, mut statuses) = (BTreeMap::new(), BTreeMap::new());
     for (code, count) in counts {
-        let (code, status) = code_texts(code);
+        let (code, status) = code.texts();
         *codes.entry(code).or_insert_with(N::default) += count;
         if let Some(status) = status {
             *statuses.entry(status).or_insert_with(N::default) += count;
         }
     }
     (codes, statuses)
-}
-
-/// Returns the response code, and the gRPC status if there is one.
-pub(super) fn code_texts(Code { http, grpc }: Code) -> (String, Option<String>) {
-    let code = if http == STATUS_UNKNOWN { UNKNOWN.to_owned() } else { http.to_string() };
-    let status = (grpc != GRPC_NONE).then(|| if grpc == GRPC_UNKNOWN { UNKNOWN.to_owned() } else { grpc.to_string() });
-    (code, status)
 }
 
 fn processes(snapshot: &Snapshot, rates: &Rates) -> Vec<Process> {
