@@ -108,13 +108,17 @@ fn prepare(config: &Config, target: &EmitTarget) -> Result<Prepared> {
 
 /// Returns what renders and what sends for this target.
 fn ends(config: &Config, target: &EmitTarget) -> Result<(Box<dyn Encoder>, Box<dyn Transport>)> {
-    let lines = || WavefrontEncoder::new(config.wavefront(), &node_name());
-    let span_lines = || WavefrontSpanEncoder::new(config.wavefront().tags, &node_name());
+    let lines = || -> Result<Box<dyn Encoder>> {
+        Ok(if target.is_of_spans() {
+            Box::new(WavefrontSpanEncoder::new(config.wavefront().tags, &node_name())?)
+        } else {
+            Box::new(WavefrontEncoder::new(config.wavefront(), &node_name())?)
+        })
+    };
     Ok(match target {
-        EmitTarget::WavefrontFile(path) => (Box::new(lines()?), Box::new(FileSink::new(path))),
-        EmitTarget::WavefrontHttp(url) => (Box::new(lines()?), Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?)),
-        EmitTarget::WavefrontSpansHttp(url) => {
-            (Box::new(span_lines()?), Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?))
+        EmitTarget::WavefrontFile(path) => (lines()?, Box::new(FileSink::new(path))),
+        EmitTarget::WavefrontHttp(url) | EmitTarget::WavefrontSpansHttp(url) => {
+            (lines()?, Box::new(HttpSink::proxy(url.clone(), PUSH_TIMEOUT)?))
         }
         EmitTarget::WavefrontHttps(url) | EmitTarget::WavefrontSpansHttps(url) => {
             let token = config.wavefront_token_file.clone();
@@ -122,9 +126,7 @@ fn ends(config: &Config, target: &EmitTarget) -> Result<(Box<dyn Encoder>, Box<d
                 token.context("it needs an API token: put one in a file and name it with --wavefront-token-file")?;
             let token = TokenFile::new(token, "wavefront-token-file");
             let ca_file = config.wavefront_ca_file.as_deref();
-            let encoder: Box<dyn Encoder> =
-                if target.is_of_spans() { Box::new(span_lines()?) } else { Box::new(lines()?) };
-            (encoder, Box::new(HttpSink::service(url.clone(), token, ca_file, PUSH_TIMEOUT)?))
+            (lines()?, Box::new(HttpSink::service(url.clone(), token, ca_file, PUSH_TIMEOUT)?))
         }
         EmitTarget::OtlpHttp(url, options)
         | EmitTarget::OtlpGrpc(url, options)

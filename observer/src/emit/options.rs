@@ -1,5 +1,5 @@
-//! Options of the receivers of OTLP, of remote write and of Zipkin's spans: for all of a kind, or behind the `#` of one receiver's URL, which
-//! no server sees.
+//! Options of the receivers of OTLP, of remote write and of Zipkin's spans: for all of a kind, or behind the `#` of one
+//! receiver's URL, which no server sees.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -211,17 +211,16 @@ impl OtlpOptions {
     /// Returns these options, and others where these are not given.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
-        let file = |own: &Option<PathBuf>, other: &Option<PathBuf>| own.clone().or_else(|| other.clone());
         Self {
             names: self.names.or(other.names),
             temporality: self.temporality.or(other.temporality),
             histograms: self.histograms.or(other.histograms),
             compression: self.compression.or(other.compression),
             resource: if self.resource.is_empty() { other.resource.clone() } else { self.resource.clone() },
-            headers_file: file(&self.headers_file, &other.headers_file),
-            ca_file: file(&self.ca_file, &other.ca_file),
-            cert_file: file(&self.cert_file, &other.cert_file),
-            key_file: file(&self.key_file, &other.key_file),
+            headers_file: given(&self.headers_file, &other.headers_file),
+            ca_file: given(&self.ca_file, &other.ca_file),
+            cert_file: given(&self.cert_file, &other.cert_file),
+            key_file: given(&self.key_file, &other.key_file),
         }
     }
 
@@ -242,8 +241,7 @@ impl OtlpOptions {
     /// Only one of certificate and key is given.
     pub fn access(&self) -> Result<Access, String> {
         let credentials = Credentials { headers: self.headers_file.clone(), ..Credentials::default() };
-        let identity = identity("otlp", &self.cert_file, &self.key_file)?;
-        Ok(Access { credentials, ca_file: self.ca_file.clone(), identity })
+        access("otlp", credentials, &self.ca_file, [&self.cert_file, &self.key_file])
     }
 }
 
@@ -273,15 +271,14 @@ impl RemoteWriteOptions {
     /// Returns these options, and others where these are not given.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
-        let file = |own: &Option<PathBuf>, other: &Option<PathBuf>| own.clone().or_else(|| other.clone());
         Self {
             histograms: self.histograms.or(other.histograms),
-            headers_file: file(&self.headers_file, &other.headers_file),
-            token_file: file(&self.token_file, &other.token_file),
-            basic_auth_file: file(&self.basic_auth_file, &other.basic_auth_file),
-            ca_file: file(&self.ca_file, &other.ca_file),
-            cert_file: file(&self.cert_file, &other.cert_file),
-            key_file: file(&self.key_file, &other.key_file),
+            headers_file: given(&self.headers_file, &other.headers_file),
+            token_file: given(&self.token_file, &other.token_file),
+            basic_auth_file: given(&self.basic_auth_file, &other.basic_auth_file),
+            ca_file: given(&self.ca_file, &other.ca_file),
+            cert_file: given(&self.cert_file, &other.cert_file),
+            key_file: given(&self.key_file, &other.key_file),
         }
     }
 
@@ -295,8 +292,7 @@ impl RemoteWriteOptions {
             token: self.token_file.clone(),
             basic: self.basic_auth_file.clone(),
         };
-        let identity = identity("remote-write", &self.cert_file, &self.key_file)?;
-        Ok(Access { credentials, ca_file: self.ca_file.clone(), identity })
+        access("remote-write", credentials, &self.ca_file, [&self.cert_file, &self.key_file])
     }
 }
 
@@ -320,13 +316,12 @@ impl ZipkinOptions {
     /// Returns these options, and others where these are not given.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
-        let file = |own: &Option<PathBuf>, other: &Option<PathBuf>| own.clone().or_else(|| other.clone());
         Self {
             compression: self.compression.or(other.compression),
-            headers_file: file(&self.headers_file, &other.headers_file),
-            ca_file: file(&self.ca_file, &other.ca_file),
-            cert_file: file(&self.cert_file, &other.cert_file),
-            key_file: file(&self.key_file, &other.key_file),
+            headers_file: given(&self.headers_file, &other.headers_file),
+            ca_file: given(&self.ca_file, &other.ca_file),
+            cert_file: given(&self.cert_file, &other.cert_file),
+            key_file: given(&self.key_file, &other.key_file),
         }
     }
 
@@ -336,17 +331,32 @@ impl ZipkinOptions {
     /// Only one of certificate and key is given.
     pub fn access(&self) -> Result<Access, String> {
         let credentials = Credentials { headers: self.headers_file.clone(), ..Credentials::default() };
-        let identity = identity("zipkin", &self.cert_file, &self.key_file)?;
-        Ok(Access { credentials, ca_file: self.ca_file.clone(), identity })
+        access("zipkin", credentials, &self.ca_file, [&self.cert_file, &self.key_file])
     }
 }
 
-fn identity(kind: &str, cert_file: &Option<PathBuf>, key_file: &Option<PathBuf>) -> Result<Option<Identity>, String> {
-    match (cert_file.clone(), key_file.clone()) {
-        (Some(certificate_file), Some(key_file)) => Ok(Some(Identity { certificate_file, key_file })),
-        (None, None) => Ok(None),
-        _ => Err(format!("a client certificate needs its key: give both --{kind}-cert-file and --{kind}-key-file")),
-    }
+/// Returns a file, or the other one if it is not given.
+fn given(own: &Option<PathBuf>, other: &Option<PathBuf>) -> Option<PathBuf> {
+    own.clone().or_else(|| other.clone())
+}
+
+/// Returns TLS and credentials; `identity` is the client certificate and its key.
+fn access(
+    kind: &str,
+    credentials: Credentials,
+    ca_file: &Option<PathBuf>,
+    identity: [&Option<PathBuf>; 2],
+) -> Result<Access, String> {
+    let identity = match identity.map(Clone::clone) {
+        [Some(certificate_file), Some(key_file)] => Some(Identity { certificate_file, key_file }),
+        [None, None] => None,
+        _ => {
+            return Err(format!(
+                "a client certificate needs its key: give both --{kind}-cert-file and --{kind}-key-file"
+            ));
+        }
+    };
+    Ok(Access { credentials, ca_file: ca_file.clone(), identity })
 }
 
 fn parse<T: FromStr<Err: ToString>>(value: &str) -> Result<T, String> {
