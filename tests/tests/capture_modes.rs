@@ -12,6 +12,7 @@ use harness::{
     cases,
     counts::Leg,
     exposition::Exposition,
+    istio_labels::{HTTP_ONLY, LABELS},
     mesh::Family,
     net::finish,
     observer::{self, get},
@@ -21,35 +22,6 @@ use harness::{
 };
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
-
-/// Istio's order; TCP has neither `response_code` nor `grpc_response_status`.
-const LABELS: [&str; 25] = [
-    "reporter",
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "destination_workload",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_service",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_service_name",
-    "destination_service_namespace",
-    "destination_cluster",
-    "request_protocol",
-    "response_code",
-    "grpc_response_status",
-    "response_flags",
-    "connection_security_policy",
-];
 
 fn main() -> ExitCode {
     cases::run(
@@ -228,13 +200,9 @@ fn own_side_of_every_label(_: &mut ()) -> Result<String> {
     let observer = pair.observer()?;
     let exposition = observer.scrape()?;
     let mut said = Vec::new();
-    for (family, labels) in [
-        ("istio_requests_total", LABELS.to_vec()),
-        (
-            "istio_tcp_connections_opened_total",
-            LABELS.into_iter().filter(|label| !matches!(*label, "response_code" | "grpc_response_status")).collect(),
-        ),
-    ] {
+    let all: Vec<&str> = ["reporter"].into_iter().chain(LABELS).collect();
+    let of_tcp = all.iter().copied().filter(|label| !HTTP_ONLY.contains(label)).collect();
+    for (family, labels) in [("istio_requests_total", all), ("istio_tcp_connections_opened_total", of_tcp)] {
         for reporter in ["source", "destination"] {
             let workload = if reporter == "source" { &pair.client } else { &pair.server };
             let mut samples = exposition.samples(family).filter(|sample| sample.label("reporter") == reporter);

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use harness::istio_labels::HTTP_ONLY;
+
 use crate::{
     access_log::Line,
     facts::{Facts, Pod},
@@ -13,36 +15,6 @@ pub(crate) type Labels = BTreeMap<&'static str, String>;
 
 /// Reporters: of outbound lines, and of inbound ones.
 pub(crate) const REPORTERS: [&str; 2] = ["source", "destination"];
-/// Every label of Istio's, but the reporter.
-pub(crate) const LABELS: [&str; 24] = [
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "destination_workload",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_service",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_service_name",
-    "destination_service_namespace",
-    "destination_cluster",
-    "request_protocol",
-    "response_code",
-    "grpc_response_status",
-    "response_flags",
-    "connection_security_policy",
-];
-/// Labels that TCP has not.
-const HTTP_ONLY: [&str; 2] = ["response_code", "grpc_response_status"];
-
 /// Labels of the caller that only its pod has.
 const CALLER: &[&str] = &[
     "source_workload",

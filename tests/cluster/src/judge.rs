@@ -6,9 +6,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use harness::istio_labels::LABELS;
 
 use crate::{
-    expectation::{self, Bytes, LABELS, Labels},
+    expectation::{self, Bytes, Labels},
     observer::Series,
 };
 

@@ -9,10 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use harness::{exposition::Exposition, net::finish, tools};
+use harness::{exposition::Exposition, istio_labels::LABELS, net::finish, tools};
 
 use crate::{
-    expectation::{Bytes, LABELS, Labels, REPORTERS},
+    expectation::{Bytes, Labels, REPORTERS},
     kubectl,
     node::{NODES, Node, address, directory},
 };

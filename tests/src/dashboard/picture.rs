@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::prometheus::Prometheus;
+use crate::{prometheus::Prometheus, svg::escaped};
 
 /// Pixels of a column and of a row of Grafana's grid.
 const GRID: (f64, f64) = (44.0, 32.0);
@@ -211,7 +211,7 @@ fn rectangle(svg: &mut String, (x, y, width, height): Area, fill: &str, opacity:
 }
 
 fn text(svg: &mut String, text: &str, (x, y): (f64, f64), anchor: &str, style: &str) {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let text = escaped(text);
     let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" {style}>{text}</text>");
 }
 

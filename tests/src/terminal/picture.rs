@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::svg::escaped;
+
 /// Size of a character in pixels, and the height of its base line.
 const CHARACTER: (usize, usize) = (8, 17);
 const BASE: usize = 13;
@@ -99,7 +101,7 @@ fn draw(svg: &mut String, style: Style, text: &str, (column, line): (usize, usiz
     let fill = if style.is_reversed { GROUND } else { colour };
     let weight = if style.is_bold { " font-weight=\"bold\"" } else { "" };
     let dim = if style.is_dim { " opacity=\"0.65\"" } else { "" };
-    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let text = escaped(text);
     let y = y + BASE;
     let _ = writeln!(
         svg,
